@@ -1,0 +1,102 @@
+"""The seam for time: every clock reading of the three floors, and the thread that acts when the event loop cannot.
+
+All instants in `locks` and `lanes` are seconds of one monotonic clock (`time.monotonic`), never of the wall and never of
+an event loop: a worker thread and the steward must be able to compare them, and trio's loop clock has an origin of its own.
+Code that arms a loop timer converts by difference.
+
+Tests replace `clock` as a whole (`tests/virtual.py`): then time stands still until everything is idle, and alarms ring
+inline when it jumps instead of on a thread.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+Callback = Callable[[float], float]
+"""Called with the current instant when an alarm rings; returns the next instant to ring at (`math.inf`: none)."""
+
+
+class Alarm(Protocol):
+    """Something that rings once at an instant that can be moved forward."""
+
+    def ring_by(self, at: float) -> None:
+        """Ring at `at` unless already due to ring earlier. Cheap when nothing changes; callable from any thread."""
+
+
+class Clock(Protocol):
+    """What the floors need of time."""
+
+    def now(self) -> float:
+        """The current instant, in seconds."""
+
+    def alarm(self, callback: Callback) -> Alarm:
+        """An alarm that calls `callback`, possibly on another thread, for as long as the alarm is referenced."""
+
+
+class SystemClock:
+    """`time.monotonic`, and one daemon thread per process that rings all alarms."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic
+        self._changed = threading.Condition(threading.Lock())
+        self._alarms: weakref.WeakSet[_ThreadAlarm] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def alarm(self, callback: Callback) -> Alarm:
+        return _ThreadAlarm(self, callback)
+
+    def _after_fork(self) -> None:
+        # Only the forking thread lives on in the child: the ringing thread is gone and may have held the condition.
+        self._changed = threading.Condition(threading.Lock())
+        self._alarms = weakref.WeakSet()
+        self._thread = None
+
+    def _wake(self, alarm: _ThreadAlarm, at: float) -> None:
+        with self._changed:
+            if at >= alarm.due:
+                return
+            alarm.due = at
+            self._alarms.add(alarm)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._ring_for_ever, name="locks-steward", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _ring_for_ever(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                ringing = [alarm for alarm in self._alarms if alarm.due <= now]
+                if not ringing:
+                    due = min((alarm.due for alarm in self._alarms), default=math.inf)
+                    self._changed.wait(None if due == math.inf else min(due - now, threading.TIMEOUT_MAX))
+                    continue
+                for alarm in ringing:
+                    alarm.due = math.inf
+            for alarm in ringing:
+                # The callback owns its errors; what it returns is when it wants to be called next.
+                self._wake(alarm, alarm.callback(time.monotonic()))
+            del alarm, ringing
+
+
+class _ThreadAlarm:
+    __slots__ = ("__weakref__", "_clock", "callback", "due")
+
+    def __init__(self, clock: SystemClock, callback: Callback) -> None:
+        self._clock = clock
+        self.callback = callback
+        self.due = math.inf  # written under the clock's condition only
+
+    def ring_by(self, at: float) -> None:
+        if at < self.due:  # an unlocked look is enough to skip: `due` only moves back to `inf` on the way to a new look
+            self._clock._wake(self, at)
+
+
+clock: Clock = SystemClock()
