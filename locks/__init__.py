@@ -1,0 +1,49 @@
+"""Who may write a session file: turn and write leases, fair within and between processes, and transcripts.
+
+Usable alone: `LockRegistry().lease(path)`.
+"""
+
+from .errors import (
+    DeadlockError,
+    InvalidSession,
+    LeaseExpired,
+    LeaseLost,
+    LeaseTimeout,
+    LockError,
+    Revoked,
+    RunEnded,
+    Superseded,
+    TranscriptError,
+)
+from .holder import Fence, Holder
+from .kernel import Right
+from .lease import Lease
+from .registry import HeldRight, LockRegistry, RegistryStatistics
+from .transcript import BrokenLine, Position, Records
+
+__all__ = [
+    "BrokenLine",
+    "DeadlockError",
+    "Fence",
+    "HeldRight",
+    "Holder",
+    "InvalidSession",
+    "Lease",
+    "LeaseExpired",
+    "LeaseLost",
+    "LeaseTimeout",
+    "LockError",
+    "LockRegistry",
+    "Position",
+    "Records",
+    "RegistryStatistics",
+    "Revoked",
+    "Right",
+    "RunEnded",
+    "Superseded",
+    "TranscriptError",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__
+del _name

@@ -1,0 +1,26 @@
+"""Log lines of all floors: an event name in snake case plus fields, through structlog.
+
+A log line never harms what it reports on: an exception in the host's logging set-up is swallowed after one note on
+stderr. structlog is imported with the first event, because it takes longer to import than a command line may take to
+answer `--help`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+_noted = False
+
+
+def log(event: str, /, *, level: str = "info", **fields: Any) -> None:
+    """Write one event. Callable from any thread; never raises."""
+    global _noted  # noqa: PLW0603 -- one note per process is the point
+    try:
+        import structlog  # noqa: PLC0415 -- see the module's text
+
+        getattr(structlog.get_logger("lanes"), level)(event, **fields)
+    except Exception as error:
+        if not _noted:
+            _noted = True
+            print(f"lanes: cannot write log lines: {error!r}", file=sys.stderr)

@@ -1,0 +1,173 @@
+"""One request for a right, from asking to the end of holding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from . import _clock
+from .errors import LeaseLost, LockError, Revoked
+from .holder import Fence, Holder
+
+if TYPE_CHECKING:
+    import anyio
+
+    from .entry import Entry
+    from .queue import RightQueue
+
+
+class ClaimState(Enum):
+    """Where a claim stands; it only moves downwards."""
+
+    WAITING = "waiting"
+    HELD = "held"
+    LOST = "lost"
+    OVER = "over"
+
+
+class Claim:
+    """What one run or task asked of one right of one file: it waits, holds, has lost it, or is over.
+
+    A claim has no cancel scope: it is for whoever owns one, such as a scheduler (`Lease` adds one). Whoever asked must
+    give it back through `LockRegistry.release`, in whatever state it is; that is synchronous and cannot be interrupted.
+
+    Invariants: only the event loop's thread moves a claim to HELD or OVER; LOST may be set by any thread, inside the
+    file's mutex; `queue.holder is claim` exactly while HELD, or LOST and not yet given back.
+    """
+
+    __slots__ = (
+        "acquired_at",
+        "arrival_ns",
+        "bound",
+        "cancels",
+        "changed",
+        "deadline",
+        "deadline_told",
+        "entry",
+        "epoch",
+        "failed",
+        "fence",
+        "given_holder",
+        "handles",
+        "identity",
+        "lost",
+        "max_hold",
+        "on_lost",
+        "queue",
+        "revoke_at",
+        "revoke_pending",
+        "state",
+    )
+
+    def __init__(
+        self,
+        *,
+        arrival_ns: int,
+        identity: object,
+        fence: Fence | None,
+        holder: Holder | None,
+        max_hold: float,
+        bound: float = math.inf,
+    ) -> None:
+        self.arrival_ns = arrival_ns
+        self.identity = identity
+        """Who asked: the fence of a run, else the task. The same identity asking again shares the claim."""
+        self.fence = fence
+        self.given_holder = holder
+        self.max_hold = max_hold
+        self.bound = bound
+        """The instant at which the enclosing scope ends, if it does."""
+        self.state = ClaimState.WAITING
+        self.entry: Entry | None = None
+        self.queue: RightQueue | None = None
+        self.changed: anyio.Event | None = None
+        """Set when a waiter has to look at its state again."""
+        self.handles = 1
+        """How many leases share this claim."""
+        self.epoch = 0
+        self.acquired_at = 0.0
+        self.deadline = math.inf
+        self.deadline_told = False
+        self.revoke_at = math.inf
+        self.revoke_pending: LeaseLost | None = None
+        """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
+        self.lost: LeaseLost | None = None
+        self.failed: LockError | None = None
+        """Why a waiter cannot go on waiting."""
+        self.cancels: list[Callable[[], Any]] = []
+        """Called on the loop at the deadline, and when the claim is lost: cancels the blocks that run under it."""
+        self.on_lost: Callable[[LeaseLost], Any] | None = None
+        """Called on the loop when the claim is lost, for whoever owns it without a block."""
+
+    def __repr__(self) -> str:
+        return f"<Claim {self.state.value} of {self.holder}, epoch {self.epoch}>"
+
+    def again(self) -> Claim:
+        """A claim that asks for the same with the same arrival: its place in the queue is kept."""
+        return Claim(
+            arrival_ns=self.arrival_ns,
+            identity=self.identity,
+            fence=self.fence,
+            holder=self.given_holder,
+            max_hold=self.max_hold,
+            bound=self.bound,
+        )
+
+    @property
+    def holder(self) -> Holder:
+        """Who asked, by name."""
+        if self.given_holder is None:
+            name = getattr(self.identity, "name", None) or getattr(self.identity, "get_name", lambda: None)()
+            self.given_holder = self.fence.holder if self.fence else Holder(task=name)
+        return self.given_holder
+
+    def start(self, epoch: int, grace: float) -> None:
+        """Begin to hold. Waiting ate nothing: the deadline counts from here."""
+        now = _clock.clock.now()
+        self.state = ClaimState.HELD
+        self.epoch = epoch
+        self.acquired_at = now
+        self.deadline = min(now + self.max_hold, self.bound)
+        fence = self.fence
+        if fence is None:
+            self.revoke_at = self.deadline + grace
+        else:
+            # A run's last words may outlive its deadline, up to the end of its grace; the run's grace rules, not ours.
+            limit = fence.end_at if now >= fence.deadline else fence.deadline
+            self.deadline = min(self.deadline, limit)
+            self.revoke_at = min(now + self.max_hold + grace, fence.end_at)
+
+    def next_due(self) -> float:
+        """When the steward has to look at this claim again."""
+        revoke_at = self.revoke_at if self.fence is None else min(self.revoke_at, self.fence.end_at)
+        return revoke_at if self.deadline_told else min(self.deadline, revoke_at)
+
+    def remaining(self) -> float | None:
+        """Seconds until it is taken away at the latest, grace included; `None` without a limit."""
+        revoke_at = self.revoke_at if self.fence is None else min(self.revoke_at, self.fence.end_at)
+        return None if revoke_at == math.inf else max(0.0, revoke_at - _clock.clock.now())
+
+    def check(self, path: str) -> None:
+        """Raise unless a write under this claim is legal now.
+
+        Raises:
+            LeaseLost: it was taken away, given back, or overstayed deadline and grace.
+        """
+        if self.lost is not None:
+            raise self.lost
+        if self.fence is not None:
+            self.fence.check(path)
+        if self.state is not ClaimState.HELD:
+            raise LeaseLost(f"{self.holder} has left the lease on {path}", path=path, holder=self.holder)
+        if _clock.clock.now() >= self.revoke_at:
+            raise overstayed(self, path)
+
+
+def overstayed(claim: Claim, path: str) -> Revoked:
+    """The error for a claim that was still held after deadline and grace."""
+    late = _clock.clock.now() - claim.deadline
+    return Revoked(
+        f"{claim.holder} kept {path} {late:.3f} s past its deadline: revoked", path=path, holder=claim.holder
+    )

@@ -1,0 +1,133 @@
+"""One session file as this process knows it while somebody holds or waits for one of its rights."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from typing import Any
+
+from . import _os
+from .errors import InvalidSession, TranscriptError
+from .kernel import Right
+from .queue import RightQueue
+
+FileId = tuple[int, int]
+"""Device and inode: the identity of a file, whatever it is called."""
+
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+class Entry:
+    """A file's descriptor, its two queues, and the mutex that guards both.
+
+    `mutex` covers the state of the queues, the descriptor's locks, each write and the close. The event loop's thread and
+    worker threads wait for it; the steward only ever tries it, because a write may hang in the kernel. It is taken last:
+    no other lock is taken while it is held.
+    """
+
+    __slots__ = ("closed", "fd", "file_id", "mutex", "notes", "path", "paths", "queues", "sealed_size")
+
+    def __init__(self, path: str, fd: int | None, file_id: FileId, *, kernel_locks: bool, grace: float) -> None:
+        self.path = path
+        self.paths = {path}
+        """Every name by which it was asked for."""
+        self.fd = fd
+        self.file_id = file_id
+        self.mutex = threading.Lock()
+        self.closed = False
+        lock_fd = fd if kernel_locks else None
+        self.queues = (RightQueue(Right.TURN, lock_fd, grace), RightQueue(Right.WRITE, lock_fd, grace))
+        self.notes: list[tuple[str, dict[str, Any]]] = []
+        """Events to log once the mutex is free: a host's log handler may do anything."""
+        self.sealed_size = 0
+        """The size at which the file was last seen to end with a newline."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody here holds or waits for either right."""
+        return self.queues[0].idle and self.queues[1].idle
+
+    def is_at(self, path: str) -> bool:
+        """Whether `path` still names this file; it does not once another was renamed into its place."""
+        try:
+            found = _os.stat(path)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.file_id
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Have an event logged when the mutex is free again."""
+        self.notes.append((event, fields))
+
+    def descriptor(self) -> int:
+        """The open descriptor. Called with the mutex held."""
+        if self.fd is None:
+            self.fd, file_id = open_file(self.path)
+            if file_id != self.file_id:
+                _os.close(self.fd)
+                self.fd = None
+                raise TranscriptError(f"{self.path} was replaced while it was held", path=self.path)
+        return self.fd
+
+    def close(self) -> None:
+        """Unlock, then close. Called once, when idle, or with everything lost."""
+        with self.mutex:
+            for queue in self.queues:
+                queue.close()
+            self.closed = True
+            fd, self.fd = self.fd, None
+            if fd is not None:
+                _os.close(fd)
+
+
+def open_file(path: str) -> tuple[int, FileId]:
+    """Open a transcript for appending, creating it if need be.
+
+    Raises:
+        TranscriptError: it cannot be opened, or is no regular file.
+    """
+    try:
+        fd = _os.open(path, _FLAGS, 0o600)
+    except OSError as error:
+        raise cannot("open", path, error) from error
+    try:
+        found = _os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
+    except BaseException:
+        _os.close(fd)
+        raise
+    return fd, (found.st_dev, found.st_ino)
+
+
+def identify(path: str) -> FileId:
+    """The identity of a transcript that is only locked inside this process, creating it if need be."""
+    try:
+        found = _os.stat(path)
+    except FileNotFoundError:
+        fd, file_id = open_file(path)
+        _os.close(fd)
+        return file_id
+    except OSError as error:
+        raise cannot("open", path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
+    return found.st_dev, found.st_ino
+
+
+def cannot(what: str, path: str, error: OSError) -> TranscriptError:
+    """The typed error for a failed call of the operating system, with the path and its own words."""
+    return TranscriptError(f"cannot {what} {path}: {error.strerror or error}", path=path, errno=error.errno)
+
+
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """The path as text.
+
+    Raises:
+        InvalidSession: it is empty, no text, or has a NUL in it.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise InvalidSession(f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty path without NUL")
+    return text

@@ -1,0 +1,88 @@
+"""Who holds, and until when that one may write.
+
+A `Holder` is a name for people. A `Fence` is the permission of one run to write: every append asks it inside the write,
+so a run that was ended writes nothing, whichever of its threads or tasks still tries.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from . import _clock
+from .errors import LeaseLost, RunEnded
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a right, in words an operator knows."""
+
+    lane: str | None = None
+    run_id: int | None = None
+    pid: int = field(default_factory=os.getpid)
+    task: str | None = None
+    """The name of the task that asked, when no run did."""
+
+    def __str__(self) -> str:
+        if self.run_id is not None:
+            return f"run {self.run_id} on lane {self.lane} (pid {self.pid})"
+        return f"task {self.task or 'unnamed'} (pid {self.pid})"
+
+
+class Fence:
+    """One run's permission to write, until it is closed or its last instant passes.
+
+    Thread-safe: `close` and `end_by` are single assignments under the interpreter lock, and each write asks `check`
+    while it holds the mutex of its file, which revocation takes too.
+    """
+
+    __slots__ = ("_closed", "deadline", "end_at", "holder", "refused")
+
+    def __init__(self, holder: Holder, *, deadline: float = math.inf, end_at: float = math.inf) -> None:
+        self.holder = holder
+        self.deadline = deadline
+        """When the run is asked to stop, on the clock of this package."""
+        self.end_at = end_at
+        """The first instant at which none of its writes is legal any more: deadline + grace."""
+        self.refused = 0
+        """How many writes were refused."""
+        self._closed: type[LeaseLost] | None = None
+
+    def __repr__(self) -> str:
+        state = self._closed.__name__ if self._closed else f"open for {self.end_at - _clock.clock.now():.3f} s"
+        return f"<Fence of {self.holder}: {state}>"
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run may no longer write."""
+        return self._closed is not None or _clock.clock.now() >= self.end_at
+
+    def end_by(self, at: float) -> None:
+        """Let the run write until `at` at most. It never moves later."""
+        self.deadline = min(self.deadline, _clock.clock.now())
+        self.end_at = min(self.end_at, at)
+
+    def close(self, kind: type[LeaseLost] = RunEnded) -> None:
+        """Refuse every later write. The first cause stands."""
+        if self._closed is None:
+            self._closed = kind
+
+    def check(self, path: str) -> None:
+        """Raise if the run may not write any more.
+
+        Raises:
+            RunEnded: the run has ended or overstayed.
+            Superseded: a newer run took its place.
+        """
+        if self._closed is None and _clock.clock.now() < self.end_at:
+            return
+        self.refused += 1
+        kind = self._closed or RunEnded
+        why = "was superseded" if kind.__name__ == "Superseded" else "has ended"
+        raise kind(f"{self.holder} {why}: nothing written to {path}", path=path, holder=self.holder)
+
+
+current_fence: ContextVar[Fence | None] = ContextVar("locks.current_fence", default=None)
+"""The fence of the run that the current task belongs to. Tasks started by a run inherit it; sub-runs get their own."""

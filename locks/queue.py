@@ -1,0 +1,207 @@
+"""One right of one file: who has it, who waits for it, and whose turn it is between processes.
+
+Every method is one synchronous state change. The caller holds the file's mutex, and acts afterwards on what is returned:
+the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the path that a
+cancellation takes is the path that every release takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from itertools import count
+
+from . import _clock, kernel
+from .claim import Claim, ClaimState
+from .kernel import Right
+
+_epochs = count(1)
+"""Epochs rise over all files and registries of a process."""
+
+POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
+STALLED_AFTER_S = 0.05
+"""A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
+
+
+class RightQueue:
+    """The FIFO of one right.
+
+    Invariants: `holder` is None or HELD or LOST; everything in `waiting` is WAITING, oldest first; `ticket` is set
+    exactly while the first of `waiting` competes with other processes (`competing`), which is never while we hold.
+    """
+
+    __slots__ = (
+        "blocked_by",
+        "blocked_since",
+        "competing_since",
+        "fd",
+        "grace",
+        "holder",
+        "next_poll",
+        "passed_over",
+        "right",
+        "ticket",
+        "waiting",
+    )
+
+    def __init__(self, right: Right, fd: int | None, grace: float) -> None:
+        self.right = right
+        self.fd = fd
+        """The descriptor that carries the kernel locks; `None` keeps the right inside this process."""
+        self.grace = grace
+        self.holder: Claim | None = None
+        self.waiting: OrderedDict[Claim, None] = OrderedDict()
+        self.ticket: int | None = None
+        self.competing_since = 0.0
+        self.next_poll = math.inf
+        self.blocked_by: int | None = None
+        self.blocked_since = 0.0
+        self.passed_over: set[int] = set()
+        """Tickets of other processes that were found not to move."""
+
+    @property
+    def competing(self) -> bool:
+        """Whether another process decides when we go on, so that someone has to poll."""
+        return self.ticket is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody here holds or waits."""
+        return self.holder is None and not self.waiting
+
+    def ask(self, claim: Claim) -> Claim:
+        """Take the right at once, share it with what the same run already holds, or join the queue.
+
+        Returns the claim to use; it waits if its state is WAITING.
+        """
+        holder = self.holder
+        if holder is not None and holder.identity is claim.identity and holder.state is ClaimState.HELD:
+            holder.handles += 1
+            return holder
+        claim.queue = self
+        if holder is None and not self.waiting and self._lock_for(claim):
+            return self._hold(claim)
+        self.waiting[claim] = None
+        if holder is None and len(self.waiting) == 1:
+            self._compete()
+        return claim
+
+    def try_ask(self, claim: Claim) -> Claim | None:
+        """As `ask`, but leave no trace when the right cannot be had at once."""
+        claim.queue = self
+        if self.holder is None and not self.waiting and self._lock_for(claim):
+            return self._hold(claim)
+        return None
+
+    def withdraw(self, claim: Claim) -> Claim | None:
+        """Give back, give up waiting, or clear away what was lost; returns the claim that now holds the right."""
+        if claim is self.holder:
+            locked = claim.lost is None  # whoever took it away has already unlocked it
+            self.holder = None
+            claim.state = ClaimState.OVER
+            return self._pass_on(locked)
+        if claim in self.waiting:
+            first = next(iter(self.waiting)) is claim
+            del self.waiting[claim]
+            claim.state = ClaimState.OVER
+            if first and self.competing:
+                self._stop_competing()
+                if self.waiting:
+                    self._compete()
+        return None
+
+    def take_away(self, claim: Claim) -> bool:
+        """Unlock what `claim` holds for other processes, unless it does not hold it any more.
+
+        The only method that a foreign thread calls. The identity check is what keeps a late thread from unlocking
+        the next holder.
+        """
+        if claim is not self.holder or claim.state is not ClaimState.HELD:
+            return False
+        claim.state = ClaimState.LOST
+        if self.fd is not None:
+            kernel.unlock(self.fd, self.right)
+        return True
+
+    def poll(self) -> Claim | None:
+        """Look whether the first of the queue may go on now; returns it if it now holds the right."""
+        fd, ticket = self.fd, self.ticket
+        if fd is None or ticket is None:
+            return None
+        now = _clock.clock.now()
+        self.next_poll = now + min(max((now - self.competing_since) * POLL_SHARE, POLL_MIN_S), POLL_MAX_S)
+        before = kernel.lowest_before(fd, self.right, ticket, self.passed_over)
+        if before is not None:
+            self._watch(fd, before, now)
+            return None
+        if not kernel.try_lock(fd, self.right):
+            return None
+        self._stop_competing()
+        return self._hold(self.waiting.popitem(last=False)[0])
+
+    def close(self) -> None:
+        """Let go of all kernel locks, before the descriptor is closed."""
+        if self.fd is not None:
+            if self.competing:
+                self._stop_competing()
+            if self.holder is not None and self.holder.state is ClaimState.HELD:
+                kernel.unlock(self.fd, self.right)
+
+    # Internals
+
+    def _lock_for(self, claim: Claim) -> bool:
+        if self.fd is None:
+            return True
+        return not self._others_before(claim) and kernel.try_lock(self.fd, self.right)
+
+    def _others_before(self, claim: Claim) -> bool:
+        assert self.fd is not None
+        if not kernel.anyone_before(self.fd, self.right, claim.arrival_ns):
+            return False
+        if not self.passed_over:
+            return True
+        end = kernel.ticket_of(self.right, claim.arrival_ns)
+        return kernel.lowest_before(self.fd, self.right, end, self.passed_over) is not None
+
+    def _hold(self, claim: Claim) -> Claim:
+        self.holder = claim
+        claim.start(next(_epochs), self.grace)
+        return claim
+
+    def _pass_on(self, locked: bool) -> Claim | None:
+        if not self.waiting:
+            if locked and self.fd is not None:
+                kernel.unlock(self.fd, self.right)
+            return None
+        first = next(iter(self.waiting))
+        if self.fd is None or (locked and not self._others_before(first)):
+            del self.waiting[first]
+            return self._hold(first)
+        self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
+        if locked:
+            kernel.unlock(self.fd, self.right)
+        return None
+
+    def _compete(self) -> None:
+        assert self.fd is not None and self.ticket is None
+        first = next(iter(self.waiting))
+        self.ticket = kernel.take_ticket(self.fd, self.right, first.arrival_ns)
+        self.competing_since = first.arrival_ns / 1e9
+        self.next_poll = 0.0
+        self.blocked_by = None
+
+    def _stop_competing(self) -> None:
+        assert self.fd is not None and self.ticket is not None
+        kernel.drop_ticket(self.fd, self.ticket)
+        self.ticket = None
+        self.next_poll = math.inf
+
+    def _watch(self, fd: int, before: int, now: float) -> None:
+        """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""
+        if not kernel.is_free(fd, self.right):
+            self.blocked_by = None
+        elif before != self.blocked_by:
+            self.blocked_by, self.blocked_since = before, now
+        elif now - self.blocked_since >= STALLED_AFTER_S:
+            self.passed_over.add(before)
+            self.next_poll = now

@@ -1,0 +1,594 @@
+"""The registry: everything that this process holds or waits for, file by file.
+
+How it hangs together. A `LockRegistry` keeps an `Entry` per file that is held or waited for, keyed by device and inode,
+and nothing for all others. An entry has a `RightQueue` per right; a queue orders `Claim`s. All decisions are synchronous
+methods of the queue, taken under the entry's mutex on the event loop's thread; what they return is acted upon here.
+
+Two helpers act beside it: the `WaitingRoom` looks after files that other processes hold, and the `Steward` ends what
+overstays, from a thread, so that a frozen loop cannot keep a session.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+from anyio import from_thread, to_thread
+from anyio.lowlevel import EventLoopToken, RunVar, checkpoint, current_token
+
+from . import _clock, _os, transcript
+from ._events import log
+from ._loop import current_loop, current_task, poster
+from .claim import Claim, ClaimState
+from .entry import Entry, FileId, cannot, checked_path, identify, open_file
+from .errors import LeaseLost, LeaseTimeout, Revoked
+from .holder import Fence, Holder, current_fence
+from .kernel import AVAILABLE as KERNEL_LOCKS
+from .kernel import Right
+from .lease import Lease
+from .queue import RightQueue
+from .steward import Steward
+from .transcript import OnError, Position, Records, encode_all
+from .waiting import WaitingRoom
+
+_live: weakref.WeakSet[LockRegistry] = weakref.WeakSet()
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("locks.limiter")
+_READ_ON_LOOP = 1 << 18  # bytes; a longer read goes to a thread
+
+
+def live_registries() -> list[LockRegistry]:
+    """Every registry of this process that is still referenced; for leak checks."""
+    return list(_live)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRight:
+    """One right that is held in this process, for status displays."""
+
+    path: str
+    right: Literal["turn", "write"]
+    holder: Holder
+    epoch: int
+    held_s: float
+    remaining_s: float | None
+    """Until it is taken away at the latest, grace included; `None` without a limit."""
+    waiting: int
+    """Claims of this process that queue behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStatistics:
+    """What a registry holds at this instant, counted afresh, and its totals since it was made."""
+
+    sessions: int
+    """Files that are held or waited for."""
+    held: int
+    """Rights held."""
+    waiting: int
+    """Claims that wait."""
+    competing: int
+    """Of those, the ones that wait for another process."""
+    granted: int
+    """Total of rights granted."""
+    revoked: int
+    """Total of rights taken away."""
+    appended: int
+    """Total of acknowledged writes."""
+
+
+class LockRegistry:
+    """Hands out turn and write leases on session files, to one event loop at a time.
+
+    Args:
+        max_hold: seconds after which a lease's block is cancelled; a run's turn is limited by the run instead.
+        grace: seconds that a cancelled block may take before its right is taken away.
+        engine: `"kernel"` excludes other processes through Linux open-file-description locks, `"none"` only this
+            process's tasks; `"auto"` is the strongest that the platform has.
+
+    Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its own.
+    """
+
+    def __init__(
+        self, *, max_hold: float = 300.0, grace: float = 2.0, engine: Literal["auto", "kernel", "none"] = "auto"
+    ) -> None:
+        self.max_hold = _seconds("max_hold", max_hold)
+        self.grace = _seconds("grace", grace)
+        if engine not in ("auto", "kernel", "none"):
+            raise ValueError(f"engine: {engine!r} is unknown; allowed: 'auto', 'kernel', 'none'")
+        if engine != "none" and not KERNEL_LOCKS:
+            raise ValueError(f"engine: {engine!r} needs Linux open-file-description locks; allowed here: 'none'")
+        self.engine: Literal["kernel", "none"] = "none" if engine == "none" else "kernel"
+        self._by_path: dict[str, Entry] = {}
+        self._by_file: dict[FileId, Entry] = {}
+        self._room = WaitingRoom()
+        self._steward = Steward(self._settle)
+        self._passed_over: dict[tuple[FileId, Right], set[int]] = {}
+        self._loop: object = None
+        self._token: EventLoopToken | None = None
+        self._granted = self._appended = 0
+        _live.add(self)
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        return f"<LockRegistry ({self.engine}): {now.held} held, {now.waiting} waiting, {now.sessions} sessions>"
+
+    # For everybody
+
+    def lease(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        holder: Holder | None = None,
+        wait_timeout: float | None = None,
+        max_hold: float | None = None,
+    ) -> Lease:
+        """The exclusive write lease of a session file, as an async context manager.
+
+        Args:
+            path: the transcript; created when missing.
+            holder: a name for error messages; by default the run's, else the task's.
+            wait_timeout: seconds to wait at most; `None` waits as long as it takes.
+            max_hold: seconds to hold at most, instead of the registry's.
+
+        Entering raises:
+            LeaseTimeout: the wait budget passed.
+            TranscriptError: the file cannot be opened or locked.
+            InvalidSession: the path cannot name a file.
+        """
+        return self._new_lease(path, Right.WRITE, holder, wait_timeout, max_hold)
+
+    def turn(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        holder: Holder | None = None,
+        wait_timeout: float | None = None,
+        max_hold: float | None = None,
+    ) -> Lease:
+        """The turn of a session: who has it conducts the session. Others may still append.
+
+        As `lease`, but a right of its own: its `append` takes a momentary write lease.
+        """
+        return self._new_lease(path, Right.TURN, holder, wait_timeout, max_hold)
+
+    async def append(self, path: str | os.PathLike[str], record: Mapping[str, Any]) -> Position:
+        """Append one record under a momentary write lease. A checkpoint.
+
+        Cancelled or failed, the record is not in the file; returned, it survives the death of this process.
+
+        Raises:
+            RunEnded, Superseded: the calling run may not write any more.
+            TranscriptError: no JSON object, or the operating system refused; the file is as before.
+        """
+        text = checked_path(path)
+        return await self.append_lines(text, encode_all((record,), text), under=current_fence.get())
+
+    async def read(
+        self, path: str | os.PathLike[str], *, last: int | None = None, on_error: OnError = "skip"
+    ) -> Records:
+        """Read a transcript's records, without any lock: a whole prefix of them. A checkpoint; long files in a thread.
+
+        Raises:
+            TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line.
+        """
+        text = checked_path(path)
+        await checkpoint()
+        try:
+            short = _os.stat(text).st_size <= _READ_ON_LOOP
+        except OSError:
+            short = True  # `read` says what is wrong with it
+        if short:
+            return transcript.read(text, last=last, on_error=on_error)
+
+        def read() -> Records:
+            return transcript.read(text, last=last, on_error=on_error)
+
+        return await to_thread.run_sync(read, abandon_on_cancel=True, limiter=_own_limiter())
+
+    def revoke(self, path: str | os.PathLike[str], reason: str) -> int:
+        """Take turn and write lease of a session away from whoever holds them here; returns how many were held.
+
+        The holders' blocks are cancelled, their later appends raise `Revoked`; who waits goes on at once.
+        """
+        text = checked_path(path)
+        entry = self._by_path.get(text) or self._find(text)
+        held = [q.holder for q in entry.queues if q.holder is not None] if entry else []
+        for claim in held:
+            message = f"{claim.holder} lost {text}: {reason}"
+            self._steward.revoke(claim, Revoked(message, path=text, holder=claim.holder))
+        return len(held)
+
+    def statistics(self) -> RegistryStatistics:
+        """What is held and waited for now, and totals."""
+        queues = [queue for entry in self._by_file.values() for queue in entry.queues]
+        return RegistryStatistics(
+            sessions=len(self._by_file),
+            held=sum(queue.holder is not None for queue in queues),
+            waiting=sum(len(queue.waiting) for queue in queues),
+            competing=len(self._room.competing),
+            granted=self._granted,
+            revoked=self._steward.revoked,
+            appended=self._appended,
+        )
+
+    def holders(self) -> list[HeldRight]:
+        """Every right that is held in this process, with its holder."""
+        now = _clock.clock.now()
+        return [
+            HeldRight(
+                path=entry.path,
+                right="turn" if queue.right is Right.TURN else "write",
+                holder=claim.holder,
+                epoch=claim.epoch,
+                held_s=now - claim.acquired_at,
+                remaining_s=claim.remaining(),
+                waiting=len(queue.waiting),
+            )
+            for entry in self._by_file.values()
+            for queue in entry.queues
+            if (claim := queue.holder) is not None
+        ]
+
+    # For schedulers, which own the scope that a claim lives in
+
+    def new_claim(
+        self,
+        holder: Holder | None = None,
+        max_hold: float | None = None,
+        *,
+        fence: Fence | None = None,
+        arrived_at: float | None = None,
+    ) -> Claim:
+        """A claim for the calling task, or for the run that `fence` belongs to."""
+        now = _clock.clock.now()
+        if fence is None:
+            fence = current_fence.get()
+            bound = anyio.current_effective_deadline()
+            if bound != math.inf:
+                bound = now + bound - anyio.current_time()
+        else:
+            bound = math.inf
+        return Claim(
+            arrival_ns=max(1, int((now if arrived_at is None else arrived_at) * 1e9)),
+            identity=current_task() if fence is None else fence,
+            fence=fence,
+            holder=holder,
+            max_hold=self.max_hold if max_hold is None else max_hold,
+            bound=bound,
+        )
+
+    def acquire_nowait(self, path: str, right: Right, claim: Claim) -> bool:
+        """Take a right if nobody has it or waits for it. Returns whether; if not, nothing is left behind.
+
+        Raises:
+            TranscriptError: the file cannot be opened or locked.
+        """
+        entry = self._enter(path)
+        claim.entry = entry
+        try:
+            with entry.mutex:
+                taken = entry.queues[right].try_ask(claim) is not None
+        except OSError as error:
+            self._drop_if_idle(entry)
+            raise cannot("lock", path, error) from error
+        if taken:
+            self._now_held(claim)
+            if entry.is_at(path):
+                return True
+            self.release(claim)
+        self._drop_if_idle(entry)
+        return False
+
+    async def acquire(self, path: str, right: Right, claim: Claim, wait_timeout: float | None = None) -> Claim:
+        """Take a right, waiting in order of arrival. A checkpoint. Returns the claim that holds it.
+
+        That is `claim`, or the one that the same run holds already. Cancelled, nothing is held or waited for.
+
+        Raises:
+            LeaseTimeout: `wait_timeout` seconds passed.
+            TranscriptError: the file cannot be opened or locked.
+        """
+        asked_at = _clock.clock.now()
+        give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
+        while True:
+            got = self._ask(path, right, claim)
+            try:
+                if got.state is ClaimState.WAITING:
+                    await self._wait(got, give_up_at)
+                else:
+                    await checkpoint()
+            except BaseException:
+                self.release(got)
+                raise
+            if got.state is ClaimState.WAITING:
+                error = self._timed_out(path, got, _clock.clock.now() - asked_at)
+                self.release(got)
+                raise error
+            entry = got.entry
+            assert entry is not None
+            if got.state is not ClaimState.HELD or entry.is_at(path):
+                return got  # lost already: entering the block tells
+            # Another file was renamed into its place: start over there, with the same arrival.
+            self.release(got)
+            self._forget(entry)
+            claim = claim.again()
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back, in whatever state it is. Synchronous, idempotent for the last handle, never interrupted."""
+        entry, queue = claim.entry, claim.queue
+        if entry is None or queue is None or claim.state is ClaimState.OVER:
+            return
+        if claim.handles > 1 and claim.state is not ClaimState.WAITING:
+            claim.handles -= 1
+            return
+        try:
+            with entry.mutex:
+                granted = queue.withdraw(claim)
+        finally:
+            self._steward.held.pop(claim, None)
+            self._room.update(entry, queue)
+        if granted is not None:
+            self._now_held(granted)
+        self._drop_if_idle(entry)
+
+    def end_by(self, fence: Fence, at: float) -> None:
+        """Let a run write until `at` at most: what it holds is taken away then, what it writes later is refused.
+
+        Callable from any thread.
+        """
+        fence.end_by(at)
+        self._steward.look_by(at)
+
+    def write(self, claim: Claim, path: str, data: bytes, header: bytes | None = None) -> Position:
+        """Append whole lines under a held write claim, checking inside the write that it is legal.
+
+        Callable from a worker thread of the claim's run.
+
+        Raises:
+            LeaseLost, TranscriptError: nothing was written.
+        """
+        entry = claim.entry
+        if entry is None:
+            raise LeaseLost(f"{claim.holder} does not hold {path}", path=path, holder=claim.holder)
+        try:
+            with entry.mutex:
+                claim.check(path)
+                position = transcript.append(entry, path, data, header)
+        finally:
+            if claim.revoke_pending is not None:
+                self._steward.revoke(claim, claim.revoke_pending)
+            if entry.notes:
+                notes, entry.notes = entry.notes, []
+                for event, fields in notes:
+                    log(event, level="warning", **fields)
+        self._appended += 1
+        return position
+
+    async def append_lines(
+        self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
+    ) -> Position:
+        """Append encoded lines under a momentary write claim. A checkpoint.
+
+        Args:
+            path: the transcript.
+            data: whole lines, each with its newline.
+            under: what must still hold inside the write: a run's permission, or a turn.
+            header: the first line of a file that is still empty.
+        """
+        fence = under if isinstance(under, Fence) else under.fence if under is not None else None
+        await checkpoint()
+        claim = self.new_claim(None if fence or under is None else under.holder, fence=fence)
+        while True:
+            got = self._ask(path, Right.WRITE, claim)
+            try:
+                if got.state is ClaimState.WAITING:
+                    await self._wait(got, math.inf)
+                assert got.entry is not None
+                if got.entry.is_at(path):
+                    if under is not None:
+                        under.check(path)
+                    return self.write(got, path, data, header)
+            finally:
+                self.release(got)
+            self._forget(got.entry)
+            claim = claim.again()
+
+    def append_lines_sync(
+        self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
+    ) -> Position:
+        """As `append_lines`, from a worker thread, which blocks until the event loop has done it."""
+        if under is not None:
+            under.check(path)
+        if self._token is None:
+            raise RuntimeError("append_sync: the registry has not been used on an event loop yet")
+
+        async def append() -> Position:
+            return await self.append_lines(path, data, under=under, header=header)
+
+        return from_thread.run(append, token=self._token)
+
+    # Entries
+
+    def _new_lease(
+        self,
+        path: str | os.PathLike[str],
+        right: Right,
+        holder: Holder | None,
+        wait_timeout: float | None,
+        max_hold: float | None,
+    ) -> Lease:
+        hold = self.max_hold if max_hold is None else _seconds("max_hold", max_hold)
+        wait = None if wait_timeout is None else _seconds("wait_timeout", wait_timeout)
+        return Lease(self, checked_path(path), right, holder=holder, wait_timeout=wait, max_hold=hold)
+
+    def _enter(self, path: str) -> Entry:
+        loop = current_loop()
+        if loop is not self._loop:
+            self._bind(loop)
+        entry = self._by_path.get(path)
+        if entry is not None:
+            return entry
+        kernel_locks = self.engine == "kernel"
+        fd: int | None = None
+        if kernel_locks:
+            fd, file_id = open_file(path)
+        else:
+            file_id = identify(path)
+        entry = self._by_file.get(file_id)
+        if entry is None:
+            entry = Entry(path, fd, file_id, kernel_locks=kernel_locks, grace=self.grace)
+            self._by_file[file_id] = entry
+            if self._passed_over:
+                for queue in entry.queues:
+                    queue.passed_over |= self._passed_over.pop((file_id, queue.right), set())
+        else:
+            if fd is not None:
+                _os.close(fd)  # an alias of a file that we have open: one descriptor is enough
+            entry.paths.add(path)
+        self._by_path[path] = entry
+        return entry
+
+    def _bind(self, loop: object) -> None:
+        if self._by_file:
+            raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
+        self._loop, self._token = loop, current_token()
+        self._steward.post = poster()
+
+    def _find(self, path: str) -> Entry | None:
+        try:
+            found = _os.stat(path)
+        except OSError:
+            return None
+        return self._by_file.get((found.st_dev, found.st_ino))
+
+    def _forget(self, entry: Entry | None) -> None:
+        """Let the names of a file that was replaced lead to the new one."""
+        if entry is None:
+            return
+        for path in entry.paths:
+            if self._by_path.get(path) is entry:
+                del self._by_path[path]
+        if self._by_file.get(entry.file_id) is entry and entry.idle:
+            del self._by_file[entry.file_id]
+
+    def _drop_if_idle(self, entry: Entry) -> None:
+        if not entry.idle or entry.closed:
+            return
+        for queue in entry.queues:
+            if queue.passed_over:
+                self._remember(entry.file_id, queue)
+        self._forget(entry)
+        entry.close()
+
+    def _remember(self, file_id: FileId, queue: RightQueue) -> None:
+        """Keep which tickets do not move, lest each new claim waits for a stopped process again."""
+        while len(self._passed_over) >= 64:
+            del self._passed_over[next(iter(self._passed_over))]
+        self._passed_over[file_id, queue.right] = queue.passed_over
+
+    # Granting and waiting
+
+    def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
+        entry = self._enter(path)
+        claim.entry = entry
+        queue = entry.queues[right]
+        try:
+            with entry.mutex:
+                got = queue.ask(claim)
+        except OSError as error:
+            self.release(claim)
+            self._drop_if_idle(entry)
+            raise cannot("lock", path, error) from error
+        if got.state is ClaimState.WAITING:
+            got.changed = anyio.Event()
+            self._room.update(entry, queue)
+        elif got is claim:
+            self._now_held(claim)
+        return got
+
+    def _now_held(self, claim: Claim) -> None:
+        self._granted += 1
+        self._steward.watch(claim)
+        if claim.changed is not None:
+            claim.changed.set()
+
+    async def _wait(self, claim: Claim, give_up_at: float) -> None:
+        """Wait until the claim holds the right, or until `give_up_at`. A checkpoint."""
+        room = self._room
+        while claim.state is ClaimState.WAITING:
+            until = give_up_at
+            if room.is_leader(claim):
+                until = min(until, self._look())
+                if claim.state is not ClaimState.WAITING:
+                    break
+            if claim.failed is not None:
+                raise claim.failed
+            if _clock.clock.now() >= give_up_at:
+                return
+            await room.sleep(claim, until)
+
+    def _look(self) -> float:
+        due = self._room.look()
+        granted, self._room.granted = self._room.granted, []
+        for claim in granted:
+            assert claim.entry is not None and claim.queue is not None
+            self._now_held(claim)
+            self._room.update(claim.entry, claim.queue)
+        return due
+
+    def _settle(self, claim: Claim) -> None:
+        """After a right was taken away: tell the block, log it, and let the next one in. On the loop's thread."""
+        error = claim.lost
+        assert error is not None and claim.entry is not None
+        log(
+            "lease_revoked",
+            level="warning",
+            path=claim.entry.path,
+            epoch=claim.epoch,
+            holder=str(claim.holder),
+            overstayed_s=round(_clock.clock.now() - claim.deadline, 3) if claim.deadline != math.inf else None,
+            reason=str(error),
+        )
+        for cancel in claim.cancels:
+            cancel()
+        claim.handles = 1
+        self.release(claim)
+        if claim.on_lost is not None:
+            claim.on_lost(error)
+
+    def _timed_out(self, path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
+        assert claim.queue is not None
+        other = claim.queue.holder
+        remaining = other.remaining() if other else None
+        who = f"{other.holder} holds it" if other else "another process holds it, or waited longer"
+        if other is not None:
+            left = "without a limit" if remaining is None else f"for at most {remaining:.3f} s more"
+            who += f", since {_clock.clock.now() - other.acquired_at:.3f} s, {left}"
+        return LeaseTimeout(
+            f"waited {waited_s:.3f} s for {path}: {who}",
+            path=path,
+            waited_s=waited_s,
+            holder=other.holder if other else None,
+            remaining_s=remaining,
+        )
+
+
+def _own_limiter() -> anyio.CapacityLimiter:
+    """Threads for our own disk work: hung tool calls that fill the default pool must not stop it."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(8)
+        _limiter.set(limiter)
+        return limiter
+
+
+def _seconds(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
+        raise ValueError(f"{name}: {value!r} is no duration; allowed: seconds, 0 and more")
+    return float(value)

@@ -1,0 +1,98 @@
+"""The steward: ends leases from outside the event loop.
+
+It is the clock's thread, woken at the earliest deadline of what a registry holds. At a deadline it has the loop cancel
+the block; at the end of the grace it takes the right away itself, so other processes go on even while this loop is
+frozen, and leaves the rest (telling the block, granting to the next here) to the loop.
+
+Its rules, each bought with a failure: it compares the claim with the holder inside the mutex (else it unlocks the next
+holder); it never waits for that mutex, because a write may hang in the kernel (it leaves a note, and the writer finishes
+the revocation on leaving); it calls nothing of the user's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from . import _clock
+from ._events import log
+from ._loop import Post
+from .claim import Claim, ClaimState, overstayed
+from .errors import LeaseLost
+
+_PENDING_RETRY_S = 0.05
+
+
+class Steward:
+    """Watches what one registry holds.
+
+    Args:
+        settle: called on the loop after a claim was lost; tells its block and lets the next one in.
+    """
+
+    def __init__(self, settle: Callable[[Claim], Any]) -> None:
+        self._settle = settle
+        self.held: dict[Claim, None] = {}  # changed on the loop's thread only; read here as a snapshot
+        self.revoked = 0
+        self.post: Post = lambda call: None
+        self._alarm = _clock.clock.alarm(self._tick)
+
+    def watch(self, claim: Claim) -> None:
+        """Begin to watch a claim that was granted."""
+        self.held[claim] = None
+        self._alarm.ring_by(claim.next_due())
+
+    def look_by(self, at: float) -> None:
+        """Look again at `at` at the latest: a deadline has moved forward."""
+        self._alarm.ring_by(at)
+
+    def revoke(self, claim: Claim, error: LeaseLost) -> None:
+        """Take a right away now, or, while a write is under way, as soon as it is over. Callable from any thread."""
+        entry, queue = claim.entry, claim.queue
+        if entry is None or queue is None:
+            return
+        mutex = entry.mutex
+        if not mutex.acquire(blocking=False):
+            claim.revoke_pending = error  # whoever has the mutex now will see this after leaving it ...
+            if not mutex.acquire(blocking=False):  # ... unless it left in between
+                return
+        try:
+            if not queue.take_away(claim):
+                return
+            claim.lost = error
+        finally:
+            mutex.release()
+        self.revoked += 1
+        self.post(partial(self._settle, claim))
+
+    def _tick(self, now: float) -> float:
+        due = math.inf
+        for claim in list(self.held):
+            try:
+                due = min(due, self._look_at(claim, now))
+            except Exception as error:
+                # A lock call that fails must not end the watch over all other sessions.
+                log("steward_failed", level="error", claim=repr(claim), error=repr(error))
+                due = min(due, now + _PENDING_RETRY_S)
+        return due
+
+    def _look_at(self, claim: Claim, now: float) -> float:
+        if claim.state is not ClaimState.HELD:
+            return math.inf
+        if not claim.deadline_told and now >= claim.deadline:
+            claim.deadline_told = True
+            self.post(partial(_cancel_blocks, claim))
+        due = claim.next_due()
+        if now < due:
+            return due
+        assert claim.entry is not None
+        self.revoke(claim, overstayed(claim, claim.entry.path))
+        return now + _PENDING_RETRY_S if claim.state is ClaimState.HELD else math.inf
+
+
+def _cancel_blocks(claim: Claim) -> None:
+    if claim.state is ClaimState.HELD:
+        for cancel in claim.cancels:
+            cancel()

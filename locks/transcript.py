@@ -1,0 +1,254 @@
+"""A session's transcript: one JSON object per line, appended whole or not at all.
+
+A process that is killed tears the line it is writing, inside one `write`, at a page edge (measured: 171 of 171 tears at
+4 KiB edges), and whatever is appended to a torn tail is destroyed with it. So before each append the last byte is looked
+at: a tail that is a whole object gets its newline, any other is moved to `<file>.torn`. A write that fails or comes up
+short is rolled back. Thus an acknowledged record is never lost or damaged, and a crash leaves at most one torn tail.
+
+Everything here is synchronous; writers hold the file's mutex and its write lease.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from . import _os
+from .entry import Entry, FileId, cannot
+from .errors import LeaseLost, TranscriptError
+
+HEADER_KEY = "lanes.session"
+"""A first line that has this key names the session and is no record."""
+_BLOCK = 1 << 16
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder()
+
+OnError = Literal["skip", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a transcript: right behind a record."""
+
+    offset: int
+    """Bytes from the beginning of the file."""
+    file_id: FileId
+    """Device and inode, so that a place in a file that was replaced is recognised."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenLine:
+    """A line that is no record. It stays in the file as it is."""
+
+    number: int
+    """Counted from 1, the header included."""
+    reason: str
+
+
+class Records(list[dict[str, Any]]):
+    """The records that were read, oldest first."""
+
+    position: Position | None = None
+    """Behind the last line that was read; `None` when there is no file yet."""
+    skipped: tuple[BrokenLine, ...] = ()
+    """The lines left out because they are no records."""
+
+
+def encode(record: Mapping[str, Any], path: str) -> bytes:
+    """One record as a line.
+
+    Raises:
+        TranscriptError: it is no mapping, or holds what JSON cannot.
+    """
+    if not isinstance(record, Mapping):
+        raise TranscriptError(f"record: {record!r:.80} is no mapping; a line of {path} is a JSON object", path=path)
+    try:
+        return _encoder.encode(record if type(record) is dict else dict(record)) + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TranscriptError(f"record cannot be written as JSON: {error}", path=path) from error
+
+
+def encode_all(records: Iterable[Mapping[str, Any]], path: str) -> bytes:
+    """Several records as lines."""
+    return b"".join([encode(record, path) for record in records])
+
+
+def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) -> Position:
+    """Append whole lines, sealing or moving away a torn tail first; called with the mutex and the write lease held.
+
+    Raises:
+        TranscriptError: the operating system refused; the file is as before.
+        LeaseLost: the file was replaced or removed under the lease; nothing was written.
+    """
+    fd = entry.descriptor()
+    try:
+        found = _os.fstat(fd)
+    except OSError as error:
+        raise cannot("append to", path, error) from error
+    if found.st_nlink == 0 or not entry.is_at(path):
+        raise LeaseLost(f"{path} was replaced or removed while it was held: nothing written", path=path, holder=None)
+    size = found.st_size
+    if size and size != entry.sealed_size:
+        size = _seal(entry, fd, size)
+    if size == 0 and header is not None:
+        data = header + data
+    entry.sealed_size = -1  # until this write is whole, nothing is known of the tail
+    _write_whole(entry, fd, path, data, size)
+    entry.sealed_size = size + len(data)
+    return Position(entry.sealed_size, entry.file_id)
+
+
+def _write_whole(entry: Entry, fd: int, path: str, data: bytes, size: int) -> None:
+    try:
+        written = _os.write(fd, data)
+        while written < len(data):  # short: ask again, the answer is the reason
+            more = _os.write(fd, data[written:])
+            if more <= 0:
+                raise OSError(5, "the file takes no more bytes")
+            written += more
+    except BaseException as error:
+        try:
+            _os.ftruncate(fd, size)
+        except OSError as second:
+            # The torn tail stays; the next append, whoever makes it, finds it and moves it away.
+            entry.note("append_roll_back_failed", path=path, size=size, error=str(second))
+        if isinstance(error, OSError):
+            raise cannot("append to", path, error) from error
+        raise
+
+
+def _seal(entry: Entry, fd: int, size: int) -> int:
+    """Make the file end with a newline; returns its new size."""
+    path = entry.path
+    try:
+        if _os.pread(fd, 1, size - 1) == b"\n":
+            return size
+        start, tail = _tail(fd, size)
+        if _whole(tail):
+            _write_whole(entry, fd, path, b"\n", size)
+            entry.note("transcript_tail_sealed", path=path, offset=start)
+            return size + 1
+        _save_torn(entry, tail)
+        _os.ftruncate(fd, start)
+    except OSError as error:
+        raise cannot("seal the tail of", path, error) from error
+    entry.note("transcript_tail_torn", path=path, offset=start, bytes=len(tail), moved_to=path + ".torn")
+    return start
+
+
+def _tail(fd: int, size: int) -> tuple[int, bytes]:
+    """Where the unterminated last line starts, and its bytes."""
+    blocks: list[bytes] = []
+    end = size
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        block = _os.pread(fd, end - start, start)
+        newline = block.rfind(b"\n")
+        if newline >= 0:
+            blocks.append(block[newline + 1 :])
+            return start + newline + 1, b"".join(reversed(blocks))
+        blocks.append(block)
+        end = start
+    return 0, b"".join(reversed(blocks))
+
+
+def _whole(tail: bytes) -> bool:
+    try:
+        return isinstance(_decoder.decode(tail), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _save_torn(entry: Entry, tail: bytes) -> None:
+    """Keep what is cut off: moved aside first, cut off afterwards, so that a crash in between loses nothing."""
+    path = entry.path + ".torn"
+    fd = _os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        _write_whole(entry, fd, path, tail + b"\n", _os.fstat(fd).st_size)
+    finally:
+        _os.close(fd)
+
+
+def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records:
+    """Read the records of a transcript, without any lock: a whole prefix, never a torn line.
+
+    Args:
+        path: the file. A missing one reads as empty.
+        last: only the last so many records.
+        on_error: what to do about a line that is no JSON object.
+
+    Raises:
+        TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its number is named).
+    """
+    if last is not None and last < 0:
+        raise ValueError(f"last: {last} is negative; allowed: None or 0 and more")
+    try:
+        fd = _os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return Records()
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    try:
+        found = _os.fstat(fd)
+        data = _read_all(fd, found.st_size)
+    except OSError as error:
+        raise cannot("read", path, error) from error
+    finally:
+        _os.close(fd)
+    whole = data[: data.rfind(b"\n") + 1]
+    records = _parse(whole, path, last, on_error)
+    records.position = Position(len(whole), (found.st_dev, found.st_ino))
+    return records
+
+
+def _read_all(fd: int, size: int) -> bytes:
+    blocks: list[bytes] = []
+    offset = 0
+    while offset < size:
+        block = _os.pread(fd, min(size - offset, 1 << 24), offset)
+        if not block:
+            break  # it became shorter meanwhile
+        blocks.append(block)
+        offset += len(block)
+    return b"".join(blocks)
+
+
+def _parse(data: bytes, path: str, last: int | None, on_error: OnError) -> Records:
+    lines = data.split(b"\n")[:-1]
+    found: list[dict[str, Any]] = []
+    broken: list[BrokenLine] = []
+    for number, line in _numbered(lines, backwards=last is not None):
+        if last is not None and len(found) >= last:
+            break
+        try:
+            record = _decoder.decode(line)
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+        except (ValueError, RecursionError) as error:
+            if on_error == "raise":
+                raise TranscriptError(f"{path}, line {number}: {error}", path=path) from error
+            broken.append(BrokenLine(number, str(error)))
+            continue
+        if not (number == 1 and HEADER_KEY in record):
+            found.append(record)
+    if last is not None:
+        found.reverse()
+        broken.reverse()
+    records = Records(found)
+    records.skipped = tuple(broken)
+    return records
+
+
+def _numbered(lines: list[bytes], *, backwards: bool) -> Iterable[tuple[int, bytes]]:
+    if not backwards:
+        return enumerate(lines, 1)
+    return _backwards(lines)
+
+
+def _backwards(lines: list[bytes]) -> Iterator[tuple[int, bytes]]:
+    for index in range(len(lines) - 1, -1, -1):
+        yield index + 1, lines[index]
