@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio import _get_running_loop  # exported, and the only look at the loop that does not raise
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +14,15 @@ Post = Callable[[Callable[[], Any]], None]
 
 def poster() -> Post:
     """How other threads reach the event loop that is running now."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # noqa: PLC0415 -- only where trio runs is it already imported
-
-        token = trio.lowlevel.current_trio_token()
+    loop = _get_running_loop()
+    if loop is None:
+        token = _trio().current_trio_token()
+        finished = sys.modules["trio"].RunFinishedError
 
         def post_to_trio(call: Callable[[], Any]) -> None:
             try:
                 token.run_sync_soon(call)
-            except trio.RunFinishedError:
+            except finished:
                 return  # nobody is left to hear of it
 
         return post_to_trio
@@ -38,19 +38,14 @@ def poster() -> Post:
 
 def current_loop() -> object:
     """An object that stands for the running event loop."""
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        import trio  # noqa: PLC0415 -- only where trio runs is it already imported
-
-        return trio.lowlevel.current_trio_token()
+    return _get_running_loop() or _trio().current_trio_token()
 
 
 def current_task() -> object:
     """The running task; it has a name (`name`, or `get_name()` on asyncio)."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        import trio  # noqa: PLC0415 -- only where trio runs is it already imported
+    loop = _get_running_loop()
+    return asyncio.current_task(loop) if loop is not None else _trio().current_task()
 
-        return trio.lowlevel.current_task()
+
+def _trio() -> Any:
+    return sys.modules["trio"].lowlevel  # no asyncio loop runs, so trio does, and so it is imported

@@ -37,41 +37,34 @@ class Claim:
     file's mutex; `queue.holder is claim` exactly while HELD, or LOST and not yet given back.
     """
 
-    __slots__ = (
-        "acquired_at",
-        "arrival_ns",
-        "bound",
-        "cancels",
-        "changed",
-        "deadline",
-        "deadline_told",
-        "entry",
-        "epoch",
-        "failed",
-        "fence",
-        "given_holder",
-        "handles",
-        "identity",
-        "lost",
-        "max_hold",
-        "on_lost",
-        "queue",
-        "revoke_at",
-        "revoke_pending",
-        "state",
-    )
+    # Defaults live on the class: a claim is made per acquisition, and most of them never change.
+    state = ClaimState.WAITING
+    entry: Entry | None = None
+    queue: RightQueue | None = None
+    changed: anyio.Event | None = None
+    """Set when a waiter has to look at its state again."""
+    handles = 1
+    """How many leases share this claim."""
+    epoch = 0
+    acquired_at = 0.0
+    deadline = math.inf
+    deadline_told = False
+    revoke_at = math.inf
+    revoke_pending: LeaseLost | None = None
+    """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
+    lost: LeaseLost | None = None
+    failed: LockError | None = None
+    """Why a waiter cannot go on waiting."""
+    cancels: tuple[Callable[[], Any], ...] = ()
+    """Called on the loop at the deadline, and when the claim is lost: cancels the blocks that run under it."""
+    on_lost: Callable[[LeaseLost], Any] | None = None
+    """Called on the loop when the claim is lost, for whoever owns it without a block."""
 
     def __init__(
-        self,
-        *,
-        arrival_ns: int,
-        identity: object,
-        fence: Fence | None,
-        holder: Holder | None,
-        max_hold: float,
-        bound: float = math.inf,
+        self, arrived_at: float, identity: object, fence: Fence | None, holder: Holder | None, max_hold: float, bound: float
     ) -> None:
-        self.arrival_ns = arrival_ns
+        self.arrived_at = arrived_at
+        """When it asked; its place in the queue."""
         self.identity = identity
         """Who asked: the fence of a run, else the task. The same identity asking again shares the claim."""
         self.fence = fence
@@ -79,41 +72,17 @@ class Claim:
         self.max_hold = max_hold
         self.bound = bound
         """The instant at which the enclosing scope ends, if it does."""
-        self.state = ClaimState.WAITING
-        self.entry: Entry | None = None
-        self.queue: RightQueue | None = None
-        self.changed: anyio.Event | None = None
-        """Set when a waiter has to look at its state again."""
-        self.handles = 1
-        """How many leases share this claim."""
-        self.epoch = 0
-        self.acquired_at = 0.0
-        self.deadline = math.inf
-        self.deadline_told = False
-        self.revoke_at = math.inf
-        self.revoke_pending: LeaseLost | None = None
-        """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
-        self.lost: LeaseLost | None = None
-        self.failed: LockError | None = None
-        """Why a waiter cannot go on waiting."""
-        self.cancels: list[Callable[[], Any]] = []
-        """Called on the loop at the deadline, and when the claim is lost: cancels the blocks that run under it."""
-        self.on_lost: Callable[[LeaseLost], Any] | None = None
-        """Called on the loop when the claim is lost, for whoever owns it without a block."""
 
     def __repr__(self) -> str:
         return f"<Claim {self.state.value} of {self.holder}, epoch {self.epoch}>"
 
+    def waits(self) -> bool:
+        """Whether it still queues. A call, so that no reader takes the answer to outlive an `await`."""
+        return self.state is ClaimState.WAITING
+
     def again(self) -> Claim:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
-        return Claim(
-            arrival_ns=self.arrival_ns,
-            identity=self.identity,
-            fence=self.fence,
-            holder=self.given_holder,
-            max_hold=self.max_hold,
-            bound=self.bound,
-        )
+        return Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
 
     @property
     def holder(self) -> Holder:

@@ -26,7 +26,7 @@ class Entry:
     no other lock is taken while it is held.
     """
 
-    __slots__ = ("closed", "fd", "file_id", "mutex", "notes", "path", "paths", "queues", "sealed_size")
+    __slots__ = ("_grace", "_lock_fd", "closed", "fd", "file_id", "fresh", "mutex", "notes", "path", "paths", "queues", "sealed_size")
 
     def __init__(self, path: str, fd: int | None, file_id: FileId, *, kernel_locks: bool, grace: float) -> None:
         self.path = path
@@ -36,8 +36,12 @@ class Entry:
         self.file_id = file_id
         self.mutex = threading.Lock()
         self.closed = False
-        lock_fd = fd if kernel_locks else None
-        self.queues = (RightQueue(Right.TURN, lock_fd, grace), RightQueue(Right.WRITE, lock_fd, grace))
+        self.fresh = True
+        """Nothing was awaited since the file was looked up."""
+        self.queues: dict[Right, RightQueue] = {}
+        """The rights that were asked for since somebody first did."""
+        self._lock_fd = fd if kernel_locks else None
+        self._grace = grace
         self.notes: list[tuple[str, dict[str, Any]]] = []
         """Events to log once the mutex is free: a host's log handler may do anything."""
         self.sealed_size = 0
@@ -46,7 +50,17 @@ class Entry:
     @property
     def idle(self) -> bool:
         """Whether nobody here holds or waits for either right."""
-        return self.queues[0].idle and self.queues[1].idle
+        for queue in self.queues.values():
+            if queue.holder is not None or queue.waiting:
+                return False
+        return True
+
+    def queue(self, right: Right) -> RightQueue:
+        """The queue of a right."""
+        queue = self.queues.get(right)
+        if queue is None:
+            queue = self.queues[right] = RightQueue(right, self._lock_fd, self._grace)
+        return queue
 
     def is_at(self, path: str) -> bool:
         """Whether `path` still names this file; it does not once another was renamed into its place."""
@@ -73,7 +87,7 @@ class Entry:
     def close(self) -> None:
         """Unlock, then close. Called once, when idle, or with everything lost."""
         with self.mutex:
-            for queue in self.queues:
+            for queue in self.queues.values():
                 queue.close()
             self.closed = True
             fd, self.fd = self.fd, None
@@ -127,7 +141,7 @@ def checked_path(path: str | os.PathLike[str]) -> str:
     Raises:
         InvalidSession: it is empty, no text, or has a NUL in it.
     """
-    text = os.fspath(path)
+    text: object = os.fspath(path)
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidSession(f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty path without NUL")
     return text

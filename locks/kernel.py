@@ -54,14 +54,14 @@ def is_free(fd: int, right: Right) -> bool:
     return _os.ofd_conflict(fd, _BASES[right], 1) is None
 
 
-def ticket_of(right: Right, arrival_ns: int) -> int:
-    """The ticket of one who arrived at `arrival_ns`."""
-    return _BASES[right] + 1 + min(arrival_ns, _SPAN - 1)
+def ticket_of(right: Right, arrived_at: float) -> int:
+    """The ticket of one who arrived at `arrived_at`."""
+    return _BASES[right] + 1 + min(int(arrived_at * 1e9), _SPAN - 1)
 
 
-def take_ticket(fd: int, right: Right, arrival_ns: int) -> int:
-    """Stand in the queue of all processes as one who arrived at `arrival_ns`; returns the ticket."""
-    ticket = ticket_of(right, arrival_ns)
+def take_ticket(fd: int, right: Right, arrived_at: float) -> int:
+    """Stand in the queue of all processes as one who arrived at `arrived_at`; returns the ticket."""
+    ticket = ticket_of(right, arrived_at)
     while not _os.ofd_lock(fd, ticket):
         ticket += 1  # someone arrived in the same nanosecond
     return ticket
@@ -72,9 +72,10 @@ def drop_ticket(fd: int, ticket: int) -> None:
     _os.ofd_unlock(fd, ticket)
 
 
-def anyone_before(fd: int, right: Right, arrival_ns: int) -> bool:
-    """Whether a waiter of another process arrived before `arrival_ns`."""
-    return _os.ofd_conflict(fd, _BASES[right] + 1, min(arrival_ns, _SPAN - 1)) is not None
+def anyone_before(fd: int, right: Right, arrived_at: float) -> bool:
+    """Whether a waiter of another process arrived before `arrived_at`."""
+    start, end = _BASES[right] + 1, ticket_of(right, arrived_at)
+    return end > start and _os.ofd_conflict(fd, start, end - start) is not None
 
 
 def lowest_before(fd: int, right: Right, ticket: int, ignored: Collection[int]) -> int | None:

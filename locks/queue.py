@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Set
 from itertools import count
 
 from . import _clock, kernel
@@ -21,6 +22,9 @@ _epochs = count(1)
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
 STALLED_AFTER_S = 0.05
 """A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
+
+
+_NONE: Set[int] = frozenset()
 
 
 class RightQueue:
@@ -56,7 +60,7 @@ class RightQueue:
         self.next_poll = math.inf
         self.blocked_by: int | None = None
         self.blocked_since = 0.0
-        self.passed_over: set[int] = set()
+        self.passed_over: Set[int] = _NONE
         """Tickets of other processes that were found not to move."""
 
     @property
@@ -156,11 +160,11 @@ class RightQueue:
 
     def _others_before(self, claim: Claim) -> bool:
         assert self.fd is not None
-        if not kernel.anyone_before(self.fd, self.right, claim.arrival_ns):
+        if not kernel.anyone_before(self.fd, self.right, claim.arrived_at):
             return False
         if not self.passed_over:
             return True
-        end = kernel.ticket_of(self.right, claim.arrival_ns)
+        end = kernel.ticket_of(self.right, claim.arrived_at)
         return kernel.lowest_before(self.fd, self.right, end, self.passed_over) is not None
 
     def _hold(self, claim: Claim) -> Claim:
@@ -185,8 +189,8 @@ class RightQueue:
     def _compete(self) -> None:
         assert self.fd is not None and self.ticket is None
         first = next(iter(self.waiting))
-        self.ticket = kernel.take_ticket(self.fd, self.right, first.arrival_ns)
-        self.competing_since = first.arrival_ns / 1e9
+        self.ticket = kernel.take_ticket(self.fd, self.right, first.arrived_at)
+        self.competing_since = first.arrived_at
         self.next_poll = 0.0
         self.blocked_by = None
 
@@ -203,5 +207,5 @@ class RightQueue:
         elif before != self.blocked_by:
             self.blocked_by, self.blocked_since = before, now
         elif now - self.blocked_since >= STALLED_AFTER_S:
-            self.passed_over.add(before)
+            self.passed_over = {*self.passed_over, before}
             self.next_poll = now

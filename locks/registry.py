@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,7 +107,7 @@ class LockRegistry:
         self._by_file: dict[FileId, Entry] = {}
         self._room = WaitingRoom()
         self._steward = Steward(self._settle)
-        self._passed_over: dict[tuple[FileId, Right], set[int]] = {}
+        self._passed_over: dict[tuple[FileId, Right], Set[int]] = {}
         self._loop: object = None
         self._token: EventLoopToken | None = None
         self._granted = self._appended = 0
@@ -197,7 +197,7 @@ class LockRegistry:
         """
         text = checked_path(path)
         entry = self._by_path.get(text) or self._find(text)
-        held = [q.holder for q in entry.queues if q.holder is not None] if entry else []
+        held = [q.holder for q in entry.queues.values() if q.holder is not None] if entry else []
         for claim in held:
             message = f"{claim.holder} lost {text}: {reason}"
             self._steward.revoke(claim, Revoked(message, path=text, holder=claim.holder))
@@ -205,7 +205,7 @@ class LockRegistry:
 
     def statistics(self) -> RegistryStatistics:
         """What is held and waited for now, and totals."""
-        queues = [queue for entry in self._by_file.values() for queue in entry.queues]
+        queues = [queue for entry in self._by_file.values() for queue in entry.queues.values()]
         return RegistryStatistics(
             sessions=len(self._by_file),
             held=sum(queue.holder is not None for queue in queues),
@@ -230,7 +230,7 @@ class LockRegistry:
                 waiting=len(queue.waiting),
             )
             for entry in self._by_file.values()
-            for queue in entry.queues
+            for queue in entry.queues.values()
             if (claim := queue.holder) is not None
         ]
 
@@ -254,12 +254,12 @@ class LockRegistry:
         else:
             bound = math.inf
         return Claim(
-            arrival_ns=max(1, int((now if arrived_at is None else arrived_at) * 1e9)),
-            identity=current_task() if fence is None else fence,
-            fence=fence,
-            holder=holder,
-            max_hold=self.max_hold if max_hold is None else max_hold,
-            bound=bound,
+            now if arrived_at is None else arrived_at,
+            current_task() if fence is None else fence,
+            fence,
+            holder,
+            self.max_hold if max_hold is None else max_hold,
+            bound,
         )
 
     def acquire_nowait(self, path: str, right: Right, claim: Claim) -> bool:
@@ -272,7 +272,7 @@ class LockRegistry:
         claim.entry = entry
         try:
             with entry.mutex:
-                taken = entry.queues[right].try_ask(claim) is not None
+                taken = entry.queue(right).try_ask(claim) is not None
         except OSError as error:
             self._drop_if_idle(entry)
             raise cannot("lock", path, error) from error
@@ -298,24 +298,20 @@ class LockRegistry:
         while True:
             got = self._ask(path, right, claim)
             try:
-                if got.state is ClaimState.WAITING:
-                    await self._wait(got, give_up_at)
-                else:
+                if not got.waits():
                     await checkpoint()
+                    return got
+                await self._wait(got, give_up_at)
+                if got.waits():
+                    raise self._timed_out(path, got, _clock.clock.now() - asked_at)
             except BaseException:
                 self.release(got)
                 raise
-            if got.state is ClaimState.WAITING:
-                error = self._timed_out(path, got, _clock.clock.now() - asked_at)
-                self.release(got)
-                raise error
-            entry = got.entry
-            assert entry is not None
-            if got.state is not ClaimState.HELD or entry.is_at(path):
+            if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
                 return got  # lost already: entering the block tells
             # Another file was renamed into its place: start over there, with the same arrival.
             self.release(got)
-            self._forget(entry)
+            self._forget(got.entry)
             claim = claim.again()
 
     def release(self, claim: Claim) -> None:
@@ -386,10 +382,10 @@ class LockRegistry:
         while True:
             got = self._ask(path, Right.WRITE, claim)
             try:
-                if got.state is ClaimState.WAITING:
+                waited = got.waits()
+                if waited:
                     await self._wait(got, math.inf)
-                assert got.entry is not None
-                if got.entry.is_at(path):
+                if not waited or got.entry is None or got.entry.is_at(path):
                     if under is not None:
                         under.check(path)
                     return self.write(got, path, data, header)
@@ -444,8 +440,9 @@ class LockRegistry:
             entry = Entry(path, fd, file_id, kernel_locks=kernel_locks, grace=self.grace)
             self._by_file[file_id] = entry
             if self._passed_over:
-                for queue in entry.queues:
-                    queue.passed_over |= self._passed_over.pop((file_id, queue.right), set())
+                for right in Right:
+                    if (file_id, right) in self._passed_over:
+                        entry.queue(right).passed_over = self._passed_over.pop((file_id, right))
         else:
             if fd is not None:
                 _os.close(fd)  # an alias of a file that we have open: one descriptor is enough
@@ -477,9 +474,9 @@ class LockRegistry:
             del self._by_file[entry.file_id]
 
     def _drop_if_idle(self, entry: Entry) -> None:
-        if not entry.idle or entry.closed:
+        if entry.closed or not entry.idle:
             return
-        for queue in entry.queues:
+        for queue in entry.queues.values():
             if queue.passed_over:
                 self._remember(entry.file_id, queue)
         self._forget(entry)
@@ -494,22 +491,30 @@ class LockRegistry:
     # Granting and waiting
 
     def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
-        entry = self._enter(path)
-        claim.entry = entry
-        queue = entry.queues[right]
-        try:
-            with entry.mutex:
-                got = queue.ask(claim)
-        except OSError as error:
-            self.release(claim)
-            self._drop_if_idle(entry)
-            raise cannot("lock", path, error) from error
-        if got.state is ClaimState.WAITING:
-            got.changed = anyio.Event()
-            self._room.update(entry, queue)
-        elif got is claim:
-            self._now_held(claim)
-        return got
+        """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
+        while True:
+            entry = self._enter(path)
+            claim.entry = entry
+            queue = entry.queue(right)
+            try:
+                with entry.mutex:
+                    got = queue.ask(claim)
+            except OSError as error:
+                self.release(claim)
+                self._drop_if_idle(entry)
+                raise cannot("lock", path, error) from error
+            if got.state is ClaimState.WAITING:
+                self._room.update(entry, queue)
+                return got
+            if got is claim:
+                self._now_held(claim)
+            # Between looking the file up and locking it, another may have been renamed into its place.
+            if got is not claim or (self.engine == "none" and entry.fresh) or entry.is_at(path):
+                entry.fresh = False
+                return got
+            self.release(got)
+            self._forget(entry)
+            claim = claim.again()
 
     def _now_held(self, claim: Claim) -> None:
         self._granted += 1
@@ -520,17 +525,21 @@ class LockRegistry:
     async def _wait(self, claim: Claim, give_up_at: float) -> None:
         """Wait until the claim holds the right, or until `give_up_at`. A checkpoint."""
         room = self._room
-        while claim.state is ClaimState.WAITING:
+        while claim.waits():
             until = give_up_at
             if room.is_leader(claim):
                 until = min(until, self._look())
-                if claim.state is not ClaimState.WAITING:
+                if not claim.waits():
                     break
             if claim.failed is not None:
                 raise claim.failed
             if _clock.clock.now() >= give_up_at:
                 return
-            await room.sleep(claim, until)
+            if until == math.inf:
+                claim.changed = changed = anyio.Event()
+                await changed.wait()
+            else:
+                await room.sleep(claim, until)
 
     def _look(self) -> float:
         due = self._room.look()
@@ -589,6 +598,6 @@ def _own_limiter() -> anyio.CapacityLimiter:
 
 
 def _seconds(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or math.isnan(value) or value < 0:
+    if not value >= 0:  # NaN is not
         raise ValueError(f"{name}: {value!r} is no duration; allowed: seconds, 0 and more")
     return float(value)

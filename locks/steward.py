@@ -89,7 +89,7 @@ class Steward:
             return due
         assert claim.entry is not None
         self.revoke(claim, overstayed(claim, claim.entry.path))
-        return now + _PENDING_RETRY_S if claim.state is ClaimState.HELD else math.inf
+        return math.inf if claim.lost is not None else now + _PENDING_RETRY_S
 
 
 def _cancel_blocks(claim: Claim) -> None:

@@ -54,9 +54,6 @@ class WaitingRoom:
     async def sleep(self, claim: Claim, until: float) -> None:
         """Suspend until the claim has changed, or until an instant. A checkpoint."""
         changed = claim.changed = anyio.Event()
-        if until == math.inf:
-            await changed.wait()
-            return
         with CancelScope(deadline=anyio.current_time() + until - _clock.clock.now()):
             await changed.wait()
 
