@@ -340,6 +340,10 @@ class LockRegistry:
         fence.end_by(at)
         self._steward.look_by(at)
 
+    def look_by(self, at: float) -> None:
+        """Have the steward look again at `at` at the latest: a run's fence got its instants."""
+        self._steward.look_by(at)
+
     def write(self, claim: Claim, path: str, data: bytes, header: bytes | None = None) -> Position:
         """Append whole lines under a held write claim, checking inside the write that it is legal.
 

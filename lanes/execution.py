@@ -1,0 +1,194 @@
+"""One run from the inside: what it takes to start it, to end it in time, and to let go of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from locks import Fence, _clock
+from locks.claim import Claim
+from locks.holder import current_fence
+
+from .context import RunContext
+from .run import Run, RunState, _current
+from .session import Session
+
+if TYPE_CHECKING:
+    from .lane import Lane, LaneHost
+    from .spec import LaneSpec, Priority
+    from .timers import Timer
+
+
+class Owner(Protocol):
+    """What an execution needs of its scheduler."""
+
+    services: Mapping[str, Any]
+
+    def end(self, execution: Execution, state: RunState, reason: str) -> None:
+        """End a queued or running execution for the given cause."""
+
+    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
+        """Take note that the body has returned or raised."""
+
+    def session(self, key: str, fence: Fence) -> Session:
+        """A session for a run."""
+
+
+class Execution:
+    """The scheduler's side of a run.
+
+    Invariants: `cause` is set once, by the first thing that asks the run to end, and decides its state; `claim` is held
+    exactly while the run may conduct its session; `timer` is the one instant that the scheduler looks at it next.
+    """
+
+    __slots__ = (
+        "_body_scope",
+        "_owner",
+        "_scope",
+        "args",
+        "body",
+        "cause",
+        "claim",
+        "context",
+        "fence",
+        "file",
+        "hard_deadline",
+        "host",
+        "lane",
+        "late_s",
+        "priority",
+        "run",
+        "spec",
+        "timeout",
+        "timer",
+        "turn_scope",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        run: Run,
+        lane: Lane,
+        *,
+        body: Callable[..., Any],
+        args: tuple[Any, ...],
+        context: Context,
+        fence: Fence,
+        file: str | None,
+        timeout: float,
+        priority: Priority | None,
+    ) -> None:
+        self._owner = owner
+        self.run = run
+        self.lane = lane
+        self.spec: LaneSpec = lane.spec
+        self.body: Callable[..., Any] | None = body
+        self.args = args
+        self.context: Context | None = context
+        self.fence = fence
+        self.file = file
+        """The transcript whose turn it needs, if it conducts one."""
+        self.timeout = timeout
+        self.priority = priority
+        self.hard_deadline = math.inf
+        self.cause: tuple[RunState, str] | None = None
+        self.late_s = 0.0
+        self.claim: Claim | None = None
+        self.timer: Timer | None = None
+        self.turn_scope: anyio.CancelScope | None = None
+        """The wait for a turn that another process has."""
+        self.host: LaneHost | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._body_scope: anyio.CancelScope | None = None
+
+    def __lt__(self, other: Execution) -> bool:
+        return self.run.id < other.run.id
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was asked to end."""
+        return self.cause is not None
+
+    def ask_to_end(self, state: RunState, reason: str) -> bool:
+        """Ask it to end; returns `False` when something else has asked before, or it is over."""
+        if self.cause is not None or self.run.outcome is not None:
+            return False
+        self._owner.end(self, state, reason)
+        return True
+
+    def begin(self) -> None:
+        """Set the deadlines: they count from here."""
+        run, now = self.run, _clock.clock.now()
+        run.state, run.started_at = RunState.RUNNING, now
+        self.hard_deadline = now + self.timeout
+        idle = self.spec.idle_timeout
+        run.deadline = self.hard_deadline if idle is None else min(self.hard_deadline, now + idle)
+        self.fence.deadline = self.hard_deadline
+        self.fence.end_at = self.hard_deadline + self.spec.grace
+
+    def progress(self) -> None:
+        """Start the idle budget anew, within the hard deadline."""
+        idle = self.spec.idle_timeout
+        if idle is None or self.cause is not None or self.run.deadline is None:
+            return
+        self.run.deadline = min(self.hard_deadline, _clock.clock.now() + idle)
+        if self._scope is not None:
+            self._scope.deadline = _on_loop(self.run.deadline)
+
+    def grace_left(self) -> float:
+        """Seconds that a clean-up may take from now."""
+        now = _clock.clock.now()
+        return max(0.0, min(self.fence.end_at - now, self.spec.grace))
+
+    def cancel_body(self, reason: str) -> None:
+        """Cancel the body; it may clean up and write until its fence closes."""
+        if self._scope is not None:
+            self._scope.cancel(reason)
+
+    def stop_telling_body(self) -> None:
+        """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
+        if self._body_scope is not None:
+            self._body_scope.shield = True
+
+    def session(self, key: str) -> Session:
+        """A session, bound to this run's permission to write."""
+        return self._owner.session(key, self.fence)
+
+    async def conduct(self) -> None:
+        """Run the body as a task of its own, in scopes that end it; contains everything it raises."""
+        run = self.run
+        body = self.body
+        if run.outcome is not None or body is None:
+            return  # it was abandoned before the loop came to start it
+        _current.set(run)
+        current_fence.set(self.fence)
+        value: Any = None
+        error: BaseException | None = None
+        assert run.deadline is not None
+        try:
+            with anyio.CancelScope(deadline=_on_loop(run.deadline)) as self._scope:
+                if self.cause is not None:
+                    self._scope.cancel(self.cause[1])
+                with anyio.CancelScope() as self._body_scope:
+                    value = await body(RunContext(self, self._owner.services), *self.args)
+        except BaseException as raised:
+            error = raised
+        if self.cause is None and self._scope is not None and self._scope.cancel_called:
+            self._owner.end(self, RunState.TIMED_OUT, "")  # the loop's own timer was a tick earlier than ours
+        try:
+            self._owner.body_ended(self, value, error)
+            if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+                raise error  # not the run's own: someone ends the whole process, or the loop is gone
+            # A cancellation that is nobody's here (a native `task.cancel()`) ends the run, and must not end the lane.
+        finally:
+            del value, error, body  # a frame that is its own traceback's end would need the garbage collector
+            self.body, self.args, self.context = None, (), None
+
+
+def _on_loop(at: float) -> float:
+    """An instant of the floors' clock on the loop's."""
+    return anyio.current_time() + at - _clock.clock.now()

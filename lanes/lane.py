@@ -1,0 +1,115 @@
+"""A lane: a FIFO of runs with a capacity, and the task group in which their bodies run."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from .spec import LaneSpec, Priority, priority
+
+if TYPE_CHECKING:
+    from .execution import Execution
+
+
+class Lane:
+    """The queue and the running bodies of one lane.
+
+    Invariants: an execution is in `queued` from being submitted until it starts or ends; in `ready` at most once, and
+    only while it needs nothing but a place and a slot (those that have ended meanwhile are skipped); in `running` from
+    its start until it ends or is abandoned.
+    """
+
+    __slots__ = ("host", "in_ring", "name", "priority", "queued", "ready", "running", "spec")
+
+    def __init__(self, name: str, spec: LaneSpec) -> None:
+        self.name = name
+        self.spec = spec
+        self.priority = priority(spec.priority)
+        self.queued: set[Execution] = set()
+        self.ready: list[tuple[int, Execution]] = []
+        self.running: set[Execution] = set()
+        self.in_ring = False
+        """Whether the group has it in the ring of lanes that could start something."""
+        self.host: LaneHost | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.name}: {len(self.running)} of {self.spec.capacity} running, {len(self.queued)} queued>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits on it."""
+        return not self.queued and not self.running
+
+    def make_ready(self, execution: Execution) -> None:
+        """Queue for a place: by age, so that one who had to wait for another process does not wait twice."""
+        heapq.heappush(self.ready, (execution.run.id, execution))
+
+    def next(self) -> Execution | None:
+        """Who would start next; `None` when nobody is ready or the lane is full."""
+        if len(self.running) >= self.spec.capacity:
+            return None
+        while self.ready:
+            execution = self.ready[0][1]
+            if execution.run.outcome is None:
+                return execution
+            heapq.heappop(self.ready)
+        return None
+
+    def take(self) -> Execution:
+        """Move the one that `next` names to the running."""
+        execution = heapq.heappop(self.ready)[1]
+        self.queued.discard(execution)
+        self.running.add(execution)
+        return execution
+
+    def put_back(self, execution: Execution) -> None:
+        """Undo `take`: it has to wait for something else after all."""
+        self.running.discard(execution)
+        self.queued.add(execution)
+
+    def class_of_next(self, execution: Execution) -> Priority:
+        """The priority class that an execution asks in."""
+        return execution.priority if execution.priority is not None else self.priority
+
+
+class LaneHost:
+    """A task group whose children are the bodies of one lane.
+
+    A task group cannot end while a child runs. So when a body is abandoned, its lane takes a fresh host, and the old one
+    ends whenever that body does.
+    """
+
+    def __init__(self) -> None:
+        self._group: TaskGroup | None = None
+        self._waiting: list[tuple[Context, Callable[[], Coroutine[Any, Any, None]], str]] = []
+        self._closing = anyio.Event()
+
+    def start(self, context: Context, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Start a body as a task of its own, in a copy of `context`."""
+        if self._group is None:
+            self._waiting.append((context, body, name))
+        else:
+            context.run(spawn, self._group, body, name)
+
+    def close(self) -> None:
+        """Start nothing more, and end when the last body has."""
+        self._closing.set()
+
+    async def serve(self) -> None:
+        """Hold the task group open until `close`."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            waiting, self._waiting = self._waiting, []
+            for context, body, name in waiting:
+                context.run(spawn, group, body, name)
+            await self._closing.wait()
+
+
+def spawn(group: TaskGroup, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """Start a task that nobody waits for but its group."""
+    _ = group.start_soon(body, name=name)

@@ -1,0 +1,81 @@
+"""From a session's key to its file, such that no key leads anywhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locks import InvalidSession
+from locks.transcript import HEADER_KEY
+
+MAX_KEY_BYTES = 1024
+_UNREADABLE = re.compile(r"[^a-z0-9]+")
+
+
+def check_key(key: Any) -> str:
+    """A session key: 1 byte to 1 KiB of UTF-8 without NUL, control characters or lone surrogates.
+
+    Equal keys are equal code points: nothing is normalised.
+
+    Raises:
+        InvalidSession: before anything is opened or created.
+    """
+    allowed = "allowed: 1 byte to 1 KiB of UTF-8 without control characters"
+    if not isinstance(key, str):
+        raise InvalidSession(f"session: {type(key).__name__} is no text; {allowed}")
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise InvalidSession(f"session: {key[:40]!r} has {len(key)} characters; {allowed}")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidSession(f"session: {key!r:.80} has a lone surrogate; {allowed}") from None
+    if size > MAX_KEY_BYTES:
+        raise InvalidSession(f"session: {key!r:.80} has {size} bytes; {allowed}")
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in key):
+        raise InvalidSession(f"session: {key!r:.80} has a control character; {allowed}")
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLayout:
+    """Where sessions live.
+
+    Args:
+        root: the directory; paths outside it are refused.
+        path: from a key to a path below `root`; by default `<readable part>-<16 hex digits of SHA-256>.jsonl`.
+        header: from a key to a file's first line, which is no record; by default one that names the key, and none
+            where `path` is given.
+    """
+
+    root: str | os.PathLike[str]
+    path: Callable[[str], str | os.PathLike[str]] | None = None
+    header: Callable[[str], Mapping[str, Any]] | None = None
+
+    def file_of(self, key: str) -> str:
+        """The transcript of a session, by the key alone: touches no disk but where `path` is given.
+
+        Raises:
+            InvalidSession: the key is not allowed, or leads outside the root.
+        """
+        check_key(key)
+        root = os.fspath(self.root)
+        if self.path is None:
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+            readable = _UNREADABLE.sub("-", key.lower()[:120]).strip("-")[:60].strip("-")
+            return os.path.join(root, f"{readable}-{digest}.jsonl" if readable else f"{digest}.jsonl")
+        given = os.fspath(self.path(key))
+        found = os.path.realpath(os.path.join(root, given))
+        if not Path(found).is_relative_to(os.path.realpath(root)) or found == os.path.realpath(root):
+            raise InvalidSession(f"session: {key!r:.80} leads to {given!r}; allowed: files below {root}")
+        return found
+
+    def header_of(self, key: str) -> Mapping[str, Any] | None:
+        """The first line of a new file."""
+        if self.header is not None:
+            return self.header(key)
+        return {HEADER_KEY: key, "format": 1} if self.path is None else None

@@ -1,0 +1,490 @@
+"""The scheduler: from a submitted piece of work to its outcome.
+
+How a run moves. `submit` makes an execution and queues it on its lane and, if it conducts a session, for the session's
+turn. At the front of its session it is *ready*; a ready one is admitted when its lane has a place and its group a slot;
+admitted, it takes the session's turn in the lock registry (another process may have it: then it gives place and slot
+back and waits outside) and starts. Whatever asks it to end goes through `end`, whoever lets go of it goes through
+`_leave`; both are synchronous, so no cancellation can come in between.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from itertools import count
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from locks import Fence, Holder, LeaseLost, LockRegistry, Revoked, Right, RunEnded, _clock
+from locks._events import log
+
+from .admission import Group
+from .errors import (
+    Draining,
+    InvalidLane,
+    LaneFull,
+    RunAbandoned,
+    RunAbandonedAfterTimeout,
+    RunCancelled,
+    RunError,
+    RunSuperseded,
+    RunTimedOut,
+)
+from .execution import Execution
+from .lane import Lane, LaneHost, spawn
+from .layout import SessionLayout
+from .run import Body, Outcome, Run, RunState, current_run, scrub
+from .session import Session
+from .spec import SpecTable, priority, seconds
+from .timers import Timers
+from .turns import Turns
+
+Hook = Callable[[Run], Any]
+_SESSION_PREFIX = "session:"
+_ERRORS: dict[RunState, type[RunError]] = {
+    RunState.TIMED_OUT: RunTimedOut,
+    RunState.CANCELLED: RunCancelled,
+    RunState.SUPERSEDED: RunSuperseded,
+}
+
+
+class Scheduler:
+    """Lanes, groups, turns and runs of one supervisor. To be used on the event loop's thread.
+
+    `serve` must be running for anything to start or to time out.
+    """
+
+    def __init__(
+        self,
+        specs: SpecTable,
+        registry: LockRegistry,
+        layout: SessionLayout,
+        *,
+        keep_outcomes: int = 1000,
+        on_run_start: Hook | None = None,
+        on_run_end: Hook | None = None,
+    ) -> None:
+        self.specs = specs
+        self.registry = registry
+        self.layout = layout
+        self.services: Mapping[str, Any] = {}
+        self.accepting = False
+        """Whether `submit` takes work."""
+        self.starting = False
+        """Whether queued work is started."""
+        self.lanes: dict[str, Lane] = {}
+        self.groups = {name: Group(spec) for name, spec in specs.groups.items()}
+        self.turns = Turns()
+        self.live: dict[int, Execution] = {}
+        self.abandoned: set[Execution] = set()
+        self.late_writes_refused = 0
+        self.ended: dict[RunState, int] = dict.fromkeys((s for s in RunState if s.ended), 0)
+        self.timers = Timers()
+        self._finished: OrderedDict[int, Run] = OrderedDict()
+        self._keep = keep_outcomes
+        self._on_run_start, self._on_run_end = on_run_start, on_run_end
+        self._ids = count(1)
+        self._group: TaskGroup | None = None
+        self._calm: anyio.Event | None = None
+
+    async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Hold the task group whose children are the lanes, until cancelled."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            task_status.started()
+            await self.timers.serve()
+
+    # Submitting
+
+    def submit(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        *,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority_name: str | None = None,
+    ) -> Run:
+        """Queue a piece of work. Never blocks.
+
+        Raises:
+            Draining: nothing is accepted now.
+            InvalidLane: the lane is unknown, or a value is not allowed.
+            InvalidSession: the session's key is not allowed.
+            LaneFull: the lane's queue has reached its limit.
+        """
+        if not self.accepting:
+            raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
+        queue = self.lanes.get(lane) or Lane(lane, self.specs.find(lane))
+        spec = queue.spec
+        session = self._session_for(lane, session)
+        file = self.layout.file_of(session) if session is not None else None
+        hard = spec.timeout if timeout is None else seconds("timeout", timeout)
+        if spec.idle_timeout is not None and spec.idle_timeout > hard:
+            raise InvalidLane(
+                f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), which it would hide"
+            )
+        cls = priority(priority_name) if priority_name is not None else None
+        if spec.queue_limit is not None and len(queue.queued) >= spec.queue_limit and not self._free(queue, file):
+            raise LaneFull(
+                f"lane {lane!r} is full: {len(queue.queued)} queued; allowed: {spec.queue_limit} (queue_limit)",
+                lane=lane,
+                queued=len(queue.queued),
+                limit=spec.queue_limit,
+            )
+        now = _clock.clock.now()
+        parent = current_run()
+        run = Run(next(self._ids), lane, session, turn and session is not None, parent.id if parent else None, now)
+        execution = Execution(
+            self,
+            run,
+            queue,
+            body=body,
+            args=args,
+            context=contextvars.copy_context(),
+            fence=Fence(Holder(lane, run.id)),
+            file=file if run.turn else None,
+            timeout=hard,
+            priority=cls,
+        )
+        run._execution = execution
+        self._queue(execution)
+        return run
+
+    def _session_for(self, lane: str, session: str | None) -> str | None:
+        if not lane.startswith(_SESSION_PREFIX):
+            return session
+        key = lane[len(_SESSION_PREFIX) :]
+        if session is None:
+            return key
+        if session != key:
+            raise InvalidLane(f"session: {session!r:.80} is not the one of lane {lane!r:.80}; allowed: {key!r:.80}, or none")
+        return session
+
+    def _free(self, lane: Lane, file: str | None) -> bool:
+        """Whether one more would start at once, so that a limit of 0 means: no waiting, not: no work."""
+        group = self.groups[lane.spec.group]
+        turn_free = file is None or self.turns.front(file) is None
+        return turn_free and not lane.queued and len(lane.running) < lane.spec.capacity and group.running < group.spec.slots
+
+    def _queue(self, execution: Execution) -> None:
+        run, lane, spec = execution.run, execution.lane, execution.spec
+        self.lanes[lane.name] = lane
+        self.live[run.id] = execution
+        lane.queued.add(execution)
+        if spec.queue_timeout is not None:
+            reason = f"waited {spec.queue_timeout:g} s in the queue of lane {lane.name}"
+            execution.timer = self.timers.at(
+                run.enqueued_at + spec.queue_timeout, partial(self.end, execution, RunState.TIMED_OUT, reason)
+            )
+        if execution.file is None or self.turns.join(execution.file, execution):
+            lane.make_ready(execution)
+            self._admit(lane)
+
+    # Starting
+
+    def _admit(self, lane: Lane) -> None:
+        """Start whatever may start now in the lane's group."""
+        group = self.groups[lane.spec.group]
+        group.offer(lane)
+        while self.starting and (admitted := group.admit()) is not None:
+            self._start(*admitted)
+
+    def admit_all(self) -> None:
+        """Start whatever may start now; after `starting` was set."""
+        for lane in list(self.lanes.values()):
+            self._admit(lane)
+
+    def _start(self, lane: Lane, execution: Execution) -> None:
+        execution.begin()
+        try:
+            turn = self._take_turn(execution)
+        except Exception as error:
+            # The file cannot be opened or locked: the run's failure, nobody else's.
+            self._finish(execution, RunState.FAILED, f"{type(error).__name__}: {error}", error=error)
+            return
+        if not turn:
+            self._wait_outside(lane, execution)
+            return
+        run = execution.run
+        self.timers.cancel(execution.timer)
+        assert run.deadline is not None
+        execution.timer = self.timers.at(run.deadline, partial(self._deadline, execution))
+        if lane.host is None:
+            lane.host = LaneHost()
+            self._spawn(lane.host.serve, f"lane {lane.name}")
+        execution.host = lane.host
+        assert execution.context is not None
+        self._call_hook(self._on_run_start, run)
+        lane.host.start(execution.context, execution.conduct, f"run {run.id} on lane {lane.name}")
+
+    def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Start a task of our own, with none of the variables of whoever happened to call."""
+        assert self._group is not None
+        contextvars.Context().run(spawn, self._group, body, name)
+
+    def _take_turn(self, execution: Execution) -> bool:
+        """Take the session's turn if no other process has it; a run without one has nothing to take."""
+        file = execution.file
+        if file is None:
+            return True
+        claim = execution.claim
+        if claim is None:
+            claim = self._turn_claim(execution)
+            if not self.registry.acquire_nowait(file, Right.TURN, claim):
+                return False
+            execution.claim = claim
+        claim.deadline = execution.fence.deadline
+        self.registry.look_by(execution.fence.end_at)
+        return claim.lost is None
+
+    def _turn_claim(self, execution: Execution) -> Any:
+        claim = self.registry.new_claim(
+            max_hold=float("inf"), fence=execution.fence, arrived_at=execution.run.enqueued_at
+        )
+        claim.on_lost = partial(self._turn_lost, execution)
+        return claim
+
+    def _wait_outside(self, lane: Lane, execution: Execution) -> None:
+        """Give place and slot back, and wait until the other process has finished its turn."""
+        run, fence = execution.run, execution.fence
+        run.state, run.started_at, run.deadline = RunState.QUEUED, None, None
+        fence.deadline = fence.end_at = float("inf")
+        execution.claim = None
+        lane.put_back(execution)
+        self.groups[lane.spec.group].give_back()
+        execution.turn_scope = anyio.CancelScope()
+        self._spawn(partial(self._wait_for_turn, execution), f"turn for run {run.id}")
+
+    async def _wait_for_turn(self, execution: Execution) -> None:
+        scope, file = execution.turn_scope, execution.file
+        assert scope is not None and file is not None
+        with scope:
+            try:
+                claim = await self.registry.acquire(file, Right.TURN, self._turn_claim(execution))
+            except Exception as error:
+                self._finish(execution, RunState.FAILED, f"{type(error).__name__}: {error}", error=error)
+                return
+            if execution.run.outcome is not None:
+                self.registry.release(claim)
+                return
+            execution.claim, execution.turn_scope = claim, None
+            execution.lane.make_ready(execution)
+            self._admit(execution.lane)
+
+    # Ending
+
+    def end(self, execution: Execution, state: RunState, reason: str) -> None:
+        """Ask a run to end, for the first cause that comes: cancel its body, let it clean up, and see that it does."""
+        run = execution.run
+        if execution.cause is not None or run.outcome is not None:
+            return
+        now = _clock.clock.now()
+        if run.state is RunState.QUEUED:
+            execution.cause = (state, reason)
+            self._finish(execution, state, reason)
+            return
+        if state is RunState.TIMED_OUT:
+            assert run.deadline is not None
+            execution.late_s = max(0.0, now - run.deadline)
+            reason = reason or self._timeout_reason(execution)
+        execution.cause = (state, reason)
+        run.reason = reason
+        end_at = now + execution.spec.grace
+        self.registry.end_by(execution.fence, end_at)
+        self.timers.cancel(execution.timer)
+        execution.timer = self.timers.at(end_at, partial(self._abandon, execution))
+        if state is RunState.TIMED_OUT:
+            self._log_timeout(execution)
+        execution.cancel_body(f"run {run.id}: {reason}")
+
+    def _timeout_reason(self, execution: Execution) -> str:
+        deadline = execution.run.deadline
+        if deadline is not None and deadline < execution.hard_deadline:
+            return f"made no progress for {execution.spec.idle_timeout:g} s"
+        return f"timed out after {execution.timeout:g} s"
+
+    def _deadline(self, execution: Execution) -> None:
+        deadline = execution.run.deadline
+        assert deadline is not None
+        if _clock.clock.now() < deadline:  # `progress()` has moved it
+            execution.timer = self.timers.at(deadline, partial(self._deadline, execution))
+            return
+        self.end(execution, RunState.TIMED_OUT, "")
+
+    def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
+        """The session was taken from a run: by hand, or by the steward because this loop was late."""
+        execution.fence.close(type(error) if isinstance(error, Revoked) else RunEnded)
+        deadline = execution.run.deadline
+        if deadline is not None and _clock.clock.now() >= deadline:
+            self.end(execution, RunState.TIMED_OUT, "")
+        else:
+            self.end(execution, RunState.CANCELLED, f"its turn was revoked: {error}")
+
+    def _abandon(self, execution: Execution) -> None:
+        """The grace has passed and the body still runs: go on without it."""
+        run, lane = execution.run, execution.lane
+        if run.outcome is not None or execution.cause is None:
+            return
+        state, reason = execution.cause
+        execution.stop_telling_body()
+        self.abandoned.add(execution)
+        if lane.host is not None and lane.host is execution.host:
+            lane.host.close()
+            lane.host = None
+        kind = RunAbandonedAfterTimeout if state is RunState.TIMED_OUT else RunAbandoned
+        reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
+        log("run_abandoned", level="error", **self._fields(execution), reason=reason, abandoned=len(self.abandoned))
+        self._finish(execution, RunState.ABANDONED, reason, error=kind(f"run {run.id} on lane {run.lane} {reason}", run))
+
+    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
+        """Turn what the body did into the run's outcome."""
+        run = execution.run
+        if run.outcome is not None:
+            self.abandoned.discard(execution)
+            log("abandoned_body_ended", **self._fields(execution))
+            self._settle()
+            return
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        if execution.cause is None and cancelled:
+            execution.cause = (RunState.CANCELLED, "cancelled from outside the supervisor")
+        if execution.cause is None:
+            if error is None:
+                self._finish(execution, RunState.DONE, "", value=value)
+            else:
+                self._finish(execution, RunState.FAILED, f"{type(error).__name__}: {error}", error=error)
+            return
+        state, reason = execution.cause
+        self._finish(execution, state, reason, value=value, body_error=None if cancelled else error)
+
+    def _finish(
+        self,
+        execution: Execution,
+        state: RunState,
+        reason: str,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+        body_error: BaseException | None = None,
+    ) -> None:
+        """End a run, in whatever state it was, and let its successors go on."""
+        run, now = execution.run, _clock.clock.now()
+        text = scrub(error or body_error) if (error or body_error) is not None else None  # type: ignore[arg-type]  # one of them is not None
+        if error is None and (kind := _ERRORS.get(state)) is not None:
+            error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
+            error.__cause__ = body_error
+        execution.fence.close()
+        started = run.started_at
+        self.timers.cancel(execution.timer)
+        if state is RunState.TIMED_OUT and started is None:
+            self._log_timeout(execution, reason)
+        outcome = Outcome(
+            state=state,
+            value=value,
+            error=error,
+            reason=reason,
+            waited_s=(now if started is None else started) - run.enqueued_at,
+            ran_s=0.0 if started is None else now - started,
+            late_s=execution.late_s,
+            traceback=text,
+        )
+        self._leave(execution)
+        self.ended[state] += 1
+        self.live.pop(run.id, None)
+        self._finished[run.id] = run
+        while len(self._finished) > self._keep:
+            self._finished.popitem(last=False)
+        if state is not RunState.ABANDONED:
+            execution.body, execution.args, execution.context = None, (), None
+        run._end(outcome)
+        self._call_hook(self._on_run_end, run)
+        if state is RunState.FAILED:
+            log("run_failed", level="warning", **self._fields(execution), error=reason)
+        self._settle()
+
+    def _leave(self, execution: Execution) -> None:
+        """Give back everything an execution has: turn, place, slot, queue positions; let the next ones in."""
+        lane, claim = execution.lane, execution.claim
+        execution.claim = None
+        if claim is not None:
+            claim.on_lost = None
+            self.registry.release(claim)
+        if execution.turn_scope is not None:
+            execution.turn_scope.cancel()
+            execution.turn_scope = None
+        if execution in lane.running:
+            lane.running.discard(execution)
+            self.groups[lane.spec.group].give_back()
+        lane.queued.discard(execution)
+        if execution.file is not None:
+            follower = self.turns.leave(execution.file, execution)
+            if follower is not None:
+                follower.lane.make_ready(follower)
+                if follower.lane is not lane:
+                    self._admit(follower.lane)
+        self._admit(lane)
+        if lane.spec.wild and lane.idle and self.lanes.get(lane.name) is lane:
+            del self.lanes[lane.name]
+            if lane.host is not None:
+                lane.host.close()
+                lane.host = None
+
+    # Looking and waiting
+
+    def find(self, run_id: int) -> Run | None:
+        """A live or recently finished run."""
+        execution = self.live.get(run_id)
+        return execution.run if execution is not None else self._finished.get(run_id)
+
+    def running(self) -> list[Execution]:
+        """The executions whose bodies run and are not abandoned."""
+        return [e for e in self.live.values() if e.run.state is RunState.RUNNING]
+
+    async def calm(self) -> None:
+        """Wait until no body runs that is not abandoned. A checkpoint."""
+        while self.running():
+            if self._calm is None:
+                self._calm = anyio.Event()
+            await self._calm.wait()
+        await anyio.lowlevel.checkpoint()
+
+    def _settle(self) -> None:
+        if self._calm is not None and not self.running():
+            self._calm.set()
+            self._calm = None
+
+    def session(self, key: str, fence: Fence) -> Session:
+        """A session, for the run that `fence` belongs to."""
+        return Session(key, self.layout, self.registry, fence, self._refused)
+
+    def _refused(self) -> None:
+        self.late_writes_refused += 1
+
+    def _call_hook(self, hook: Hook | None, run: Run) -> None:
+        if hook is None:
+            return
+        try:
+            hook(run)
+        except Exception as error:
+            log("hook_failed", level="error", hook=repr(hook), run=run.id, error=repr(error))
+
+    def _fields(self, execution: Execution) -> dict[str, Any]:
+        run = execution.run
+        return {"run": run.id, "lane": run.lane, "session": run.session, "holder": str(execution.fence.holder)}
+
+    def _log_timeout(self, execution: Execution, reason: str = "") -> None:
+        limit = execution.timeout if execution.run.started_at is not None else execution.spec.queue_timeout
+        log(
+            "run_timed_out",
+            level="warning",
+            **self._fields(execution),
+            timeout_s=limit,
+            late_s=round(execution.late_s, 3),
+            reason=reason or execution.run.reason,
+        )

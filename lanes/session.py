@@ -1,0 +1,85 @@
+"""A run's hand on a session's transcript: every write asks first whether the run may still write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from locks import Lease, LeaseLost, Position, Records
+from locks.transcript import encode, encode_all
+
+if TYPE_CHECKING:
+    from locks import Fence, LockRegistry
+
+    from .layout import SessionLayout
+
+
+class Session:
+    """One session, for one run. Made by the run's context.
+
+    Appends take a momentary write lease, so others may append meanwhile; they raise `RunEnded` or `Superseded` once the
+    run has ended, was superseded, or has passed the grace after its cancellation: a dead run never writes.
+    """
+
+    __slots__ = ("_fence", "_header", "_on_refused", "_registry", "key", "path")
+
+    def __init__(
+        self, key: str, layout: SessionLayout, registry: LockRegistry, fence: Fence, on_refused: Callable[[], Any]
+    ) -> None:
+        self.key = key
+        self.path = layout.file_of(key)
+        header = layout.header_of(key)
+        self._header = None if header is None else encode(header, self.path)
+        self._registry = registry
+        self._fence = fence
+        self._on_refused = on_refused
+
+    def __repr__(self) -> str:
+        return f"<Session {self.key!r} at {self.path}, {self._fence!r}>"
+
+    async def read(self, *, last: int | None = None, on_error: Literal["skip", "raise"] = "skip") -> Records:
+        """The session's records, oldest first: a whole prefix of them. A checkpoint; takes no lock.
+
+        Args:
+            last: only the last so many.
+            on_error: leave a broken line out (it is listed in `.skipped`), or raise.
+
+        Raises:
+            TranscriptError: it cannot be read, or has a broken line.
+        """
+        return await self._registry.read(self.path, last=last, on_error=on_error)
+
+    async def append(self, record: Mapping[str, Any]) -> Position:
+        """Append one record behind all others, whole. A checkpoint.
+
+        Cancelled or failed, the record is not in the file; returned, it survives the death of this process.
+
+        Raises:
+            RunEnded, Superseded, LeaseLost: the run may not write any more.
+            TranscriptError: no JSON object, or the operating system refused; the file is as before.
+        """
+        data = encode_all((record,), self.path)
+        try:
+            return await self._registry.append_lines(self.path, data, under=self._fence, header=self._header)
+        except LeaseLost:
+            self._on_refused()
+            raise
+
+    def append_sync(self, record: Mapping[str, Any]) -> Position:
+        """As `append`, from a worker thread of the run; blocks that thread until the event loop has done it.
+
+        Raises what `append` raises.
+        """
+        data = encode_all((record,), self.path)
+        try:
+            return self._registry.append_lines_sync(self.path, data, under=self._fence, header=self._header)
+        except LeaseLost:
+            self._on_refused()
+            raise
+
+    def lease(self, *, wait_timeout: float | None = None, max_hold: float | None = None) -> Lease:
+        """The session's write lease, to append several records with nothing in between: `async with session.lease()`.
+
+        Others wait meanwhile, so never hold it over a model call. It ends with the run, whatever is shielded.
+        """
+        return self._registry.lease(self.path, wait_timeout=wait_timeout, max_hold=max_hold)

@@ -1,0 +1,49 @@
+"""Run one coroutine function beside everything else, without a task group of the caller's.
+
+A supervisor may be started in one task and stopped in another, and may have to leave abandoned bodies behind; a task
+group of the caller's allows neither. So its own task group lives in a background task, and this is the only place
+that starts one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+
+from locks._loop import current_loop
+
+_tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
+
+
+class Background:
+    """A background task: what it raised, and when it is over."""
+
+    def __init__(self) -> None:
+        self.over = anyio.Event()
+        self.error: BaseException | None = None
+
+    def start(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Start `body`, which must end by itself; a cancellation of the whole loop reaches it like any task."""
+
+        async def contained() -> None:
+            try:
+                await body()
+            except BaseException as error:
+                self.error = error
+                if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+                    return  # whoever waits raises it; a task that raises it would take the loop down in the middle
+                if isinstance(error, anyio.get_cancelled_exc_class()):
+                    raise
+            finally:
+                self.over.set()
+
+        if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
+            task = loop.create_task(contained(), name=name)
+            _tasks.add(task)
+            task.add_done_callback(_tasks.discard)
+        else:
+            sys.modules["trio"].lowlevel.spawn_system_task(contained, name=name)

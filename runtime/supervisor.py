@@ -1,0 +1,371 @@
+"""The supervisor: one process's lanes, locks and services, from start to stop."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+
+from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Run, RunState, SessionLayout
+from lanes.run import Body
+from lanes.scheduler import Hook, Scheduler
+from lanes.spec import SpecTable, seconds, whole
+from locks import InvalidSession, LockRegistry, _clock
+from locks._events import log
+
+from .background import Background
+from .lag import LagMeter
+from .statistics import Statistics, take
+
+ServiceFactory = Callable[[], AbstractAsyncContextManager[Any]]
+_SETTLE_S = 1.0  # beyond the longest grace: for outcomes to be recorded after the last body was abandoned
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReport:
+    """What became of the work when a supervisor drained."""
+
+    finished: int
+    """Runs that ended by themselves while draining."""
+    cancelled: int
+    """Runs that were cancelled at the end of the drain and ended within their grace."""
+    abandoned: tuple[Run, ...]
+    """Runs whose bodies ignored their cancellation, and still run."""
+    unstarted: tuple[Run, ...]
+    """Runs that were still queued."""
+
+
+class AbandonedBodies(RuntimeError):
+    """A supervisor stopped, but bodies that ignored their cancellation still run. They are fenced: they cannot write."""
+
+    def __init__(self, runs: tuple[Run, ...]) -> None:
+        super().__init__(f"{len(runs)} abandoned: " + "; ".join(repr(run) for run in runs[:10]))
+        self.runs = runs
+
+
+class Supervisor:
+    """Owns everything in one process: its task group's children are lanes, whose children are runs.
+
+    Use it as an async context manager, or call `start` and `stop`, from different tasks if need be. Not thread-safe.
+
+    Args:
+        sessions: the directory of the transcripts, created when missing, or a `SessionLayout` for an existing one.
+        lanes: specifications that add to the default lanes or override them by pattern.
+        groups: the same for groups.
+        services: name to factory of an async context manager; entered in order before work is accepted, left in
+            reverse order, and handed to bodies as `ctx.services`.
+        registry: the lock registry; by default one of its own.
+        drain_timeout: seconds that running runs get to finish when the context manager is left without an exception.
+        keep_outcomes: how many finished runs `find` still knows.
+        on_run_start, on_run_end: called with each run; an exception in one is logged and harms nothing.
+
+    Raises:
+        InvalidLane: a specification is not allowed, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        sessions: str | os.PathLike[str] | SessionLayout,
+        *,
+        lanes: Iterable[LaneSpec] = (),
+        groups: Iterable[GroupSpec] = (),
+        services: Mapping[str, ServiceFactory] | None = None,
+        registry: LockRegistry | None = None,
+        drain_timeout: float = 30.0,
+        keep_outcomes: int = 1000,
+        on_run_start: Hook | None = None,
+        on_run_end: Hook | None = None,
+    ) -> None:
+        self.layout = sessions if isinstance(sessions, SessionLayout) else SessionLayout(os.fspath(sessions))
+        self.registry = registry if registry is not None else LockRegistry()
+        self.drain_timeout = seconds("drain_timeout", drain_timeout, zero=True)
+        self._scheduler = Scheduler(
+            SpecTable(lanes, groups),
+            self.registry,
+            self.layout,
+            keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),
+            on_run_start=on_run_start,
+            on_run_end=on_run_end,
+        )
+        self._services = dict(services or {})
+        self._lag = LagMeter()
+        self._state: Literal["new", "running", "draining", "stopped"] = "new"
+        self._background: Background | None = None
+        self._ready: anyio.Event | None = None
+        self._leave: anyio.Event | None = None
+        self._block: anyio.CancelScope | None = None
+
+    def __repr__(self) -> str:
+        now = self._scheduler
+        queued = sum(len(lane.queued) for lane in now.lanes.values())
+        return f"<Supervisor of {self.layout.root}, {self._state}: {len(now.running())} running, {queued} queued>"
+
+    # Life
+
+    async def start(self) -> None:
+        """Enter the services and open admission. A checkpoint; cancelled or failed, nothing is left running.
+
+        Raises:
+            InvalidSession: the sessions directory cannot be used; the message says why.
+            Exception: whatever a service raised on entering.
+        """
+        if self._state != "new":
+            raise RuntimeError(f"a supervisor starts once; this one is {self._state}")
+        _check_root(os.fspath(self.layout.root))
+        self._state = "running"
+        self._ready, self._leave = anyio.Event(), anyio.Event()
+        background = self._background = Background()
+        background.start(self._serve, f"supervisor of {self.layout.root}")
+        try:
+            await self._ready.wait()
+        except BaseException:
+            await self._end_background()
+            raise
+        if background.over.is_set():
+            self._state = "stopped"
+            raise background.error or RuntimeError("the supervisor ended while it started")
+        self._scheduler.accepting = self._scheduler.starting = True
+        log("supervisor_started", sessions=os.fspath(self.layout.root), pid=os.getpid())
+
+    async def stop(self, *, drain_timeout: float | None = None) -> DrainReport:
+        """Refuse new work, let running runs finish for `drain_timeout` seconds, cancel the rest, leave the services.
+
+        Bounded: it ends after the drain, the longest grace, and the services' own leaving. Cancelled while it drains,
+        it goes on to cancel the runs at once, and raises the cancellation afterwards. Calling it again does nothing.
+
+        Raises:
+            AbandonedBodies: some bodies ignored their cancellation; everything else is stopped.
+        """
+        if self._state in ("new", "stopped"):
+            self._state = "stopped"
+            return DrainReport(0, 0, (), ())
+        limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
+        report = DrainReport(0, 0, (), ())
+        try:
+            report = await self.drain(limit)
+        finally:
+            await self._end_background()
+            log("supervisor_stopped", finished=report.finished, cancelled=report.cancelled, unstarted=len(report.unstarted))
+        error = self._background.error if self._background is not None else None
+        if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
+            raise error
+        zombies = tuple(execution.run for execution in self._scheduler.abandoned)
+        if zombies:
+            raise AbandonedBodies(zombies)
+        return report
+
+    async def drain(self, timeout: float) -> DrainReport:
+        """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
+
+        Lasts until `stop`. Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
+        """
+        scheduler = self._scheduler
+        scheduler.accepting = scheduler.starting = False
+        if self._state == "running":
+            self._state = "draining"
+        before = scheduler.running()
+        abandoned_before = len(scheduler.abandoned)
+        try:
+            with anyio.move_on_after(timeout):
+                await scheduler.calm()
+        finally:
+            left = scheduler.running()
+            for execution in left:
+                execution.ask_to_end(RunState.CANCELLED, "the supervisor is stopping")
+            grace = max((execution.spec.grace for execution in left), default=0.0)
+            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + grace + _SETTLE_S):
+                if left:
+                    await scheduler.calm()
+        zombies = tuple(execution.run for execution in scheduler.abandoned)
+        ended_late = len(zombies) - abandoned_before
+        unstarted = sorted((e.run for lane in scheduler.lanes.values() for e in lane.queued), key=lambda run: run.id)
+        return DrainReport(
+            finished=len(before) - len(left), cancelled=len(left) - ended_late, abandoned=zombies, unstarted=tuple(unstarted)
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        self._block = anyio.CancelScope()
+        self._block.__enter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._block is not None
+        swallowed = self._block.__exit__(kind, error, traceback)
+        try:
+            await self.stop(drain_timeout=None if error is None else 0.0)
+        except AbandonedBodies:
+            if error is None or swallowed:
+                raise
+            log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
+        return swallowed
+
+    async def _serve(self) -> None:
+        """The background task: services, task group, and the way out."""
+        assert self._ready is not None and self._leave is not None
+        ready, leave = self._ready, self._leave
+        try:
+            async with AsyncExitStack() as stack:
+                for name, factory in self._services.items():
+                    try:
+                        self._scheduler.services = {
+                            **self._scheduler.services,
+                            name: await stack.enter_async_context(factory()),
+                        }
+                    except BaseException as error:
+                        error.add_note(f"service {name!r} failed to start; admission stays closed")
+                        raise
+                async with anyio.create_task_group() as group:
+                    await group.start(self._scheduler.serve)
+                    _ = group.start_soon(self._lag.serve, name="loop lag meter")
+                    ready.set()
+                    await leave.wait()
+                    group.cancel_scope.cancel()
+        finally:
+            self._scheduler.accepting = self._scheduler.starting = False
+            ready.set()
+            if not leave.is_set() and self._block is not None:
+                self._block.cancel()  # it failed by itself: whoever uses the supervisor must not go on
+
+    async def _end_background(self) -> None:
+        """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind in the background."""
+        background, leave = self._background, self._leave
+        assert background is not None and leave is not None
+        for execution in list(self._scheduler.live.values()):
+            execution.ask_to_end(RunState.CANCELLED, "the supervisor stopped before it started")
+        leave.set()
+        with anyio.CancelScope(shield=True):
+            if not self._scheduler.abandoned:
+                await background.over.wait()
+        self._state = "stopped"
+
+    # Work
+
+    def submit(
+        self,
+        lane: str,
+        fn: Body,
+        *args: Any,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+    ) -> Run:
+        """Queue `fn(ctx, *args)` on a lane. Never blocks.
+
+        Args:
+            lane: made on first use after the specification that matches its name.
+            fn: an async function; its first argument is the `RunContext`.
+            session: the session it conducts; a `session:<key>` lane's runs conduct `<key>`.
+            turn: `False` to append to that session without conducting it.
+            timeout: seconds it may run, instead of the lane's.
+            priority: `"foreground"`, `"normal"` or `"background"`, instead of the lane's.
+
+        Raises:
+            Draining, InvalidLane, InvalidSession, LaneFull: no run exists.
+        """
+        return self._scheduler.submit(
+            lane, fn, args, session=session, turn=turn, timeout=timeout, priority_name=priority
+        )
+
+    def post(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        priority: str | None = None,
+    ) -> Run:
+        """Queue a message for the lane's handler, called as `handler(ctx, [message])`. Never blocks.
+
+        Args:
+            message: a `Message`; anything else becomes the body of one.
+
+        Raises:
+            Draining, InvalidLane, InvalidSession, LaneFull: no run exists.
+        """
+        handler = self._scheduler.specs.find(lane).handler
+        if handler is None:
+            raise InvalidLane(f"lane {lane!r:.80} has no handler; post needs LaneSpec(handler=...), or use submit")
+        wrapped = message if isinstance(message, Message) else Message(message)
+        return self._scheduler.submit(
+            lane, handler, ([wrapped],), session=session, timeout=timeout, priority_name=priority
+        )
+
+    async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
+        """Submit, wait, and return what the body returned; cancelling the waiter cancels the run. A checkpoint.
+
+        Raises:
+            What `submit` and `Run.result` raise.
+        """
+        run = self.submit(lane, fn, *args, **options)
+        try:
+            return await run.result()
+        finally:
+            if run.outcome is None:
+                run.cancel("whoever waited for it was cancelled")
+
+    def cancel(
+        self, *, lane: str | None = None, session: str | None = None, reason: str = "cancelled", queued: bool = True
+    ) -> int:
+        """Ask all runs of a lane, of a session, or all to end; returns how many were asked.
+
+        Args:
+            queued: whether to cancel the queued ones too.
+        """
+        chosen = [
+            execution
+            for execution in list(self._scheduler.live.values())
+            if (lane is None or execution.run.lane == lane)
+            and (session is None or execution.run.session == session)
+            and (queued or execution.run.state is RunState.RUNNING)
+        ]
+        # The latest first, lest each one that goes starts the next one just to cancel it.
+        return sum(execution.ask_to_end(RunState.CANCELLED, reason) for execution in reversed(chosen))
+
+    # Looking
+
+    def find(self, run_id: int) -> Run | None:
+        """A live run, or one of the last `keep_outcomes` finished ones."""
+        return self._scheduler.find(run_id)
+
+    def runs(self, *, session: str | None = None) -> list[Run]:
+        """The queued and running runs, oldest first."""
+        return [
+            execution.run
+            for execution in self._scheduler.live.values()
+            if session is None or execution.run.session == session
+        ]
+
+    def sessions(self) -> list[str]:
+        """The keys of the sessions that live runs name."""
+        return sorted({e.run.session for e in self._scheduler.live.values() if e.run.session is not None})
+
+    def statistics(self) -> Statistics:
+        """What it holds at this instant; cheap enough to ask ten times a second."""
+        return take(self._scheduler, self._lag.quantiles(), _clock.clock.now())
+
+
+def _check_root(root: str) -> None:
+    """Make the sessions directory if need be, and see that it can be written.
+
+    Raises:
+        InvalidSession: it cannot.
+    """
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            raise NotADirectoryError(20, "Not a directory", root)
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", root)
+    except OSError as error:
+        raise InvalidSession(f"sessions: {root!r} cannot be used ({error.strerror}); allowed: a writable directory") from error
