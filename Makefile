@@ -1,0 +1,48 @@
+# `make run`, `make test`, `make check` and `make bench` make the virtual environment themselves; `ARGS` goes to the program:
+# make run ARGS="--backend trio"
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := run
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+# The newest interpreter on the path, unless one is named: make PYTHON=/opt/python3.13/bin/python3
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
+
+.PHONY: run test check bench format clean
+
+run: $(STAMP)
+	@$(BIN)/lanes run $(ARGS)
+
+test: check
+	$(BIN)/pytest $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@$(BIN)/python -m benchmarks locks $(ARGS)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp comes last: an installation that was interrupted is done again.
+$(STAMP): pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "error: session-lanes needs Python 3.11 or newer; none is on the path" >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
+		"error: session-lanes needs Python 3.11 or newer, and this is %d.%d" % v[:2])'
+	@rm -f $@
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
