@@ -1,0 +1,161 @@
+"""Hostile defaults: every async test on every event loop, and failure for whatever leaves something behind or blocks.
+
+- Async tests need no marker; they run on asyncio in debug mode, uvloop and trio, or on those that
+  `@pytest.mark.backends` names.
+- With the fixture `virtual` they run on asyncio and trio in virtual time: see `virtual.py`.
+- Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
+- `pytest --failure A3` and `pytest --suite S1` select tests by their markers.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from tests import blocking, leaks, virtual
+
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "asyncio": ("asyncio", {"debug": True}),
+    "uvloop": ("asyncio", {"debug": True, "use_uvloop": True}),
+    "trio": ("trio", {}),
+}
+VIRTUAL = ("asyncio", "trio")
+
+CATALOGUED = ("failure", "suite")
+_ID = re.compile(r"[A-Z]+[0-9]+[a-z]?")
+
+_failed = pytest.StashKey[bool]()
+_before = pytest.StashKey[leaks.Look]()
+
+
+# Event loops
+
+
+@pytest.fixture(scope="module")
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The event loop of an async test, and its options. `pytest_generate_tests` below chooses."""
+    name, in_virtual_time = request.param
+    return (name, virtual.backend_options(name)) if in_virtual_time else BACKENDS[name]
+
+
+@pytest.fixture(name="virtual")
+def _virtual() -> Iterator[virtual.VirtualClock]:
+    """Virtual time for this test, asynchronous or not."""
+    with virtual.virtual_time() as clock:
+        yield clock
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "anyio_backend" not in metafunc.fixturenames:
+        return
+    if any("anyio_backend" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize")):
+        return
+    in_virtual_time = "virtual" in metafunc.fixturenames
+    names = list(VIRTUAL if in_virtual_time else BACKENDS)
+    if chosen := metafunc.definition.get_closest_marker("backends"):
+        if unknown := set(chosen.args) - set(BACKENDS):
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: no such backend: {', '.join(sorted(unknown))}")
+        names = [name for name in names if name in chosen.args]
+    metafunc.parametrize(
+        "anyio_backend", [(name, in_virtual_time) for name in names], ids=names, indirect=True, scope="module"
+    )
+
+
+# Leaks and blocking calls
+
+
+def pytest_configure() -> None:
+    blocking.install()
+
+
+def pytest_sessionstart() -> None:
+    # The first uvloop of a process opens descriptors that stay. They are nobody's leak.
+    import uvloop
+
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    # Set up first, torn down last: by then every loop of the test has closed.
+    blocking.seen.clear()
+    before = request.node.stash[_before] = leaks.Look()
+    if "virtual" in request.fixturenames:
+        request.getfixturevalue("virtual")  # before async fixtures, whose loop must go by it
+    yield
+    if request.node.stash.get(_failed, False):
+        return  # what it left behind is no news
+    if found := leaks.complaints(before) + blocking.seen:
+        pytest.fail("\n".join(found), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    original, before = pyfuncitem.obj, pyfuncitem.stash[_before]
+    given = getattr(original, "hypothesis", None)
+    if given is not None:
+        # Not twice: the function is shared by the event loops, and anyio has wrapped it for the one before.
+        if inspect.iscoroutinefunction(given.inner_test) and not hasattr(given.inner_test, "_watched"):
+            given.inner_test = _watched(given.inner_test, before)
+    elif inspect.iscoroutinefunction(original):
+        pyfuncitem.obj = _watched(original, before)
+    try:
+        result = yield
+    finally:
+        pyfuncitem.obj = original
+    if blocking.seen:
+        pytest.fail("\n".join(blocking.seen), pytrace=False)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    if call.excinfo is not None:
+        item.stash[_failed] = True
+
+
+def _watched(test: Callable[..., Any], look: leaks.Look) -> Callable[..., Any]:
+    """`test`, failing if it leaves tasks or leases behind in a loop that lives on."""
+
+    @functools.wraps(test)
+    async def watched(*args: Any, **kwargs: Any) -> None:
+        before = leaks.tasks()
+        await test(*args, **kwargs)
+        found = [f"leaked task: {name}" for name in await leaks.leaked_tasks(before)] + leaks.busy_now(look)
+        if found:
+            pytest.fail("\n".join(found), pytrace=False)
+
+    watched._watched = True  # type: ignore[attr-defined]  # a mark for the hook above
+    return watched
+
+
+# The failure catalogue and the suites
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    for marker in CATALOGUED:
+        parser.addoption(
+            f"--{marker}", action="append", metavar="ID", default=[], help=f"only tests marked {marker}(ID)"
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wrong = [
+        f"{item.nodeid}: {name}{marker.args!r} does not name ids such as 'A3'"
+        for item in items
+        for name in CATALOGUED
+        for marker in item.iter_markers(name)
+        if marker.kwargs or not marker.args or not all(_ID.fullmatch(str(one)) for one in marker.args)
+    ]
+    if wrong:
+        raise pytest.UsageError("\n".join(wrong))
+    for name in CATALOGUED:
+        if wanted := set(config.getoption(name)):
+            chosen = [item for item in items if wanted & {one for m in item.iter_markers(name) for one in m.args}]
+            config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+            items[:] = chosen

@@ -1,0 +1,128 @@
+"""What a test must not leave behind: tasks, threads, descriptors, child processes, leases.
+
+Each kind has a look at what exists; `conftest.py` takes one before and one after. Objects are compared by identity,
+never by count: a leak beside a release is still a leak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+ENDS_WITHIN = 2.0
+"""Seconds that a thread may take to end after its loop has closed."""
+
+
+def tasks() -> dict[object, str]:
+    """All tasks of the running loop, by coroutine (which, unlike an id, is not used twice while it is referenced)."""
+    return {info.coro: f"{info.name} ({info.coro!r})" for info in anyio.get_running_tasks()}
+
+
+async def leaked_tasks(before: Iterable[object]) -> list[str]:
+    """The tasks that are not among `before` and do not end within a few rounds of the loop."""
+    known = set(map(id, before))
+    for _ in range(10):
+        if all(id(coro) in known for coro in tasks()):
+            return []
+        await checkpoint()
+    return [name for coro, name in tasks().items() if id(coro) not in known]
+
+
+def busy_registries() -> list[tuple[object, str]]:
+    """All lock registries that are not empty, and how."""
+    module = sys.modules.get("locks.registry")
+    found = []
+    for registry in module.live_registries() if module is not None else ():
+        statistics = registry.statistics()
+        if statistics.held or statistics.waiting:
+            found.append((registry, f"held={statistics.held} waiting={statistics.waiting}"))
+    return found
+
+
+def descriptors() -> frozenset[tuple[int, str]]:
+    """All open descriptors and what they refer to; empty where the kernel does not tell."""
+    found = set()
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- names are wanted, and no Path for each
+            # Not there any more: the descriptor of this very listing.
+            with contextlib.suppress(FileNotFoundError):
+                found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))  # noqa: PTH115 -- such as "pipe:[23]"
+    return frozenset(found)
+
+
+def children() -> frozenset[int]:
+    """The ids of all child processes, dead ones that nobody has waited for included."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found.update(int(pid) for pid in task.read_text().split())
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What exists outside of loops."""
+
+    threads: frozenset[threading.Thread] = field(default_factory=lambda: frozenset(threading.enumerate()))
+    descriptors: frozenset[tuple[int, str]] = field(default_factory=descriptors)
+    children: frozenset[int] = field(default_factory=children)
+    busy_registries: frozenset[int] = field(default_factory=lambda: frozenset(id(one) for one, _ in busy_registries()))
+
+
+def complaints(before: Look) -> list[str]:
+    """What has come to exist since `before` and is still there. Waits for threads that are about to end."""
+
+    def new_descriptors() -> list[tuple[int, str]]:
+        return sorted(one for one in descriptors() - before.descriptors if one[0] != _tracker("_fd"))
+
+    found = []
+    if threads := _after_all(lambda: [t for t in threading.enumerate() if t not in before.threads and not _stays(t)]):
+        found.append(f"leaked threads: {', '.join(repr(thread) for thread in threads)}")
+    if left := _after_all(new_descriptors, within=0.2):
+        found.append(f"leaked descriptors: {', '.join(f'{number} ({target})' for number, target in left)}")
+    if pids := _after_all(lambda: sorted(children() - before.children - {_tracker("_pid")}), within=0.2):
+        found.append(f"leaked processes: {', '.join(map(str, pids))}")
+    found += busy_now(before)
+    return found
+
+
+def busy_now(before: Look) -> list[str]:
+    """The lock registries in which somebody still holds or waits, unless he did in `before`."""
+    busy = _after_all(lambda: [one for one in busy_registries() if id(one[0]) not in before.busy_registries], within=0)
+    return [f"registry not idle: {registry!r}: {state}" for registry, state in busy]
+
+
+def _after_all(look: Callable[[], list], within: float | None = None) -> list:
+    """What `look` finds in the end: collected cycles and ended threads are not leaks."""
+    if not look():
+        return []
+    gc.collect()
+    deadline = time.monotonic() + (ENDS_WITHIN if within is None else within)
+    while (left := look()) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return left
+
+
+def _tracker(attribute: str) -> int | None:
+    """Of the child that `multiprocessing` keeps for as long as the process lives."""
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    return None if module is None else getattr(module._resource_tracker, attribute, None)
+
+
+def _stays(thread: threading.Thread) -> bool:
+    """Threads of the process: the steward, and those that trio keeps for the next caller."""
+    if thread.name == "locks-steward" and thread.daemon:
+        return True
+    from trio._core._thread_cache import THREAD_CACHE  # trio has no public word for "idle"
+
+    return any(worker._thread is thread for worker in list(THREAD_CACHE._idle_workers))
