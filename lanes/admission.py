@@ -20,8 +20,8 @@ HANDICAP_S = {Priority.FOREGROUND: 0.0, Priority.NORMAL: 1.0, Priority.BACKGROUN
 class Group:
     """The slots of one group.
 
-    Invariant: a lane with a ready run and a free place is in exactly one ring; `running` counts the executions that hold
-    a slot, which are those in `Lane.running` of its lanes.
+    Invariant: a lane with a ready run and a free place is in exactly one ring; `running` counts the executions that
+    hold a slot, which are those in `Lane.running` of its lanes.
     """
 
     __slots__ = ("_rings", "running", "spec")

@@ -43,7 +43,9 @@ class RunContext:
         """
         if self._session is None:
             if self.run.session is None:
-                raise InvalidSession(f"run {self.run.id} on lane {self.run.lane} names no session; submit it with session=")
+                raise InvalidSession(
+                    f"run {self.run.id} on lane {self.run.lane} names no session; submit it with session="
+                )
             self._session = self.session_of(self.run.session)
         return self._session
 
@@ -65,7 +67,7 @@ class RunContext:
         self.run._emit(event)
 
     def progress(self) -> None:
-        """Say that the run gets on: starts its `idle_timeout` anew, within its hard `timeout`. From the loop's thread."""
+        """Say that the run gets on: starts its `idle_timeout` anew, within its hard `timeout`. On the loop's thread."""
         self._execution.progress()
 
     @asynccontextmanager

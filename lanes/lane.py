@@ -80,8 +80,8 @@ class Lane:
 class LaneHost:
     """A task group whose children are the bodies of one lane.
 
-    A task group cannot end while a child runs. So when a body is abandoned, its lane takes a fresh host, and the old one
-    ends whenever that body does.
+    A task group cannot end while a child runs. So when a body is abandoned, its lane takes a fresh host, and the old
+    one ends whenever that body does.
     """
 
     def __init__(self) -> None:

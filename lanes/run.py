@@ -103,9 +103,9 @@ class Run:
     )
 
     def __init__(
-        self, id: int, lane: str, session: str | None, turn: bool, parent: int | None, enqueued_at: float
+        self, run_id: int, lane: str, session: str | None, turn: bool, parent: int | None, enqueued_at: float
     ) -> None:
-        self.id = id
+        self.id = run_id
         """Counts up within a supervisor."""
         self.lane = lane
         self.session = session

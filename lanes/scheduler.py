@@ -128,7 +128,8 @@ class Scheduler:
         hard = spec.timeout if timeout is None else seconds("timeout", timeout)
         if spec.idle_timeout is not None and spec.idle_timeout > hard:
             raise InvalidLane(
-                f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), which it would hide"
+                f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), "
+                "which it would hide"
             )
         cls = priority(priority_name) if priority_name is not None else None
         if spec.queue_limit is not None and len(queue.queued) >= spec.queue_limit and not self._free(queue, file):
@@ -164,14 +165,21 @@ class Scheduler:
         if session is None:
             return key
         if session != key:
-            raise InvalidLane(f"session: {session!r:.80} is not the one of lane {lane!r:.80}; allowed: {key!r:.80}, or none")
+            raise InvalidLane(
+                f"session: {session!r:.80} is not the one of lane {lane!r:.80}; allowed: {key!r:.80}, or none"
+            )
         return session
 
     def _free(self, lane: Lane, file: str | None) -> bool:
         """Whether one more would start at once, so that a limit of 0 means: no waiting, not: no work."""
         group = self.groups[lane.spec.group]
         turn_free = file is None or self.turns.front(file) is None
-        return turn_free and not lane.queued and len(lane.running) < lane.spec.capacity and group.running < group.spec.slots
+        return (
+            turn_free
+            and not lane.queued
+            and len(lane.running) < lane.spec.capacity
+            and group.running < group.spec.slots
+        )
 
     def _queue(self, execution: Execution) -> None:
         run, lane, spec = execution.run, execution.lane, execution.spec
@@ -341,7 +349,9 @@ class Scheduler:
         kind = RunAbandonedAfterTimeout if state is RunState.TIMED_OUT else RunAbandoned
         reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
         log("run_abandoned", level="error", **self._fields(execution), reason=reason, abandoned=len(self.abandoned))
-        self._finish(execution, RunState.ABANDONED, reason, error=kind(f"run {run.id} on lane {run.lane} {reason}", run))
+        self._finish(
+            execution, RunState.ABANDONED, reason, error=kind(f"run {run.id} on lane {run.lane} {reason}", run)
+        )
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Turn what the body did into the run's outcome."""
@@ -375,7 +385,8 @@ class Scheduler:
     ) -> None:
         """End a run, in whatever state it was, and let its successors go on."""
         run, now = execution.run, _clock.clock.now()
-        text = scrub(error or body_error) if (error or body_error) is not None else None  # type: ignore[arg-type]  # one of them is not None
+        raised = error if error is not None else body_error
+        text = scrub(raised) if raised is not None else None
         if error is None and (kind := _ERRORS.get(state)) is not None:
             error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
             error.__cause__ = body_error

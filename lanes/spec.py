@@ -94,7 +94,9 @@ class LaneSpec:
         where = f"lane {self.pattern!r}, "
         pattern: object = self.pattern
         if not isinstance(pattern, str) or not pattern or "*" in pattern[:-1] or not pattern.isprintable():
-            raise InvalidLane(f"pattern: {self.pattern!r:.80} is not allowed; allowed: a printable name, or a prefix and `*`")
+            raise InvalidLane(
+                f"pattern: {self.pattern!r:.80} is not allowed; allowed: a printable name, or a prefix and `*`"
+            )
         if self.handler is not None:
             _check_handler(where, self.handler)
         whole(where + "capacity", self.capacity, 1)
@@ -107,7 +109,8 @@ class LaneSpec:
             whole(where + "queue_limit", self.queue_limit, 0)
         if self.idle_timeout is not None and seconds(where + "idle_timeout", self.idle_timeout) > self.timeout:
             raise InvalidLane(
-                f"{where}idle_timeout: {self.idle_timeout} s is longer than timeout ({self.timeout} s), which ends it first"
+                f"{where}idle_timeout: {self.idle_timeout} s is longer than timeout ({self.timeout} s), "
+                "which ends it first"
             )
 
     @property
@@ -121,7 +124,7 @@ class LaneSpec:
 
 
 def _check_handler(where: str, handler: Any) -> None:
-    target: Any = handler if inspect.isroutine(handler) else getattr(handler, "__call__", None)
+    target: Any = handler if inspect.isroutine(handler) else type(handler).__call__ if callable(handler) else None
     while hasattr(target, "func"):
         target = target.func
     if not callable(handler) or not inspect.iscoroutinefunction(target):
@@ -198,7 +201,9 @@ class SpecTable:
         raise InvalidLane(f"lane: {name!r:.80} is unknown; allowed: {known}")
 
 
-def _merged(defaults: Iterable[T], given: Iterable[T], name: Callable[[T], str], field: str, kind: type[T]) -> dict[str, T]:
+def _merged(
+    defaults: Iterable[T], given: Iterable[T], name: Callable[[T], str], field: str, kind: type[T]
+) -> dict[str, T]:
     merged = {name(spec): spec for spec in defaults}
     seen: set[str] = set()
     for spec in given:

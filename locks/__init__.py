@@ -18,7 +18,8 @@ from .errors import (
 from .holder import Fence, Holder
 from .kernel import Right
 from .lease import Lease
-from .registry import HeldRight, LockRegistry, RegistryStatistics
+from .registry import LockRegistry
+from .statistics import HeldRight, RegistryStatistics
 from .transcript import BrokenLine, Position, Records
 
 __all__ = [

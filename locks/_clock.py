@@ -1,8 +1,8 @@
 """The seam for time: every clock reading of the three floors, and the thread that acts when the event loop cannot.
 
-All instants in `locks` and `lanes` are seconds of one monotonic clock (`time.monotonic`), never of the wall and never of
-an event loop: a worker thread and the steward must be able to compare them, and trio's loop clock has an origin of its own.
-Code that arms a loop timer converts by difference.
+All instants in `locks` and `lanes` are seconds of one monotonic clock (`time.monotonic`), never of the wall and never
+of an event loop: a worker thread and the steward must be able to compare them, and trio's loop clock has an origin of
+its own. Code that arms a loop timer converts by difference.
 
 Tests replace `clock` as a whole (`tests/virtual.py`): then time stands still until everything is idle, and alarms ring
 inline when it jumps instead of on a thread.

@@ -1,7 +1,7 @@
 """The seam for the operating system: every call by which the floors touch a disk or a kernel lock.
 
-Callers write `_os.write(...)`, never `from ._os import write`, so a test that replaces one name here fails, stops or kills
-exactly there.
+Callers write `_os.write(...)`, never `from ._os import write`, so a test that replaces one name here fails, stops or
+kills exactly there.
 """
 
 from __future__ import annotations
@@ -10,12 +10,26 @@ import fcntl
 import struct
 from os import (
     close as close,
+)
+from os import (
     fdatasync as fdatasync,
+)
+from os import (
     fstat as fstat,
+)
+from os import (
     ftruncate as ftruncate,
+)
+from os import (
     open as open,
+)
+from os import (
     pread as pread,
+)
+from os import (
     stat as stat,
+)
+from os import (
     write as write,
 )
 

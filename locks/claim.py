@@ -61,7 +61,13 @@ class Claim:
     """Called on the loop when the claim is lost, for whoever owns it without a block."""
 
     def __init__(
-        self, arrived_at: float, identity: object, fence: Fence | None, holder: Holder | None, max_hold: float, bound: float
+        self,
+        arrived_at: float,
+        identity: object,
+        fence: Fence | None,
+        holder: Holder | None,
+        max_hold: float,
+        bound: float,
     ) -> None:
         self.arrived_at = arrived_at
         """When it asked; its place in the queue."""

@@ -21,12 +21,25 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.
 class Entry:
     """A file's descriptor, its two queues, and the mutex that guards both.
 
-    `mutex` covers the state of the queues, the descriptor's locks, each write and the close. The event loop's thread and
-    worker threads wait for it; the steward only ever tries it, because a write may hang in the kernel. It is taken last:
-    no other lock is taken while it is held.
+    `mutex` covers the state of the queues, the descriptor's locks, each write and the close. The event loop's thread
+    and worker threads wait for it; the steward only ever tries it, because a write may hang in the kernel. It is taken
+    last: no other lock is taken while it is held.
     """
 
-    __slots__ = ("_grace", "_lock_fd", "closed", "fd", "file_id", "fresh", "mutex", "notes", "path", "paths", "queues", "sealed_size")
+    __slots__ = (
+        "_grace",
+        "_lock_fd",
+        "closed",
+        "fd",
+        "file_id",
+        "fresh",
+        "mutex",
+        "notes",
+        "path",
+        "paths",
+        "queues",
+        "sealed_size",
+    )
 
     def __init__(self, path: str, fd: int | None, file_id: FileId, *, kernel_locks: bool, grace: float) -> None:
         self.path = path
@@ -50,10 +63,7 @@ class Entry:
     @property
     def idle(self) -> bool:
         """Whether nobody here holds or waits for either right."""
-        for queue in self.queues.values():
-            if queue.holder is not None or queue.waiting:
-                return False
-        return True
+        return all(queue.idle for queue in self.queues.values())
 
     def queue(self, right: Right) -> RightQueue:
         """The queue of a right."""

@@ -1,14 +1,14 @@
 """Exclusion between processes: Linux open-file-description locks on the session file itself.
 
 The idea. Each right of a file is one lock byte far beyond its end. Whoever has the byte has the right, and the kernel
-takes it back when the process dies, so there is nothing to clean up, ever. Such a lock has no queue: whoever asks at the
-right moment gets it, and a process that re-acquires without a gap starves all others (shares of 1 : 99 were measured).
-So a waiter also locks one byte at `base + arrival in monotonic nanoseconds` as its ticket, and takes the lock byte only
-when nobody holds a lower ticket. Safety rests on the lock byte alone; tickets only order.
+takes it back when the process dies, so there is nothing to clean up, ever. Such a lock has no queue: whoever asks at
+the right moment gets it, and a process that re-acquires without a gap starves all others (shares of 1 : 99 were
+measured). So a waiter also locks one byte at `base + arrival in monotonic nanoseconds` as its ticket, and takes the
+lock byte only when nobody holds a lower ticket. Safety rests on the lock byte alone; tickets only order.
 
 Rejected: `flock` (no ticket ranges, and an inherited descriptor shares it), POSIX `F_SETLK` (any `close` of the file in
-the process drops it), lock files (someone must decide whether their owner is dead), waking all waiters by inotify (costs
-two thirds of the throughput).
+the process drops it), lock files (someone must decide whether their owner is dead), waking all waiters by inotify
+(costs two thirds of the throughput).
 
 Sources: fcntl_locking(2), "Open file description locks".
 """
@@ -20,7 +20,6 @@ from collections.abc import Collection
 from enum import IntEnum
 
 from . import _os
-
 
 AVAILABLE = sys.platform == "linux"
 """Whether this platform has such locks."""

@@ -1,8 +1,8 @@
 """One right of one file: who has it, who waits for it, and whose turn it is between processes.
 
-Every method is one synchronous state change. The caller holds the file's mutex, and acts afterwards on what is returned:
-the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the path that a
-cancellation takes is the path that every release takes.
+Every method is one synchronous state change. The caller holds the file's mutex, and acts afterwards on what is
+returned: the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the
+path that a cancellation takes is the path that every release takes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The registry: everything that this process holds or waits for, file by file.
 
-How it hangs together. A `LockRegistry` keeps an `Entry` per file that is held or waited for, keyed by device and inode,
-and nothing for all others. An entry has a `RightQueue` per right; a queue orders `Claim`s. All decisions are synchronous
-methods of the queue, taken under the entry's mutex on the event loop's thread; what they return is acted upon here.
+How it hangs together. `OpenFiles` has an `Entry` per file that is held or waited for, and nothing for all others. An
+entry has a `RightQueue` per right; a queue orders `Claim`s. All decisions are synchronous methods of the queue, taken
+under the entry's mutex on the event loop's thread; what they return is acted upon here.
 
 Two helpers act beside it: the `WaitingRoom` looks after files that other processes hold, and the `Steward` ends what
 overstays, from a thread, so that a frozen loop cannot keep a session.
@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import anyio
@@ -25,13 +24,14 @@ from . import _clock, _os, transcript
 from ._events import log
 from ._loop import current_loop, current_task, poster
 from .claim import Claim, ClaimState
-from .entry import Entry, FileId, cannot, checked_path, identify, open_file
+from .entry import Entry, cannot, checked_path
 from .errors import LeaseLost, LeaseTimeout, Revoked
+from .files import OpenFiles
 from .holder import Fence, Holder, current_fence
 from .kernel import AVAILABLE as KERNEL_LOCKS
 from .kernel import Right
 from .lease import Lease
-from .queue import RightQueue
+from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .steward import Steward
 from .transcript import OnError, Position, Records, encode_all
 from .waiting import WaitingRoom
@@ -46,41 +46,6 @@ def live_registries() -> list[LockRegistry]:
     return list(_live)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldRight:
-    """One right that is held in this process, for status displays."""
-
-    path: str
-    right: Literal["turn", "write"]
-    holder: Holder
-    epoch: int
-    held_s: float
-    remaining_s: float | None
-    """Until it is taken away at the latest, grace included; `None` without a limit."""
-    waiting: int
-    """Claims of this process that queue behind it."""
-
-
-@dataclass(frozen=True, slots=True)
-class RegistryStatistics:
-    """What a registry holds at this instant, counted afresh, and its totals since it was made."""
-
-    sessions: int
-    """Files that are held or waited for."""
-    held: int
-    """Rights held."""
-    waiting: int
-    """Claims that wait."""
-    competing: int
-    """Of those, the ones that wait for another process."""
-    granted: int
-    """Total of rights granted."""
-    revoked: int
-    """Total of rights taken away."""
-    appended: int
-    """Total of acknowledged writes."""
-
-
 class LockRegistry:
     """Hands out turn and write leases on session files, to one event loop at a time.
 
@@ -90,7 +55,8 @@ class LockRegistry:
         engine: `"kernel"` excludes other processes through Linux open-file-description locks, `"none"` only this
             process's tasks; `"auto"` is the strongest that the platform has.
 
-    Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its own.
+    Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its
+    own.
     """
 
     def __init__(
@@ -103,11 +69,9 @@ class LockRegistry:
         if engine != "none" and not KERNEL_LOCKS:
             raise ValueError(f"engine: {engine!r} needs Linux open-file-description locks; allowed here: 'none'")
         self.engine: Literal["kernel", "none"] = "none" if engine == "none" else "kernel"
-        self._by_path: dict[str, Entry] = {}
-        self._by_file: dict[FileId, Entry] = {}
+        self._files = OpenFiles(kernel_locks=self.engine == "kernel", grace=self.grace)
         self._room = WaitingRoom()
         self._steward = Steward(self._settle)
-        self._passed_over: dict[tuple[FileId, Right], Set[int]] = {}
         self._loop: object = None
         self._token: EventLoopToken | None = None
         self._granted = self._appended = 0
@@ -196,7 +160,7 @@ class LockRegistry:
         The holders' blocks are cancelled, their later appends raise `Revoked`; who waits goes on at once.
         """
         text = checked_path(path)
-        entry = self._by_path.get(text) or self._find(text)
+        entry = self._files.find(text)
         held = [q.holder for q in entry.queues.values() if q.holder is not None] if entry else []
         for claim in held:
             message = f"{claim.holder} lost {text}: {reason}"
@@ -205,11 +169,8 @@ class LockRegistry:
 
     def statistics(self) -> RegistryStatistics:
         """What is held and waited for now, and totals."""
-        queues = [queue for entry in self._by_file.values() for queue in entry.queues.values()]
-        return RegistryStatistics(
-            sessions=len(self._by_file),
-            held=sum(queue.holder is not None for queue in queues),
-            waiting=sum(len(queue.waiting) for queue in queues),
+        return count(
+            self._files,
             competing=len(self._room.competing),
             granted=self._granted,
             revoked=self._steward.revoked,
@@ -218,21 +179,7 @@ class LockRegistry:
 
     def holders(self) -> list[HeldRight]:
         """Every right that is held in this process, with its holder."""
-        now = _clock.clock.now()
-        return [
-            HeldRight(
-                path=entry.path,
-                right="turn" if queue.right is Right.TURN else "write",
-                holder=claim.holder,
-                epoch=claim.epoch,
-                held_s=now - claim.acquired_at,
-                remaining_s=claim.remaining(),
-                waiting=len(queue.waiting),
-            )
-            for entry in self._by_file.values()
-            for queue in entry.queues.values()
-            if (claim := queue.holder) is not None
-        ]
+        return held_rights(self._files)
 
     # For schedulers, which own the scope that a claim lives in
 
@@ -274,14 +221,14 @@ class LockRegistry:
             with entry.mutex:
                 taken = entry.queue(right).try_ask(claim) is not None
         except OSError as error:
-            self._drop_if_idle(entry)
+            self._files.drop_if_idle(entry)
             raise cannot("lock", path, error) from error
         if taken:
             self._now_held(claim)
             if entry.is_at(path):
                 return True
             self.release(claim)
-        self._drop_if_idle(entry)
+        self._files.drop_if_idle(entry)
         return False
 
     async def acquire(self, path: str, right: Right, claim: Claim, wait_timeout: float | None = None) -> Claim:
@@ -311,11 +258,11 @@ class LockRegistry:
                 return got  # lost already: entering the block tells
             # Another file was renamed into its place: start over there, with the same arrival.
             self.release(got)
-            self._forget(got.entry)
+            self._files.forget(got.entry)
             claim = claim.again()
 
     def release(self, claim: Claim) -> None:
-        """Give a claim back, in whatever state it is. Synchronous, idempotent for the last handle, never interrupted."""
+        """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it."""
         entry, queue = claim.entry, claim.queue
         if entry is None or queue is None or claim.state is ClaimState.OVER:
             return
@@ -330,7 +277,7 @@ class LockRegistry:
             self._room.update(entry, queue)
         if granted is not None:
             self._now_held(granted)
-        self._drop_if_idle(entry)
+        self._files.drop_if_idle(entry)
 
     def end_by(self, fence: Fence, at: float) -> None:
         """Let a run write until `at` at most: what it holds is taken away then, what it writes later is refused.
@@ -395,7 +342,7 @@ class LockRegistry:
                     return self.write(got, path, data, header)
             finally:
                 self.release(got)
-            self._forget(got.entry)
+            self._files.forget(got.entry)
             claim = claim.again()
 
     def append_lines_sync(
@@ -412,7 +359,7 @@ class LockRegistry:
 
         return from_thread.run(append, token=self._token)
 
-    # Entries
+    # Internals
 
     def _new_lease(
         self,
@@ -430,69 +377,13 @@ class LockRegistry:
         loop = current_loop()
         if loop is not self._loop:
             self._bind(loop)
-        entry = self._by_path.get(path)
-        if entry is not None:
-            return entry
-        kernel_locks = self.engine == "kernel"
-        fd: int | None = None
-        if kernel_locks:
-            fd, file_id = open_file(path)
-        else:
-            file_id = identify(path)
-        entry = self._by_file.get(file_id)
-        if entry is None:
-            entry = Entry(path, fd, file_id, kernel_locks=kernel_locks, grace=self.grace)
-            self._by_file[file_id] = entry
-            if self._passed_over:
-                for right in Right:
-                    if (file_id, right) in self._passed_over:
-                        entry.queue(right).passed_over = self._passed_over.pop((file_id, right))
-        else:
-            if fd is not None:
-                _os.close(fd)  # an alias of a file that we have open: one descriptor is enough
-            entry.paths.add(path)
-        self._by_path[path] = entry
-        return entry
+        return self._files.enter(path)
 
     def _bind(self, loop: object) -> None:
-        if self._by_file:
+        if len(self._files):
             raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
         self._loop, self._token = loop, current_token()
         self._steward.post = poster()
-
-    def _find(self, path: str) -> Entry | None:
-        try:
-            found = _os.stat(path)
-        except OSError:
-            return None
-        return self._by_file.get((found.st_dev, found.st_ino))
-
-    def _forget(self, entry: Entry | None) -> None:
-        """Let the names of a file that was replaced lead to the new one."""
-        if entry is None:
-            return
-        for path in entry.paths:
-            if self._by_path.get(path) is entry:
-                del self._by_path[path]
-        if self._by_file.get(entry.file_id) is entry and entry.idle:
-            del self._by_file[entry.file_id]
-
-    def _drop_if_idle(self, entry: Entry) -> None:
-        if entry.closed or not entry.idle:
-            return
-        for queue in entry.queues.values():
-            if queue.passed_over:
-                self._remember(entry.file_id, queue)
-        self._forget(entry)
-        entry.close()
-
-    def _remember(self, file_id: FileId, queue: RightQueue) -> None:
-        """Keep which tickets do not move, lest each new claim waits for a stopped process again."""
-        while len(self._passed_over) >= 64:
-            del self._passed_over[next(iter(self._passed_over))]
-        self._passed_over[file_id, queue.right] = queue.passed_over
-
-    # Granting and waiting
 
     def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
         """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
@@ -505,7 +396,7 @@ class LockRegistry:
                     got = queue.ask(claim)
             except OSError as error:
                 self.release(claim)
-                self._drop_if_idle(entry)
+                self._files.drop_if_idle(entry)
                 raise cannot("lock", path, error) from error
             if got.state is ClaimState.WAITING:
                 self._room.update(entry, queue)
@@ -517,7 +408,7 @@ class LockRegistry:
                 entry.fresh = False
                 return got
             self.release(got)
-            self._forget(entry)
+            self._files.forget(entry)
             claim = claim.again()
 
     def _now_held(self, claim: Claim) -> None:

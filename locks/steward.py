@@ -5,8 +5,8 @@ the block; at the end of the grace it takes the right away itself, so other proc
 frozen, and leaves the rest (telling the block, granting to the next here) to the loop.
 
 Its rules, each bought with a failure: it compares the claim with the holder inside the mutex (else it unlocks the next
-holder); it never waits for that mutex, because a write may hang in the kernel (it leaves a note, and the writer finishes
-the revocation on leaving); it calls nothing of the user's.
+holder); it never waits for that mutex, because a write may hang in the kernel (it leaves a note, and the writer
+finishes the revocation on leaving); it calls nothing of the user's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Steward:
         self._settle = settle
         self.held: dict[Claim, None] = {}  # changed on the loop's thread only; read here as a snapshot
         self.revoked = 0
-        self.post: Post = lambda call: None
+        self.post: Post = _to_nobody
         self._alarm = _clock.clock.alarm(self._tick)
 
     def watch(self, claim: Claim) -> None:
@@ -96,3 +96,7 @@ def _cancel_blocks(claim: Claim) -> None:
     if claim.state is ClaimState.HELD:
         for cancel in claim.cancels:
             cancel()
+
+
+def _to_nobody(_call: Callable[[], Any]) -> None:
+    """Where posts go before the first use on a loop: there is nothing held that they could be about."""

@@ -1,9 +1,10 @@
 """A session's transcript: one JSON object per line, appended whole or not at all.
 
 A process that is killed tears the line it is writing, inside one `write`, at a page edge (measured: 171 of 171 tears at
-4 KiB edges), and whatever is appended to a torn tail is destroyed with it. So before each append the last byte is looked
-at: a tail that is a whole object gets its newline, any other is moved to `<file>.torn`. A write that fails or comes up
-short is rolled back. Thus an acknowledged record is never lost or damaged, and a crash leaves at most one torn tail.
+4 KiB edges), and whatever is appended to a torn tail is destroyed with it. So before each append the last byte is
+looked at: a tail that is a whole object gets its newline, any other is moved to `<file>.torn`. A write that fails or
+comes up short is rolled back. Thus an acknowledged record is never lost or damaged, and a crash leaves at most one
+torn tail.
 
 Everything here is synchronous; writers hold the file's mutex and its write lease.
 """

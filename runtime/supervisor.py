@@ -42,7 +42,7 @@ class DrainReport:
 
 
 class AbandonedBodies(RuntimeError):
-    """A supervisor stopped, but bodies that ignored their cancellation still run. They are fenced: they cannot write."""
+    """A supervisor stopped, but bodies that ignored their cancellation still run. They are fenced: none can write."""
 
     def __init__(self, runs: tuple[Run, ...]) -> None:
         super().__init__(f"{len(runs)} abandoned: " + "; ".join(repr(run) for run in runs[:10]))
@@ -151,7 +151,12 @@ class Supervisor:
             report = await self.drain(limit)
         finally:
             await self._end_background()
-            log("supervisor_stopped", finished=report.finished, cancelled=report.cancelled, unstarted=len(report.unstarted))
+            log(
+                "supervisor_stopped",
+                finished=report.finished,
+                cancelled=report.cancelled,
+                unstarted=len(report.unstarted),
+            )
         error = self._background.error if self._background is not None else None
         if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
             raise error
@@ -186,7 +191,10 @@ class Supervisor:
         ended_late = len(zombies) - abandoned_before
         unstarted = sorted((e.run for lane in scheduler.lanes.values() for e in lane.queued), key=lambda run: run.id)
         return DrainReport(
-            finished=len(before) - len(left), cancelled=len(left) - ended_late, abandoned=zombies, unstarted=tuple(unstarted)
+            finished=len(before) - len(left),
+            cancelled=len(left) - ended_late,
+            abandoned=zombies,
+            unstarted=tuple(unstarted),
         )
 
     async def __aenter__(self) -> Self:
@@ -236,7 +244,7 @@ class Supervisor:
                 self._block.cancel()  # it failed by itself: whoever uses the supervisor must not go on
 
     async def _end_background(self) -> None:
-        """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind in the background."""
+        """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind."""
         background, leave = self._background, self._leave
         assert background is not None and leave is not None
         for execution in list(self._scheduler.live.values()):
@@ -368,4 +376,6 @@ def _check_root(root: str) -> None:
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", root)
     except OSError as error:
-        raise InvalidSession(f"sessions: {root!r} cannot be used ({error.strerror}); allowed: a writable directory") from error
+        raise InvalidSession(
+            f"sessions: {root!r} cannot be used ({error.strerror}); allowed: a writable directory"
+        ) from error

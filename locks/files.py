@@ -1,0 +1,106 @@
+"""The session files that a registry has open: found by name, told apart by device and inode.
+
+Only files that are held or waited for have an entry, so an idle session costs nothing. Names lead to entries, several
+to one if need be: symlinks, relative paths and hard links cannot split a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+
+from . import _os
+from .entry import Entry, FileId, identify, open_file
+from .kernel import Right
+from .queue import RightQueue
+
+_REMEMBERED = 64
+
+
+class OpenFiles:
+    """The entries of one registry.
+
+    Invariants: an entry is in `_by_file` from being made until it is dropped, which closes it; every name in `_by_path`
+    leads to an entry that is in `_by_file`, or that was replaced and is still held by somebody.
+    """
+
+    def __init__(self, *, kernel_locks: bool, grace: float) -> None:
+        self._kernel_locks = kernel_locks
+        self._grace = grace
+        self._by_path: dict[str, Entry] = {}
+        self._by_file: dict[FileId, Entry] = {}
+        self._passed_over: dict[tuple[FileId, Right], Set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_file)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._by_file.values())
+
+    def enter(self, path: str) -> Entry:
+        """The entry of a file; opened, and created when missing.
+
+        Raises:
+            TranscriptError: it cannot be opened, or is no regular file.
+        """
+        entry = self._by_path.get(path)
+        if entry is not None:
+            return entry
+        fd: int | None = None
+        if self._kernel_locks:
+            fd, file_id = open_file(path)
+        else:
+            file_id = identify(path)
+        entry = self._by_file.get(file_id)
+        if entry is None:
+            entry = Entry(path, fd, file_id, kernel_locks=self._kernel_locks, grace=self._grace)
+            self._by_file[file_id] = entry
+            if self._passed_over:
+                self._recall(entry)
+        else:
+            if fd is not None:
+                _os.close(fd)  # an alias of a file that is open already; its locks belong to the other descriptor
+            entry.paths.add(path)
+        self._by_path[path] = entry
+        return entry
+
+    def find(self, path: str) -> Entry | None:
+        """The entry of a file, by any of its names, if it has one."""
+        entry = self._by_path.get(path)
+        if entry is not None:
+            return entry
+        try:
+            found = _os.stat(path)
+        except OSError:
+            return None
+        return self._by_file.get((found.st_dev, found.st_ino))
+
+    def forget(self, entry: Entry | None) -> None:
+        """Let the names of a file that was replaced lead to the new one."""
+        if entry is None:
+            return
+        for path in entry.paths:
+            if self._by_path.get(path) is entry:
+                del self._by_path[path]
+
+    def drop_if_idle(self, entry: Entry) -> None:
+        """Close a file that nobody holds or waits for."""
+        if entry.closed or not entry.idle:
+            return
+        for queue in entry.queues.values():
+            if queue.passed_over:
+                self._remember(entry.file_id, queue)
+        self.forget(entry)
+        if self._by_file.get(entry.file_id) is entry:
+            del self._by_file[entry.file_id]
+        entry.close()
+
+    def _remember(self, file_id: FileId, queue: RightQueue) -> None:
+        """Keep which tickets do not move, lest each new claim waits for a stopped process again."""
+        while len(self._passed_over) >= _REMEMBERED:
+            del self._passed_over[next(iter(self._passed_over))]
+        self._passed_over[file_id, queue.right] = queue.passed_over
+
+    def _recall(self, entry: Entry) -> None:
+        for right in Right:
+            if (tickets := self._passed_over.pop((entry.file_id, right), None)) is not None:
+                entry.queue(right).passed_over = tickets

@@ -1,0 +1,79 @@
+"""What a registry holds at an instant: frozen, counted afresh from the state itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from . import _clock
+from .files import OpenFiles
+from .holder import Holder
+from .kernel import Right
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRight:
+    """One right that is held in this process, for status displays."""
+
+    path: str
+    right: Literal["turn", "write"]
+    holder: Holder
+    epoch: int
+    held_s: float
+    remaining_s: float | None
+    """Until it is taken away at the latest, grace included; `None` without a limit."""
+    waiting: int
+    """Claims of this process that queue behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStatistics:
+    """What a registry holds at this instant, counted afresh, and its totals since it was made."""
+
+    sessions: int
+    """Files that are held or waited for."""
+    held: int
+    """Rights held."""
+    waiting: int
+    """Claims that wait."""
+    competing: int
+    """Of those, the ones that wait for another process."""
+    granted: int
+    """Total of rights granted."""
+    revoked: int
+    """Total of rights taken away."""
+    appended: int
+    """Total of acknowledged writes."""
+
+
+def count(files: OpenFiles, *, competing: int, granted: int, revoked: int, appended: int) -> RegistryStatistics:
+    """Count what a registry holds now, beside its totals."""
+    queues = [queue for entry in files for queue in entry.queues.values()]
+    return RegistryStatistics(
+        sessions=len(files),
+        held=sum(queue.holder is not None for queue in queues),
+        waiting=sum(len(queue.waiting) for queue in queues),
+        competing=competing,
+        granted=granted,
+        revoked=revoked,
+        appended=appended,
+    )
+
+
+def held_rights(files: OpenFiles) -> list[HeldRight]:
+    """Every right that is held, with its holder."""
+    now = _clock.clock.now()
+    return [
+        HeldRight(
+            path=entry.path,
+            right="turn" if queue.right is Right.TURN else "write",
+            holder=claim.holder,
+            epoch=claim.epoch,
+            held_s=now - claim.acquired_at,
+            remaining_s=claim.remaining(),
+            waiting=len(queue.waiting),
+        )
+        for entry in files
+        for queue in entry.queues.values()
+        if (claim := queue.holder) is not None
+    ]
