@@ -53,10 +53,10 @@ def descriptors() -> frozenset[tuple[int, str]]:
     """All open descriptors and what they refer to; empty where the kernel does not tell."""
     found = set()
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 -- names are wanted, and no Path for each
+        for name in os.listdir("/proc/self/fd"):
             # Not there any more: the descriptor of this very listing.
             with contextlib.suppress(FileNotFoundError):
-                found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))  # noqa: PTH115 -- such as "pipe:[23]"
+                found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
     return frozenset(found)
 
 

@@ -372,7 +372,7 @@ class _Rounds(trio.abc.Instrument):
             clock._ring_due()
             if runner.runq:
                 clock._on_busy(runner.deadlines.next_deadline())
-        except BaseException as error:  # noqa: BLE001 -- trio would log it and go on without this instrument
+        except BaseException as error:  # trio would log it and go on without this instrument
             clock.failure = error
 
 
@@ -387,7 +387,7 @@ def _autojump(clock: VirtualClock) -> None:
                 raise clock._on_silence()
             return
         clock._on_idle(runner.deadlines.next_deadline())
-    except BaseException as error:  # noqa: BLE001 -- raised in the main task; here it would be an error of trio's
+    except BaseException as error:  # raised in the main task; here it would be an error of trio's
         _raise_in_main_task(runner, _explained(error, _trio_tasks(runner)) if isinstance(error, Stuck) else error)
 
 
