@@ -63,7 +63,7 @@ class Group:
         best: deque[Lane] | None = None
         best_at = float("inf")
         for cls, ring in self._rings.items():
-            if free <= (0 if cls is Priority.FOREGROUND else self.spec.reserve):
+            if not ring or free <= (0 if cls is Priority.FOREGROUND else self.spec.reserve):
                 continue
             while ring:
                 execution = ring[0].next()

@@ -48,7 +48,6 @@ class Execution:
     __slots__ = (
         "_body_scope",
         "_owner",
-        "_scope",
         "args",
         "body",
         "cause",
@@ -63,6 +62,7 @@ class Execution:
         "priority",
         "run",
         "spec",
+        "task",
         "timeout",
         "timer",
         "turn_scope",
@@ -102,7 +102,7 @@ class Execution:
         self.turn_scope: anyio.CancelScope | None = None
         """The wait for a turn that another process has."""
         self.host: LaneHost | None = None
-        self._scope: anyio.CancelScope | None = None
+        self.task: anyio.TaskHandle[None] | None = None
         self._body_scope: anyio.CancelScope | None = None
 
     def __lt__(self, other: Execution) -> bool:
@@ -136,18 +136,21 @@ class Execution:
         if idle is None or self.cause is not None or self.run.deadline is None:
             return
         self.run.deadline = min(self.hard_deadline, _clock.clock.now() + idle)
-        if self._scope is not None:
-            self._scope.deadline = _on_loop(self.run.deadline)
 
     def grace_left(self) -> float:
         """Seconds that a clean-up may take from now."""
         now = _clock.clock.now()
         return max(0.0, min(self.fence.end_at - now, self.spec.grace))
 
-    def cancel_body(self, reason: str) -> None:
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        return f"run {self.run.id} on lane {self.run.lane}"
+
+    def cancel_body(self) -> None:
         """Cancel the body; it may clean up and write until its fence closes."""
-        if self._scope is not None:
-            self._scope.cancel(reason)
+        if self.task is not None:
+            self.task.cancel()
 
     def stop_telling_body(self) -> None:
         """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
@@ -159,26 +162,26 @@ class Execution:
         return self._owner.session(key, self.fence)
 
     async def conduct(self) -> None:
-        """Run the body as a task of its own, in scopes that end it; contains everything it raises."""
-        run = self.run
-        body = self.body
+        """Run the body as a task of its own; contains everything it raises.
+
+        Cancelling the task's own scope cancels the body; the scope inside is there to be shielded, so that an abandoned
+        body is not cancelled over and over.
+        """
+        run, body = self.run, self.body
         if run.outcome is not None or body is None:
             return  # it was abandoned before the loop came to start it
+        if self.cause is not None:
+            self._owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
+            return
         _current.set(run)
         current_fence.set(self.fence)
         value: Any = None
         error: BaseException | None = None
-        assert run.deadline is not None
         try:
-            with anyio.CancelScope(deadline=_on_loop(run.deadline)) as self._scope:
-                if self.cause is not None:
-                    self._scope.cancel(self.cause[1])
-                with anyio.CancelScope() as self._body_scope:
-                    value = await body(RunContext(self, self._owner.services), *self.args)
+            with anyio.CancelScope() as self._body_scope:
+                value = await body(RunContext(self, self._owner.services), *self.args)
         except BaseException as raised:
             error = raised
-        if self.cause is None and self._scope is not None and self._scope.cancel_called:
-            self._owner.end(self, RunState.TIMED_OUT, "")  # the loop's own timer was a tick earlier than ours
         try:
             self._owner.body_ended(self, value, error)
             if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
@@ -187,8 +190,3 @@ class Execution:
         finally:
             del value, error, body  # a frame that is its own traceback's end would need the garbage collector
             self.body, self.args, self.context = None, (), None
-
-
-def _on_loop(at: float) -> float:
-    """An instant of the floors' clock on the loop's."""
-    return anyio.current_time() + at - _clock.clock.now()

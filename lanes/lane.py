@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Coroutine
-from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -86,15 +85,16 @@ class LaneHost:
 
     def __init__(self) -> None:
         self._group: TaskGroup | None = None
-        self._waiting: list[tuple[Context, Callable[[], Coroutine[Any, Any, None]], str]] = []
+        self._waiting: list[Execution] = []
         self._closing = anyio.Event()
 
-    def start(self, context: Context, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """Start a body as a task of its own, in a copy of `context`."""
-        if self._group is None:
-            self._waiting.append((context, body, name))
-        else:
-            context.run(spawn, self._group, body, name)
+    def start(self, execution: Execution) -> None:
+        """Start a body as a task of its own, in a copy of its submitter's context."""
+        group, context = self._group, execution.context
+        if group is None:
+            self._waiting.append(execution)
+        elif context is not None:
+            execution.task = context.run(_start, group, execution)
 
     def close(self) -> None:
         """Start nothing more, and end when the last body has."""
@@ -105,9 +105,13 @@ class LaneHost:
         async with anyio.create_task_group() as group:
             self._group = group
             waiting, self._waiting = self._waiting, []
-            for context, body, name in waiting:
-                context.run(spawn, group, body, name)
+            for execution in waiting:
+                self.start(execution)
             await self._closing.wait()
+
+
+def _start(group: TaskGroup, execution: Execution) -> anyio.TaskHandle[None]:
+    return group.start_soon(execution.conduct, name=execution.task_name)
 
 
 def spawn(group: TaskGroup, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from locks import Fence, Holder, LeaseLost, LockRegistry, Revoked, Right, RunEnded, _clock
+from locks import Fence, LeaseLost, LockRegistry, Revoked, Right, RunEnded, _clock
 from locks._events import log
 
 from .admission import Group
@@ -149,7 +149,7 @@ class Scheduler:
             body=body,
             args=args,
             context=contextvars.copy_context(),
-            fence=Fence(Holder(lane, run.id)),
+            fence=Fence(lane=lane, run_id=run.id),
             file=file if run.turn else None,
             timeout=hard,
             priority=cls,
@@ -228,9 +228,8 @@ class Scheduler:
             lane.host = LaneHost()
             self._spawn(lane.host.serve, f"lane {lane.name}")
         execution.host = lane.host
-        assert execution.context is not None
         self._call_hook(self._on_run_start, run)
-        lane.host.start(execution.context, execution.conduct, f"run {run.id} on lane {lane.name}")
+        lane.host.start(execution)
 
     def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Start a task of our own, with none of the variables of whoever happened to call."""
@@ -310,7 +309,7 @@ class Scheduler:
         execution.timer = self.timers.at(end_at, partial(self._abandon, execution))
         if state is RunState.TIMED_OUT:
             self._log_timeout(execution)
-        execution.cancel_body(f"run {run.id}: {reason}")
+        execution.cancel_body()
 
     def _timeout_reason(self, execution: Execution) -> str:
         deadline = execution.run.deadline

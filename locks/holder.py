@@ -38,10 +38,19 @@ class Fence:
     while it holds the mutex of its file, which revocation takes too.
     """
 
-    __slots__ = ("_closed", "deadline", "end_at", "holder", "refused")
+    __slots__ = ("_closed", "_holder", "deadline", "end_at", "lane", "refused", "run_id")
 
-    def __init__(self, holder: Holder, *, deadline: float = math.inf, end_at: float = math.inf) -> None:
-        self.holder = holder
+    def __init__(
+        self,
+        *,
+        lane: str | None = None,
+        run_id: int | None = None,
+        deadline: float = math.inf,
+        end_at: float = math.inf,
+    ) -> None:
+        self.lane = lane
+        self.run_id = run_id
+        self._holder: Holder | None = None
         self.deadline = deadline
         """When the run is asked to stop, on the clock of this package."""
         self.end_at = end_at
@@ -53,6 +62,13 @@ class Fence:
     def __repr__(self) -> str:
         state = self._closed.__name__ if self._closed else f"open for {self.end_at - _clock.clock.now():.3f} s"
         return f"<Fence of {self.holder}: {state}>"
+
+    @property
+    def holder(self) -> Holder:
+        """The run, by name."""
+        if self._holder is None:
+            self._holder = Holder(self.lane, self.run_id)
+        return self._holder
 
     @property
     def closed(self) -> bool:

@@ -1,0 +1,30 @@
+"""`python -m benchmarks locks`: prints the figures with their bounds; exits 1 when one is missed."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from .between import figures as between
+from .inside import help_figure
+from .inside import run as inside
+from .measure import table
+
+SUITES = ("locks",)
+
+
+def main(argv: list[str]) -> int:
+    """Run one suite."""
+    if len(argv) != 1 or argv[0] not in SUITES:
+        print(
+            f"usage: python -m benchmarks SUITE; SUITE: {argv[0] if argv else 'missing'}; allowed: {', '.join(SUITES)}"
+        )
+        return 2
+    print(f"Python {platform.python_version()}, {platform.system()}; medians of ratios taken in turn within one run")
+    found = [*inside("asyncio"), *inside("trio"), *between(), help_figure()]
+    print(table(f"{'figure':58} {'value':>9}     {'bound':>8}", found))
+    return 1 if any(figure.reached is False for figure in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

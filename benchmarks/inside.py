@@ -1,0 +1,141 @@
+"""Inside one process: leases against anyio's and asyncio's locks and portalocker, a run against a bare task."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import anyio
+import portalocker
+from anyio.lowlevel import checkpoint
+
+from lanes import LaneSpec, RunContext
+from locks import LockRegistry
+from runtime import Supervisor
+
+from .measure import Figure, per_operation, ratio
+
+PAIRS = 4000
+WAITERS, TURNS_EACH = 1000, 4
+RUNS = 1000
+
+
+async def figures(backend: str) -> list[Figure]:
+    """Every figure that needs one event loop."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/session.jsonl"
+        inside, kernel, lock = LockRegistry(engine="none"), LockRegistry(), anyio.Lock()
+        found = [
+            await ratio(
+                f"uncontended lease, in-process / anyio.Lock ({backend})",
+                partial(_pairs, lambda: inside.lease(path)),
+                partial(_pairs, lambda: lock),
+                bound=2.5,
+            ),
+            await ratio(
+                f"uncontended lease, kernel lock / portalocker ({backend})",
+                partial(_pairs, lambda: kernel.lease(path)),
+                partial(_portalocker, path),
+                bound=2.0,
+            ),
+        ]
+        peer_name, peer = ("asyncio.Lock", asyncio.Lock()) if backend == "asyncio" else ("anyio.Lock", lock)
+        for name, registry in (("in-process", inside), ("kernel lock", kernel)):
+            found.append(
+                await ratio(
+                    f"handoffs among 1,000 waiters, {name} / {peer_name} ({backend})",
+                    partial(_crowd, lambda registry=registry: registry.lease(path)),
+                    partial(_crowd, lambda: peer),
+                    bound=0.5,
+                    at_least=True,
+                )
+            )
+        found.append(await _submit(directory, backend))
+        return found
+
+
+async def _pairs(make: Callable[[], AbstractAsyncContextManager[Any]]) -> float:
+    async def body() -> None:
+        for _ in range(PAIRS):
+            async with make():
+                pass
+
+    return await per_operation(PAIRS, body)
+
+
+async def _portalocker(path: str) -> float:
+    async def body() -> None:
+        for _ in range(PAIRS):
+            with portalocker.Lock(path, "a", timeout=0):
+                pass
+
+    return await per_operation(PAIRS, body)
+
+
+async def _crowd(make: Callable[[], AbstractAsyncContextManager[Any]]) -> float:
+    """Every holder suspends once, so that every acquisition is a handoff."""
+
+    async def waiter() -> None:
+        for _ in range(TURNS_EACH):
+            async with make():
+                await checkpoint()
+
+    async def body() -> None:
+        async with anyio.create_task_group() as group:
+            for _ in range(WAITERS):
+                group.start_soon(waiter)
+
+    return await per_operation(WAITERS * TURNS_EACH, body)
+
+
+async def _submit(directory: str, backend: str) -> Figure:
+    async def work(ctx: RunContext) -> int:
+        return 1
+
+    async with Supervisor(directory, lanes=[LaneSpec("main", priority="foreground")]) as sup:
+
+        async def runs() -> None:
+            for _ in range(RUNS):
+                await sup.submit("main", work).result()
+
+        async def tasks() -> None:
+            async def child(done: anyio.Event) -> None:
+                done.set()
+
+            async with anyio.create_task_group() as group:
+                for _ in range(RUNS):
+                    done = anyio.Event()
+                    group.start_soon(child, done)
+                    await done.wait()
+
+        ours, peer = partial(per_operation, RUNS, runs), partial(per_operation, RUNS, tasks)
+        return await ratio(f"submit → result / a bare start_soon ({backend})", ours, peer, bound=2.0)
+
+
+def help_figure() -> Figure:
+    """How long `lanes --help` takes to answer, as a whole process."""
+    command = [str(Path(sys.executable).with_name("lanes")), "--help"]
+    times: list[float] = []
+    floor: list[float] = []
+    for _ in range(7):
+        for argv, sink in ((command, times), ([sys.executable, "-c", ""], floor)):
+            began = time.perf_counter()
+            subprocess.run(argv, check=True, capture_output=True)
+            sink.append(time.perf_counter() - began)
+    detail = f"a bare interpreter: {median(floor) * 1e3:.0f} ms"
+    return Figure("lanes --help", median(times) * 1e3, "ms", 300, detail=detail)
+
+
+def run(backend: str) -> list[Figure]:
+    """The figures of one backend."""
+    work: Callable[[], Awaitable[list[Figure]]] = partial(figures, backend)
+    return anyio.run(work, backend=backend)

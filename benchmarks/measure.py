@@ -1,0 +1,65 @@
+"""How a figure is taken: several rounds, the contenders in turn within each, and the median of the rounds' ratios."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from statistics import median
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of a table."""
+
+    name: str
+    value: float
+    unit: str
+    bound: float | None = None
+    """What it should not exceed, or with `at_least` not fall below."""
+    at_least: bool = False
+    detail: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bound holds; `None` without one."""
+        if self.bound is None:
+            return None
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def line(self) -> str:
+        """The line."""
+        bound = "" if self.bound is None else f"{'≥' if self.at_least else '≤'} {self.bound:g}"
+        verdict = {None: "", True: "yes", False: "NO"}[self.reached]
+        return f"{self.name:58} {self.value:9.2f} {self.unit:3} {bound:>8} {verdict:4} {self.detail}"
+
+
+async def ratio(
+    name: str,
+    ours: Callable[[], Awaitable[float]],
+    peer: Callable[[], Awaitable[float]],
+    *,
+    bound: float,
+    at_least: bool = False,
+    rounds: int = ROUNDS,
+) -> Figure:
+    """The median over rounds of ours / peer, each a duration per operation in seconds."""
+    await ours(), await peer()  # warm up
+    pairs = [(await ours(), await peer()) for _ in range(rounds)]
+    value = median((b / a) if at_least else (a / b) for a, b in pairs)
+    mine, theirs = median(a for a, _ in pairs), median(b for _, b in pairs)
+    return Figure(name, value, "×", bound, at_least, f"{mine * 1e6:.1f} against {theirs * 1e6:.1f} µs")
+
+
+async def per_operation(count: int, body: Callable[[], Awaitable[None]]) -> float:
+    """Seconds per operation of a body that does `count` of them."""
+    began = time.perf_counter()
+    await body()
+    return (time.perf_counter() - began) / count
+
+
+def table(title: str, figures: list[Figure]) -> str:
+    """A table, for a terminal or a document."""
+    return "\n".join([title, *(figure.line() for figure in figures)])
