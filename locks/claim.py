@@ -55,8 +55,8 @@ class Claim:
     lost: LeaseLost | None = None
     failed: LockError | None = None
     """Why a waiter cannot go on waiting."""
-    cancels: tuple[Callable[[], Any], ...] = ()
-    """Called on the loop at the deadline, and when the claim is lost: cancels the blocks that run under it."""
+    scopes: tuple[anyio.CancelScope, ...] = ()
+    """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
     on_lost: Callable[[LeaseLost], Any] | None = None
     """Called on the loop when the claim is lost, for whoever owns it without a block."""
 

@@ -66,7 +66,7 @@ class Lease:
         self._claim = claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout)
         self._scope = scope = CancelScope()
         scope.__enter__()
-        claim.cancels += (scope.cancel,)
+        claim.scopes += (scope,)
         if claim.lost is not None:
             scope.cancel()
         return self
@@ -76,7 +76,7 @@ class Lease:
     ) -> bool:
         scope, claim = self._scope, self._held()
         assert scope is not None
-        claim.cancels = tuple(cancel for cancel in claim.cancels if cancel != scope.cancel)
+        claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
         lost, late = claim.lost, _clock.clock.now() - claim.deadline
         self._registry.release(claim)
         ours = bool(scope.__exit__(kind, error, traceback))  # True: the cancellation came from this lease

@@ -14,6 +14,7 @@ from itertools import count
 
 from . import _clock, kernel
 from .claim import Claim, ClaimState
+from .holder import Fence
 from .kernel import Right
 
 _epochs = count(1)
@@ -46,6 +47,7 @@ class RightQueue:
         "right",
         "ticket",
         "waiting",
+        "waiting_runs",
     )
 
     def __init__(self, right: Right, fd: int | None, grace: float) -> None:
@@ -55,6 +57,8 @@ class RightQueue:
         self.grace = grace
         self.holder: Claim | None = None
         self.waiting: OrderedDict[Claim, None] = OrderedDict()
+        self.waiting_runs: dict[Fence, Claim] = {}
+        """Of those in `waiting`, the ones of runs."""
         self.ticket: int | None = None
         self.competing_since = 0.0
         self.next_poll = math.inf
@@ -82,10 +86,16 @@ class RightQueue:
         if holder is not None and holder.identity is claim.identity and holder.state is ClaimState.HELD:
             holder.handles += 1
             return holder
+        fence = claim.fence
+        if fence is not None and self.waiting_runs and (waiting := self.waiting_runs.get(fence)) is not None:
+            waiting.handles += 1  # another task of the same run waits already: it waits for both
+            return waiting
         claim.queue = self
         if holder is None and not self.waiting and self._lock_for(claim):
             return self._hold(claim)
         self.waiting[claim] = None
+        if fence is not None:
+            self.waiting_runs[fence] = claim
         if holder is None and len(self.waiting) == 1:
             self._compete()
         return claim
@@ -106,7 +116,7 @@ class RightQueue:
             return self._pass_on(locked)
         if claim in self.waiting:
             first = next(iter(self.waiting)) is claim
-            del self.waiting[claim]
+            self._leave(claim)
             claim.state = ClaimState.OVER
             if first and self.competing:
                 self._stop_competing()
@@ -141,7 +151,9 @@ class RightQueue:
         if not kernel.try_lock(fd, self.right):
             return None
         self._stop_competing()
-        return self._hold(self.waiting.popitem(last=False)[0])
+        first = next(iter(self.waiting))
+        self._leave(first)
+        return self._hold(first)
 
     def close(self) -> None:
         """Let go of all kernel locks, before the descriptor is closed."""
@@ -167,6 +179,11 @@ class RightQueue:
         end = kernel.ticket_of(self.right, claim.arrived_at)
         return kernel.lowest_before(self.fd, self.right, end, self.passed_over) is not None
 
+    def _leave(self, claim: Claim) -> None:
+        del self.waiting[claim]
+        if claim.fence is not None:
+            self.waiting_runs.pop(claim.fence, None)
+
     def _hold(self, claim: Claim) -> Claim:
         self.holder = claim
         claim.start(next(_epochs), self.grace)
@@ -179,7 +196,7 @@ class RightQueue:
             return None
         first = next(iter(self.waiting))
         if self.fd is None or (locked and not self._others_before(first)):
-            del self.waiting[first]
+            self._leave(first)
             return self._hold(first)
         self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
         if locked:

@@ -266,7 +266,7 @@ class LockRegistry:
         entry, queue = claim.entry, claim.queue
         if entry is None or queue is None or claim.state is ClaimState.OVER:
             return
-        if claim.handles > 1 and claim.state is not ClaimState.WAITING:
+        if claim.handles > 1:
             claim.handles -= 1
             return
         try:
@@ -329,7 +329,9 @@ class LockRegistry:
         """
         fence = under if isinstance(under, Fence) else under.fence if under is not None else None
         await checkpoint()
-        claim = self.new_claim(None if fence or under is None else under.holder, fence=fence)
+        claim = self.new_claim(fence=fence)
+        if isinstance(under, Claim):
+            claim.identity, claim.given_holder = under.identity, under.holder
         while True:
             got = self._ask(path, Right.WRITE, claim)
             try:
@@ -418,8 +420,8 @@ class LockRegistry:
             claim.changed.set()
 
     async def _wait(self, claim: Claim, give_up_at: float) -> None:
-        """Wait until the claim holds the right, or until `give_up_at`. A checkpoint."""
-        room = self._room
+        """Wait until the claim holds the right, or until `give_up_at`. A checkpoint, however little there is to wait."""
+        room, suspended = self._room, False
         while claim.waits():
             until = give_up_at
             if room.is_leader(claim):
@@ -428,13 +430,15 @@ class LockRegistry:
                     break
             if claim.failed is not None:
                 raise claim.failed
-            if _clock.clock.now() >= give_up_at:
-                return
-            if until == math.inf:
-                claim.changed = changed = anyio.Event()
-                await changed.wait()
-            else:
+            if _clock.clock.now() < give_up_at:
                 await room.sleep(claim, until)
+            elif suspended:
+                return
+            else:
+                await checkpoint()
+            suspended = True
+        if not suspended:
+            await checkpoint()
 
     def _look(self) -> float:
         due = self._room.look()
@@ -458,8 +462,8 @@ class LockRegistry:
             overstayed_s=round(_clock.clock.now() - claim.deadline, 3) if claim.deadline != math.inf else None,
             reason=str(error),
         )
-        for cancel in claim.cancels:
-            cancel()
+        for scope in claim.scopes:
+            scope.cancel()
         claim.handles = 1
         self.release(claim)
         if claim.on_lost is not None:

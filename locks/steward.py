@@ -94,8 +94,8 @@ class Steward:
 
 def _cancel_blocks(claim: Claim) -> None:
     if claim.state is ClaimState.HELD:
-        for cancel in claim.cancels:
-            cancel()
+        for scope in claim.scopes:
+            scope.cancel()
 
 
 def _to_nobody(_call: Callable[[], Any]) -> None:

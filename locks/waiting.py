@@ -53,7 +53,12 @@ class WaitingRoom:
 
     async def sleep(self, claim: Claim, until: float) -> None:
         """Suspend until the claim has changed, or until an instant. A checkpoint."""
-        changed = claim.changed = anyio.Event()
+        changed = claim.changed
+        if changed is None or changed.is_set():
+            changed = claim.changed = anyio.Event()  # else it is one that another task of the same run waits for
+        if until == math.inf:
+            await changed.wait()
+            return
         with CancelScope(deadline=anyio.current_time() + until - _clock.clock.now()):
             await changed.wait()
 
