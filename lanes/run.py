@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -13,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
-
-from .errors import RunError
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -87,7 +84,6 @@ class Run:
         "_dropped_events",
         "_ended",
         "_execution",
-        "_raised",
         "_streams",
         "deadline",
         "enqueued_at",
@@ -125,7 +121,6 @@ class Run:
         self._ended: anyio.Event | None = None
         self._streams: list[_EventStream] = []
         self._dropped_events = 0
-        self._raised = False
 
     def __repr__(self) -> str:
         session = f", session {self.session!r}" if self.session is not None else ""
@@ -156,7 +151,7 @@ class Run:
         outcome = await self.wait()
         if outcome.error is None:
             return outcome.value
-        raise self._fresh(outcome.error)
+        raise _copy(outcome.error)
 
     def cancel(self, reason: str = "cancelled") -> bool:
         """Ask the run to end; returns whether it could still be asked. It ends within its lane's grace.
@@ -175,20 +170,6 @@ class Run:
         if self.outcome is None:
             self._streams.append(stream)
         return stream.read()
-
-    def _fresh(self, error: BaseException) -> BaseException:
-        """The error, or a copy from the second time on: raising one object twice would mix two callers' frames."""
-        if not self._raised:
-            self._raised = True
-            return error
-        try:
-            again = copy.copy(error)
-        except Exception:
-            return error  # cannot be copied; better the same one than none
-        again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
-        if isinstance(again, RunError) and isinstance(error, RunError):
-            again._run = error._run
-        return again.with_traceback(None)
 
     def _emit(self, event: Any) -> None:
         if self.outcome is not None:
@@ -242,6 +223,25 @@ class _EventStream:
         finally:
             if self in self._run._streams:
                 self._run._streams.remove(self)
+
+
+def _copy(error: BaseException) -> BaseException:
+    """An exception of its own for each who waits: raising the outcome's would hang the waiter's frames on it.
+
+    Made without the class's `__init__`, whose arguments nobody knows.
+    """
+    kind = type(error)
+    try:
+        if isinstance(error, BaseExceptionGroup):
+            again: BaseException = error.derive(error.exceptions)
+        else:
+            again = kind.__new__(kind, *error.args)
+            again.args = error.args
+        again.__dict__.update(error.__dict__)
+    except Exception:
+        return error.with_traceback(None)  # cannot be copied; better the same one than none
+    again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return again
 
 
 def scrub(error: BaseException) -> str:

@@ -89,6 +89,9 @@ class Scheduler:
         self._on_run_start, self._on_run_end = on_run_start, on_run_end
         self._ids = count(1)
         self._group: TaskGroup | None = None
+        self._to_admit: dict[Group, None] = {}
+        """Groups in which something may start."""
+        self._admitting = False
         self._calm: anyio.Event | None = None
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -201,8 +204,17 @@ class Scheduler:
         """Start whatever may start now in the lane's group."""
         group = self.groups[lane.spec.group]
         group.offer(lane)
-        while self.starting and (admitted := group.admit()) is not None:
-            self._start(*admitted)
+        self._to_admit[group] = None
+        if self._admitting:
+            return  # a run that ends while others are admitted lets its successors in from there: no recursion
+        self._admitting = True
+        try:
+            while self._to_admit:
+                group, _ = self._to_admit.popitem()
+                while self.starting and (admitted := group.admit()) is not None:
+                    self._start(*admitted)
+        finally:
+            self._admitting = False
 
     def admit_all(self) -> None:
         """Start whatever may start now; after `starting` was set."""
