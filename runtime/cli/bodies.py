@@ -1,0 +1,130 @@
+"""What a run of the harness does: it takes the question down, calls a model that behaves as told, and answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+from anyio import get_cancelled_exc_class, to_thread
+
+from lanes import Message, RunContext
+from locks import LeaseLost
+
+from .ledger import Ledger
+from .traffic import Line
+
+
+class ToolFailed(Exception):
+    """A tool of the scenario failed, as it was told to."""
+
+
+class Bodies:
+    """The bodies of one scenario; `release` ends those that hang, so that no thread is left behind."""
+
+    def __init__(self, ledger: Ledger, scale: float) -> None:
+        self._ledger = ledger
+        self._scale = scale
+        self._released = anyio.Event()
+        self._released_threads = threading.Event()
+
+    def release(self) -> None:
+        """End every call that hangs, blocks or swallows. On the event loop's thread."""
+        self._released_threads.set()
+        self._released.set()
+
+    async def handle(self, ctx: RunContext, messages: Sequence[Message]) -> str:
+        """The handler of every lane."""
+        return " ".join([await self.answer(ctx, message.body) for message in messages])
+
+    async def answer(self, ctx: RunContext, line: Line) -> str:
+        """Answer one message; the question is written first, for a crash must not lose it."""
+        context = b"x" * round(line.context_mb * 1e6)
+        await self._write(ctx, "user", line.text)
+        reply = f"answer to: {line.text}"
+        try:
+            await anyio.sleep(line.think * self._scale)
+            written = await self._misbehave(ctx, line, reply)
+        except get_cancelled_exc_class():
+            async with ctx.cleanup():
+                await self._write(ctx, "assistant", reply[: len(reply) // 2], stopped=ctx.run.reason)
+            raise
+        if not written:
+            await self._write(ctx, "assistant", reply)
+        del context
+        return reply
+
+    async def note(self, ctx: RunContext, line: Line) -> None:
+        """Append to a session that somebody else may be conducting."""
+        await anyio.sleep(line.think * self._scale)
+        await self._misbehave(ctx, line, line.text)
+        await self._write(ctx, "note", line.text)
+
+    async def _misbehave(self, ctx: RunContext, line: Line, reply: str) -> bool:
+        """What the call ends in; returns whether the answer is written already."""
+        match line.behave:
+            case "raise":
+                raise ToolFailed(f"the tool failed on {line.text!r:.60}")
+            case "hang":
+                with anyio.move_on_after(self._hold(line)):
+                    await self._released.wait()
+            case "block":
+                await to_thread.run_sync(self._block, ctx, line, reply)
+                return True
+            case "swallow":
+                await self._swallow(line)
+        return False
+
+    def _hold(self, line: Line) -> float | None:
+        return None if line.hold is None else line.hold * self._scale
+
+    def _block(self, ctx: RunContext, line: Line, reply: str) -> None:
+        """In a worker thread, which no cancellation reaches; a late answer must be refused."""
+        self._released_threads.wait(self._hold(line))
+        record = self._record(ctx, "assistant", reply)
+        if record is None:
+            return
+        over = ctx.run.outcome is not None
+        try:
+            _ = ctx.session.append_sync(record)
+        except LeaseLost:
+            return  # counted by the supervisor
+        self._acknowledge(ctx, record, over)
+
+    async def _swallow(self, line: Line) -> None:
+        """Catch every cancellation, as code with a broad `except` does; a late answer must be refused."""
+        hold = self._hold(line)
+        until = None if hold is None else time.monotonic() + hold
+        while not self._released.is_set() and (until is None or time.monotonic() < until):
+            try:
+                with anyio.move_on_after(None if until is None else until - time.monotonic()):
+                    await self._released.wait()
+            except get_cancelled_exc_class():
+                continue  # this is the misbehaviour to be survived
+
+    async def _write(self, ctx: RunContext, role: str, content: str, **more: Any) -> None:
+        """Append a record; acknowledged means that the append has returned."""
+        record = self._record(ctx, role, content, **more)
+        if record is None:
+            return
+        over = ctx.run.outcome is not None
+        _ = await ctx.session.append(record)
+        self._acknowledge(ctx, record, over)
+
+    def _record(self, ctx: RunContext, role: str, content: str, **more: Any) -> dict[str, Any] | None:
+        if ctx.run.session is None:
+            return None
+        return {
+            "id": self._ledger.new_id(),
+            "run": f"{self._ledger.instance}-{ctx.run.id}",
+            "turn": ctx.run.turn,
+            "role": role,
+            "content": content,
+            **more,
+        }
+
+    def _acknowledge(self, ctx: RunContext, record: dict[str, Any], over: bool) -> None:
+        self._ledger.acknowledge(record, ctx.session.path)
+        self._ledger.dead_writes += over

@@ -1,0 +1,151 @@
+"""One run of the harness, from the first message to the books: the same for scenarios, traffic files and programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+import anyio
+import psutil
+
+from lanes import RunState
+from locks import _clock
+from locks._events import log
+from runtime.signals import Signals
+from runtime.supervisor import AbandonedBodies, Supervisor
+
+from .report import Result
+from .work import Work
+
+DRAIN_S = 5.0
+"""What running runs get to finish after the first signal."""
+_RELEASE_S = 2.0
+_POLL_S = 0.01
+_SAMPLE_S = 0.25
+_MARGIN_S = 5.0
+
+Display = Callable[[Supervisor], Awaitable[None]]
+
+
+class Memory:
+    """Resident memory of this process, sampled."""
+
+    def __init__(self) -> None:
+        self.peak_mb = 0.0
+        self._process = psutil.Process()
+
+    def look(self) -> float:
+        """Megabytes now."""
+        now: float = self._process.memory_info().rss / 1e6
+        self.peak_mb = max(self.peak_mb, now)
+        return now
+
+    async def serve(self) -> None:
+        """Look until cancelled."""
+        while True:
+            self.look()
+            await anyio.sleep(_SAMPLE_S)
+
+
+async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, display: Display) -> None:
+    """Do the work, bring everything to an end, and fill in the result. Bounded once the work has been sent.
+
+    The first signal stops the sending and drains, the second one ends the drain.
+    """
+    started = time.monotonic()
+    stopping, hurry = anyio.CancelScope(), anyio.CancelScope()
+    signals.tell(lambda count: (stopping if count == 1 else hurry).cancel())
+    memory = Memory()
+    async with anyio.create_task_group() as beside:
+        _ = beside.start_soon(memory.serve)
+        try:
+            async with sup:
+                _ = beside.start_soon(_contained, display, sup)
+                with stopping:
+                    await work.send(sup)
+                    await _settle(sup, work, result)
+                if stopping.cancel_called:
+                    await _drain(sup, hurry)
+                work.release()
+                await _abandoned_to_end(sup)
+                result.stuck = _stuck(sup)
+                result.ledger.posted += _uncounted(sup, result)
+                await _stop(sup, result)
+        except Exception as error:
+            result.failure = f"{type(error).__name__}: {error}"
+            log("harness_failed", level="error", exc_info=error)
+        beside.cancel_scope.cancel()
+    statistics = sup.statistics()
+    result.loop_lag, result.late_writes_refused = statistics.loop_lag, statistics.late_writes_refused
+    if result.appended is not None:
+        result.appended = statistics.leases.appended
+    result.untold = result.ledger.posted - sum(result.ledger.told.values())
+    result.duration_s = time.monotonic() - started
+    result.rss_mb, result.peak_rss_mb = memory.look(), memory.peak_mb
+    if len(signals.received) > 1:
+        result.signal = signals.received[-1]
+
+
+async def _contained(display: Display, sup: Supervisor) -> None:
+    """A display that fails is no reason to end the work."""
+    try:
+        await display(sup)
+    except Exception as error:
+        log("display_failed", level="error", exc_info=error)
+
+
+async def _settle(sup: Supervisor, work: Work, result: Result) -> None:
+    """Wait until every run has ended, or until nothing has happened for longer than any run may take."""
+    while work.unsent() or sup.runs():
+        changed = anyio.Event()
+        result.ledger.on_change = changed.set
+        deadlines = [run.deadline for run in sup.runs() if run.deadline is not None]
+        latest = max(deadlines, default=0.0) - _clock.clock.now()
+        with anyio.move_on_after(max(work.sleeps_at_most, latest) + _MARGIN_S) as waiting:
+            await changed.wait()
+        if waiting.cancelled_caught:
+            log("nothing_moves", level="error", live=len(sup.runs()))
+            return
+
+
+async def _drain(sup: Supervisor, hurry: anyio.CancelScope) -> None:
+    """Let running runs finish for a while; those that are queued are told that they will not start."""
+    running = sum(run.state is RunState.RUNNING for run in sup.runs())
+    log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=DRAIN_S)
+    with hurry:
+        _ = await sup.drain(DRAIN_S)
+    sup.cancel(reason="lanes run was told to stop")
+
+
+async def _abandoned_to_end(sup: Supervisor) -> None:
+    """Give bodies that were let go a moment to end, and to try their late writes."""
+    with anyio.move_on_after(_RELEASE_S):
+        while sup.statistics().abandoned:
+            await anyio.sleep(_POLL_S)
+
+
+def _stuck(sup: Supervisor) -> list[str]:
+    """The sessions whose turn somebody has or waits for, though everything should be over."""
+    found = {
+        right.path: f"{right.path}: {right.holder} has its turn"
+        for right in sup.registry.holders()
+        if right.right == "turn"
+    }
+    for run in sup.runs():
+        if run.session is not None:
+            found.setdefault(sup.layout.file_of(run.session), f"session {run.session!r:.80}: {run!r}")
+    return list(found.values())
+
+
+def _uncounted(sup: Supervisor, result: Result) -> int:
+    """How many runs a program has submitted that never ended; the books of a scenario have them already."""
+    if result.appended is None:
+        return 0
+    return sum(result.ledger.told.values()) + len(sup.runs()) - result.ledger.posted
+
+
+async def _stop(sup: Supervisor, result: Result) -> None:
+    try:
+        _ = await sup.stop(drain_timeout=0.0)
+    except AbandonedBodies as error:
+        result.abandoned = [repr(run) for run in error.runs]

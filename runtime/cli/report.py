@@ -1,0 +1,156 @@
+"""The result of `lanes run`: figures under fixed names, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from runtime.lag import Quantiles, quantiles
+
+from .ledger import Ledger
+from .verdict import Findings, Survey
+
+RED, USAGE, ABANDONED = 1, 2, 70
+_COMPLAINTS_SHOWN = 10
+
+
+@dataclass(slots=True)
+class Result:
+    """Everything that is known at the end."""
+
+    ledger: Ledger
+    before: Survey
+    backend: str
+    sessions_dir: str
+    seed: int | None = None
+    duration_s: float = 0.0
+    rss_mb: float = 0.0
+    peak_rss_mb: float = 0.0
+    loop_lag: Quantiles = field(default_factory=lambda: quantiles([]))
+    late_writes_refused: int = 0
+    stuck: list[str] = field(default_factory=list)
+    """Sessions whose turn somebody holds, or waits for, when everything should be over."""
+    untold: int = 0
+    """Messages whose senders were never told what became of them."""
+    appended: int | None = None
+    """Acknowledged writes as the registry counts them, where the harness has no books of its own."""
+    abandoned: list[str] = field(default_factory=list)
+    """Bodies that still ran when the supervisor stopped."""
+    plans_abandoned: bool = False
+    failure: str | None = None
+    """Why the harness itself could not go on."""
+    signal: int | None = None
+    """The signal that cut the ending short, if there was one."""
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def acknowledged(self) -> int:
+        """Records that the library has promised to keep."""
+        return len(self.ledger.acknowledged) if self.appended is None else self.appended
+
+    @property
+    def verified(self) -> int:
+        """Of those, the ones found whole and once."""
+        return self.findings.verified if self.appended is None else min(self.appended, self.findings.records)
+
+    @property
+    def lost(self) -> int:
+        """Of those, the rest; and lines of earlier times that are not what they were."""
+        missing = 0 if self.appended is None else self.acknowledged - self.verified
+        return self.findings.lost + missing
+
+    @property
+    def interleaved(self) -> int:
+        """Broken new lines, turns inside turns, and writes of dead runs."""
+        return self.findings.interleaved + self.ledger.dead_writes
+
+    @property
+    def verdict(self) -> Literal["green", "red"]:
+        """Green only when nothing is lost, interleaved or stuck, and everybody was told."""
+        wrong = self.lost or self.interleaved or self.stuck or self.untold or self.failure
+        return "red" if wrong else "green"
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with."""
+        if self.verdict == "red":
+            return RED
+        if self.abandoned and not self.plans_abandoned:
+            return ABANDONED
+        return 0 if self.signal is None else 128 + self.signal
+
+    def as_json(self) -> str:
+        """One object with the names that machines rely on."""
+        told = self.ledger.told
+        return json.dumps(
+            {
+                "messages": self.ledger.posted,
+                "answered": told["answered"],
+                "timed_out": told["timed_out"],
+                "failed": told["failed"],
+                "acknowledged": self.acknowledged,
+                "verified": self.verified,
+                "lost": self.lost,
+                "interleaved": self.interleaved,
+                "late_writes_refused": self.late_writes_refused,
+                "stuck_sessions": len(self.stuck),
+                "recovery_ms": _milliseconds(quantiles(self.ledger.recoveries_s)),
+                "wait_ms": _milliseconds(quantiles(self.ledger.waits_s)),
+                "loop_lag_ms": _milliseconds(self.loop_lag),
+                "rss_mb": round(self.rss_mb, 1),
+                "duration_s": round(self.duration_s, 3),
+                "backend": self.backend,
+                "verdict": self.verdict,
+            }
+        )
+
+    def lines(self) -> Iterator[str]:
+        """The same for people, and the reasons."""
+        told, states = self.ledger.told, self.ledger.states
+        cut = f", cut short by signal {self.signal}" if self.signal is not None else ""
+        seed = f", seed {self.seed}" if self.seed is not None else ""
+        yield f"verdict: {self.verdict}   ({self.backend}, {self.duration_s:.1f} s{seed}{cut})"
+        yield (
+            f"  messages     {self.ledger.posted}: {told['answered']} answered, {told['timed_out']} timed out, "
+            f"{told['failed']} failed   ({', '.join(f'{n} {s}' for s, n in sorted(states.items())) or 'none'})"
+        )
+        yield (
+            f"  records      {self.acknowledged} acknowledged, {self.verified} verified, {self.lost} lost, "
+            f"{self.interleaved} interleaved; {self.late_writes_refused} late writes refused"
+        )
+        yield f"  stuck        {len(self.stuck)} sessions"
+        yield f"  recovery     {_figures(quantiles(self.ledger.recoveries_s))}   (deadline to the session's next turn)"
+        yield f"  wait         {_figures(quantiles(self.ledger.waits_s))}"
+        yield f"  loop lag     {_figures(self.loop_lag)}"
+        yield f"  memory       {self.rss_mb:.0f} MB (at most {self.peak_rss_mb:.0f} MB)"
+        yield f"  sessions     {self.sessions_dir} ({self.findings.files} files)"
+        yield from self.remarks()
+
+    def remarks(self) -> Iterator[str]:
+        """What is wrong, and what was wrong before."""
+        if self.failure is not None:
+            yield f"  failure      {self.failure}"
+        if self.untold:
+            yield f"  untold       {self.untold} messages whose senders were never told"
+        if self.ledger.dead_writes:
+            yield f"  dead writes  {self.ledger.dead_writes} accepted from runs that were over"
+        for title, found in (
+            ("stuck", self.stuck),
+            ("wrong", self.findings.complaints),
+            ("abandoned", self.abandoned),
+            ("before", [f"{broken} (left as it is)" for broken in self.before.broken]),
+        ):
+            for one in found[:_COMPLAINTS_SHOWN]:
+                yield f"  {title:<12} {one}"
+            if len(found) > _COMPLAINTS_SHOWN:
+                yield f"  {title:<12} … and {len(found) - _COMPLAINTS_SHOWN} more"
+
+
+def _milliseconds(figures: Quantiles) -> dict[str, float]:
+    return {name: round(getattr(figures, name) * 1000, 3) for name in ("p50", "p99", "max")}
+
+
+def _figures(figures: Quantiles) -> str:
+    return f"p50 {figures.p50 * 1000:.1f} ms, p99 {figures.p99 * 1000:.1f} ms, max {figures.max * 1000:.1f} ms"

@@ -1,0 +1,191 @@
+"""Scenario files: lanes, groups, a time scale, and traffic, generated or from a file. Those shipped are read alike.
+
+All times in a file are seconds as they would be in production; `scale` shortens them all alike, so that a limit of
+300 s and a call of 310 s keep their relation in a run of seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from lanes import GroupSpec, LaneError, LaneSpec, SessionLayout
+from lanes.spec import DEFAULT_LANES, PriorityName, SpecTable
+from locks import InvalidSession
+
+from . import traffic
+from .generate import Load, generate
+from .problem import Problem, explain
+from .traffic import Line
+
+SHIPPED = Path(__file__).parent.parent / "scenarios"
+BUILT_IN = "mixed"
+_TIMES = ("timeout", "idle_timeout", "queue_timeout", "grace")
+
+
+class LaneTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A lane of a scenario; what is not given is as in the default lane of that pattern, if there is one."""
+
+    pattern: str
+    capacity: int | UnsetType = UNSET
+    group: str | UnsetType = UNSET
+    priority: PriorityName | UnsetType = UNSET
+    timeout: float | UnsetType = UNSET
+    idle_timeout: float | UnsetType = UNSET
+    queue_timeout: float | UnsetType = UNSET
+    queue_limit: int | UnsetType = UNSET
+    grace: float | UnsetType = UNSET
+
+
+class GroupTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A group of a scenario."""
+
+    name: str
+    slots: int
+    reserve: int = 0
+
+
+class ScenarioFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A scenario as it stands in its file."""
+
+    description: str = ""
+    """One line, for `lanes run --list`."""
+    scale: float = 1.0
+    """What all times are multiplied by."""
+    duration: float = 10.0
+    """Seconds over which generated traffic arrives."""
+    seed: int = 1
+    lanes: list[LaneTable] = []
+    groups: list[GroupTable] = []
+    load: list[Load] = []
+    """Generated traffic."""
+    traffic: str | None = None
+    """A traffic file, relative to this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run: everything checked, all times scaled."""
+
+    name: str
+    lanes: tuple[LaneSpec, ...]
+    groups: tuple[GroupSpec, ...]
+    lines: tuple[Line, ...]
+    scale: float
+    seed: int
+    sleeps_at_most: float
+    """Seconds within which some run must begin or end, as long as there is any."""
+
+    @property
+    def plans_abandoned(self) -> bool:
+        """Whether bodies that ignore their cancellation are part of it."""
+        return any(line.behave in ("block", "swallow") for line in self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says instead of the file."""
+
+    scale: float | None = None
+    seed: int | None = None
+    duration: float | None = None
+    """In seconds of the wall clock."""
+
+
+def shipped() -> dict[str, Path]:
+    """The scenarios that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def described() -> list[tuple[str, str]]:
+    """Name and description of each shipped scenario, the built-in one first."""
+    found = [(name, load_file(path).description) for name, path in shipped().items()]
+    return sorted(found, key=lambda one: (one[0] != BUILT_IN, one[0]))
+
+
+def load_file(path: Path) -> ScenarioFile:
+    """Read a scenario file.
+
+    Raises:
+        Problem: it cannot be read, is no TOML, or has a field or a value that is not allowed.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(f"{path}: not TOML: {error}") from error
+    try:
+        return msgspec.convert(data, ScenarioFile)
+    except msgspec.ValidationError as error:
+        raise Problem(f"{path}: {explain(error, data, ScenarioFile)}") from error
+
+
+def plan(path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> Plan:
+    """A scenario file, or a traffic file on default lanes, ready to run.
+
+    Raises:
+        Problem: it cannot be used; nothing was created.
+    """
+    file = ScenarioFile(traffic=path.name) if path.suffix == ".jsonl" else load_file(path)
+    try:
+        return _planned(file, path, name, layout, overrides)
+    except (LaneError, InvalidSession) as error:
+        raise Problem(f"{path}: {error}") from error
+
+
+def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> Plan:
+    scale = _positive(path, "scale", file.scale if overrides.scale is None else overrides.scale)
+    duration = _positive(path, "duration", file.duration)
+    if overrides.duration is not None:
+        duration = _positive(path, "duration", overrides.duration) / scale
+    seed = file.seed if overrides.seed is None else overrides.seed
+    specs = SpecTable(
+        [_lane(table) for table in file.lanes], [GroupSpec(g.name, g.slots, g.reserve) for g in file.groups]
+    )
+    lines = generate(file.load, duration=duration, seed=seed)
+    for line in lines:
+        traffic.check(line, specs, layout)
+    if file.traffic is not None:
+        lines += traffic.read(path.parent / file.traffic, specs, layout)
+    if overrides.duration is not None:
+        lines = [line for line in lines if line.at <= duration]
+    if not lines:
+        raise Problem(f'{path}: sends no messages; allowed: a [[load]], or traffic = "FILE.jsonl"')
+    lanes = tuple(_scaled(spec, scale) for spec in specs.lanes.values())
+    return Plan(
+        name=name,
+        lanes=lanes,
+        groups=tuple(specs.groups.values()),
+        lines=tuple(traffic.in_order(lines)),
+        scale=scale,
+        seed=seed,
+        sleeps_at_most=max(spec.timeout + spec.grace for spec in lanes),
+    )
+
+
+def _lane(table: LaneTable) -> LaneSpec:
+    given: dict[str, Any] = {
+        name: value for name in LaneTable.__struct_fields__ if (value := getattr(table, name)) is not UNSET
+    }
+    for default in DEFAULT_LANES:
+        if default.pattern == table.pattern:
+            return replace(default, **given)
+    return LaneSpec(**given)
+
+
+def _scaled(spec: LaneSpec, scale: float) -> LaneSpec:
+    times = {name: value * scale for name in _TIMES if (value := getattr(spec, name)) is not None}
+    return replace(spec, **times)
+
+
+def _positive(path: Path, field: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise Problem(f"{path}: {field}: {value!r} is not allowed; allowed: a number above 0")
+    return value

@@ -1,0 +1,115 @@
+"""Messages to send: one line of a traffic file, and the file as a whole, checked before anything is started."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from lanes import InvalidLane, LaneError, SessionLayout
+from lanes.spec import SpecTable
+from locks import InvalidSession
+
+from .problem import Problem, explain
+
+Behaviour = Literal["ok", "raise", "hang", "block", "swallow"]
+BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "raise", "hang", "block", "swallow")
+_SESSION_PREFIX = "session:"
+_MOST_CONTEXT_MB = 1024.0
+
+
+class Line(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One message: when it arrives, on which lane, and what answering it is like. All times are seconds, unscaled."""
+
+    lane: str
+    at: float = 0.0
+    """Since the start."""
+    session: str | None = None
+    """The session that the run conducts; a `session:` lane's own by default."""
+    text: str = ""
+    think: float = 0.0
+    """How long the model call takes."""
+    behave: Behaviour = "ok"
+    """What the call ends in: an answer, an exception, waiting for ever, a worker thread that blocks and hears of no
+    cancellation, a body that catches it and goes on."""
+    hold: float | None = None
+    """How long `hang`, `block` and `swallow` last; by default until everything else is over."""
+    turn: bool = True
+    """`false` appends to the session without conducting it."""
+    context_mb: float = 0.0
+    """Memory that the run needs while it lasts."""
+    again: int = 0
+    """How many times it is posted again when it was not answered."""
+
+    @property
+    def conducted(self) -> str | None:
+        """The session's key."""
+        if self.session is None and self.lane.startswith(_SESSION_PREFIX):
+            return self.lane[len(_SESSION_PREFIX) :]
+        return self.session
+
+
+def check(line: Line, specs: SpecTable, layout: SessionLayout) -> None:
+    """See that a message can be sent.
+
+    Raises:
+        InvalidLane, InvalidSession: it cannot; nothing was created.
+    """
+    for field, value in (("at", line.at), ("think", line.think), ("hold", line.hold), ("context_mb", line.context_mb)):
+        if value is not None and not 0 <= value < math.inf:
+            raise InvalidLane(f"{field}: {value!r} is not allowed; allowed: a number from 0")
+    if line.context_mb > _MOST_CONTEXT_MB:
+        raise InvalidLane(f"context_mb: {line.context_mb!r} is not allowed; allowed: up to {_MOST_CONTEXT_MB:g}")
+    if line.again < 0:
+        raise InvalidLane(f"again: {line.again!r} is not allowed; allowed: a whole number from 0")
+    specs.find(line.lane)
+    key = line.conducted
+    if key is not None:
+        layout.file_of(key)
+        if line.lane.startswith(_SESSION_PREFIX) and line.lane != _SESSION_PREFIX + key:
+            raise InvalidLane(
+                f"session: {key!r:.80} is not the one of lane {line.lane!r:.80}; allowed: its own, or none"
+            )
+
+
+def read(path: Path, specs: SpecTable, layout: SessionLayout) -> list[Line]:
+    """All messages of a traffic file, by time; blank lines are skipped.
+
+    Raises:
+        Problem: the file cannot be read, or a line cannot be sent: its number and why.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise Problem(f"{path}: cannot be read: {error.strerror or error}") from error
+    found = [
+        _parse(raw, f"{path}, line {number}", specs, layout)
+        for number, raw in enumerate(data.split(b"\n"), 1)
+        if raw.strip()
+    ]
+    if not found:
+        raise Problem(f"{path}: has no messages; allowed: one JSON object a line")
+    return in_order(found)
+
+
+def in_order(lines: Iterable[Line]) -> list[Line]:
+    """By time; those of one instant stay as they are."""
+    return sorted(lines, key=lambda line: line.at)
+
+
+def _parse(raw: bytes, where: str, specs: SpecTable, layout: SessionLayout) -> Line:
+    try:
+        data = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Problem(f"{where}: not JSON: {error}") from error
+    try:
+        line = msgspec.convert(data, Line)
+        check(line, specs, layout)
+    except msgspec.ValidationError as error:
+        raise Problem(f"{where}: {explain(error, data, Line)}") from error
+    except (LaneError, InvalidSession) as error:
+        raise Problem(f"{where}: {error}") from error
+    return line

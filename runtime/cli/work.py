@@ -1,0 +1,125 @@
+"""What is done under supervision: the messages of a scenario, or a program of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
+
+import anyio
+import msgspec
+
+from lanes import Draining, LaneError, Run, RunState
+from locks._events import log
+from locks._loop import Post, poster
+from runtime.supervisor import Supervisor
+
+from .bodies import Bodies
+from .ledger import Ledger
+from .report import Result
+from .scenario import Plan
+from .traffic import Line
+
+
+class Work(Protocol):
+    """Something to supervise."""
+
+    sleeps_at_most: float
+    """Seconds after which the rest counts as stuck when no run has begun or ended meanwhile."""
+
+    async def send(self, sup: Supervisor) -> None:
+        """Give the supervisor its work; returns when no more comes of its own accord. A checkpoint."""
+
+    def unsent(self) -> int:
+        """How many messages are about to be posted."""
+
+    def release(self) -> None:
+        """End what hangs on purpose."""
+
+
+class Scenario:
+    """The messages of a plan, each at its time; what is not answered is posted again as often as it says."""
+
+    def __init__(self, plan: Plan, bodies: Bodies, ledger: Ledger) -> None:
+        self.sleeps_at_most = plan.sleeps_at_most
+        self._plan, self._bodies, self._ledger = plan, bodies, ledger
+        self._pending: dict[int, Line] = {}
+        self._sup: Supervisor | None = None
+        self._soon: Post | None = None
+        self._unsent = 0
+        ledger.on_end = self._ended
+
+    async def send(self, sup: Supervisor) -> None:
+        """Post every message at its time."""
+        self._sup, self._soon = sup, poster()
+        start = anyio.current_time()
+        for line in self._plan.lines:
+            await anyio.sleep_until(start + line.at * self._plan.scale)
+            self._post(line)
+
+    def unsent(self) -> int:
+        """How many messages are about to be posted again."""
+        return self._unsent
+
+    def release(self) -> None:
+        """End what hangs on purpose."""
+        self._bodies.release()
+
+    def _post(self, line: Line) -> None:
+        """Send one message; one that is refused counts as failed, for its sender was told so."""
+        assert self._sup is not None
+        try:
+            if line.turn:
+                run = self._sup.post(line.lane, line, session=line.conducted)
+            else:
+                run = self._sup.submit(line.lane, self._bodies.note, line, session=line.conducted, turn=False)
+        except Draining:
+            return  # it stays with its sender: nothing was accepted, nothing counts
+        except LaneError as error:
+            self._ledger.refused()
+            log("message_refused", level="warning", lane=line.lane, session=line.conducted, error=str(error))
+            return
+        self._ledger.posted += 1
+        if line.again > 0:
+            self._pending[run.id] = line
+
+    def _ended(self, run: Run) -> None:
+        line = self._pending.pop(run.id, None)
+        if line is None or run.state in (RunState.DONE, RunState.CANCELLED):
+            return
+        assert self._soon is not None
+        self._unsent += 1
+        # Not here: the scheduler is in the middle of ending this run.
+        self._soon(partial(self._post_again, msgspec.structs.replace(line, again=line.again - 1)))
+
+    def _post_again(self, line: Line) -> None:
+        self._unsent -= 1
+        self._post(line)
+
+
+class Program:
+    """A user's `async def main(sup)`."""
+
+    sleeps_at_most = 302.0  # timeout and grace of the default lanes
+
+    def __init__(
+        self, name: str, main: Callable[[Supervisor], Awaitable[object]], result: Result, duration: float | None
+    ) -> None:
+        self._name, self._main, self._result = name, main, result
+        self._duration = duration
+
+    async def send(self, sup: Supervisor) -> None:
+        """Call it; what it raises makes the verdict red."""
+        try:
+            with anyio.move_on_after(self._duration):
+                await self._main(sup)
+        except Exception as error:
+            self._result.failure = f"{self._name} raised {type(error).__name__}: {error}"
+            log("program_failed", level="error", program=self._name, exc_info=error)
+
+    def unsent(self) -> int:
+        """Nothing is posted by itself."""
+        return 0
+
+    def release(self) -> None:
+        """Nothing hangs on purpose."""

@@ -1,0 +1,50 @@
+"""Log lines on stderr, for the command line. Whoever embeds a supervisor configures structlog himself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal
+
+LogFormat = Literal["console", "json"]
+
+
+class _StandardError:
+    """Writes whole lines to whatever `sys.stderr` is at that moment: a live table takes its place for a while."""
+
+    def msg(self, message: str) -> None:
+        try:
+            sys.stderr.write(message + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return  # closed, or nobody reads it: no reason to stop the work
+
+    log = debug = info = warning = warn = error = critical = exception = fatal = failure = msg
+
+
+def configure(log_format: LogFormat, *, level: int = logging.INFO) -> None:
+    """Send the events of all floors to stderr: aligned and coloured for people, or one JSON object a line."""
+    import structlog  # noqa: PLC0415 -- it takes longer to import than a command line may take to answer `--help`
+
+    shown: list[Any]
+    if log_format == "json":
+        shown = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    else:
+        shown = [structlog.dev.ConsoleRenderer(colors=_is_terminal())]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=log_format == "json"),
+            *shown,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _StandardError(),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
