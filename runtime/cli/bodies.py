@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ class Bodies:
 
     async def answer(self, ctx: RunContext, line: Line) -> str:
         """Answer one message; the question is written first, for a crash must not lose it."""
-        context = b"x" * round(line.context_mb * 1e6)
+        context = _memory(line.context_mb)
         await self._write(ctx, "user", line.text)
         reply = f"answer to: {line.text}"
         try:
@@ -128,3 +129,14 @@ class Bodies:
     def _acknowledge(self, ctx: RunContext, record: dict[str, Any], over: bool) -> None:
         self._ledger.acknowledge(record, ctx.session.path)
         self._ledger.dead_writes += over
+
+
+def _memory(megabytes: float) -> mmap.mmap | None:
+    """Memory that is really taken, and given back to the system the moment nobody refers to it any more."""
+    size = round(megabytes * 1e6)
+    if not size:
+        return None
+    memory = mmap.mmap(-1, size)
+    for at in range(0, size, mmap.PAGESIZE):
+        memory[at] = 1
+    return memory

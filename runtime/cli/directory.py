@@ -21,6 +21,8 @@ def prepare(given: str | None) -> str:
         return tempfile.mkdtemp(prefix="lanes-")
     if not given or "\0" in given:
         raise Problem(f"--sessions: {given!r} is not allowed; allowed: a directory")
+    if Path(given).exists() and not Path(given).is_dir():
+        raise Problem(f"--sessions: {given!r} is no directory")
     try:
         Path(given).mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_something(given)

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .problem import Problem
 from .traffic import BEHAVIOURS, Behaviour, Line
 
 _MOST_LINES = 1_000_000
+
+
+class InvalidLoad(Exception):
+    """A load contradicts itself."""
 
 
 class Load(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -41,7 +44,7 @@ def generate(loads: Sequence[Load], *, duration: float, seed: int) -> list[Line]
     """All messages of some loads.
 
     Raises:
-        Problem: a load contradicts itself.
+        InvalidLoad: a load contradicts itself.
     """
     found: list[Line] = []
     for index, load in enumerate(loads):
@@ -54,22 +57,22 @@ def generate(loads: Sequence[Load], *, duration: float, seed: int) -> list[Line]
 
 def _check(load: Load, where: str) -> None:
     if (load.every is None) == (load.count is None):
-        raise Problem(f"{where}: every, count: exactly one of them is needed")
+        raise InvalidLoad(f"{where}: every, count: exactly one of them is needed")
     if load.every is not None and not load.every > 0:
-        raise Problem(f"{where}.every: {load.every!r} is not allowed; allowed: seconds above 0")
+        raise InvalidLoad(f"{where}.every: {load.every!r} is not allowed; allowed: seconds above 0")
     if load.count is not None and not 0 <= load.count <= _MOST_LINES:
-        raise Problem(f"{where}.count: {load.count!r} is not allowed; allowed: 0 to {_MOST_LINES}")
+        raise InvalidLoad(f"{where}.count: {load.count!r} is not allowed; allowed: 0 to {_MOST_LINES}")
     if load.sessions == [] or (isinstance(load.sessions, int) and load.sessions < 1):
-        raise Problem(f"{where}.sessions: {load.sessions!r} is not allowed; allowed: a number from 1, or keys")
+        raise InvalidLoad(f"{where}.sessions: {load.sessions!r} is not allowed; allowed: a number from 1, or keys")
     if "{session}" in load.lane and load.sessions is None:
-        raise Problem(f"{where}.sessions: is missing; lane {load.lane!r} needs some")
+        raise InvalidLoad(f"{where}.sessions: is missing; lane {load.lane!r} needs some")
     if isinstance(load.behave, dict) and not _usable([*load.behave.values()]):
-        raise Problem(
+        raise InvalidLoad(
             f"{where}.behave: {load.behave!r} is not allowed; allowed: weights above 0 for {', '.join(BEHAVIOURS)}"
         )
     for field, value in (("think", load.think), ("hold", load.hold)):
         if isinstance(value, tuple) and not 0 <= value[0] <= value[1]:
-            raise Problem(f"{where}.{field}: {list(value)} is not allowed; allowed: [least, most]")
+            raise InvalidLoad(f"{where}.{field}: {list(value)} is not allowed; allowed: [least, most]")
 
 
 def _usable(weights: list[float]) -> bool:
@@ -115,7 +118,7 @@ def _instants(load: Load, rng: random.Random, duration: float, where: str) -> li
         return [load.start + step * n for n in range(load.count)]
     assert load.every is not None
     if (end - load.start) / load.every > _MOST_LINES:
-        raise Problem(f"{where}.every: {load.every!r} makes more than {_MOST_LINES} messages in {end:g} s")
+        raise InvalidLoad(f"{where}.every: {load.every!r} makes more than {_MOST_LINES} messages in {end:g} s")
     found, at = [], load.start + rng.expovariate(1 / load.every)
     while at <= end:
         found.append(at)

@@ -9,8 +9,20 @@ from typing import Any
 
 import msgspec
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`(?P<path>[^`]*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>.*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_NO_CHOICE = re.compile(r"Invalid enum value (?P<value>.*)", re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]*)`(?:, got .*)?$", re.DOTALL)
+_WORDS = {
+    "str": "text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
 _STEP = re.compile(r"\.([A-Za-z_][A-Za-z_0-9]*)|\[(\d+|\.\.\.)\]")
 _LONGEST = 300
 
@@ -32,19 +44,24 @@ def explain(error: msgspec.ValidationError, data: Any, kind: type[msgspec.Struct
     """Why decoded `data` is not of `kind`: the field, its value, and what is allowed."""
     found = _AT.match(str(error))
     assert found is not None
-    what, path = found["what"], (found["path"] or "$").removeprefix("$")
-    steps: list[str | int] = [name or (0 if index == "..." else int(index)) for name, index in _STEP.findall(path)]
-    where = path.removeprefix(".")
+    what, steps = found["what"], _steps(found["path"] or "")
+    where = (found["path"] or "").removeprefix("$").removeprefix(".")
     if (unknown := _UNKNOWN.match(what)) is not None:
         place = f"{where}.{unknown['field']}" if where else unknown["field"]
-        fields = _struct_at(kind, steps)
-        allowed = f"; allowed: {', '.join(fields)}" if fields else ""
-        return f"{place}: unknown field{allowed}"
+        return f"{place}: unknown field; allowed: {', '.join(_choices(kind, steps))}"
+    if (missing := _MISSING.match(what)) is not None:
+        return f"{where + '.' if where else ''}{missing['field']}: is missing"
     value = _value_at(data, steps)
-    expected = re.sub(r"^Expected (`.*?`)(, got .*)?$", r"allowed: \1", what).replace("`", "")
-    if expected.startswith("allowed: "):
-        return f"{where or 'the whole'}: {value!r:.80} is not allowed; {expected}"
-    return f"{where}: {value!r:.80}: {what}" if where else what
+    if (bad := _NO_CHOICE.match(what)) is not None:
+        return f"{where}: {bad['value']} is not allowed; allowed: {', '.join(_choices(kind, steps, keys=found['key']))}"
+    if (wrong := _EXPECTED.match(what)) is not None:
+        kinds = " or ".join(_WORDS.get(one, one) for one in wrong["kinds"].split(" | "))
+        return f"{where or 'value'}: {value!r:.80} is not allowed; allowed: {kinds}"
+    return f"{where}: {value!r:.80}: {what}" if where else what.replace("`", "")
+
+
+def _steps(path: str) -> list[str | int]:
+    return [name or (0 if index == "..." else int(index)) for name, index in _STEP.findall(path)]
 
 
 def _value_at(data: Any, steps: list[str | int]) -> Any:
@@ -56,22 +73,30 @@ def _value_at(data: Any, steps: list[str | int]) -> Any:
     return data
 
 
-def _struct_at(kind: Any, steps: list[str | int]) -> tuple[str, ...]:
-    """The fields of the struct that `steps` lead to, as a user writes them."""
+def _choices(kind: Any, steps: list[str | int], keys: str | None = None) -> tuple[str, ...]:
+    """What may stand where `steps` lead: the fields of a struct, or the values of a `Literal`."""
     for step in steps:
         if isinstance(step, int):
-            kind = _first(kind, list)
-            kind = typing.get_args(kind)[0] if kind is not None else None
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}.get(step)
-    kind = _first(kind, msgspec.Struct)
-    return tuple(field.encode_name for field in msgspec.structs.fields(kind)) if kind is not None else ()
+            kind = typing.get_args(_first(kind, list))[0]
+        else:
+            struct = _first(kind, msgspec.Struct)
+            kind = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}[step]
+    if keys is not None:
+        kind = typing.get_args(_first(kind, dict))[0]
+    struct = _first(kind, msgspec.Struct)
+    if struct is not None:
+        return tuple(field.encode_name for field in msgspec.structs.fields(struct))
+    literals = [one for one in _members(kind) if typing.get_origin(one) is typing.Literal]
+    return tuple(repr(value) for one in literals for value in typing.get_args(one))
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
 def _first(kind: Any, wanted: type) -> Any:
     """Of a union, the member of the wanted kind."""
-    members = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-    for member in members:
+    for member in _members(kind):
         origin = typing.get_origin(member) or member
         if isinstance(origin, type) and issubclass(origin, wanted):
             return member

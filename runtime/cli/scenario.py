@@ -20,7 +20,7 @@ from lanes.spec import DEFAULT_LANES, PriorityName, SpecTable
 from locks import InvalidSession
 
 from . import traffic
-from .generate import Load, generate
+from .generate import InvalidLoad, Load, generate
 from .problem import Problem, explain
 from .traffic import Line
 
@@ -97,6 +97,11 @@ class Overrides:
     duration: float | None = None
     """In seconds of the wall clock."""
 
+    def __post_init__(self) -> None:
+        for field in ("scale", "duration"):
+            if (value := getattr(self, field)) is not None:
+                _positive(f"--{field}", value)
+
 
 def shipped() -> dict[str, Path]:
     """The scenarios that come with the package, by name."""
@@ -136,15 +141,15 @@ def plan(path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> 
     file = ScenarioFile(traffic=path.name) if path.suffix == ".jsonl" else load_file(path)
     try:
         return _planned(file, path, name, layout, overrides)
-    except (LaneError, InvalidSession) as error:
+    except (LaneError, InvalidLoad, InvalidSession) as error:
         raise Problem(f"{path}: {error}") from error
 
 
 def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> Plan:
-    scale = _positive(path, "scale", file.scale if overrides.scale is None else overrides.scale)
-    duration = _positive(path, "duration", file.duration)
+    scale = _positive(f"{path}: scale", file.scale) if overrides.scale is None else overrides.scale
+    duration = _positive(f"{path}: duration", file.duration)
     if overrides.duration is not None:
-        duration = _positive(path, "duration", overrides.duration) / scale
+        duration = overrides.duration / scale
     seed = file.seed if overrides.seed is None else overrides.seed
     specs = SpecTable(
         [_lane(table) for table in file.lanes], [GroupSpec(g.name, g.slots, g.reserve) for g in file.groups]
@@ -185,7 +190,7 @@ def _scaled(spec: LaneSpec, scale: float) -> LaneSpec:
     return replace(spec, **times)
 
 
-def _positive(path: Path, field: str, value: float) -> float:
+def _positive(field: str, value: float) -> float:
     if not 0 < value < math.inf:
-        raise Problem(f"{path}: {field}: {value!r} is not allowed; allowed: a number above 0")
+        raise Problem(f"{field}: {value!r} is not allowed; allowed: a number above 0")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,8 @@ from .problem import Problem, explain
 Behaviour = Literal["ok", "raise", "hang", "block", "swallow"]
 BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "raise", "hang", "block", "swallow")
 _SESSION_PREFIX = "session:"
-_MOST_CONTEXT_MB = 1024.0
+_LONGEST_S = 1e8
+_MOST_CONTEXT_MB = 1000.0
 
 
 class Line(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -59,10 +59,9 @@ def check(line: Line, specs: SpecTable, layout: SessionLayout) -> None:
         InvalidLane, InvalidSession: it cannot; nothing was created.
     """
     for field, value in (("at", line.at), ("think", line.think), ("hold", line.hold), ("context_mb", line.context_mb)):
-        if value is not None and not 0 <= value < math.inf:
-            raise InvalidLane(f"{field}: {value!r} is not allowed; allowed: a number from 0")
-    if line.context_mb > _MOST_CONTEXT_MB:
-        raise InvalidLane(f"context_mb: {line.context_mb!r} is not allowed; allowed: up to {_MOST_CONTEXT_MB:g}")
+        most = _MOST_CONTEXT_MB if field == "context_mb" else _LONGEST_S
+        if value is not None and not 0 <= value <= most:
+            raise InvalidLane(f"{field}: {value!r} is not allowed; allowed: 0 to {most:g}")
     if line.again < 0:
         raise InvalidLane(f"again: {line.again!r} is not allowed; allowed: a whole number from 0")
     specs.find(line.lane)
@@ -104,7 +103,7 @@ def _parse(raw: bytes, where: str, specs: SpecTable, layout: SessionLayout) -> L
     try:
         data = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(f"{where}: not JSON: {error}") from error
+        raise Problem(f"{where}: not JSON: {str(error).partition(' - at ')[0]}") from error
     try:
         line = msgspec.convert(data, Line)
         check(line, specs, layout)
