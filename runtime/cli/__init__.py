@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+from . import output
+from .problem import Problem
+
 USAGE = 2
+_FAILED = 1
 _INTERRUPTED = 130
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -24,12 +28,8 @@ def cli() -> None:
 @click.argument("target", required=False)
 @click.option("--list", "listing", is_flag=True, help="Show the shipped scenarios and exit.")
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
-@click.option(
-    "--sessions", metavar="DIR", help="Where the transcripts are; by default a temporary directory, printed and kept."
-)
-@click.option(
-    "--scale", type=float, help="What all times of the scenario are multiplied by, instead of its own `scale`."
-)
+@click.option("--sessions", metavar="DIR", help="Where the transcripts are; by default a new one, printed and kept.")
+@click.option("--scale", type=float, help="What all times are multiplied by, instead of the scenario's own `scale`.")
 @click.option("--seed", type=int, help="The seed of generated traffic, instead of the scenario's own.")
 @click.option("--duration", type=float, metavar="SECONDS", help="How long messages are sent, on the wall clock.")
 @click.option("--json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
@@ -38,7 +38,7 @@ def cli() -> None:
     type=click.Choice(["console", "json"]),
     default="console",
     show_default=True,
-    help="Of standard error.",
+    help="Of the log lines on standard error.",
 )
 def run(listing: bool, **given: Any) -> int:
     """Serve TARGET and say whether anything was lost, interleaved or stuck.
@@ -47,38 +47,41 @@ def run(listing: bool, **given: Any) -> int:
     FILE.jsonl with one message a line, or module:function, your own `async def main(sup: Supervisor)`.
 
     \b
-    Exit codes: 0 green, 1 red, 2 unusable input, 70 bodies were left running that nobody planned,
-    128 + n when a second signal n cut the ending short.
+    Exit codes:
+      0        green: nothing is lost, interleaved or stuck
+      1        red
+      2        the input cannot be used; nothing was started
+      70       bodies that nobody planned were left running
+      130 143  a second Ctrl-C or SIGTERM cut a green ending short
     """
     from . import start  # noqa: PLC0415 -- `--help` need not wait for event loops
 
     if listing:
-        start.list_scenarios()
-        return 0
+        return start.list_scenarios()
     return start.run(start.Options(**given))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: run the command; every misuse is one line on standard error, with exit code 2."""
+    output.repair()
     try:
         code = cli.main(args=arguments, prog_name="lanes", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+        click.echo(error.format_message())
         return USAGE
     except click.ClickException as error:
-        return _complain(error.format_message())
+        output.complain(" ".join(error.format_message().split()))
+        return USAGE
+    except Problem as error:
+        output.complain(str(error))
+        return USAGE
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
-    except Exception as error:
-        from .problem import Problem  # noqa: PLC0415 -- only when there is one
-
-        if isinstance(error, Problem):
-            return _complain(str(error))
-        raise
-
-
-def _complain(message: str) -> int:
-    with contextlib.suppress(OSError):
-        print(f"lanes: {' '.join(message.split())}", file=sys.stderr)
-    return USAGE
+    except OSError as error:
+        output.silence(sys.stdout)
+        if error.errno != errno.EPIPE:
+            output.complain(f"{error.filename or 'cannot print'}: {error.strerror}")
+        return _FAILED
+    finally:
+        output.flush()

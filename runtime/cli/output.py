@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
+from typing import TextIO
 
 
 class Output:
@@ -11,6 +14,8 @@ class Output:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
+        self.failed = False
+        """Whether something could not be printed, other than because nobody listens any more."""
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -22,33 +27,60 @@ class Output:
 
     def line(self, text: str) -> None:
         """A line for people."""
-        _print(text, to_stderr=self.json)
+        self._print(text, sys.stderr if self.json else sys.stdout)
 
     def result(self, text: str) -> None:
         """What the command was asked for."""
-        _print(text, to_stderr=False)
+        self._print(text, sys.stdout)
+
+    def _print(self, text: str, stream: TextIO) -> None:
+        try:
+            print(text, file=stream, flush=True)
+        except OSError as error:
+            silence(stream)
+            if error.errno != errno.EPIPE:
+                self.failed = True
+                complain(f"cannot print: {error.strerror}")
 
 
-def _print(text: str, *, to_stderr: bool) -> None:
-    stream = sys.stderr if to_stderr else sys.stdout
+def complain(message: str) -> None:
+    """One line on standard error, if anybody reads it."""
     try:
-        print(text, file=stream, flush=True)
-    except (OSError, ValueError):
-        silence(stream.fileno())
+        print(f"lanes: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
 
 
-def silence(descriptor: int) -> None:
-    """Lead a stream nowhere: nobody reads it any more, and the interpreter flushes it once more when it exits."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+def repair() -> None:
+    """Open what the caller has closed of the standard streams, lest a transcript becomes one of them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free one, which is this
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 -- for good
 
 
-def leave_now(code: int) -> None:
-    """End the process although bodies or threads still run, which an ordinary exit would wait for."""
+def flush() -> None:
+    """Print what is still held back; the interpreter would do so with a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
-            continue
+            silence(stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Lead a stream nowhere: nobody reads it any more, and the interpreter flushes it once more when it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def leave_now(code: int) -> None:
+    """End the process although bodies or threads still run, which an ordinary exit would wait for."""
+    flush()
     os._exit(code)

@@ -20,8 +20,9 @@ from lanes.spec import DEFAULT_LANES, PriorityName, SpecTable
 from locks import InvalidSession
 
 from . import traffic
+from .explain import explain
 from .generate import InvalidLoad, Load, generate
-from .problem import Problem, explain
+from .problem import Problem
 from .traffic import Line
 
 SHIPPED = Path(__file__).parent.parent / "scenarios"

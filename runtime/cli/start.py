@@ -43,11 +43,12 @@ class Options:
     log_format: logging.LogFormat = "console"
 
 
-def list_scenarios() -> None:
-    """Print the shipped scenarios, a line each."""
+def list_scenarios() -> int:
+    """Print the shipped scenarios, a line each; returns the exit code."""
     output = Output(json=False)
     for name, description in described():
         output.result(f"{name:<14} {description}")
+    return int(output.failed)
 
 
 def run(options: Options) -> int:
@@ -69,7 +70,7 @@ def run(options: Options) -> int:
         for broken in before.broken:
             output.line(f"broken before: {broken} (left as it is)")
         anyio.run(_serve, target, todo, options, result, output, signals, backend=options.backend)
-    return result.exit_code
+    return result.exit_code or int(output.failed)
 
 
 def _surveyed(directory: str) -> verdict.Survey:

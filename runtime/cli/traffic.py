@@ -12,7 +12,8 @@ from lanes import InvalidLane, LaneError, SessionLayout
 from lanes.spec import SpecTable
 from locks import InvalidSession
 
-from .problem import Problem, explain
+from .explain import explain
+from .problem import Problem
 
 Behaviour = Literal["ok", "raise", "hang", "block", "swallow"]
 BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "raise", "hang", "block", "swallow")
