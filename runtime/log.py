@@ -30,7 +30,9 @@ def configure(log_format: LogFormat, *, level: int = logging.INFO) -> None:
     if log_format == "json":
         shown = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     else:
-        shown = [structlog.dev.ConsoleRenderer(colors=_is_terminal())]
+        shown = [
+            structlog.dev.ConsoleRenderer(colors=_is_terminal(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -10,7 +10,11 @@ from typing import TextIO
 
 
 class Output:
-    """Lines on standard output, or on standard error when standard output is for a machine."""
+    """Lines for people, and the result.
+
+    With `json`, standard output is kept for the result alone: whatever else anybody prints, a user's program and its
+    child processes included, goes to standard error from here on.
+    """
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
@@ -19,6 +23,10 @@ class Output:
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
+        self._stdout = sys.stdout
+        if json:
+            self._stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+            os.dup2(2, 1)
 
     @property
     def live(self) -> bool:
@@ -27,11 +35,11 @@ class Output:
 
     def line(self, text: str) -> None:
         """A line for people."""
-        self._print(text, sys.stderr if self.json else sys.stdout)
+        self._print(text, sys.stdout)
 
     def result(self, text: str) -> None:
         """What the command was asked for."""
-        self._print(text, sys.stdout)
+        self._print(text, self._stdout)
 
     def _print(self, text: str, stream: TextIO) -> None:
         try:

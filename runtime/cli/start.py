@@ -57,11 +57,11 @@ def run(options: Options) -> int:
     Raises:
         Problem: the input cannot be used; nothing was started, and at most an empty directory was made.
     """
+    output = Output(json=options.json)
     target = resolve(options.target)
     overrides = Overrides(scale=options.scale, seed=options.seed, duration=options.duration)
     todo = plan(target.file, target.name, _NOWHERE, overrides) if target.file is not None else None
     directory = prepare(options.sessions)
-    output = Output(json=options.json)
     logging.configure(options.log_format)
     with Signals() as signals:
         before = _surveyed(directory)

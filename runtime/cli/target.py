@@ -53,7 +53,7 @@ def _function(name: str) -> Main:
         if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise Problem(f"target: there is no module {error.name!r}, neither here nor installed") from error
         raise Problem(f"target: module {module_name!r} cannot be imported: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Problem(f"target: module {module_name!r} cannot be imported: {type(error).__name__}: {error}") from error
     for part in path.split("."):
         if not hasattr(found, part):

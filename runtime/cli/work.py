@@ -113,7 +113,7 @@ class Program:
         try:
             with anyio.move_on_after(self._duration):
                 await self._main(sup)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._result.failure = f"{self._name} raised {type(error).__name__}: {error}"
             log("program_failed", level="error", program=self._name, exc_info=error)
 
