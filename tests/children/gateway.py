@@ -46,10 +46,9 @@ async def take_turns(directory: str, key: str, number: str, name: str) -> None:
     async with Supervisor(directory, lanes=[LaneSpec("session:*", queue_limit=None)]) as sup:
         say(event="ready")
         await to_thread.run_sync(sys.stdin.readline)
-        runs = [sup.submit(f"session:{key}", body, n) for n in range(int(number))]
-        for run in runs:
-            await run.result()
-        say(event="done", turns=len(runs))
+        for n in range(int(number)):
+            await sup.run(f"session:{key}", body, n)
+        say(event="done", turns=int(number))
 
 
 if __name__ == "__main__":
