@@ -1,7 +1,7 @@
 """Takes a short lease, freezes its own event loop until it hears a line, and tries to write.
 
-Started as `frozen PATH asyncio|trio`. Says `frozen` when the loop stands still, then what the late append and the end of the
-block raised.
+Started as `frozen PATH asyncio|trio`. Says `frozen` when the loop stands still, then what the late append raised, and
+what the end of the block.
 """
 
 from __future__ import annotations

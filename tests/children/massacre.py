@@ -1,0 +1,112 @@
+"""Kills writers amid their appends: `massacre DIRECTORY KILLS SECONDS SEED`.
+
+Three writers, on asyncio and trio in turn, append records of 170 B to 64 kB to two files that they share, and tell each
+acknowledgement through a pipe. One after the other is killed with SIGKILL at a random moment and replaced. The writers
+are forked from this process, which has imported everything and runs no event loop: so a life costs a few milliseconds.
+
+At the end it says one JSON line: how many kills, and every acknowledgement as `[writer, number, file]`.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import time
+from typing import NoReturn
+
+import anyio
+import structlog  # noqa: F401 -- before the fork, so that no writer spends its short life on importing it
+import trio  # noqa: F401 -- as above
+
+from locks import LockRegistry
+
+WRITERS = 3
+FILES = ("a.jsonl", "b.jsonl")
+SIZES = (170, 170, 170, 170, 1_000, 1_000, 5_000, 20_000, 64_000)
+
+
+async def write(directory: str, writer: int, ack: int) -> None:
+    registry = LockRegistry()
+    choice = random.Random(writer)
+    for number in itertools.count():
+        name = choice.choice(FILES)
+        text = chr(97 + writer % 26) * choice.choice(SIZES)
+        record = {"writer": writer, "number": number, "text": text, "length": len(text)}
+        if number % 3:
+            await registry.append(os.path.join(directory, name), record)
+        else:
+            async with registry.lease(os.path.join(directory, name)) as lease:
+                await lease.append(record)
+        os.write(ack, f"{writer} {number} {name}\n".encode())
+
+
+def live(directory: str, writer: int, ack: int) -> NoReturn:
+    try:
+        os.close(1)
+        os.open(os.devnull, os.O_WRONLY)
+        anyio.run(write, directory, writer, ack, backend=("asyncio", "trio")[writer % 2])
+    finally:
+        os._exit(1)
+
+
+class Writer:
+    def __init__(self, directory: str, number: int) -> None:
+        self.born_at = time.monotonic()
+        self.acknowledged = b""
+        self.pipe, theirs = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            live(directory, number, theirs)
+        os.close(theirs)
+        os.set_blocking(self.pipe, False)
+
+    def hear(self) -> bool:
+        """Read what it has acknowledged; returns whether it ever has."""
+        try:
+            while block := os.read(self.pipe, 1 << 16):
+                self.acknowledged += block
+        except BlockingIOError:
+            pass
+        return bool(self.acknowledged)
+
+    def kill(self) -> bytes:
+        os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL, f"a writer ended by itself: {status}"
+        self.hear()
+        os.close(self.pipe)
+        return self.acknowledged
+
+
+def main(directory: str, kills: int, seconds: float, seed: int) -> None:
+    gc.collect()
+    gc.freeze()  # else each child copies the pages of every object that it collects
+    choice = random.Random(seed)
+    numbers = itertools.count()
+    writers = [Writer(directory, next(numbers)) for _ in range(WRITERS)]
+    acknowledged = []
+    end = time.monotonic() + seconds
+    done = 0
+    while done < kills and time.monotonic() < end:
+        victim = done % WRITERS  # the oldest: it has had time to start up
+        # Once it has begun to write: who is killed while starting up shows nothing.
+        while not writers[victim].hear() and time.monotonic() < writers[victim].born_at + 10:
+            time.sleep(0.0005)
+        time.sleep(choice.uniform(0, 0.005))
+        acknowledged.append(writers[victim].kill())
+        done += 1
+        writers[victim] = Writer(directory, next(numbers))
+    acknowledged += [writer.kill() for writer in writers]
+    acks = [
+        (int(w), int(n), name) for w, n, name in (a.split(" ") for a in b"".join(acknowledged).decode().splitlines())
+    ]
+    print(json.dumps({"kills": done + WRITERS, "acknowledged": acks}))  # noqa: T201 -- what it is for
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))

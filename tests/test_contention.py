@@ -1,0 +1,109 @@
+"""Suite X1: eight processes, half of them on asyncio and half on trio, hold one file by turns.
+
+`LANES_LONG=1` runs 8 x 5,000 holds instead of 8 x 200. The suite's own check is itself checked: `overlaps` must find
+what was planted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from contextlib import ExitStack
+from itertools import pairwise
+
+import pytest
+
+from tests.peers import Peer, peer
+from tests.poll import eventually_sync
+
+LONG = bool(os.environ.get("LANES_LONG"))
+PROCESSES = 8
+BACKENDS = ("asyncio", "trio")
+
+Interval = tuple[int, int, int]
+
+
+def overlaps(intervals: list[Interval]) -> list[tuple[Interval, Interval]]:
+    """Pairs of holds that overlap."""
+    in_order = sorted(intervals)
+    return [(one, other) for one, other in pairwise(in_order) if other[0] < one[1]]
+
+
+def compete(stack: ExitStack, path, *, holds: int, seconds: float, gap: float = 0.0) -> list[Peer]:
+    """Start all processes at once."""
+    args = (holds, seconds, gap)
+    peers = [stack.enter_context(peer("contender", path, BACKENDS[number % 2], *args)) for number in range(PROCESSES)]
+    for one in peers:
+        eventually_sync(lambda: one.said("ready"), within=60)  # noqa: B023 -- awaited in this round
+    for one in peers:
+        one.tell("go")
+    return peers
+
+
+def result(one: Peer) -> list[Interval]:
+    eventually_sync(lambda: [one.lines, one.ended()][1], within=1200 if LONG else 60)
+    assert one.exit_code == 0
+    return [(entered, left, epoch) for entered, left, epoch in json.loads(one.lines[1])]
+
+
+def check(results: list[list[Interval]]) -> None:
+    assert overlaps([interval for intervals in results for interval in intervals]) == []
+    for intervals in results:
+        epochs = [epoch for _, _, epoch in intervals]
+        assert epochs == sorted(set(epochs))
+
+
+@pytest.mark.suite("X1")
+def test_the_sweep_finds_a_planted_overlap():
+    assert overlaps([(1, 3, 1), (3, 5, 1), (9, 10, 1), (6, 8, 1)]) == []
+    assert overlaps([(1, 3, 1), (6, 8, 1), (2, 4, 1)]) == [((1, 3, 1), (2, 4, 1))]
+    assert overlaps([(1, 9, 1), (3, 4, 1)]) == [((1, 9, 1), (3, 4, 1))]
+
+
+@pytest.mark.suite("X1")
+def test_the_holds_of_all_processes_never_overlap_and_every_process_finishes(tmp_path):
+    holds = 5_000 if LONG else 200
+    with ExitStack() as stack:
+        peers = compete(stack, tmp_path / "session.jsonl", holds=holds, seconds=0)
+        results = [result(one) for one in peers]
+    assert [len(intervals) for intervals in results] == [holds] * PROCESSES
+    check(results)
+
+
+@pytest.mark.suite("X1")
+@pytest.mark.failure("D7")
+def test_the_holds_never_overlap_while_waiters_are_stopped_at_random(tmp_path):
+    choice = random.Random(86014)
+    stops = 0
+    with ExitStack() as stack:
+        peers = compete(stack, tmp_path / "session.jsonl", holds=1_000 if LONG else 60, seconds=0, gap=0.002)
+        while not all(one.ended() for one in peers):
+            victim = choice.choice(peers)
+            victim.signal(signal.SIGSTOP)
+            stops += not victim.ended()
+            time.sleep(choice.uniform(0, 0.03))  # how long it is stopped: the fault, not a wait for something
+            victim.signal(signal.SIGCONT)
+            time.sleep(choice.uniform(0, 0.02))
+            for one in peers:
+                assert one.lines is not None  # keeps their pipes empty
+        results = [result(one) for one in peers]
+    assert stops >= 10
+    check(results)
+
+
+@pytest.mark.suite("X1")
+@pytest.mark.failure("D1")
+def test_greedy_processes_without_a_gap_get_equal_shares(tmp_path):
+    with ExitStack() as stack:
+        peers = compete(stack, tmp_path / "session.jsonl", holds=0, seconds=30 if LONG else 4)
+        results = [result(one) for one in peers]
+    check(results)
+    # Counted while all of them compete: they neither begin nor end in the same instant.
+    begin = max(intervals[0][0] for intervals in results)
+    end = min(intervals[-1][1] for intervals in results)
+    shares = [sum(begin <= entered and left <= end for entered, left, _ in intervals) for intervals in results]
+    assert min(shares) > 20
+    assert max(shares) / min(shares) <= 1.5

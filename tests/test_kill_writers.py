@@ -1,0 +1,110 @@
+"""Suite K1: kill -9 amid appends. No acknowledged record is lost, damaged or glued, and tails were really torn.
+
+In CI 2,000 kills, or as many as fit into 60 s; `LANES_LONG=1` makes it 100,000. What a killed writer leaves is sealed
+or moved to `<file>.torn` by the next append, so the lines of that file are the torn tails that were really seen. The
+figures are printed: `pytest -s --suite K1`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.peers import peer
+from tests.poll import eventually_sync
+
+LONG = bool(os.environ.get("LANES_LONG"))
+KILLS, SECONDS = (100_000, 3600 * 2) if LONG else (2_000, 60)
+TORN_AT_LEAST = 50
+
+
+@dataclass
+class Verdict:
+    """What a directory of transcripts says about the acknowledgements."""
+
+    lost: list[tuple[int, int, str]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    doubled: list[tuple[int, int]] = field(default_factory=list)
+    disordered: list[int] = field(default_factory=list)
+    records: int = 0
+    torn: int = 0
+
+
+def judge(directory: Path, acknowledged: list[tuple[int, int, str]]) -> Verdict:
+    """Read every file as a stranger would: line by line, with nothing of ours."""
+    verdict = Verdict()
+    found: set[tuple[int, int, str]] = set()
+    seen: Counter[tuple[int, int]] = Counter()
+    for path in sorted(directory.glob("*.jsonl")):
+        *lines, tail = path.read_bytes().split(b"\n")
+        verdict.torn += bool(tail)
+        last: dict[int, int] = {}
+        for number, line in enumerate(lines, 1):
+            record = _record(line)
+            if record is None:
+                verdict.damaged.append(f"{path.name}:{number}: {line[:60]!r}")
+                continue
+            writer = record["writer"]
+            if last.get(writer, -1) >= record["number"]:
+                verdict.disordered.append(writer)
+            last[writer] = record["number"]
+            seen[writer, record["number"]] += 1
+            found.add((writer, record["number"], path.name))
+            verdict.records += 1
+    for torn in directory.glob("*.torn"):
+        verdict.torn += torn.read_bytes().count(b"\n")
+    verdict.lost = [one for one in acknowledged if tuple(one) not in found]
+    verdict.doubled = [one for one, times in seen.items() if times > 1]
+    return verdict
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+        return record if record["text"] == chr(97 + record["writer"] % 26) * record["length"] else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+@pytest.mark.suite("K1")
+@pytest.mark.failure("H1")
+def test_no_acknowledged_record_is_lost_or_damaged_by_kills_amid_appends(tmp_path):
+    with peer("massacre", tmp_path, KILLS, SECONDS, 86014) as killer:
+        eventually_sync(lambda: [killer.lines, killer.ended()][1], within=SECONDS + 60)
+        assert killer.exit_code == 0
+        report = json.loads(killer.lines[-1])
+    acknowledged = [(writer, number, name) for writer, number, name in report["acknowledged"]]
+    verdict = judge(tmp_path, acknowledged)
+    print(f"K1: {report['kills']} kills, {len(acknowledged)} acknowledged, {verdict.torn} torn tails")  # noqa: T201
+    assert report["kills"] >= 500
+    assert len(acknowledged) > report["kills"]
+    assert verdict.torn >= TORN_AT_LEAST, f"{report['kills']} kills tore only {verdict.torn} tails: nothing was tested"
+    assert verdict.lost == []
+    assert verdict.damaged == []
+    assert verdict.doubled == []
+    assert verdict.disordered == []
+    assert verdict.records <= len(acknowledged) + report["kills"]  # at most one more per killed writer
+
+
+@pytest.mark.suite("K1")
+def test_the_judge_sees_what_is_lost_damaged_glued_doubled_and_torn(tmp_path):
+    def line(number, text="aa"):
+        return json.dumps({"writer": 0, "number": number, "text": text, "length": 2}).encode() + b"\n"
+
+    (tmp_path / "a.jsonl").write_bytes(
+        line(0) + line(2) + line(1) + line(1) + line(3, "a") + line(4)[:9] + line(5) + b"{"
+    )
+    (tmp_path / "a.jsonl.torn").write_bytes(b'{"wri\n{"writer"\n')
+    verdict = judge(tmp_path, [(0, 0, "a.jsonl"), (0, 5, "a.jsonl"), (0, 2, "b.jsonl")])
+    assert verdict.lost == [(0, 5, "a.jsonl"), (0, 2, "b.jsonl")]
+    assert len(verdict.damaged) == 2
+    assert verdict.doubled == [(0, 1)]
+    assert verdict.disordered == [0, 0]
+    assert verdict.torn == 3
+    assert verdict.records == 4
