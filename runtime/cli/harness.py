@@ -20,6 +20,7 @@ from .work import Work
 DRAIN_S = 5.0
 """What running runs get to finish after the first signal."""
 _RELEASE_S = 2.0
+_HURRY_S = 0.2
 _POLL_S = 0.01
 _SAMPLE_S = 0.25
 _MARGIN_S = 5.0
@@ -67,7 +68,7 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
                 if stopping.cancel_called:
                     await _drain(sup, hurry)
                 work.release()
-                await _abandoned_to_end(sup)
+                await _abandoned_to_end(sup, _HURRY_S if hurry.cancel_called else _RELEASE_S)
                 result.stuck = _stuck(sup)
                 result.ledger.posted += _uncounted(sup, result)
                 await _stop(sup, result)
@@ -117,9 +118,9 @@ async def _drain(sup: Supervisor, hurry: anyio.CancelScope) -> None:
     sup.cancel(reason="lanes run was told to stop")
 
 
-async def _abandoned_to_end(sup: Supervisor) -> None:
+async def _abandoned_to_end(sup: Supervisor, within_s: float) -> None:
     """Give bodies that were let go a moment to end, and to try their late writes."""
-    with anyio.move_on_after(_RELEASE_S):
+    with anyio.move_on_after(within_s):
         while sup.statistics().abandoned:
             await anyio.sleep(_POLL_S)
 

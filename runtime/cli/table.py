@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TextIO, cast
 
 import anyio
 import psutil
 from anyio import to_thread
+from rich.box import SIMPLE
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -22,7 +28,8 @@ from .harness import Display
 from .ledger import Ledger
 from .lines import progress
 
-_EVERY_S = 0.25
+_EVERY_S = 0.5
+_WIDEST = 60
 _FRAME = 12
 """Lines of the terminal that are not rows of the two tables."""
 
@@ -50,27 +57,69 @@ class LaneRow:
     oldest_wait_s: float
 
 
+class _Held(io.TextIOBase):
+    """Takes the place of standard error: what is written to it waits for the next picture.
+
+    Rich would draw the whole table anew for every line, and on the event loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._parts: deque[str] = deque()
+
+    def write(self, text: str) -> int:
+        self._parts.append(text)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
+
+    def take(self) -> str:
+        """Everything since the last time."""
+        return "".join(self._parts.popleft() for _ in range(len(self._parts)))
+
+
+@contextmanager
+def _holding_back() -> Iterator[_Held]:
+    """Standard error is held back while the block runs, if it is the terminal that the table is on."""
+    held, before = _Held(), sys.stderr
+    if not before.isatty():
+        yield held
+        return
+    sys.stderr = cast(TextIO, held)
+    try:
+        yield held
+    finally:
+        sys.stderr = before
+        before.write(held.take())
+        before.flush()
+
+
 def live(ledger: Ledger) -> Display:
-    """A display that redraws itself four times a second."""
+    """A display that redraws itself twice a second."""
 
     async def serve(sup: Supervisor) -> None:
         console = Console()
-        started = time.monotonic()
-        process = psutil.Process()
-        # Drawn in a thread of its own kind: a terminal that is held (Ctrl-S) must not hold the event loop.
+        started, process = time.monotonic(), psutil.Process()
+        # Drawn in a thread: a terminal that is held (Ctrl-S) must not hold the event loop.
         thread = anyio.CapacityLimiter(1)
-        with Live(console=console, auto_refresh=False, transient=True) as shown:
+        with _holding_back() as held, Live(console=console, auto_refresh=False, transient=True) as shown:
             while True:
-                title = f"{progress(sup, ledger, time.monotonic() - started)}, {process.memory_info().rss / 1e6:.0f} MB"
+                elapsed_s = time.monotonic() - started
+                title = f"{progress(sup, ledger, elapsed_s)}, {process.memory_info().rss / 1e6:.0f} MB"
                 picture = draw(title, lane_rows(sup), session_rows(sup.runs()), console.height - _FRAME)
-
-                def refresh(picture: Group = picture) -> None:
-                    shown.update(picture, refresh=True)
-
-                await to_thread.run_sync(refresh, limiter=thread, abandon_on_cancel=True)
+                await to_thread.run_sync(_show, shown, picture, held, limiter=thread, abandon_on_cancel=True)
                 await anyio.sleep(_EVERY_S)
 
     return serve
+
+
+def _show(shown: Live, picture: Group, held: _Held) -> None:
+    shown.update(picture)
+    if text := held.take().rstrip("\n"):
+        # Printing draws the picture as well.
+        shown.console.print(Text.from_ansi(text), no_wrap=True, overflow="ellipsis", highlight=False)
+    else:
+        shown.refresh()
 
 
 def lane_rows(sup: Supervisor) -> list[LaneRow]:
@@ -120,16 +169,36 @@ def session_rows(runs: Iterable[Run]) -> list[SessionRow]:
 def draw(title: str, lanes: list[LaneRow], sessions: list[SessionRow], height: int) -> Group:
     """Both tables, cut to the height there is."""
     most = max(3, height // 2)
-    left = Table("lane", "running", "queued", "waits", title_justify="left", expand=True)
-    for lane in lanes[:most]:
-        left.add_row(_cell(lane.name), _cell(lane.running), str(lane.queued), f"{lane.oldest_wait_s:.1f} s")
-    right = Table("session", "turn", "for", "at most", "queued", expand=True)
-    for row in sessions[:most]:
-        rest = "" if row.remaining_s is None else f"{row.remaining_s:.1f} s" if row.remaining_s > 0 else "grace"
-        right.add_row(_cell(row.key), _cell(row.conductor), f"{row.since_s:.1f} s", rest, str(row.queued))
+    lane_cells = [(row.name, row.running, str(row.queued), f"{row.oldest_wait_s:.1f} s") for row in lanes[:most]]
+    session_cells = [
+        (row.key, row.conductor, f"{row.since_s:.1f} s", _rest(row.remaining_s), str(row.queued))
+        for row in sessions[:most]
+    ]
     hidden = max(0, len(lanes) - most), max(0, len(sessions) - most)
     more = f"… {hidden[0]} more lanes, {hidden[1]} more sessions" if any(hidden) else ""
-    return Group(Text(title, overflow="ellipsis", no_wrap=True), left, right, Text(more))
+    return Group(
+        Text(title, overflow="ellipsis", no_wrap=True),
+        _table(("lane", "running", "queued", "waits"), lane_cells),
+        _table(("session", "turn", "for", "at most", "queued"), session_cells),
+        Text(more),
+    )
+
+
+def _rest(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds:.1f} s" if seconds > 0 else "grace"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose widths are known: letting rich measure every cell twice takes most of the time."""
+    table = Table(box=SIMPLE)
+    for index, title in enumerate(titles):
+        width = min(_WIDEST, max(len(row[index]) for row in (titles, *rows)))
+        table.add_column(title, width=width, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    return table
 
 
 def _cell(text: str) -> Text:
