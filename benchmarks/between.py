@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 import anyio
@@ -40,6 +41,7 @@ def figures() -> list[Figure]:
     rounds = [(_contend("ours"), _contend("flock")) for _ in range(ROUNDS)]
     ours = [a for a, _ in rounds]
     flock = [b for _, b in rounds]
+    longest = median(r.longest_wait_s for r in flock)
     return [
         Figure("8 processes, 1 ms hold: count max/min", median(r.share for r in ours), "×", 1.10),
         Figure(
@@ -55,36 +57,51 @@ def figures() -> list[Figure]:
             "×",
             0.65,
             at_least=True,
-            detail=f"{median(a.holds for a in ours) / SECONDS:.0f} against {median(b.holds for b in flock) / SECONDS:.0f} holds/s",
+            detail=f"{_rate(ours):.0f} against {_rate(flock):.0f} holds/s",
         ),
         Figure(
             "8 processes: longest wait",
             median(r.longest_wait_s for r in ours) * 1e3,
             "ms",
-            detail=f"flock {median(r.longest_wait_s for r in flock) * 1e3:.0f} ms, count max/min {median(r.share for r in flock):.2f}",
+            detail=f"flock: {longest * 1e3:.0f} ms, count max/min {median(r.share for r in flock):.2f}",
         ),
         Figure("8 processes: overlapping holds", float(sum(r.overlaps for r in ours)), "", 0),
     ]
 
 
+def _rate(results: list[Result]) -> float:
+    return median(result.holds for result in results) / SECONDS
+
+
 def _contend(kind: str) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "session.jsonl")
-        start = time.monotonic() + 1.5  # when all have started
+        command = [sys.executable, "-m", "benchmarks.between", kind, path]
         children = [
             subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.between", kind, path, str(start), "trio" if n % 2 else "asyncio"],
-                stdout=subprocess.PIPE,
+                [*command, "trio" if n % 2 else "asyncio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
             for n in range(PROCESSES)
         ]
-        return _judge([json.loads(child.communicate()[0]) for child in children])
+        for child in children:
+            assert child.stdout is not None
+            child.stdout.readline()  # it has started
+        start = time.monotonic() + 0.3
+        return _judge([json.loads(child.communicate()[0]) for child in _told(children, start)])
+
+
+def _told(children: list[subprocess.Popen[str]], start: float) -> list[subprocess.Popen[str]]:
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(f"{start}\n")
+        child.stdin.flush()
+    return children
 
 
 def _judge(per_process: list[list[list[float]]]) -> Result:
     counts = [len(holds) for holds in per_process]
-    holds = sorted((tuple(hold) for process in per_process for hold in process), key=lambda hold: hold[1])
-    gaps = sorted(later[1] - earlier[2] for earlier, later in zip(holds, holds[1:], strict=False))
+    holds = sorted((hold for process in per_process for hold in process), key=lambda hold: hold[1])
+    gaps = sorted(later[1] - earlier[2] for earlier, later in pairwise(holds))
     return Result(
         holds=len(holds),
         share=max(counts) / max(1, min(counts)),
@@ -95,11 +112,12 @@ def _judge(per_process: list[list[list[float]]]) -> Result:
     )
 
 
-async def _ours(path: str, start: float) -> list[list[float]]:
+async def _ours(path: str) -> list[list[float]]:
     from locks import LockRegistry  # noqa: PLC0415 -- a flock child needs none of it
 
     registry, holds = LockRegistry(), []
-    await anyio.sleep(start - time.monotonic())
+    start = _ready()
+    await anyio.sleep(max(0.0, start - time.monotonic()))
     while (asked := time.monotonic()) < start + SECONDS:
         async with registry.lease(path):
             got = time.monotonic()
@@ -108,10 +126,11 @@ async def _ours(path: str, start: float) -> list[list[float]]:
     return holds
 
 
-def _flock(path: str, start: float) -> list[list[float]]:
+def _flock(path: str) -> list[list[float]]:
     holds: list[list[float]] = []
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    time.sleep(start - time.monotonic())
+    start = _ready()
+    time.sleep(max(0.0, start - time.monotonic()))
     while (asked := time.monotonic()) < start + SECONDS:
         fcntl.flock(fd, fcntl.LOCK_EX)
         got = time.monotonic()
@@ -121,11 +140,13 @@ def _flock(path: str, start: float) -> list[list[float]]:
     return holds
 
 
-def _child(kind: str, path: str, start: str, backend: str) -> None:
-    if kind == "ours":
-        holds = anyio.run(_ours, path, float(start), backend=backend)
-    else:
-        holds = _flock(path, float(start))
+def _ready() -> float:
+    print("ready", flush=True)
+    return float(sys.stdin.readline())
+
+
+def _child(kind: str, path: str, backend: str) -> None:
+    holds = anyio.run(_ours, path, backend=backend) if kind == "ours" else _flock(path)
     json.dump(holds, sys.stdout)
 
 

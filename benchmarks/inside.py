@@ -53,7 +53,7 @@ async def figures(backend: str) -> list[Figure]:
             found.append(
                 await ratio(
                     f"handoffs among 1,000 waiters, {name} / {peer_name} ({backend})",
-                    partial(_crowd, lambda registry=registry: registry.lease(path)),
+                    partial(_crowd, partial(registry.lease, path)),
                     partial(_crowd, lambda: peer),
                     bound=0.5,
                     at_least=True,

@@ -3,7 +3,8 @@
 Lanes that could start something stand in a ring per priority class; within a class they take turns. Between classes the
 front of each ring competes with the instant it was submitted plus its class's handicap, and the earliest wins: urgent
 work goes first, but work that has waited longer than the difference of handicaps goes before it, so nothing starves.
-The last `reserve` slots are for foreground runs only.
+Runs of the other classes together never hold more than `slots - reserve`. It is how many they hold that counts, not how
+many are free: else foreground that fills every slot would starve them for ever.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ HANDICAP_S = {Priority.FOREGROUND: 0.0, Priority.NORMAL: 1.0, Priority.BACKGROUN
 class Group:
     """The slots of one group.
 
-    Invariant: a lane with a ready run and a free place is in exactly one ring; `running` counts the executions that
-    hold a slot, which are those in `Lane.running` of its lanes.
+    Invariants: a lane with a ready run and a free place is in exactly one ring; `running` counts the executions that
+    hold a slot, which are those in `Lane.running` of its lanes, and `others` those of them that are not foreground.
     """
 
-    __slots__ = ("_rings", "running", "spec")
+    __slots__ = ("_rings", "others", "running", "spec")
 
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
         self.running = 0
+        self.others = 0
         self._rings: dict[Priority, deque[Lane]] = {p: deque() for p in Priority}
 
     def __repr__(self) -> str:
@@ -38,39 +40,56 @@ class Group:
         """Put a lane into the ring if it could start something."""
         if not lane.in_ring and (execution := lane.next()) is not None:
             lane.in_ring = True
-            self._rings[lane.class_of_next(execution)].append(lane)
+            self._rings[execution.urgency].append(lane)
 
     def admit(self) -> tuple[Lane, Execution] | None:
         """Take a slot and a place for whoever is next; `None` when nobody may start now."""
-        while (ring := self._next_ring()) is not None:
-            lane = ring.popleft()
-            lane.in_ring = False
-            if lane.next() is None:
-                continue
-            execution = lane.take()
-            self.running += 1
-            self.offer(lane)
-            return lane, execution
-        return None
+        ring = self._next_ring()
+        if ring is None:
+            return None
+        lane = ring.popleft()
+        lane.in_ring = False
+        execution = lane.take()
+        self.running += 1
+        self.others += execution.urgency is not Priority.FOREGROUND
+        self.offer(lane)
+        return lane, execution
 
-    def give_back(self) -> None:
-        """Free a slot."""
+    def give_back(self, execution: Execution) -> None:
+        """Free the slot of an execution."""
         self.running -= 1
-        assert self.running >= 0, "a slot was given back twice"
+        self.others -= execution.urgency is not Priority.FOREGROUND
+        assert 0 <= self.others <= self.running, "a slot was given back twice"
+
+    def has_slot(self, urgency: Priority) -> bool:
+        """Whether one of that class may take a slot now."""
+        if self.running >= self.spec.slots:
+            return False
+        return urgency is Priority.FOREGROUND or self.others < self.spec.slots - self.spec.reserve
+
+    def would_start(self, urgency: Priority) -> bool:
+        """Whether one more of that class would start at once: there is a slot, and nobody waits for one."""
+        return self.has_slot(urgency) and self._next_ring() is None
 
     def _next_ring(self) -> deque[Lane] | None:
-        free = self.spec.slots - self.running
+        """The ring whose front goes next; the fronts of all rings are lanes that could start a run of that class."""
         best: deque[Lane] | None = None
         best_at = float("inf")
-        for cls, ring in self._rings.items():
-            if not ring or free <= (0 if cls is Priority.FOREGROUND else self.spec.reserve):
+        for urgency, ring in self._rings.items():
+            if not ring or not self.has_slot(urgency):
                 continue
-            while ring:
-                execution = ring[0].next()
-                if execution is not None:
-                    at = execution.run.enqueued_at + HANDICAP_S[cls]
-                    if at < best_at:
-                        best, best_at = ring, at
-                    break
-                ring.popleft().in_ring = False
+            execution = self._front(urgency, ring)
+            if execution is not None and (at := execution.run.enqueued_at + HANDICAP_S[urgency]) < best_at:
+                best, best_at = ring, at
         return best
+
+    def _front(self, urgency: Priority, ring: deque[Lane]) -> Execution | None:
+        """Who goes next in a ring, after lanes were put right whose next run has changed since they came into it."""
+        while ring:
+            execution = ring[0].next()
+            if execution is not None and execution.urgency is urgency:
+                return execution
+            lane = ring.popleft()
+            lane.in_ring = False
+            self.offer(lane)
+        return None

@@ -49,6 +49,7 @@ class Execution:
         "_body_scope",
         "_owner",
         "args",
+        "began",
         "body",
         "cause",
         "claim",
@@ -57,15 +58,16 @@ class Execution:
         "file",
         "hard_deadline",
         "host",
+        "is_ready",
         "lane",
         "late_s",
-        "priority",
         "run",
         "spec",
         "task",
         "timeout",
         "timer",
         "turn_scope",
+        "urgency",
     )
 
     def __init__(
@@ -80,7 +82,7 @@ class Execution:
         fence: Fence,
         file: str | None,
         timeout: float,
-        priority: Priority | None,
+        urgency: Priority,
     ) -> None:
         self._owner = owner
         self.run = run
@@ -93,7 +95,11 @@ class Execution:
         self.file = file
         """The transcript whose turn it needs, if it conducts one."""
         self.timeout = timeout
-        self.priority = priority
+        self.urgency = urgency
+        self.is_ready = False
+        """Whether it stands in its lane's `ready`."""
+        self.began = False
+        """Whether its body was started."""
         self.hard_deadline = math.inf
         self.cause: tuple[RunState, str] | None = None
         self.late_s = 0.0
@@ -112,6 +118,10 @@ class Execution:
     def ending(self) -> bool:
         """Whether it was asked to end."""
         return self.cause is not None
+
+    def is_over(self) -> bool:
+        """Whether its run has an outcome. A call, so that no reader takes the answer to outlive an `await`."""
+        return self.run.outcome is not None
 
     def ask_to_end(self, state: RunState, reason: str) -> bool:
         """Ask it to end; returns `False` when something else has asked before, or it is over."""
@@ -157,6 +167,11 @@ class Execution:
         if self._body_scope is not None:
             self._body_scope.shield = True
 
+    def tell_body_again(self) -> None:
+        """Let the cancellation of the whole loop reach an abandoned body."""
+        if self._body_scope is not None:
+            self._body_scope.shield = False
+
     def session(self, key: str) -> Session:
         """A session, bound to this run's permission to write."""
         return self._owner.session(key, self.fence)
@@ -173,6 +188,7 @@ class Execution:
         if self.cause is not None:
             self._owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
             return
+        self.began = True
         _current.set(run)
         current_fence.set(self.fence)
         value: Any = None
@@ -184,8 +200,8 @@ class Execution:
             error = raised
         try:
             self._owner.body_ended(self, value, error)
-            if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-                raise error  # not the run's own: someone ends the whole process, or the loop is gone
+            if isinstance(error, KeyboardInterrupt):
+                raise error  # not the run's own: someone ends the whole process
             # A cancellation that is nobody's here (a native `task.cancel()`) ends the run, and must not end the lane.
         finally:
             del value, error, body  # a frame that is its own traceback's end would need the garbage collector

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import TaskGroup
 
-from .spec import LaneSpec, Priority, priority
+from .spec import LaneSpec
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -19,18 +19,18 @@ class Lane:
     """The queue and the running bodies of one lane.
 
     Invariants: an execution is in `queued` from being submitted until it starts or ends; in `ready` at most once, and
-    only while it needs nothing but a place and a slot (those that have ended meanwhile are skipped); in `running` from
+    while `is_ready`: it needs nothing but a place and a slot; in `running` from
     its start until it ends or is abandoned.
     """
 
-    __slots__ = ("host", "in_ring", "name", "priority", "queued", "ready", "running", "spec")
+    __slots__ = ("_dead", "host", "in_ring", "name", "queued", "ready", "running", "spec")
 
     def __init__(self, name: str, spec: LaneSpec) -> None:
         self.name = name
         self.spec = spec
-        self.priority = priority(spec.priority)
         self.queued: set[Execution] = set()
         self.ready: list[tuple[int, Execution]] = []
+        self._dead = 0  # entries of `ready` that are not ready any more
         self.running: set[Execution] = set()
         self.in_ring = False
         """Whether the group has it in the ring of lanes that could start something."""
@@ -46,7 +46,20 @@ class Lane:
 
     def make_ready(self, execution: Execution) -> None:
         """Queue for a place: by age, so that one who had to wait for another process does not wait twice."""
+        execution.is_ready = True
         heapq.heappush(self.ready, (execution.run.id, execution))
+
+    def forget(self, execution: Execution) -> None:
+        """Let go of one that has ended, wherever it stands."""
+        self.queued.discard(execution)
+        if not execution.is_ready:
+            return
+        execution.is_ready = False
+        self._dead += 1
+        if self._dead > 64 and self._dead * 2 > len(self.ready):  # lest a full lane collects the cancelled for ever
+            self.ready = [entry for entry in self.ready if entry[1].is_ready]
+            heapq.heapify(self.ready)
+            self._dead = 0
 
     def next(self) -> Execution | None:
         """Who would start next; `None` when nobody is ready or the lane is full."""
@@ -54,14 +67,16 @@ class Lane:
             return None
         while self.ready:
             execution = self.ready[0][1]
-            if execution.run.outcome is None:
+            if execution.is_ready:
                 return execution
             heapq.heappop(self.ready)
+            self._dead -= 1
         return None
 
     def take(self) -> Execution:
         """Move the one that `next` names to the running."""
         execution = heapq.heappop(self.ready)[1]
+        execution.is_ready = False
         self.queued.discard(execution)
         self.running.add(execution)
         return execution
@@ -70,10 +85,6 @@ class Lane:
         """Undo `take`: it has to wait for something else after all."""
         self.running.discard(execution)
         self.queued.add(execution)
-
-    def class_of_next(self, execution: Execution) -> Priority:
-        """The priority class that an execution asks in."""
-        return execution.priority if execution.priority is not None else self.priority
 
 
 class LaneHost:
@@ -104,10 +115,14 @@ class LaneHost:
         """Hold the task group open until `close`."""
         async with anyio.create_task_group() as group:
             self._group = group
-            waiting, self._waiting = self._waiting, []
-            for execution in waiting:
-                self.start(execution)
+            self._start_waiting()
             await self._closing.wait()
+
+    def _start_waiting(self) -> None:
+        # Not in `serve`, whose frame lives as long as the lane and would keep what its variables name.
+        waiting, self._waiting = self._waiting, []
+        for execution in waiting:
+            self.start(execution)
 
 
 def _start(group: TaskGroup, execution: Execution) -> anyio.TaskHandle[None]:

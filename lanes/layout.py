@@ -68,8 +68,13 @@ class SessionLayout:
             digest = hashlib.sha256(key.encode()).hexdigest()[:16]
             readable = _UNREADABLE.sub("-", key.lower()[:120]).strip("-")[:60].strip("-")
             return os.path.join(root, f"{readable}-{digest}.jsonl" if readable else f"{digest}.jsonl")
-        given = os.fspath(self.path(key))
-        found = os.path.realpath(os.path.join(root, given))
+        try:
+            given = os.fspath(self.path(key))
+            found = os.path.realpath(os.path.join(root, given))
+        except (TypeError, ValueError) as error:
+            raise InvalidSession(
+                f"session: {key!r:.80} leads to no path ({error}); allowed: files below {root}"
+            ) from error
         if not Path(found).is_relative_to(os.path.realpath(root)) or found == os.path.realpath(root):
             raise InvalidSession(f"session: {key!r:.80} leads to {given!r}; allowed: files below {root}")
         return found

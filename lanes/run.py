@@ -258,6 +258,8 @@ def scrub(error: BaseException) -> str:
             continue
         seen.add(id(one))
         one.__traceback__ = None
+        if isinstance(one, AttributeError):
+            one.obj = None  # it may be the whole context of the run
         todo += (one.__cause__, one.__context__)
         if isinstance(one, BaseExceptionGroup):
             todo += one.exceptions

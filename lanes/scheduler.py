@@ -10,6 +10,7 @@ back and waits outside) and starts. Whatever asks it to end goes through `end`, 
 from __future__ import annotations
 
 import contextvars
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -19,7 +20,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from locks import Fence, LeaseLost, LockRegistry, Revoked, Right, RunEnded, _clock
+from locks import Fence, LeaseLost, LockRegistry, Right, RunEnded, _clock
 from locks._events import log
 
 from .admission import Group
@@ -39,12 +40,13 @@ from .lane import Lane, LaneHost, spawn
 from .layout import SessionLayout
 from .run import Body, Outcome, Run, RunState, current_run, scrub
 from .session import Session
-from .spec import SpecTable, priority, seconds
+from .spec import Priority, SpecTable, priority, seconds
 from .timers import Timers
 from .turns import Turns
 
 Hook = Callable[[Run], Any]
 _SESSION_PREFIX = "session:"
+_LEAST_GRACE_S = 0.02
 _ERRORS: dict[RunState, type[RunError]] = {
     RunState.TIMED_OUT: RunTimedOut,
     RunState.CANCELLED: RunCancelled,
@@ -82,6 +84,7 @@ class Scheduler:
         self.live: dict[int, Execution] = {}
         self.abandoned: set[Execution] = set()
         self.late_writes_refused = 0
+        self._refusals = threading.Lock()
         self.ended: dict[RunState, int] = dict.fromkeys((s for s in RunState if s.ended), 0)
         self.timers = Timers()
         self._finished: OrderedDict[int, Run] = OrderedDict()
@@ -93,13 +96,19 @@ class Scheduler:
         """Groups in which something may start."""
         self._admitting = False
         self._calm: anyio.Event | None = None
+        self._own_context = contextvars.Context()
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the task group whose children are the lanes, until cancelled."""
         async with anyio.create_task_group() as group:
             self._group = group
+            self._own_context = contextvars.copy_context()
             task_status.started()
             await self.timers.serve()
+
+    def _context(self) -> contextvars.Context:
+        """The variables of whoever started the supervisor, not those of the run in which it happens to be called."""
+        return self._own_context.copy()
 
     # Submitting
 
@@ -124,8 +133,10 @@ class Scheduler:
         """
         if not self.accepting:
             raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
-        queue = self.lanes.get(lane) or Lane(lane, self.specs.find(lane))
-        spec = queue.spec
+        if not callable(body):
+            raise InvalidLane(f"fn: {body!r:.80} cannot be called; allowed: an async function that takes the context")
+        spec = self.specs.find(lane)
+        queue = self.lanes.get(lane) or Lane(lane, spec)
         session = self._session_for(lane, session)
         file = self.layout.file_of(session) if session is not None else None
         hard = spec.timeout if timeout is None else seconds("timeout", timeout)
@@ -134,8 +145,13 @@ class Scheduler:
                 f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), "
                 "which it would hide"
             )
-        cls = priority(priority_name) if priority_name is not None else None
-        if spec.queue_limit is not None and len(queue.queued) >= spec.queue_limit and not self._free(queue, file):
+        urgency = priority(spec.priority if priority_name is None else priority_name)
+        needs_turn = file if turn else None
+        if (
+            spec.queue_limit is not None
+            and len(queue.queued) >= spec.queue_limit
+            and not self._would_start(queue, needs_turn, urgency)
+        ):
             raise LaneFull(
                 f"lane {lane!r} is full: {len(queue.queued)} queued; allowed: {spec.queue_limit} (queue_limit)",
                 lane=lane,
@@ -144,6 +160,8 @@ class Scheduler:
             )
         now = _clock.clock.now()
         parent = current_run()
+        if parent is not None and parent.outcome is not None:
+            parent = None
         run = Run(next(self._ids), lane, session, turn and session is not None, parent.id if parent else None, now)
         execution = Execution(
             self,
@@ -152,10 +170,10 @@ class Scheduler:
             body=body,
             args=args,
             context=contextvars.copy_context(),
-            fence=Fence(lane=lane, run_id=run.id),
-            file=file if run.turn else None,
+            fence=Fence(lane=lane, run_id=run.id, on_refused=self._refused),
+            file=needs_turn,
             timeout=hard,
-            priority=cls,
+            urgency=urgency,
         )
         run._execution = execution
         self._queue(execution)
@@ -173,15 +191,14 @@ class Scheduler:
             )
         return session
 
-    def _free(self, lane: Lane, file: str | None) -> bool:
+    def _would_start(self, lane: Lane, file: str | None, urgency: Priority) -> bool:
         """Whether one more would start at once, so that a limit of 0 means: no waiting, not: no work."""
-        group = self.groups[lane.spec.group]
-        turn_free = file is None or self.turns.front(file) is None
         return (
-            turn_free
+            self.starting
             and not lane.queued
             and len(lane.running) < lane.spec.capacity
-            and group.running < group.spec.slots
+            and (file is None or self.turns.front(file) is None)
+            and self.groups[lane.spec.group].would_start(urgency)
         )
 
     def _queue(self, execution: Execution) -> None:
@@ -190,9 +207,8 @@ class Scheduler:
         self.live[run.id] = execution
         lane.queued.add(execution)
         if spec.queue_timeout is not None:
-            reason = f"waited {spec.queue_timeout:g} s in the queue of lane {lane.name}"
             execution.timer = self.timers.at(
-                run.enqueued_at + spec.queue_timeout, partial(self.end, execution, RunState.TIMED_OUT, reason)
+                run.enqueued_at + spec.queue_timeout, partial(self._queue_timeout, execution)
             )
         if execution.file is None or self.turns.join(execution.file, execution):
             lane.make_ready(execution)
@@ -223,11 +239,14 @@ class Scheduler:
 
     def _start(self, lane: Lane, execution: Execution) -> None:
         execution.begin()
+        failure: Exception | None = None
+        turn = False
         try:
             turn = self._take_turn(execution)
         except Exception as error:
-            # The file cannot be opened or locked: the run's failure, nobody else's.
-            self._finish(execution, RunState.FAILED, f"{type(error).__name__}: {error}", error=error)
+            failure = error  # the file cannot be opened or locked: the run's failure, nobody else's
+        if failure is not None:
+            self._finish(execution, RunState.FAILED, f"{type(failure).__name__}: {failure}", error=failure)
             return
         if not turn:
             self._wait_outside(lane, execution)
@@ -246,7 +265,7 @@ class Scheduler:
     def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Start a task of our own, with none of the variables of whoever happened to call."""
         assert self._group is not None
-        contextvars.Context().run(spawn, self._group, body, name)
+        self._context().run(spawn, self._group, body, name)
 
     def _take_turn(self, execution: Execution) -> bool:
         """Take the session's turn if no other process has it; a run without one has nothing to take."""
@@ -277,25 +296,30 @@ class Scheduler:
         fence.deadline = fence.end_at = float("inf")
         execution.claim = None
         lane.put_back(execution)
-        self.groups[lane.spec.group].give_back()
-        execution.turn_scope = anyio.CancelScope()
-        self._spawn(partial(self._wait_for_turn, execution), f"turn for run {run.id}")
+        self.groups[lane.spec.group].give_back(execution)
+        execution.turn_scope = scope = anyio.CancelScope()
+        self._spawn(partial(self._wait_for_turn, execution, scope), f"turn for run {run.id}")
+        self.groups[lane.spec.group].offer(lane)  # its place is free again
 
-    async def _wait_for_turn(self, execution: Execution) -> None:
-        scope, file = execution.turn_scope, execution.file
-        assert scope is not None and file is not None
+    async def _wait_for_turn(self, execution: Execution, scope: anyio.CancelScope) -> None:
+        file, failure = execution.file, None
+        assert file is not None
         with scope:
+            if execution.is_over():
+                return  # it was cancelled before this task began
             try:
                 claim = await self.registry.acquire(file, Right.TURN, self._turn_claim(execution))
             except Exception as error:
-                self._finish(execution, RunState.FAILED, f"{type(error).__name__}: {error}", error=error)
-                return
-            if execution.run.outcome is not None:
-                self.registry.release(claim)
-                return
-            execution.claim, execution.turn_scope = claim, None
-            execution.lane.make_ready(execution)
-            self._admit(execution.lane)
+                failure = error
+            else:
+                if execution.is_over():
+                    self.registry.release(claim)
+                    return
+                execution.claim, execution.turn_scope = claim, None
+                execution.lane.make_ready(execution)
+                self._admit(execution.lane)
+        if failure is not None and not execution.is_over():
+            self._finish(execution, RunState.FAILED, f"{type(failure).__name__}: {failure}", error=failure)
 
     # Ending
 
@@ -318,7 +342,8 @@ class Scheduler:
         end_at = now + execution.spec.grace
         self.registry.end_by(execution.fence, end_at)
         self.timers.cancel(execution.timer)
-        execution.timer = self.timers.at(end_at, partial(self._abandon, execution))
+        # However short the grace, a body that does end gets a few rounds of the loop to do it in.
+        execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), partial(self._abandon, execution))
         if state is RunState.TIMED_OUT:
             self._log_timeout(execution)
         execution.cancel_body()
@@ -328,6 +353,22 @@ class Scheduler:
         if deadline is not None and deadline < execution.hard_deadline:
             return f"made no progress for {execution.spec.idle_timeout:g} s"
         return f"timed out after {execution.timeout:g} s"
+
+    def _queue_timeout(self, execution: Execution) -> None:
+        """A run has waited for as long as it may: say for what."""
+        run, spec, lane = execution.run, execution.spec, execution.lane
+        front = self.turns.front(execution.file) if execution.file is not None else None
+        if front is not None and front is not execution:
+            what = f"{front.fence.holder} has the turn of session {run.session!r}"
+        elif execution.turn_scope is not None:
+            what = f"another process has the turn of session {run.session!r}"
+        else:
+            group = self.groups[spec.group]
+            what = (
+                f"{len(lane.running)} of {spec.capacity} run on the lane, "
+                f"{group.running} of {group.spec.slots} in group {spec.group}"
+            )
+        self.end(execution, RunState.TIMED_OUT, f"waited {spec.queue_timeout:g} s in the queue: {what}")
 
     def _deadline(self, execution: Execution) -> None:
         deadline = execution.run.deadline
@@ -339,7 +380,8 @@ class Scheduler:
 
     def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
         """The session was taken from a run: by hand, or by the steward because this loop was late."""
-        execution.fence.close(type(error) if isinstance(error, Revoked) else RunEnded)
+        overstayed = _clock.clock.now() >= execution.fence.end_at
+        execution.fence.close(RunEnded if overstayed else type(error))
         deadline = execution.run.deadline
         if deadline is not None and _clock.clock.now() >= deadline:
             self.end(execution, RunState.TIMED_OUT, "")
@@ -352,6 +394,9 @@ class Scheduler:
         if run.outcome is not None or execution.cause is None:
             return
         state, reason = execution.cause
+        if not execution.began:
+            self._finish(execution, state, reason)
+            return
         execution.stop_telling_body()
         self.abandoned.add(execution)
         if lane.host is not None and lane.host is execution.host:
@@ -373,6 +418,8 @@ class Scheduler:
             self._settle()
             return
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
+            self.end(execution, RunState.TIMED_OUT, "")  # it kept the loop, and its turn was taken from it meanwhile
         if execution.cause is None and cancelled:
             execution.cause = (RunState.CANCELLED, "cancelled from outside the supervisor")
         if execution.cause is None:
@@ -401,7 +448,8 @@ class Scheduler:
         if error is None and (kind := _ERRORS.get(state)) is not None:
             error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
             error.__cause__ = body_error
-        execution.fence.close()
+        self._release_turn(execution)
+        self.registry.end(execution.fence)
         started = run.started_at
         self.timers.cancel(execution.timer)
         if state is RunState.TIMED_OUT and started is None:
@@ -416,7 +464,6 @@ class Scheduler:
             late_s=execution.late_s,
             traceback=text,
         )
-        self._leave(execution)
         self.ended[state] += 1
         self.live.pop(run.id, None)
         self._finished[run.id] = run
@@ -426,24 +473,27 @@ class Scheduler:
             execution.body, execution.args, execution.context = None, (), None
         run._end(outcome)
         self._call_hook(self._on_run_end, run)
+        self._leave(execution)
         if state is RunState.FAILED:
             log("run_failed", level="warning", **self._fields(execution), error=reason)
         self._settle()
 
-    def _leave(self, execution: Execution) -> None:
-        """Give back everything an execution has: turn, place, slot, queue positions; let the next ones in."""
-        lane, claim = execution.lane, execution.claim
-        execution.claim = None
+    def _release_turn(self, execution: Execution) -> None:
+        claim, execution.claim = execution.claim, None
         if claim is not None:
             claim.on_lost = None
             self.registry.release(claim)
+
+    def _leave(self, execution: Execution) -> None:
+        """Give back place, slot and queue positions, and let the next ones in."""
+        lane = execution.lane
         if execution.turn_scope is not None:
             execution.turn_scope.cancel()
             execution.turn_scope = None
         if execution in lane.running:
             lane.running.discard(execution)
-            self.groups[lane.spec.group].give_back()
-        lane.queued.discard(execution)
+            self.groups[lane.spec.group].give_back(execution)
+        lane.forget(execution)
         if execution.file is not None:
             follower = self.turns.leave(execution.file, execution)
             if follower is not None:
@@ -466,33 +516,38 @@ class Scheduler:
 
     def running(self) -> list[Execution]:
         """The executions whose bodies run and are not abandoned."""
-        return [e for e in self.live.values() if e.run.state is RunState.RUNNING]
+        return [e for lane in self.lanes.values() for e in lane.running]
+
+    def is_calm(self) -> bool:
+        """Whether no body runs that is not abandoned."""
+        return not any(group.running for group in self.groups.values())
 
     async def calm(self) -> None:
         """Wait until no body runs that is not abandoned. A checkpoint."""
-        while self.running():
+        while not self.is_calm():
             if self._calm is None:
                 self._calm = anyio.Event()
             await self._calm.wait()
         await anyio.lowlevel.checkpoint()
 
     def _settle(self) -> None:
-        if self._calm is not None and not self.running():
+        if self._calm is not None and self.is_calm():
             self._calm.set()
             self._calm = None
 
     def session(self, key: str, fence: Fence) -> Session:
         """A session, for the run that `fence` belongs to."""
-        return Session(key, self.layout, self.registry, fence, self._refused)
+        return Session(key, self.layout, self.registry, fence)
 
     def _refused(self) -> None:
-        self.late_writes_refused += 1
+        with self._refusals:  # late writes come from threads
+            self.late_writes_refused += 1
 
     def _call_hook(self, hook: Hook | None, run: Run) -> None:
         if hook is None:
             return
         try:
-            hook(run)
+            self._context().run(hook, run)
         except Exception as error:
             log("hook_failed", level="error", hook=repr(hook), run=run.id, error=repr(error))
 

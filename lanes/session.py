@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from locks import Lease, LeaseLost, Position, Records
+from locks import Lease, Position, Records
 from locks.transcript import encode, encode_all
 
 if TYPE_CHECKING:
@@ -21,18 +21,15 @@ class Session:
     run has ended, was superseded, or has passed the grace after its cancellation: a dead run never writes.
     """
 
-    __slots__ = ("_fence", "_header", "_on_refused", "_registry", "key", "path")
+    __slots__ = ("_fence", "_header", "_registry", "key", "path")
 
-    def __init__(
-        self, key: str, layout: SessionLayout, registry: LockRegistry, fence: Fence, on_refused: Callable[[], Any]
-    ) -> None:
+    def __init__(self, key: str, layout: SessionLayout, registry: LockRegistry, fence: Fence) -> None:
         self.key = key
         self.path = layout.file_of(key)
         header = layout.header_of(key)
         self._header = None if header is None else encode(header, self.path)
         self._registry = registry
         self._fence = fence
-        self._on_refused = on_refused
 
     def __repr__(self) -> str:
         return f"<Session {self.key!r} at {self.path}, {self._fence!r}>"
@@ -59,11 +56,7 @@ class Session:
             TranscriptError: no JSON object, or the operating system refused; the file is as before.
         """
         data = encode_all((record,), self.path)
-        try:
-            return await self._registry.append_lines(self.path, data, under=self._fence, header=self._header)
-        except LeaseLost:
-            self._on_refused()
-            raise
+        return await self._registry.append_lines(self.path, data, under=self._fence, header=self._header)
 
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the run; blocks that thread until the event loop has done it.
@@ -71,15 +64,13 @@ class Session:
         Raises what `append` raises.
         """
         data = encode_all((record,), self.path)
-        try:
-            return self._registry.append_lines_sync(self.path, data, under=self._fence, header=self._header)
-        except LeaseLost:
-            self._on_refused()
-            raise
+        return self._registry.append_lines_sync(self.path, data, under=self._fence, header=self._header)
 
     def lease(self, *, wait_timeout: float | None = None, max_hold: float | None = None) -> Lease:
         """The session's write lease, to append several records with nothing in between: `async with session.lease()`.
 
         Others wait meanwhile, so never hold it over a model call. It ends with the run, whatever is shielded.
         """
-        return self._registry.lease(self.path, wait_timeout=wait_timeout, max_hold=max_hold)
+        return self._registry.lease_for(
+            self._fence, self.path, header=self._header, wait_timeout=wait_timeout, max_hold=max_hold
+        )

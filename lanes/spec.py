@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable
@@ -124,9 +125,11 @@ class LaneSpec:
 
 
 def _check_handler(where: str, handler: Any) -> None:
-    target: Any = handler if inspect.isroutine(handler) else type(handler).__call__ if callable(handler) else None
-    while hasattr(target, "func"):
+    target: Any = handler
+    while isinstance(target, functools.partial):
         target = target.func
+    if not inspect.isroutine(target) and callable(target):
+        target = type(target).__call__
     if not callable(handler) or not inspect.iscoroutinefunction(target):
         raise InvalidLane(f"{where}handler: {handler!r:.80} is not async; allowed: `async def handler(ctx, messages)`")
     try:
@@ -188,15 +191,16 @@ class SpecTable:
                 known = ", ".join(sorted(self.groups))
                 raise InvalidLane(f"lane {spec.pattern!r}, group: {spec.group!r} is unknown; allowed: {known}")
 
-    def find(self, name: str) -> LaneSpec:
+    def find(self, name: Any) -> LaneSpec:
         """The specification of a lane.
 
         Raises:
             InvalidLane: no pattern matches.
         """
-        for spec in self._by_specificity:
-            if spec.matches(name):
-                return spec
+        if isinstance(name, str):
+            for spec in self._by_specificity:
+                if spec.matches(name):
+                    return spec
         known = ", ".join(sorted(self.lanes))
         raise InvalidLane(f"lane: {name!r:.80} is unknown; allowed: {known}")
 

@@ -87,5 +87,5 @@ class Timers:
             if due == math.inf:
                 await self._earlier.wait()
             else:
-                with anyio.CancelScope(deadline=anyio.current_time() + due - _clock.clock.now()):
+                with anyio.CancelScope(deadline=anyio.current_time() + (due - _clock.clock.now())):
                     await self._earlier.wait()

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from . import _clock
-from .errors import LeaseLost, LockError, Revoked
+from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Claim:
     revoke_pending: LeaseLost | None = None
     """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
     lost: LeaseLost | None = None
-    failed: LockError | None = None
+    failed: OSError | None = None
     """Why a waiter cannot go on waiting."""
     scopes: tuple[anyio.CancelScope, ...] = ()
     """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
@@ -88,7 +88,9 @@ class Claim:
 
     def again(self) -> Claim:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
-        return Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
+        claim = Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
+        claim.on_lost = self.on_lost
+        return claim
 
     @property
     def holder(self) -> Holder:
@@ -104,7 +106,10 @@ class Claim:
         self.state = ClaimState.HELD
         self.epoch = epoch
         self.acquired_at = now
-        self.deadline = min(now + self.max_hold, self.bound)
+        own = now + self.max_hold
+        self.deadline = min(own, self.bound)
+        # An enclosing scope that ends first cancels the block by itself: two timers for one instant would race.
+        self.deadline_told = self.bound <= own
         fence = self.fence
         if fence is None:
             self.revoke_at = self.deadline + grace
@@ -112,7 +117,12 @@ class Claim:
             # A run's last words may outlive its deadline, up to the end of its grace; the run's grace rules, not ours.
             limit = fence.end_at if now >= fence.deadline else fence.deadline
             self.deadline = min(self.deadline, limit)
-            self.revoke_at = min(now + self.max_hold + grace, fence.end_at)
+            self.revoke_at = min(own + grace, fence.end_at)
+
+    @property
+    def expires(self) -> bool:
+        """Whether the deadline is its own, not that of its run or of an enclosing scope."""
+        return self.deadline == self.acquired_at + self.max_hold
 
     def next_due(self) -> float:
         """When the steward has to look at this claim again."""

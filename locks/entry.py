@@ -26,39 +26,26 @@ class Entry:
     last: no other lock is taken while it is held.
     """
 
-    __slots__ = (
-        "_grace",
-        "_lock_fd",
-        "closed",
-        "fd",
-        "file_id",
-        "fresh",
-        "mutex",
-        "notes",
-        "path",
-        "paths",
-        "queues",
-        "sealed_size",
-    )
+    # Defaults live on the class: most entries are made for one uncontended acquisition.
+    closed = False
+    fresh = True
+    """Nothing was awaited since the file was looked up."""
+    notes: tuple[tuple[str, dict[str, Any]], ...] = ()
+    """Events to log once the mutex is free: a host's log handler may do anything."""
+    sealed_size = 0
+    """The size at which the file was last seen to end with a newline."""
 
     def __init__(self, path: str, fd: int | None, file_id: FileId, *, kernel_locks: bool, grace: float) -> None:
         self.path = path
-        self.paths = {path}
-        """Every name by which it was asked for."""
+        self.aliases: tuple[str, ...] = ()
+        """Other names by which it was asked for."""
         self.fd = fd
         self.file_id = file_id
         self.mutex = threading.Lock()
-        self.closed = False
-        self.fresh = True
-        """Nothing was awaited since the file was looked up."""
         self.queues: dict[Right, RightQueue] = {}
         """The rights that were asked for since somebody first did."""
         self._lock_fd = fd if kernel_locks else None
         self._grace = grace
-        self.notes: list[tuple[str, dict[str, Any]]] = []
-        """Events to log once the mutex is free: a host's log handler may do anything."""
-        self.sealed_size = 0
-        """The size at which the file was last seen to end with a newline."""
 
     @property
     def idle(self) -> bool:
@@ -73,16 +60,22 @@ class Entry:
         return queue
 
     def is_at(self, path: str) -> bool:
-        """Whether `path` still names this file; it does not once another was renamed into its place."""
+        """Whether `path` still names this file; it does not once another was renamed into its place.
+
+        Raises:
+            TranscriptError: the operating system does not say.
+        """
         try:
             found = _os.stat(path)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            raise cannot("look at", path, error) from error
         return (found.st_dev, found.st_ino) == self.file_id
 
     def note(self, event: str, **fields: Any) -> None:
         """Have an event logged when the mutex is free again."""
-        self.notes.append((event, fields))
+        self.notes += ((event, fields),)
 
     def descriptor(self) -> int:
         """The open descriptor. Called with the mutex held."""
@@ -95,14 +88,27 @@ class Entry:
         return self.fd
 
     def close(self) -> None:
-        """Unlock, then close. Called once, when idle, or with everything lost."""
+        """Unlock, then close. Called once, when idle. Never raises: the kernel lets go of a descriptor in any case."""
         with self.mutex:
+            self.closed = True
             for queue in self.queues.values():
                 queue.close()
-            self.closed = True
             fd, self.fd = self.fd, None
             if fd is not None:
-                _os.close(fd)
+                try:
+                    _os.close(fd)
+                except OSError as error:
+                    self.note("close_failed", path=self.path, error=str(error))
+
+    def abandon(self) -> None:
+        """Close without unlocking, in a forked child; the mutex may be held by a thread that does not exist here."""
+        self.mutex = threading.Lock()
+        self.closed = True
+        for queue in self.queues.values():
+            queue.fd = None
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            _os.close(fd)
 
 
 def open_file(path: str) -> tuple[int, FileId]:
@@ -119,6 +125,9 @@ def open_file(path: str) -> tuple[int, FileId]:
         found = _os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
+    except OSError as error:
+        _os.close(fd)
+        raise cannot("open", path, error) from error
     except BaseException:
         _os.close(fd)
         raise

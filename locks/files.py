@@ -59,7 +59,7 @@ class OpenFiles:
         else:
             if fd is not None:
                 _os.close(fd)  # an alias of a file that is open already; its locks belong to the other descriptor
-            entry.paths.add(path)
+            entry.aliases += (path,)
         self._by_path[path] = entry
         return entry
 
@@ -78,7 +78,7 @@ class OpenFiles:
         """Let the names of a file that was replaced lead to the new one."""
         if entry is None:
             return
-        for path in entry.paths:
+        for path in (entry.path, *entry.aliases):
             if self._by_path.get(path) is entry:
                 del self._by_path[path]
 
@@ -93,6 +93,13 @@ class OpenFiles:
         if self._by_file.get(entry.file_id) is entry:
             del self._by_file[entry.file_id]
         entry.close()
+
+    def abandon(self) -> None:
+        """Close everything without unlocking it; for a forked child, whose locks are its parent's."""
+        for entry in self._by_file.values():
+            entry.abandon()
+        self._by_file.clear()
+        self._by_path.clear()
 
     def _remember(self, file_id: FileId, queue: RightQueue) -> None:
         """Keep which tickets do not move, lest each new claim waits for a stopped process again."""

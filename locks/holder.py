@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from . import _clock
-from .errors import LeaseLost, RunEnded
+from .errors import LeaseLost, Revoked, RunEnded, Superseded
+
+if TYPE_CHECKING:
+    from .claim import Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Fence:
     while it holds the mutex of its file, which revocation takes too.
     """
 
-    __slots__ = ("_closed", "_holder", "deadline", "end_at", "lane", "refused", "run_id")
+    __slots__ = ("_closed", "_holder", "claims", "deadline", "end_at", "lane", "on_refused", "run_id")
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class Fence:
         run_id: int | None = None,
         deadline: float = math.inf,
         end_at: float = math.inf,
+        on_refused: Callable[[], Any] | None = None,
     ) -> None:
         self.lane = lane
         self.run_id = run_id
@@ -55,8 +61,10 @@ class Fence:
         """When the run is asked to stop, on the clock of this package."""
         self.end_at = end_at
         """The first instant at which none of its writes is legal any more: deadline + grace."""
-        self.refused = 0
-        """How many writes were refused."""
+        self.on_refused = on_refused
+        """Called for each write that is refused, on the thread that tried it."""
+        self.claims: set[Claim] = set()
+        """What the run holds; changed on the event loop's thread only."""
         self._closed: type[LeaseLost] | None = None
 
     def __repr__(self) -> str:
@@ -94,9 +102,10 @@ class Fence:
         """
         if self._closed is None and _clock.clock.now() < self.end_at:
             return
-        self.refused += 1
+        if self.on_refused is not None:
+            self.on_refused()
         kind = self._closed or RunEnded
-        why = "was superseded" if kind.__name__ == "Superseded" else "has ended"
+        why = {Superseded: "was superseded", Revoked: "was revoked"}.get(kind, "has ended")
         raise kind(f"{self.holder} {why}: nothing written to {path}", path=path, holder=self.holder)
 
 

@@ -58,9 +58,8 @@ def ticket_of(right: Right, arrived_at: float) -> int:
     return _BASES[right] + 1 + min(int(arrived_at * 1e9), _SPAN - 1)
 
 
-def take_ticket(fd: int, right: Right, arrived_at: float) -> int:
-    """Stand in the queue of all processes as one who arrived at `arrived_at`; returns the ticket."""
-    ticket = ticket_of(right, arrived_at)
+def take_ticket(fd: int, ticket: int) -> int:
+    """Stand in the queue of all processes with this ticket, or the next that is free; returns it."""
     while not _os.ofd_lock(fd, ticket):
         ticket += 1  # someone arrived in the same nanosecond
     return ticket

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from anyio import CancelScope
+from anyio import CancelScope, current_effective_deadline, current_time
 from anyio.lowlevel import checkpoint
 
 from . import _clock
 from .claim import Claim
 from .errors import LeaseExpired, LeaseLost
-from .holder import Holder
+from .holder import Fence, Holder
 from .kernel import Right
 from .transcript import OnError, Position, Records, encode_all
 
@@ -30,11 +30,25 @@ class Lease:
     - entering is a checkpoint, waits in order of arrival, and can be cancelled anywhere; cancelled, it holds nothing;
     - at `deadline` the block is cancelled; `grace` later the right is taken away (`lost`), also while the event loop is
       frozen, and later appends raise;
-    - leaving releases synchronously; no cancellation can interrupt it. It raises `LeaseExpired` if the deadline has
+    - leaving releases synchronously; no cancellation can interrupt it. It raises `LeaseExpired` if `max_hold` has
       passed, or the `LeaseLost` if the right was taken away; an exception of the block itself goes first.
+
+    Inside a run, or another lease of the same task on the same file, it shares what is already held, with that one's
+    deadline: tasks of one run do not exclude each other.
     """
 
-    __slots__ = ("_claim", "_max_hold", "_registry", "_requested_holder", "_right", "_scope", "_wait_timeout", "path")
+    __slots__ = (
+        "_claim",
+        "_fence",
+        "_header",
+        "_max_hold",
+        "_registry",
+        "_requested_holder",
+        "_right",
+        "_scope",
+        "_wait_timeout",
+        "path",
+    )
 
     def __init__(
         self,
@@ -45,8 +59,12 @@ class Lease:
         holder: Holder | None,
         wait_timeout: float | None,
         max_hold: float,
+        fence: Fence | None = None,
+        header: bytes | None = None,
     ) -> None:
         self.path = path
+        self._fence = fence
+        self._header = header
         self._registry = registry
         self._right = right
         self._requested_holder = holder
@@ -62,7 +80,13 @@ class Lease:
         if self._claim is not None:
             raise RuntimeError(f"{self!r} was entered already; ask the registry for another one")
         registry = self._registry
-        claim = registry.new_claim(self._requested_holder, self._max_hold)
+        fence = self._fence
+        if fence is not None:
+            fence.check(self.path)  # before a file could be created for a run that is over
+        bound = current_effective_deadline()
+        if bound != math.inf:
+            bound = _clock.clock.now() + (bound - current_time())
+        claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
         self._claim = claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout)
         self._scope = scope = CancelScope()
         scope.__enter__()
@@ -78,13 +102,15 @@ class Lease:
         assert scope is not None
         claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
         lost, late = claim.lost, _clock.clock.now() - claim.deadline
-        self._registry.release(claim)
-        ours = bool(scope.__exit__(kind, error, traceback))  # True: the cancellation came from this lease
+        try:
+            self._registry.release(claim)
+        finally:
+            ours = bool(scope.__exit__(kind, error, traceback))  # True: the cancellation came from this lease
         if error is not None and not ours:
             return False
         if lost is not None:
             raise lost
-        if late >= 0:
+        if late >= 0 and claim.expires:
             message = f"{claim.holder} left the lease on {self.path} {late:.3f} s past its deadline"
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
         return ours
@@ -151,7 +177,7 @@ class Lease:
         if self._right is Right.TURN:
             return await self._registry.append_lines(self.path, data, under=claim)
         await checkpoint()
-        return self._registry.write(claim, self.path, data)
+        return self._registry.write(claim, self.path, data, self._header)
 
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the block that holds this lease. Blocks that thread only.
@@ -161,7 +187,7 @@ class Lease:
         claim, data = self._held(), encode_all((record,), self.path)
         if self._right is Right.TURN:
             return self._registry.append_lines_sync(self.path, data, under=claim)
-        return self._registry.write(claim, self.path, data)
+        return self._registry.write(claim, self.path, data, self._header)
 
     async def read(self, *, last: int | None = None, on_error: OnError = "skip") -> Records:
         """Read the transcript's records: a whole prefix of them, never a torn one. A checkpoint.

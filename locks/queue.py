@@ -35,37 +35,27 @@ class RightQueue:
     exactly while the first of `waiting` competes with other processes (`competing`), which is never while we hold.
     """
 
-    __slots__ = (
-        "blocked_by",
-        "blocked_since",
-        "competing_since",
-        "fd",
-        "grace",
-        "holder",
-        "next_poll",
-        "passed_over",
-        "right",
-        "ticket",
-        "waiting",
-        "waiting_runs",
-    )
+    # Defaults live on the class: most queues are made for one uncontended acquisition.
+    holder: Claim | None = None
+    ticket: int | None = None
+    competing_since = 0.0
+    next_poll = math.inf
+    polled_at = 0.0
+    trouble: OSError | None = None
+    """A lock call that failed while letting go, to be logged."""
+    blocked_by: int | None = None
+    blocked_since = 0.0
+    passed_over: Set[int] = _NONE
+    """Tickets of other processes that were found not to move."""
 
     def __init__(self, right: Right, fd: int | None, grace: float) -> None:
         self.right = right
         self.fd = fd
         """The descriptor that carries the kernel locks; `None` keeps the right inside this process."""
         self.grace = grace
-        self.holder: Claim | None = None
         self.waiting: OrderedDict[Claim, None] = OrderedDict()
         self.waiting_runs: dict[Fence, Claim] = {}
         """Of those in `waiting`, the ones of runs."""
-        self.ticket: int | None = None
-        self.competing_since = 0.0
-        self.next_poll = math.inf
-        self.blocked_by: int | None = None
-        self.blocked_since = 0.0
-        self.passed_over: Set[int] = _NONE
-        """Tickets of other processes that were found not to move."""
 
     @property
     def competing(self) -> bool:
@@ -97,7 +87,7 @@ class RightQueue:
         if fence is not None:
             self.waiting_runs[fence] = claim
         if holder is None and len(self.waiting) == 1:
-            self._compete()
+            self._compete()  # a failure is the claim's own: it finds it before it waits
         return claim
 
     def try_ask(self, claim: Claim) -> Claim | None:
@@ -108,9 +98,12 @@ class RightQueue:
         return None
 
     def withdraw(self, claim: Claim) -> Claim | None:
-        """Give back, give up waiting, or clear away what was lost; returns the claim that now holds the right."""
+        """Give back, give up waiting, or clear away what was lost; never raises.
+
+        Returns a claim that has to be woken, because it now holds the right or because it cannot go on waiting.
+        """
         if claim is self.holder:
-            locked = claim.lost is None  # whoever took it away has already unlocked it
+            locked = claim.state is ClaimState.HELD  # whoever took it away has already unlocked it
             self.holder = None
             claim.state = ClaimState.OVER
             return self._pass_on(locked)
@@ -118,10 +111,10 @@ class RightQueue:
             first = next(iter(self.waiting)) is claim
             self._leave(claim)
             claim.state = ClaimState.OVER
-            if first and self.competing:
-                self._stop_competing()
-                if self.waiting:
-                    self._compete()
+            if first and self.holder is None:
+                if self.ticket is not None:
+                    self._stop_competing()
+                return self._compete() if self.waiting else None
         return None
 
     def take_away(self, claim: Claim) -> bool:
@@ -133,20 +126,31 @@ class RightQueue:
         if claim is not self.holder or claim.state is not ClaimState.HELD:
             return False
         claim.state = ClaimState.LOST
-        if self.fd is not None:
-            kernel.unlock(self.fd, self.right)
+        self._unlock()
         return True
 
     def poll(self) -> Claim | None:
-        """Look whether the first of the queue may go on now; returns it if it now holds the right."""
+        """Look whether the first of the queue may go on now; returns it if it now holds the right.
+
+        Raises:
+            OSError: a lock call failed; nothing has changed.
+        """
         fd, ticket = self.fd, self.ticket
         if fd is None or ticket is None:
             return None
         now = _clock.clock.now()
+        if self.polled_at and now - self.polled_at > STALLED_AFTER_S / 2:
+            # We were stopped or frozen, so others may have passed us over for good. A new ticket is as old, and counts.
+            kernel.drop_ticket(fd, ticket)
+            self.ticket = ticket = kernel.take_ticket(fd, ticket + 1)
+        self.polled_at = now
         self.next_poll = now + min(max((now - self.competing_since) * POLL_SHARE, POLL_MIN_S), POLL_MAX_S)
+        if not kernel.is_free(fd, self.right):
+            self.blocked_by = None
+            return None
         before = kernel.lowest_before(fd, self.right, ticket, self.passed_over)
         if before is not None:
-            self._watch(fd, before, now)
+            self._watch(before, now)
             return None
         if not kernel.try_lock(fd, self.right):
             return None
@@ -157,11 +161,10 @@ class RightQueue:
 
     def close(self) -> None:
         """Let go of all kernel locks, before the descriptor is closed."""
-        if self.fd is not None:
-            if self.competing:
-                self._stop_competing()
-            if self.holder is not None and self.holder.state is ClaimState.HELD:
-                kernel.unlock(self.fd, self.right)
+        if self.ticket is not None:
+            self._stop_competing()
+        if self.holder is not None and self.holder.state is ClaimState.HELD:
+            self._unlock()
 
     # Internals
 
@@ -173,6 +176,7 @@ class RightQueue:
     def _others_before(self, claim: Claim) -> bool:
         assert self.fd is not None
         if not kernel.anyone_before(self.fd, self.right, claim.arrived_at):
+            self.passed_over = _NONE  # whoever had those tickets has gone
             return False
         if not self.passed_over:
             return True
@@ -191,37 +195,60 @@ class RightQueue:
 
     def _pass_on(self, locked: bool) -> Claim | None:
         if not self.waiting:
-            if locked and self.fd is not None:
-                kernel.unlock(self.fd, self.right)
+            if locked:
+                self._unlock()
             return None
         first = next(iter(self.waiting))
-        if self.fd is None or (locked and not self._others_before(first)):
+        if self.fd is None or (locked and not self._must_yield(first)):
             self._leave(first)
             return self._hold(first)
-        self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
+        failed = self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
         if locked:
-            kernel.unlock(self.fd, self.right)
-        return None
+            self._unlock()
+        return failed
 
-    def _compete(self) -> None:
+    def _must_yield(self, first: Claim) -> bool:
+        try:
+            return self._others_before(first)
+        except OSError:
+            return True  # competing is safe, and tells the waiter what is wrong
+
+    def _compete(self) -> Claim | None:
+        """Take a ticket for the first of the queue; returns it if that failed."""
         assert self.fd is not None and self.ticket is None
         first = next(iter(self.waiting))
-        self.ticket = kernel.take_ticket(self.fd, self.right, first.arrived_at)
+        try:
+            self.ticket = kernel.take_ticket(self.fd, kernel.ticket_of(self.right, first.arrived_at))
+        except OSError as error:
+            first.failed = error
+            return first
         self.competing_since = first.arrived_at
+        self.polled_at = 0.0
         self.next_poll = 0.0
         self.blocked_by = None
+        return None
 
     def _stop_competing(self) -> None:
-        assert self.fd is not None and self.ticket is not None
-        kernel.drop_ticket(self.fd, self.ticket)
+        fd, ticket = self.fd, self.ticket
         self.ticket = None
         self.next_poll = math.inf
+        if fd is not None and ticket is not None:
+            try:
+                kernel.drop_ticket(fd, ticket)
+            except OSError as error:
+                self.trouble = error
 
-    def _watch(self, fd: int, before: int, now: float) -> None:
+    def _unlock(self) -> None:
+        """Unlock for other processes. A failure must not stop a release; closing the descriptor unlocks as well."""
+        if self.fd is not None:
+            try:
+                kernel.unlock(self.fd, self.right)
+            except OSError as error:
+                self.trouble = error
+
+    def _watch(self, before: int, now: float) -> None:
         """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""
-        if not kernel.is_free(fd, self.right):
-            self.blocked_by = None
-        elif before != self.blocked_by:
+        if before != self.blocked_by:
             self.blocked_by, self.blocked_since = before, now
         elif now - self.blocked_since >= STALLED_AFTER_S:
             self.passed_over = {*self.passed_over, before}

@@ -25,12 +25,13 @@ from ._events import log
 from ._loop import current_loop, current_task, poster
 from .claim import Claim, ClaimState
 from .entry import Entry, cannot, checked_path
-from .errors import LeaseLost, LeaseTimeout, Revoked
+from .errors import LeaseLost, LeaseTimeout, Revoked, RunEnded, TranscriptError
 from .files import OpenFiles
 from .holder import Fence, Holder, current_fence
 from .kernel import AVAILABLE as KERNEL_LOCKS
 from .kernel import Right
 from .lease import Lease
+from .queue import RightQueue
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .steward import Steward
 from .transcript import OnError, Position, Records, encode_all
@@ -38,6 +39,7 @@ from .waiting import WaitingRoom
 
 _live: weakref.WeakSet[LockRegistry] = weakref.WeakSet()
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("locks.limiter")
+_REPLACED_LIMIT = 100
 _READ_ON_LOOP = 1 << 18  # bytes; a longer read goes to a thread
 
 
@@ -106,6 +108,22 @@ class LockRegistry:
         """
         return self._new_lease(path, Right.WRITE, holder, wait_timeout, max_hold)
 
+    def lease_for(
+        self,
+        fence: Fence,
+        path: str,
+        *,
+        header: bytes | None = None,
+        wait_timeout: float | None = None,
+        max_hold: float | None = None,
+    ) -> Lease:
+        """As `lease`, for the run that `fence` belongs to, whichever task enters it.
+
+        Entering raises besides:
+            RunEnded, Superseded: that run may not write any more.
+        """
+        return self._new_lease(path, Right.WRITE, None, wait_timeout, max_hold, fence, header)
+
     def turn(
         self,
         path: str | os.PathLike[str],
@@ -161,7 +179,8 @@ class LockRegistry:
         """
         text = checked_path(path)
         entry = self._files.find(text)
-        held = [q.holder for q in entry.queues.values() if q.holder is not None] if entry else []
+        holders = [queue.holder for queue in entry.queues.values()] if entry else []
+        held = [claim for claim in holders if claim is not None and claim.state is ClaimState.HELD]
         for claim in held:
             message = f"{claim.holder} lost {text}: {reason}"
             self._steward.revoke(claim, Revoked(message, path=text, holder=claim.holder))
@@ -190,18 +209,17 @@ class LockRegistry:
         *,
         fence: Fence | None = None,
         arrived_at: float | None = None,
+        bound: float = math.inf,
     ) -> Claim:
-        """A claim for the calling task, or for the run that `fence` belongs to."""
-        now = _clock.clock.now()
+        """A claim for the calling task, or for the run that `fence` belongs to, by default the calling task's.
+
+        Args:
+            bound: the instant at which the enclosing scope ends, for a claim that lives in one.
+        """
         if fence is None:
             fence = current_fence.get()
-            bound = anyio.current_effective_deadline()
-            if bound != math.inf:
-                bound = now + bound - anyio.current_time()
-        else:
-            bound = math.inf
         return Claim(
-            now if arrived_at is None else arrived_at,
+            _clock.clock.now() if arrived_at is None else arrived_at,
             current_task() if fence is None else fence,
             fence,
             holder,
@@ -225,8 +243,12 @@ class LockRegistry:
             raise cannot("lock", path, error) from error
         if taken:
             self._now_held(claim)
-            if entry.is_at(path):
-                return True
+            try:
+                if entry.is_at(path):
+                    return True
+            except BaseException:
+                self.release(claim)
+                raise
             self.release(claim)
         self._files.drop_if_idle(entry)
         return False
@@ -248,14 +270,16 @@ class LockRegistry:
                 if not got.waits():
                     await checkpoint()
                     return got
-                await self._wait(got, give_up_at)
+                await self._wait(path, got, give_up_at)
                 if got.waits():
                     raise self._timed_out(path, got, _clock.clock.now() - asked_at)
+                if got.fence is not None:
+                    got.fence.check(path)  # the run may have ended while a task of it still waited
+                if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
+                    return got  # lost already: entering the block tells
             except BaseException:
                 self.release(got)
                 raise
-            if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
-                return got  # lost already: entering the block tells
             # Another file was renamed into its place: start over there, with the same arrival.
             self.release(got)
             self._files.forget(got.entry)
@@ -269,15 +293,28 @@ class LockRegistry:
         if claim.handles > 1:
             claim.handles -= 1
             return
-        try:
-            with entry.mutex:
-                granted = queue.withdraw(claim)
-        finally:
-            self._steward.held.pop(claim, None)
-            self._room.update(entry, queue)
-        if granted is not None:
-            self._now_held(granted)
+        with entry.mutex:
+            woken = queue.withdraw(claim)
+        self._steward.held.pop(claim, None)
+        if claim.fence is not None:
+            claim.fence.claims.discard(claim)
+        self._room.update(entry, queue)
+        if woken is not None:
+            if woken.state is ClaimState.HELD:
+                self._now_held(woken)
+            elif woken.changed is not None:
+                woken.changed.set()
         self._files.drop_if_idle(entry)
+        self._report(entry, queue)
+
+    def end(self, fence: Fence, kind: type[LeaseLost] = RunEnded) -> None:
+        """Refuse every later write of a run, and take away whatever its tasks still hold."""
+        fence.close(kind)
+        for claim in list(fence.claims):
+            assert claim.entry is not None
+            path = claim.entry.path
+            message = f"{claim.holder} has ended: what it still held of {path} is taken away"
+            self._steward.revoke(claim, kind(message, path=path, holder=claim.holder))
 
     def end_by(self, fence: Fence, at: float) -> None:
         """Let a run write until `at` at most: what it holds is taken away then, what it writes later is refused.
@@ -309,10 +346,7 @@ class LockRegistry:
         finally:
             if claim.revoke_pending is not None:
                 self._steward.revoke(claim, claim.revoke_pending)
-            if entry.notes:
-                notes, entry.notes = entry.notes, []
-                for event, fields in notes:
-                    log(event, level="warning", **fields)
+            self._report(entry)
         self._appended += 1
         return position
 
@@ -328,6 +362,8 @@ class LockRegistry:
             header: the first line of a file that is still empty.
         """
         fence = under if isinstance(under, Fence) else under.fence if under is not None else None
+        if under is not None:
+            under.check(path)  # before a file could be created; it is asked again inside the write
         await checkpoint()
         claim = self.new_claim(fence=fence)
         if isinstance(under, Claim):
@@ -337,7 +373,7 @@ class LockRegistry:
             try:
                 waited = got.waits()
                 if waited:
-                    await self._wait(got, math.inf)
+                    await self._wait(path, got, math.inf)
                 if not waited or got.entry is None or got.entry.is_at(path):
                     if under is not None:
                         under.check(path)
@@ -361,6 +397,20 @@ class LockRegistry:
 
         return from_thread.run(append, token=self._token)
 
+    def lose_all(self, reason: str) -> None:
+        """Lose every right without unlocking it, as a forked child must: an unlock would act for its parent as well."""
+        for entry in list(self._files):
+            for queue in entry.queues.values():
+                claim = queue.holder
+                if claim is not None:
+                    message = f"{claim.holder} lost {entry.path}: {reason}"
+                    claim.state = ClaimState.LOST
+                    claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
+        self._files.abandon()
+        self._room = WaitingRoom()
+        self._steward = Steward(self._settle)
+        self._loop = None
+
     # Internals
 
     def _new_lease(
@@ -370,10 +420,13 @@ class LockRegistry:
         holder: Holder | None,
         wait_timeout: float | None,
         max_hold: float | None,
+        fence: Fence | None = None,
+        header: bytes | None = None,
     ) -> Lease:
         hold = self.max_hold if max_hold is None else _seconds("max_hold", max_hold)
         wait = None if wait_timeout is None else _seconds("wait_timeout", wait_timeout)
-        return Lease(self, checked_path(path), right, holder=holder, wait_timeout=wait, max_hold=hold)
+        text = checked_path(path)
+        return Lease(self, text, right, holder=holder, wait_timeout=wait, max_hold=hold, fence=fence, header=header)
 
     def _enter(self, path: str) -> Entry:
         loop = current_loop()
@@ -389,7 +442,9 @@ class LockRegistry:
 
     def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
         """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
-        while True:
+        if claim.fence is not None:
+            claim.fence.check(path)  # a run that is over takes nothing any more
+        for _ in range(_REPLACED_LIMIT):
             entry = self._enter(path)
             claim.entry = entry
             queue = entry.queue(right)
@@ -403,24 +458,42 @@ class LockRegistry:
             if got.state is ClaimState.WAITING:
                 self._room.update(entry, queue)
                 return got
-            if got is claim:
-                self._now_held(claim)
-            # Between looking the file up and locking it, another may have been renamed into its place.
-            if got is not claim or (self.engine == "none" and entry.fresh) or entry.is_at(path):
-                entry.fresh = False
+            if got is not claim:
                 return got
-            self.release(got)
+            self._now_held(claim)
+            # Between looking the file up and locking it, another may have been renamed into its place.
+            try:
+                if (self.engine == "none" and entry.fresh) or entry.is_at(path):
+                    entry.fresh = False
+                    return claim
+            except BaseException:
+                self.release(claim)
+                raise
+            self.release(claim)
             self._files.forget(entry)
             claim = claim.again()
+        raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
+
+    def _report(self, entry: Entry, queue: RightQueue | None = None) -> None:
+        """Log what went wrong while the mutex was held."""
+        if queue is not None and queue.trouble is not None:
+            entry.note("unlock_failed", path=entry.path, right=queue.right.name.lower(), error=str(queue.trouble))
+            queue.trouble = None
+        if entry.notes:
+            notes, entry.notes = entry.notes, ()
+            for event, fields in notes:
+                log(event, level="warning", **fields)
 
     def _now_held(self, claim: Claim) -> None:
         self._granted += 1
         self._steward.watch(claim)
+        if claim.fence is not None:
+            claim.fence.claims.add(claim)
         if claim.changed is not None:
             claim.changed.set()
 
-    async def _wait(self, claim: Claim, give_up_at: float) -> None:
-        """Wait until the claim holds the right, or until `give_up_at`. A checkpoint, however little there is to wait."""
+    async def _wait(self, path: str, claim: Claim, give_up_at: float) -> None:
+        """Wait until the claim holds the right, or until `give_up_at`. A checkpoint, however short the wait."""
         room, suspended = self._room, False
         while claim.waits():
             until = give_up_at
@@ -429,7 +502,7 @@ class LockRegistry:
                 if not claim.waits():
                     break
             if claim.failed is not None:
-                raise claim.failed
+                raise cannot("lock", path, claim.failed) from claim.failed
             if _clock.clock.now() < give_up_at:
                 await room.sleep(claim, until)
             elif suspended:
@@ -459,7 +532,7 @@ class LockRegistry:
             path=claim.entry.path,
             epoch=claim.epoch,
             holder=str(claim.holder),
-            overstayed_s=round(_clock.clock.now() - claim.deadline, 3) if claim.deadline != math.inf else None,
+            overstayed_s=round(max(0.0, _clock.clock.now() - claim.deadline), 3),
             reason=str(error),
         )
         for scope in claim.scopes:
@@ -484,6 +557,16 @@ class LockRegistry:
             holder=other.holder if other else None,
             remaining_s=remaining,
         )
+
+
+def _after_fork() -> None:
+    """A forked child has every descriptor and no thread: it must let go, without unlocking for its parent."""
+    for registry in list(_live):
+        registry.lose_all("the process was forked")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _own_limiter() -> anyio.CapacityLimiter:

@@ -56,7 +56,8 @@ class Steward:
         mutex = entry.mutex
         if not mutex.acquire(blocking=False):
             claim.revoke_pending = error  # whoever has the mutex now will see this after leaving it ...
-            if not mutex.acquire(blocking=False):  # ... unless it left in between
+            self._alarm.ring_by(_clock.clock.now() + _PENDING_RETRY_S)  # ... unless the write is another claim's, ...
+            if not mutex.acquire(blocking=False):  # ... or it left in between
                 return
         try:
             if not queue.take_away(claim):
@@ -81,6 +82,9 @@ class Steward:
     def _look_at(self, claim: Claim, now: float) -> float:
         if claim.state is not ClaimState.HELD:
             return math.inf
+        if claim.revoke_pending is not None:
+            self.revoke(claim, claim.revoke_pending)
+            return math.inf if claim.lost is not None else now + _PENDING_RETRY_S
         if not claim.deadline_told and now >= claim.deadline:
             claim.deadline_told = True
             self.post(partial(_cancel_blocks, claim))

@@ -12,6 +12,7 @@ Everything here is synchronous; writers hold the file's mutex and its write leas
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from .errors import LeaseLost, TranscriptError
 HEADER_KEY = "lanes.session"
 """A first line that has this key names the session and is no record."""
 _BLOCK = 1 << 16
+_LONGEST_LINE = 1 << 23  # bytes; a longer tail is moved away without a look whether it is whole
+_LONGEST_TAIL = 1 << 26  # bytes; more than this without a newline was not torn by a crash
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 
@@ -128,33 +131,35 @@ def _seal(entry: Entry, fd: int, size: int) -> int:
     try:
         if _os.pread(fd, 1, size - 1) == b"\n":
             return size
-        start, tail = _tail(fd, size)
-        if _whole(tail):
+        start = _tail_start(fd, size)
+        length = size - start
+        if length > _LONGEST_TAIL:
+            raise TranscriptError(
+                f"{path} ends with {length} bytes without a newline, from {start} on: no transcript; move it away",
+                path=path,
+            )
+        if length <= _LONGEST_LINE and _whole(_os.pread(fd, length, start)):
             _write_whole(entry, fd, path, b"\n", size)
             entry.note("transcript_tail_sealed", path=path, offset=start)
             return size + 1
-        _save_torn(entry, tail)
+        _save_torn(entry, fd, start, size)
         _os.ftruncate(fd, start)
     except OSError as error:
         raise cannot("seal the tail of", path, error) from error
-    entry.note("transcript_tail_torn", path=path, offset=start, bytes=len(tail), moved_to=path + ".torn")
+    entry.note("transcript_tail_torn", path=path, offset=start, bytes=length, moved_to=path + ".torn")
     return start
 
 
-def _tail(fd: int, size: int) -> tuple[int, bytes]:
-    """Where the unterminated last line starts, and its bytes."""
-    blocks: list[bytes] = []
+def _tail_start(fd: int, size: int) -> int:
+    """Where the unterminated last line starts."""
     end = size
     while end > 0:
         start = max(0, end - _BLOCK)
-        block = _os.pread(fd, end - start, start)
-        newline = block.rfind(b"\n")
+        newline = _os.pread(fd, end - start, start).rfind(b"\n")
         if newline >= 0:
-            blocks.append(block[newline + 1 :])
-            return start + newline + 1, b"".join(reversed(blocks))
-        blocks.append(block)
+            return start + newline + 1
         end = start
-    return 0, b"".join(reversed(blocks))
+    return 0
 
 
 def _whole(tail: bytes) -> bool:
@@ -164,12 +169,27 @@ def _whole(tail: bytes) -> bool:
         return False
 
 
-def _save_torn(entry: Entry, tail: bytes) -> None:
+def _save_torn(entry: Entry, source: int, start: int, end: int) -> None:
     """Keep what is cut off: moved aside first, cut off afterwards, so that a crash in between loses nothing."""
     path = entry.path + ".torn"
-    fd = _os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        _write_whole(entry, fd, path, tail + b"\n", _os.fstat(fd).st_size)
+        fd = _os.open(
+            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+        )
+    except OSError as error:
+        raise cannot("move a torn tail to", path, error) from error
+    try:
+        found = _os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise TranscriptError(f"cannot move a torn tail to {path}: it is no regular file", path=path)
+        size = found.st_size
+        while start < end:
+            block = _os.pread(source, min(_BLOCK, end - start), start)
+            if not block:
+                break  # it became shorter meanwhile
+            _write_whole(entry, fd, path, block, size)
+            start, size = start + len(block), size + len(block)
+        _write_whole(entry, fd, path, b"\n", size)
     finally:
         _os.close(fd)
 

@@ -14,7 +14,7 @@ from anyio import CancelScope
 
 from . import _clock
 from .claim import Claim, ClaimState
-from .entry import Entry, cannot
+from .entry import Entry
 from .queue import RightQueue
 
 
@@ -59,7 +59,7 @@ class WaitingRoom:
         if until == math.inf:
             await changed.wait()
             return
-        with CancelScope(deadline=anyio.current_time() + until - _clock.clock.now()):
+        with CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now())):
             await changed.wait()
 
     def look(self) -> float:
@@ -75,7 +75,7 @@ class WaitingRoom:
                     with entry.mutex:
                         granted = queue.poll()
                 except OSError as error:
-                    first.failed = cannot("lock", entry.path, error)
+                    first.failed = error
                     queue.next_poll = math.inf
                     if first.changed is not None:
                         first.changed.set()

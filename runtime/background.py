@@ -23,11 +23,14 @@ class Background:
     """A background task: what it raised, and when it is over."""
 
     def __init__(self) -> None:
+        self.started = False
         self.over = anyio.Event()
         self.error: BaseException | None = None
 
     def start(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Start `body`, which must end by itself; a cancellation of the whole loop reaches it like any task."""
+
+        self.started = True
 
         async def contained() -> None:
             try:

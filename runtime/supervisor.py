@@ -7,16 +7,17 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import anyio
 
-from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Run, RunState, SessionLayout
+from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Run, RunState, SessionLayout, current_run
 from lanes.run import Body
 from lanes.scheduler import Hook, Scheduler
 from lanes.spec import SpecTable, seconds, whole
-from locks import InvalidSession, LockRegistry, _clock
+from locks import DeadlockError, InvalidSession, LockRegistry, _clock
 from locks._events import log
 
 from .background import Background
@@ -96,9 +97,10 @@ class Supervisor:
         self._services = dict(services or {})
         self._lag = LagMeter()
         self._state: Literal["new", "running", "draining", "stopped"] = "new"
-        self._background: Background | None = None
-        self._ready: anyio.Event | None = None
-        self._leave: anyio.Event | None = None
+        self._services_task, self._lanes_task = Background(), Background()
+        self._services_ready = anyio.Event()
+        self._services_life = anyio.CancelScope()
+        self._leave_services, self._leave_lanes = anyio.Event(), anyio.Event()
         self._block: anyio.CancelScope | None = None
 
     def __repr__(self) -> str:
@@ -119,17 +121,21 @@ class Supervisor:
             raise RuntimeError(f"a supervisor starts once; this one is {self._state}")
         _check_root(os.fspath(self.layout.root))
         self._state = "running"
-        self._ready, self._leave = anyio.Event(), anyio.Event()
-        background = self._background = Background()
-        background.start(self._serve, f"supervisor of {self.layout.root}")
+        name = f"supervisor of {self.layout.root}"
         try:
-            await self._ready.wait()
+            services = partial(self._serve_services, self._services_ready, self._leave_services, self._services_life)
+            self._services_task.start(services, f"{name}: services")
+            await self._services_ready.wait()
+            self._raise_failure()
+            lanes_ready = anyio.Event()
+            self._lanes_task.start(partial(self._serve_lanes, lanes_ready, self._leave_lanes), name)
+            await lanes_ready.wait()
+            self._raise_failure()
+            if self._leave_lanes.is_set():
+                raise RuntimeError("the supervisor was stopped while it started")
         except BaseException:
             await self._end_background()
             raise
-        if background.over.is_set():
-            self._state = "stopped"
-            raise background.error or RuntimeError("the supervisor ended while it started")
         self._scheduler.accepting = self._scheduler.starting = True
         log("supervisor_started", sessions=os.fspath(self.layout.root), pid=os.getpid())
 
@@ -145,6 +151,7 @@ class Supervisor:
         if self._state in ("new", "stopped"):
             self._state = "stopped"
             return DrainReport(0, 0, (), ())
+        self._refuse_inside("stop")
         limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
         report = DrainReport(0, 0, (), ())
         try:
@@ -157,13 +164,20 @@ class Supervisor:
                 cancelled=report.cancelled,
                 unstarted=len(report.unstarted),
             )
-        error = self._background.error if self._background is not None else None
-        if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
-            raise error
+        self._raise_failure()
         zombies = tuple(execution.run for execution in self._scheduler.abandoned)
         if zombies:
+            Background().start(self._release_zombies, "end of abandoned bodies")
             raise AbandonedBodies(zombies)
         return report
+
+    async def _release_zombies(self) -> None:
+        """A background task: when the whole loop ends, let that cancellation reach the abandoned bodies too."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            for execution in self._scheduler.abandoned:
+                execution.tell_body_again()
 
     async def drain(self, timeout: float) -> DrainReport:
         """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
@@ -171,11 +185,11 @@ class Supervisor:
         Lasts until `stop`. Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
         """
         scheduler = self._scheduler
+        self._refuse_inside("drain")
         scheduler.accepting = scheduler.starting = False
         if self._state == "running":
             self._state = "draining"
-        before = scheduler.running()
-        abandoned_before = len(scheduler.abandoned)
+        before, left = scheduler.running(), []
         try:
             with anyio.move_on_after(timeout):
                 await scheduler.calm()
@@ -187,15 +201,19 @@ class Supervisor:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + grace + _SETTLE_S):
                 if left:
                     await scheduler.calm()
-        zombies = tuple(execution.run for execution in scheduler.abandoned)
-        ended_late = len(zombies) - abandoned_before
+        zombies = scheduler.abandoned
         unstarted = sorted((e.run for lane in scheduler.lanes.values() for e in lane.queued), key=lambda run: run.id)
         return DrainReport(
-            finished=len(before) - len(left),
-            cancelled=len(left) - ended_late,
-            abandoned=zombies,
+            finished=sum(execution not in left and execution not in zombies for execution in before),
+            cancelled=sum(execution not in zombies for execution in left),
+            abandoned=tuple(execution.run for execution in zombies),
             unstarted=tuple(unstarted),
         )
+
+    def _refuse_inside(self, what: str) -> None:
+        run = current_run()
+        if run is not None and run.outcome is None and self._scheduler.find(run.id) is run:
+            raise DeadlockError(f"{what}() waits for run {run.id} on lane {run.lane}, which awaits it", run_id=run.id)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -216,27 +234,34 @@ class Supervisor:
             log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
         return swallowed
 
-    async def _serve(self) -> None:
-        """The background task: services, task group, and the way out."""
-        assert self._ready is not None and self._leave is not None
-        ready, leave = self._ready, self._leave
+    async def _serve_services(self, ready: anyio.Event, leave: anyio.Event, life: anyio.CancelScope) -> None:
+        """A background task: enter the services in order, and leave them in reverse when it is time."""
         try:
-            async with AsyncExitStack() as stack:
-                for name, factory in self._services.items():
-                    try:
-                        self._scheduler.services = {
-                            **self._scheduler.services,
-                            name: await stack.enter_async_context(factory()),
-                        }
-                    except BaseException as error:
-                        error.add_note(f"service {name!r} failed to start; admission stays closed")
-                        raise
-                async with anyio.create_task_group() as group:
-                    await group.start(self._scheduler.serve)
-                    _ = group.start_soon(self._lag.serve, name="loop lag meter")
+            with life:
+                async with AsyncExitStack() as stack:
+                    services: dict[str, Any] = {}
+                    for name, factory in self._services.items():
+                        try:
+                            services[name] = await stack.enter_async_context(factory())
+                        except Exception as error:
+                            error.add_note(f"service {name!r} failed to start; admission stays closed")
+                            log("service_failed", level="error", service=name, error=repr(error))
+                            raise
+                    self._scheduler.services = services
                     ready.set()
                     await leave.wait()
-                    group.cancel_scope.cancel()
+        finally:
+            ready.set()
+
+    async def _serve_lanes(self, ready: anyio.Event, leave: anyio.Event) -> None:
+        """A background task: the task group whose children are the lanes. Lasts as long as any body does."""
+        try:
+            async with anyio.create_task_group() as group:
+                await group.start(self._scheduler.serve)
+                _ = group.start_soon(self._lag.serve, name="loop lag meter")
+                ready.set()
+                await leave.wait()
+                group.cancel_scope.cancel()
         finally:
             self._scheduler.accepting = self._scheduler.starting = False
             ready.set()
@@ -245,15 +270,24 @@ class Supervisor:
 
     async def _end_background(self) -> None:
         """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind."""
-        background, leave = self._background, self._leave
-        assert background is not None and leave is not None
-        for execution in list(self._scheduler.live.values()):
+        for execution in reversed(list(self._scheduler.live.values())):
             execution.ask_to_end(RunState.CANCELLED, "the supervisor stopped before it started")
-        leave.set()
         with anyio.CancelScope(shield=True):
-            if not self._scheduler.abandoned:
-                await background.over.wait()
+            self._leave_lanes.set()
+            if self._lanes_task.started and not self._scheduler.abandoned:
+                await self._lanes_task.over.wait()
+            if not self._services_ready.is_set():
+                self._services_life.cancel()
+            self._leave_services.set()
+            if self._services_task.started:
+                await self._services_task.over.wait()
         self._state = "stopped"
+
+    def _raise_failure(self) -> None:
+        """Raise what a background task has failed with."""
+        for task in (self._services_task, self._lanes_task):
+            if task.error is not None and not isinstance(task.error, anyio.get_cancelled_exc_class()):
+                raise task.error
 
     # Work
 
