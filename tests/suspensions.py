@@ -1,11 +1,8 @@
-"""Suite C1: do something where an operation suspends for the k-th time, for every k, until it ends without getting there.
+"""Suite C1: do something where an operation suspends for the k-th time, for every k, until it ends before the k-th.
 
 Suspensions are counted where the event loop sees them, so those inside a library count, too, and their number differs
-between the loops. `sweep` runs an operation once per suspension, cancelling it there, and looks afterwards:
-
-    await sweep(lambda: registry.append(path, record), check=nothing_is_left)
-
-What is done at a suspension is done just before the loop takes over, as if it came from elsewhere in the same tick.
+between the loops. What is done at a suspension is done just before the loop takes over, as if it came from elsewhere in
+the same tick.
 """
 
 from __future__ import annotations
@@ -16,49 +13,59 @@ from typing import Any
 import anyio
 
 MOST = 500
-"""More suspensions than any operation that is swept has: past that, `k` is not reached because it never ends."""
+"""More suspensions than any operation that is swept has: past that, it never ends."""
 
 
-class At:
-    """An awaitable that awaits another one and calls `then` where that suspends for the `k`-th time, counted from 1."""
+class Suspensions:
+    """Calls `act` where the operation that it runs suspends for the `k`-th time, counted from 1."""
 
-    def __init__(self, operation: Awaitable[Any], k: int, then: Callable[[], object]) -> None:
-        self._operation = operation
+    def __init__(self, k: int, act: Callable[[], object]) -> None:
+        self.count = 0
+        """How often the operation has suspended."""
         self._k = k
-        self._then = then
-        self.suspended = 0
-        """How often it has suspended."""
+        self._act = act
 
     @property
-    def reached(self) -> bool:
-        """Whether `then` was called."""
-        return self.suspended >= self._k
+    def acted(self) -> bool:
+        """Whether `act` was called."""
+        return self.count >= self._k
+
+    async def run(self, operation: Awaitable[Any]) -> Any:
+        """Await the operation and return what it returns."""
+        return await _Watched(operation, self._suspends)
+
+    def _suspends(self) -> None:
+        self.count += 1
+        if self.count == self._k:
+            self._act()
+
+
+class _Watched:
+    def __init__(self, operation: Awaitable[Any], suspends: Callable[[], None]) -> None:
+        self._operation = operation
+        self._suspends = suspends
 
     def __await__(self) -> Generator[Any, Any, Any]:
         inner = self._operation.__await__()
-        send: Callable[[], Any] = lambda: next(inner)  # noqa: E731 -- it is replaced below
+        value: Any = None
+        error: BaseException | None = None
         while True:
             try:
-                asked = send()
+                asked = _go_on(inner, value, error)
             except StopIteration as stop:
                 return stop.value
-            self.suspended += 1
-            if self.suspended == self._k:
-                self._then()
+            value = error = None
+            self._suspends()
             try:
                 value = yield asked
-            except BaseException as error:  # noqa: BLE001 -- passed on as it is
-                send = _thrower(inner, error)
-            else:
-                send = _sender(inner, value)
+            except BaseException as raised:
+                error = raised
 
 
-def _sender(inner: Generator[Any, Any, Any], value: Any) -> Callable[[], Any]:
-    return lambda: inner.send(value)
-
-
-def _thrower(inner: Generator[Any, Any, Any], error: BaseException) -> Callable[[], Any]:
-    return lambda: inner.throw(error)
+def _go_on(inner: Any, value: Any, error: BaseException | None) -> Any:
+    if error is not None:
+        return inner.throw(error)
+    return next(inner) if value is None else inner.send(value)
 
 
 async def sweep(
@@ -68,7 +75,7 @@ async def sweep(
     least: int = 1,
     prepare: Callable[[], Awaitable[Any]] | None = None,
 ) -> int:
-    """Cancel `operation()` at its k-th suspension, for every k; call `check(k)` after each, the uncancelled one included.
+    """Cancel `operation()` at its k-th suspension, for every k; call `check(k)` after each and the uncancelled one.
 
     Each run is prepared by `prepare()`. Returns the number of suspensions; fails if it is less than `least`, because
     then the sweep has shown less than its author believed.
@@ -77,10 +84,10 @@ async def sweep(
         if prepare is not None:
             await prepare()
         with anyio.CancelScope() as scope:
-            at = At(operation(), k, scope.cancel)
-            await at
+            driver = Suspensions(k, scope.cancel)
+            await driver.run(operation())
         await check(k)
-        if not at.reached:
+        if not driver.acted:
             assert k > least, f"only {k - 1} suspensions; expected {least} at least"
             return k - 1
     raise AssertionError(f"it has not ended after {MOST} suspensions")

@@ -152,6 +152,21 @@ async def test_a_timeout_that_would_hide_the_idle_timeout_is_refused(virtual, tm
         assert_empty(sup)
 
 
+async def test_a_run_that_times_out_while_it_holds_a_lease_is_timed_out_and_nothing_else(sup):
+    async def body(ctx):
+        async with ctx.session.lease() as lease:
+            await lease.append({"text": "under a lease"})
+            await anyio.sleep_forever()
+
+    with capture_logs() as logs:
+        run, following = sup.submit("session:a", body), sup.submit("session:a", sleeps_for, 1)
+        outcome = await run.wait()
+        await following.result()
+    assert outcome.state is RunState.TIMED_OUT
+    assert following.started_at == about(run.enqueued_at + 10)
+    assert [line["event"] for line in logs] == ["run_timed_out"]
+
+
 # The log line
 
 

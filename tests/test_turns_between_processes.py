@@ -15,6 +15,7 @@ from anyio import to_thread
 
 from lanes import LaneSpec, RunState
 from runtime import Supervisor
+from tests import blocking
 from tests.poll import eventually
 from tests.supervised import assert_empty, lines_of, path_of, texts
 
@@ -26,9 +27,10 @@ LANES = [LaneSpec("session:*", timeout=60.0, grace=0.2, queue_limit=None)]
 def gateway(*args: object):
     """A gateway in a process of its own; killed when it is still there at the end."""
     command = [sys.executable, "-m", "tests.children.gateway", *map(str, args)]
-    child = subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    with blocking.permitted("until the child is started"):
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
     try:
         yield child
     finally:
