@@ -205,6 +205,17 @@ async def test_the_wait_budget_counts_from_asking_and_the_hold_budget_from_the_g
 # Between processes, played by two registries
 
 
+async def test_while_a_turn_is_held_here_other_processes_may_write(path, virtual):
+    here, elsewhere = LockRegistry(), LockRegistry()
+    started = virtual.now()
+    async with here.turn(path, max_hold=3) as turn:
+        for number in range(3):
+            await turn.append({"by": "here", "n": number})
+            await elsewhere.append(path, {"by": "elsewhere", "n": number})
+    assert virtual.now() == started  # nobody has waited
+    assert [record["by"] for record in await here.read(path)] == ["here", "elsewhere"] * 3
+
+
 async def test_registries_take_turns_in_order_of_arrival(path, virtual):
     registries = [LockRegistry(), LockRegistry(), LockRegistry()]
     served = []

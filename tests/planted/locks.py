@@ -1,0 +1,167 @@
+"""Defects of `locks`, each a patch of one function. A defect counts how often it was reached: one that never is shows
+nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from locks import _os, claim, kernel, queue, registry, steward, transcript, waiting
+
+reached: Counter[str] = Counter()
+
+
+def plant(owner: Any, name: str, replacement: object) -> None:
+    """Replace what must be there."""
+    assert hasattr(owner, name), f"{owner!r} has no {name}: the defect is out of date"
+    setattr(owner, name, replacement)
+
+
+def no_tail_seal() -> None:
+    """Appends behind a torn tail."""
+
+    def seal(entry: Any, fd: int, size: int) -> int:
+        reached["no_tail_seal"] += 1
+        return size
+
+    plant(transcript, "_seal", seal)
+
+
+def no_roll_back() -> None:
+    """Leaves what a failed write has written."""
+
+    def ftruncate(fd: int, size: int) -> None:
+        reached["no_roll_back"] += 1
+
+    plant(_os, "ftruncate", ftruncate)
+
+
+def no_release_on_cancel() -> None:
+    """A waiter that is cancelled stays in the queue."""
+    release = registry.LockRegistry.release
+
+    def keep_waiting(self: registry.LockRegistry, one: claim.Claim) -> None:
+        if one.waits():
+            reached["no_release_on_cancel"] += 1
+        else:
+            release(self, one)
+
+    plant(registry.LockRegistry, "release", keep_waiting)
+
+
+def unchecked_write() -> None:
+    """Writes without asking whether the claim and its run still may."""
+
+    def check(self: claim.Claim, path: str) -> None:
+        reached["unchecked_write"] += 1
+
+    plant(claim.Claim, "check", check)
+
+
+def ticket_ignored() -> None:
+    """Takes whatever is free, whoever waited longer."""
+
+    def nobody(*args: Any) -> None:
+        reached["ticket_ignored"] += 1
+
+    plant(kernel, "lowest_before", nobody)
+    plant(kernel, "anyone_before", nobody)
+
+
+def unchecked_identity() -> None:
+    """The steward unlocks without looking whether the lease is still the one it means."""
+
+    def take_away(self: queue.RightQueue, one: claim.Claim) -> bool:
+        reached["unchecked_identity"] += 1
+        one.state = claim.ClaimState.LOST
+        if self.fd is not None:
+            kernel.unlock(self.fd, self.right)
+        return True
+
+    plant(queue.RightQueue, "take_away", take_away)
+
+
+def no_unlock() -> None:
+    """Forgets to give the right back to other processes."""
+
+    def unlock(fd: int, right: kernel.Right) -> None:
+        reached["no_unlock"] += 1
+
+    plant(kernel, "unlock", unlock)
+
+
+def no_lock() -> None:
+    """Believes to have the right without asking the kernel."""
+
+    def try_lock(fd: int, right: kernel.Right) -> bool:
+        reached["no_lock"] += 1
+        return True
+
+    plant(kernel, "try_lock", try_lock)
+
+
+def no_grace() -> None:
+    """Takes the right away at the deadline."""
+    start = claim.Claim.start
+
+    def start_without(self: claim.Claim, epoch: int, grace: float) -> None:
+        reached["no_grace"] += 1
+        start(self, epoch, 0.0)
+
+    plant(claim.Claim, "start", start_without)
+
+
+def endless_grace() -> None:
+    """Never takes the right away."""
+
+    def look_at(self: steward.Steward, one: claim.Claim, now: float) -> float:
+        reached["endless_grace"] += 1
+        return float("inf")
+
+    plant(steward.Steward, "_look_at", look_at)
+
+
+def lost_wake_up() -> None:
+    """Nobody takes over looking after the files of other processes."""
+    update = waiting.WaitingRoom.update
+
+    def update_without(self: waiting.WaitingRoom, entry: Any, one: queue.RightQueue) -> None:
+        led = self._leader is not None
+        leader = self._leader
+        update(self, entry, one)
+        if led and leader is not None and not leader.waits():
+            reached["lost_wake_up"] += 1
+            self._leader = leader  # as if it still looked after them
+
+    plant(waiting.WaitingRoom, "update", update_without)
+
+
+def constant_epoch() -> None:
+    """Gives every lease the same epoch."""
+
+    class Constant:
+        def __next__(self) -> int:
+            reached["constant_epoch"] += 1
+            return 7
+
+    plant(queue, "_epochs", Constant())
+
+
+DEFECTS: dict[str, Callable[[], None]] = {
+    defect.__name__: defect
+    for defect in (
+        no_tail_seal,
+        no_roll_back,
+        no_release_on_cancel,
+        unchecked_write,
+        ticket_ignored,
+        unchecked_identity,
+        no_unlock,
+        no_lock,
+        no_grace,
+        endless_grace,
+        lost_wake_up,
+        constant_epoch,
+    )
+}

@@ -1,0 +1,22 @@
+"""A pytest plugin that plants the defect named by `LANES_PLANT`: `LANES_PLANT=no_grace pytest -p tests.planted.plugin`.
+
+No code of the product reads that variable.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.planted import locks as defects
+
+NAME = os.environ["LANES_PLANT"]
+
+
+def pytest_configure() -> None:
+    defects.DEFECTS[NAME]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(f"planted {NAME}: reached {defects.reached[NAME]} times")

@@ -1,0 +1,117 @@
+"""Suite G1: with a defect planted, the test that guards against it fails. A guard that cannot fail guards nothing.
+
+Each guard runs in a process of its own; without a defect it passes, as part of this very run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.planted.locks import DEFECTS
+from tests.poll import eventually_sync
+from tests.test_contention import overlaps
+from tests.test_kill_writers import judge
+
+ROOT = Path(__file__).parent.parent
+
+GUARDS = {
+    "no_tail_seal": "transcript_append::a_torn_tail_is_moved_aside_before_the_next_append",
+    "no_roll_back": "transcript_append::a_write_that_fails_is_rolled_back_however_far_it_came",
+    "no_release_on_cancel": "lease_failures::a_cancelled_waiter_gets_nothing_later_and_the_queue_moves",
+    "unchecked_write": "lease_revocation::a_run_that_was_fenced_writes_nothing_more_from_tasks_and_threads",
+    "ticket_ignored": "lease_queue::registries_take_turns_in_order_of_arrival",
+    "unchecked_identity": "lease_revocation::a_late_look_of_the_steward_does_not_unlock_the_next_holder",
+    "no_unlock": "lease_queue::while_a_turn_is_held_here_other_processes_may_write",
+    "no_lock": "lease_queue::registries_take_turns_in_order_of_arrival",
+    "no_grace": "lease_deadlines::within_the_grace_the_cancelled_block_may_still_write",
+    "endless_grace": "lease_deadlines::a_block_that_freezes_the_loop_is_revoked_in_time_all_the_same",
+    "lost_wake_up": "lease_queue::waiters_go_on_when_the_one_who_looks_after_the_files_is_cancelled",
+    "constant_epoch": "lease_queue::epochs_rise_with_each_lease_over_all_rights_files_and_registries",
+}
+
+
+def run_planted(defect: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "LANES_PLANT": defect},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def test_every_defect_has_a_guard():
+    assert set(GUARDS) == set(DEFECTS)
+    assert len(DEFECTS) >= 6
+
+
+@pytest.mark.suite("G1")
+@pytest.mark.parametrize("defect", GUARDS)
+def test_its_guard_catches_the_planted(defect):
+    file, _, name = GUARDS[defect].partition("::")
+    done = run_planted(
+        defect,
+        *("pytest", "-x", "-q", "-p", "tests.planted.plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
+        f"tests/test_{file}.py",
+        "-k",
+        f"test_{name} and asyncio and not uvloop",
+    )
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert re.search(r"\b1 failed", done.stdout), done.stdout
+    reached = re.search(rf"planted {defect}: reached (\d+) times", done.stdout)
+    assert reached is not None and int(reached[1]) >= 1, f"the defect was never reached:\n{done.stdout}"
+
+
+@pytest.mark.suite("G1")
+def test_kill_suite_catches_an_append_behind_a_torn_tail(tmp_path):
+    """K1's harness, small: without the seal its judge must find damage."""
+    round_ = 0
+
+    def damaged() -> bool:
+        nonlocal round_
+        round_ += 1
+        directory = tmp_path / str(round_)
+        directory.mkdir()
+        done = run_planted(
+            "no_tail_seal", "tests.planted.child", "no_tail_seal", "massacre", str(directory), "60", "20", str(round_)
+        )
+        acknowledged = json.loads(done.stdout)["acknowledged"]
+        return bool(judge(directory, acknowledged).damaged)
+
+    assert eventually_sync(damaged, within=60)
+
+
+@pytest.mark.suite("G1")
+def test_contention_suite_catches_a_lock_that_is_not_taken(tmp_path):
+    """X1's harness, small: without the kernel's lock its sweep must find overlaps."""
+    command = [sys.executable, "-m", "tests.planted.child", "no_lock", "contender"]
+    children = [
+        subprocess.Popen(
+            [*command, tmp_path / "a", backend, "0", "0.5", "0"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for backend in ("asyncio", "trio")
+    ]
+    for child in children:
+        assert child.stdout is not None and child.stdin is not None
+        assert child.stdout.readline() == b"ready\n"
+    intervals = []
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(b"go\n")
+        child.stdin.flush()
+    for child in children:
+        told, _ = child.communicate(timeout=60)
+        intervals += [tuple(interval) for interval in json.loads(told)]
+    assert overlaps(intervals)
