@@ -165,7 +165,9 @@ async def test_a_run_that_waits_longer_than_its_queue_budget_is_timed_out_unstar
     async with Supervisor(tmp_path, lanes=[LaneSpec("session:*", timeout=10.0, queue_timeout=4.0)]) as sup:
         first = sup.submit("session:a", sleeps)
         run = sup.submit("session:a", body)
-        with pytest.raises(RunTimedOut, match=r"waited 4 s in the queue of lane session:a"):
+        with pytest.raises(
+            RunTimedOut, match=r"waited 4 s in the queue: run 1 on lane session:a \(pid \d+\) has the turn"
+        ):
             await run.result()
         outcome = await run.wait()
         assert (outcome.state, outcome.ran_s) == (RunState.TIMED_OUT, 0.0)

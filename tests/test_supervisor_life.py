@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from lanes import Draining, LaneSpec, RunState
-from locks import InvalidSession
+from locks import DeadlockError, InvalidSession
 from runtime import AbandonedBodies, DrainReport, Supervisor
 from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone
 
@@ -257,6 +257,20 @@ async def test_a_cancelled_drain_cancels_the_runs_at_once_and_gives_them_their_g
     assert (run.state, cleaned) == (RunState.CANCELLED, [run.id])
     await sup.stop()
     assert_empty(sup)
+
+
+@pytest.mark.failure("E4")
+@pytest.mark.parametrize("what", ["stop", "drain"])
+async def test_a_run_that_waits_for_its_own_end_is_refused_at_once(virtual, tmp_path, what):
+    async def body(ctx):
+        with pytest.raises(DeadlockError, match=rf"{what}\(\) waits for run 1 on lane session:a, which awaits it"):
+            await (sup.stop() if what == "stop" else sup.drain(5.0))
+        return "goes on"
+
+    async with Supervisor(tmp_path, lanes=LANES) as sup:
+        assert await sup.run("session:a", body) == "goes on"
+        assert await sup.run("session:a", returns, "accepted") == "accepted"
+        assert_empty(sup)
 
 
 # Cancellation and errors of the block
