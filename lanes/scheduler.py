@@ -96,6 +96,7 @@ class Scheduler:
         """Groups in which something may start."""
         self._admitting = False
         self._calm: anyio.Event | None = None
+        self._gone: anyio.Event | None = None
         self._own_context = contextvars.Context()
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -414,6 +415,9 @@ class Scheduler:
         run = execution.run
         if run.outcome is not None:
             self.abandoned.discard(execution)
+            if not self.abandoned and self._gone is not None:
+                self._gone.set()
+                self._gone = None
             log("abandoned_body_ended", **self._fields(execution))
             self._settle()
             return
@@ -528,6 +532,14 @@ class Scheduler:
             if self._calm is None:
                 self._calm = anyio.Event()
             await self._calm.wait()
+        await anyio.lowlevel.checkpoint()
+
+    async def gone(self) -> None:
+        """Wait until no abandoned body runs any more. A checkpoint."""
+        while self.abandoned:
+            if self._gone is None:
+                self._gone = anyio.Event()
+            await self._gone.wait()
         await anyio.lowlevel.checkpoint()
 
     def _settle(self) -> None:

@@ -108,8 +108,6 @@ class Claim:
         self.acquired_at = now
         own = now + self.max_hold
         self.deadline = min(own, self.bound)
-        # An enclosing scope that ends first cancels the block by itself: two timers for one instant would race.
-        self.deadline_told = self.bound <= own
         fence = self.fence
         if fence is None:
             self.revoke_at = self.deadline + grace
@@ -118,6 +116,8 @@ class Claim:
             limit = fence.end_at if now >= fence.deadline else fence.deadline
             self.deadline = min(self.deadline, limit)
             self.revoke_at = min(own + grace, fence.end_at)
+        # An enclosing scope or a run that ends first cancels the block by itself: two timers for one instant would race.
+        self.deadline_told = self.deadline < own
 
     @property
     def expires(self) -> bool:

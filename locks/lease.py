@@ -84,6 +84,8 @@ class Lease:
         if fence is not None:
             fence.check(self.path)  # before a file could be created for a run that is over
         bound = current_effective_deadline()
+        if bound == -math.inf:
+            await checkpoint()  # cancelled already: raises, before anything was taken
         if bound != math.inf:
             bound = _clock.clock.now() + (bound - current_time())
         claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)

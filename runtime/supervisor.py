@@ -99,7 +99,7 @@ class Supervisor:
         self._state: Literal["new", "running", "draining", "stopped"] = "new"
         self._services_task, self._lanes_task = Background(), Background()
         self._services_ready = anyio.Event()
-        self._services_life = anyio.CancelScope()
+        self._services_life: anyio.CancelScope | None = None
         self._leave_services, self._leave_lanes = anyio.Event(), anyio.Event()
         self._block: anyio.CancelScope | None = None
 
@@ -123,7 +123,8 @@ class Supervisor:
         self._state = "running"
         name = f"supervisor of {self.layout.root}"
         try:
-            services = partial(self._serve_services, self._services_ready, self._leave_services, self._services_life)
+            life = self._services_life = anyio.CancelScope()
+            services = partial(self._serve_services, self._services_ready, self._leave_services, life)
             self._services_task.start(services, f"{name}: services")
             await self._services_ready.wait()
             self._raise_failure()
@@ -174,7 +175,7 @@ class Supervisor:
     async def _release_zombies(self) -> None:
         """A background task: when the whole loop ends, let that cancellation reach the abandoned bodies too."""
         try:
-            await anyio.sleep_forever()
+            await self._scheduler.gone()
         finally:
             for execution in self._scheduler.abandoned:
                 execution.tell_body_again()
@@ -276,7 +277,7 @@ class Supervisor:
             self._leave_lanes.set()
             if self._lanes_task.started and not self._scheduler.abandoned:
                 await self._lanes_task.over.wait()
-            if not self._services_ready.is_set():
+            if not self._services_ready.is_set() and self._services_life is not None:
                 self._services_life.cancel()
             self._leave_services.set()
             if self._services_task.started:
