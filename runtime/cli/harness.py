@@ -19,7 +19,6 @@ from .work import Work
 
 DRAIN_S = 5.0
 """What running runs get to finish after the first signal."""
-_RELEASE_S = 2.0
 _HURRY_S = 0.2
 _POLL_S = 0.01
 _SAMPLE_S = 0.25
@@ -67,8 +66,8 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
                     await _settle(sup, work, result)
                 if stopping.cancel_called:
                     await _drain(sup, hurry)
-                work.release()
-                await _abandoned_to_end(sup, _HURRY_S if hurry.cancel_called else _RELEASE_S)
+                within_s = work.release()
+                await _abandoned_to_end(sup, min(within_s, _HURRY_S) if hurry.cancel_called else within_s)
                 result.stuck = _stuck(sup)
                 result.ledger.posted += _uncounted(sup, result)
                 await _stop(sup, result)
@@ -80,7 +79,7 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
     result.loop_lag, result.late_writes_refused = statistics.loop_lag, statistics.late_writes_refused
     if result.appended is not None:
         result.appended = statistics.leases.appended
-    result.untold = result.ledger.posted - sum(result.ledger.told.values())
+    result.untold = max(0, result.ledger.posted - sum(result.ledger.told.values()))
     result.duration_s = time.monotonic() - started
     result.rss_mb, result.peak_rss_mb = memory.look(), memory.peak_mb
     if len(signals.received) > 1:

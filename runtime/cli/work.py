@@ -33,8 +33,8 @@ class Work(Protocol):
     def unsent(self) -> int:
         """How many messages are about to be posted."""
 
-    def release(self) -> None:
-        """End what hangs on purpose."""
+    def release(self) -> float:
+        """End what hangs on purpose; returns the seconds that this may take."""
 
 
 class Scenario:
@@ -61,9 +61,10 @@ class Scenario:
         """How many messages are about to be posted again."""
         return self._unsent
 
-    def release(self) -> None:
-        """End what hangs on purpose."""
+    def release(self) -> float:
+        """End what hangs on purpose; returns the seconds that this may take."""
         self._bodies.release()
+        return 2.0
 
     def _post(self, line: Line) -> None:
         """Send one message; one that is refused counts as failed, for its sender was told so."""
@@ -121,5 +122,6 @@ class Program:
         """Nothing is posted by itself."""
         return 0
 
-    def release(self) -> None:
-        """Nothing hangs on purpose."""
+    def release(self) -> float:
+        """Nothing hangs on purpose; what was abandoned has just had its grace."""
+        return 0.1
