@@ -136,7 +136,8 @@ async def test_progress_renews_the_idle_timeout_but_never_the_hard_one(virtual, 
 
     async with Supervisor(tmp_path, lanes=[LaneSpec("session:*", timeout=11.0, idle_timeout=3.0)]) as sup:
         run = sup.submit("session:a", body)
-        outcome = await run.wait()
+        with anyio.fail_after(60):
+            outcome = await run.wait()
         assert (outcome.state, outcome.reason) == (RunState.TIMED_OUT, "timed out after 11 s")
         assert outcome.ran_s == about(11.0)
         assert_empty(sup)

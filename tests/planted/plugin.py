@@ -9,14 +9,15 @@ import os
 
 import pytest
 
-from tests.planted import locks as defects
+from tests.planted import lanes, locks
 
 NAME = os.environ["LANES_PLANT"]
+DEFECTS = lanes if NAME in lanes.DEFECTS else locks
 
 
 def pytest_configure() -> None:
-    defects.DEFECTS[NAME]()
+    DEFECTS.DEFECTS[NAME]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(f"planted {NAME}: reached {defects.reached[NAME]} times")
+    terminalreporter.write_line(f"planted {NAME}: reached {DEFECTS.reached[NAME]} times")

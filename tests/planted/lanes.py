@@ -1,0 +1,192 @@
+"""Defects of `lanes`, each a patch of one function. A defect counts how often it was reached: one that never is shows
+nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from lanes import RunState, admission, execution, scheduler, spec, turns
+from lanes.lane import Lane
+from locks.holder import Fence
+
+reached: Counter[str] = Counter()
+
+
+def turn_kept_on_abandonment() -> None:
+    """An abandoned run stays at the front of its session."""
+    leave = turns.Turns.leave
+
+    def leave_unless_abandoned(self: turns.Turns, file: str, one: execution.Execution) -> execution.Execution | None:
+        if one.run.state is RunState.ABANDONED:
+            reached["turn_kept_on_abandonment"] += 1
+            return None
+        return leave(self, file, one)
+
+    turns.Turns.leave = leave_unless_abandoned  # type: ignore[assignment, method-assign]
+
+
+def grace_ignored() -> None:
+    """Abandons a run as soon as it is asked to end."""
+    init = execution.Execution.__init__
+
+    def without_grace(self: execution.Execution, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        reached["grace_ignored"] += 1
+        self.spec = dataclasses.replace(self.spec, grace=0.0)
+
+    execution.Execution.__init__ = without_grace  # type: ignore[method-assign]
+
+
+def slot_lost_on_error() -> None:
+    """A body that raises takes its slot along."""
+    give_back = admission.Group.give_back
+
+    def unless_failed(self: admission.Group, one: execution.Execution) -> None:
+        if one.run.outcome is not None and one.run.outcome.state is RunState.FAILED:
+            reached["slot_lost_on_error"] += 1
+            return
+        give_back(self, one)
+
+    admission.Group.give_back = unless_failed  # type: ignore[assignment, method-assign]
+
+
+def fence_left_open() -> None:
+    """The end of a run does not keep it from writing."""
+
+    def close(self: Fence, *args: Any) -> None:
+        reached["fence_left_open"] += 1
+
+    Fence.close = close  # type: ignore[assignment, method-assign]
+
+
+def order_by_chance() -> None:
+    """Whoever came last to a session goes next."""
+    leave = turns.Turns.leave
+
+    def leave_to_the_last(self: turns.Turns, file: str, one: execution.Execution) -> execution.Execution | None:
+        queue = self._by_file[file]
+        if len(queue) > 2 and next(iter(queue)) is one:
+            reached["order_by_chance"] += 1
+            queue.move_to_end(next(reversed(queue)), last=False)
+            queue.move_to_end(one, last=False)
+        return leave(self, file, one)
+
+    turns.Turns.leave = leave_to_the_last  # type: ignore[assignment, method-assign]
+
+
+def limit_off_by_one() -> None:
+    """`>` for `>=`: a queue takes one more than its limit."""
+    find = spec.SpecTable.find
+
+    def find_with_more(self: spec.SpecTable, name: str) -> spec.LaneSpec:
+        reached["limit_off_by_one"] += 1
+        found = find(self, name)
+        return found if found.queue_limit is None else dataclasses.replace(found, queue_limit=found.queue_limit + 1)
+
+    spec.SpecTable.find = find_with_more  # type: ignore[method-assign]
+
+
+def reserve_ignored() -> None:
+    """Gives the reserved slots to anyone."""
+
+    def has_slot(self: admission.Group, urgency: spec.Priority) -> bool:
+        reached["reserve_ignored"] += 1
+        return self.running < self.spec.slots
+
+    admission.Group.has_slot = has_slot  # type: ignore[method-assign]
+
+
+def age_ignored() -> None:
+    """The most urgent always goes first, however long others have waited."""
+    reached["age_ignored"] += 1
+    for urgency in spec.Priority:
+        admission.HANDICAP_S[urgency] = 1e6 * urgency
+
+
+def budget_from_submit() -> None:
+    """The time in the queue counts as time that the run has taken."""
+    begin = execution.Execution.begin
+
+    def begin_late(self: execution.Execution) -> None:
+        reached["budget_from_submit"] += 1
+        begin(self)
+        self.hard_deadline = self.run.deadline = self.run.enqueued_at + self.timeout
+
+    execution.Execution.begin = begin_late  # type: ignore[method-assign]
+
+
+def progress_without_end() -> None:
+    """`progress()` moves the hard deadline, too."""
+    progress = execution.Execution.progress
+
+    def progress_on(self: execution.Execution) -> None:
+        reached["progress_without_end"] += 1
+        self.hard_deadline += 10.0
+        progress(self)
+
+    execution.Execution.progress = progress_on  # type: ignore[method-assign]
+
+
+def told_for_ever() -> None:
+    """An abandoned body is cancelled over and over."""
+
+    def tell(self: execution.Execution) -> None:
+        reached["told_for_ever"] += 1
+
+    execution.Execution.stop_telling_body = tell  # type: ignore[method-assign]
+
+
+def frames_kept() -> None:
+    """A run's error keeps the frames of its body."""
+
+    def scrub(error: BaseException) -> str:
+        reached["frames_kept"] += 1
+        return "in body: no such tool"
+
+    scheduler.scrub = scrub  # type: ignore[attr-defined]
+
+
+def logged_twice() -> None:
+    """A timed-out run is logged again when it has ended."""
+    log_timeout = scheduler.Scheduler._log_timeout
+
+    def log_again(self: scheduler.Scheduler, *args: Any) -> None:
+        reached["logged_twice"] += 1
+        log_timeout(self, *args)
+        log_timeout(self, *args)
+
+    scheduler.Scheduler._log_timeout = log_again  # type: ignore[assignment, method-assign]
+
+
+def never_retired() -> None:
+    """A lane stays when it is idle."""
+
+    def idle(self: Lane) -> bool:
+        reached["never_retired"] += 1
+        return False
+
+    Lane.idle = property(idle)  # type: ignore[assignment, method-assign]
+
+
+DEFECTS: dict[str, Callable[[], None]] = {
+    defect.__name__: defect
+    for defect in (
+        turn_kept_on_abandonment,
+        grace_ignored,
+        slot_lost_on_error,
+        fence_left_open,
+        order_by_chance,
+        limit_off_by_one,
+        reserve_ignored,
+        age_ignored,
+        budget_from_submit,
+        progress_without_end,
+        told_for_ever,
+        frames_kept,
+        logged_twice,
+        never_retired,
+    )
+}
