@@ -175,7 +175,7 @@ async def test_a_forked_child_may_not_write_under_its_parents_lease_and_keeps_no
     registry = LockRegistry()
     with peer("forking", path, backend) as parent, fail_after(30):
         await eventually(lambda: any(line.startswith("child: ") for line in parent.lines), within=20)
-        assert parent.said("child: LeaseLost")
+        assert parent.said("child: Revoked")
         assert not free(registry, path)  # the child has not let go of what is its parent's
         parent.signal(signal.SIGKILL)
         await eventually(parent.ended)
