@@ -135,6 +135,12 @@ def test_a_tail_that_was_torn_before_may_be_sealed_or_moved_away(tmp_path, sessi
     assert look(tmp_path, promise(record("1")), before) == (0, 0)
 
 
+@pytest.mark.parametrize("tail", ['{"id": "ta', '{"id": "tail"}'])
+def test_a_torn_tail_that_nobody_touched_is_no_fault(tmp_path, session, tail):
+    session.write_text(text(record("0")) + tail)
+    assert look(tmp_path, {}, survey(str(tmp_path))) == (0, 0)
+
+
 @pytest.mark.parametrize("fault", ["altered", "shortened", "removed"])
 def test_what_was_there_before_must_still_be_there(tmp_path, session, fault):
     session.write_text(text(HEADER, record("0"), record("1")))

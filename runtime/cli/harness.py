@@ -22,7 +22,7 @@ DRAIN_S = 5.0
 _HURRY_S = 0.2
 _POLL_S = 0.01
 _SAMPLE_S = 0.25
-_MARGIN_S = 5.0
+_MARGIN_S = 3.0
 
 Display = Callable[[Supervisor], Awaitable[None]]
 

@@ -165,6 +165,7 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
     if not lines:
         raise Problem(f'{path}: sends no messages; allowed: a [[load]], or traffic = "FILE.jsonl"')
     lanes = tuple(_scaled(spec, scale) for spec in specs.lanes.values())
+    used = {specs.find(line.lane) for line in lines}
     return Plan(
         name=name,
         lanes=lanes,
@@ -172,7 +173,7 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
         lines=tuple(traffic.in_order(lines)),
         scale=scale,
         seed=seed,
-        sleeps_at_most=max(spec.timeout + spec.grace for spec in lanes),
+        sleeps_at_most=max(spec.timeout + spec.grace for spec in used) * scale,
     )
 
 

@@ -43,6 +43,8 @@ class Before:
     """Up to and with its last newline."""
     digest: bytes
     lines: int
+    tail: bytes
+    """What stands behind that newline: a line that was torn off, which the next append seals or moves away."""
 
 
 @dataclass(slots=True)
@@ -71,17 +73,18 @@ def survey(root: str) -> Survey:
     """Look at the directory before the start; one that does not exist has nothing in it."""
     found = Survey()
     for path in _transcripts(root):
-        digest, size, number = hashlib.blake2b(), 0, 0
+        digest, size, number, tail = hashlib.blake2b(), 0, 0, b""
         for number, line in enumerate(_lines(path), 1):
             _, reason = _record(line)
             if line.endswith(b"\n"):
                 digest.update(line)
                 size += len(line)
-            elif reason is not None:
-                reason = f"unterminated, {reason}"
+            else:
+                tail = line
             if reason is not None:
+                reason = reason if not tail else f"unterminated, {reason}"
                 found.broken.append(Broken(path, number, reason))
-        found.files[os.path.realpath(path)] = Before(size, digest.digest(), number)
+        found.files[os.path.realpath(path)] = Before(size, digest.digest(), number, tail)
     return found
 
 
@@ -97,7 +100,8 @@ def examine(root: str, before: Survey, acknowledged: Mapping[str, Acknowledged])
             found.lost += past.lines
             found.complaints.append(f"{path}: the {past.lines} lines that were there before were changed")
             continue
-        _examine_file(path, past.size if past is not None else 0, found, seen, acknowledged)
+        if past is None or not past.tail or not _ends_with(path, past):
+            _examine_file(path, past.size if past is not None else 0, found, seen, acknowledged)
     for path in set(before.files) - {os.path.realpath(path) for path in _transcripts(root)}:
         found.lost += before.files[path].lines
         found.complaints.append(f"{path}: is gone, with {before.files[path].lines} lines")
@@ -157,6 +161,15 @@ def _is_unchanged(path: str, past: Before) -> bool:
             digest.update(block)
             left -= len(block)
     return left == 0 and digest.digest() == past.digest
+
+
+def _ends_with(path: str, past: Before) -> bool:
+    """Whether nobody has touched the torn tail."""
+    if Path(path).stat().st_size != past.size + len(past.tail):
+        return False
+    with Path(path).open("rb") as file:
+        _ = file.seek(past.size)
+        return file.read() == past.tail
 
 
 def _transcripts(root: str) -> Iterator[str]:
