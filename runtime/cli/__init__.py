@@ -44,7 +44,8 @@ def run(listing: bool, **given: Any) -> int:
     """Serve TARGET and say whether anything was lost, interleaved or stuck.
 
     TARGET is a shipped scenario (by default `mixed`, about ten seconds), FILE.toml with a scenario of your own,
-    FILE.jsonl with one message a line, or module:function, your own `async def main(sup: Supervisor)`.
+    FILE.jsonl with one message a line, or module:function, your own `async def main(sup: Supervisor)`. The shipped
+    scenarios are files in runtime/scenarios; the first of them, mixed.toml, names all that one may say.
 
     \b
     Exit codes:
