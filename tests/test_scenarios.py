@@ -21,7 +21,7 @@ def planned(path, text, **overrides):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("name, scale", [("mixed", 0.2), ("dual-lane", 0.001), ("run-timeout", 0.001)])
+@pytest.mark.parametrize("name, scale", [("mixed", 0.1), ("dual-lane", 0.001), ("run-timeout", 0.001)])
 def test_a_shipped_scenario_is_green(tmp_path, name, scale, backend):
     done = lanes("run", name, "--scale", str(scale), "--backend", backend, "--json", "--sessions", tmp_path)
     result = result_of(done)
