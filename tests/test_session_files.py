@@ -39,7 +39,6 @@ async def body(ctx):
     await ctx.session.append({"text": ctx.session.key})
 
 
-@pytest.mark.suite("H1")
 @given(KEYS)
 @example("../x")
 @example("/etc/passwd")
