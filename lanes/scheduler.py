@@ -20,8 +20,8 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from locks import Fence, LeaseLost, LockRegistry, Right, RunEnded, _clock
-from locks._events import log
+from locks import Fence, LeaseLost, LockRegistry, Right, _clock
+from locks._events import described, log
 
 from .admission import Group
 from .errors import (
@@ -247,7 +247,7 @@ class Scheduler:
         except Exception as error:
             failure = error  # the file cannot be opened or locked: the run's failure, nobody else's
         if failure is not None:
-            self._finish(execution, RunState.FAILED, f"{type(failure).__name__}: {failure}", error=failure)
+            self._finish(execution, RunState.FAILED, described(failure), error=failure)
             return
         if not turn:
             self._wait_outside(lane, execution)
@@ -320,7 +320,7 @@ class Scheduler:
                 execution.lane.make_ready(execution)
                 self._admit(execution.lane)
         if failure is not None and not execution.is_over():
-            self._finish(execution, RunState.FAILED, f"{type(failure).__name__}: {failure}", error=failure)
+            self._finish(execution, RunState.FAILED, described(failure), error=failure)
 
     # Ending
 
@@ -381,8 +381,6 @@ class Scheduler:
 
     def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
         """The session was taken from a run: by hand, or by the steward because this loop was late."""
-        overstayed = _clock.clock.now() >= execution.fence.end_at
-        execution.fence.close(RunEnded if overstayed else type(error))
         deadline = execution.run.deadline
         if deadline is not None and _clock.clock.now() >= deadline:
             self.end(execution, RunState.TIMED_OUT, "")
@@ -430,7 +428,7 @@ class Scheduler:
             if error is None:
                 self._finish(execution, RunState.DONE, "", value=value)
             else:
-                self._finish(execution, RunState.FAILED, f"{type(error).__name__}: {error}", error=error)
+                self._finish(execution, RunState.FAILED, described(error), error=error)
             return
         state, reason = execution.cause
         self._finish(execution, state, reason, value=value, body_error=None if cancelled else error)
@@ -561,7 +559,7 @@ class Scheduler:
         try:
             self._context().run(hook, run)
         except Exception as error:
-            log("hook_failed", level="error", hook=repr(hook), run=run.id, error=repr(error))
+            log("hook_failed", level="error", hook=repr(hook), run=run.id, error=described(error))
 
     def _fields(self, execution: Execution) -> dict[str, Any]:
         run = execution.run

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 
 from locks import _clock
-from locks._events import log
+from locks._events import described, log
 
 
 class Timer:
@@ -74,7 +74,7 @@ class Timers:
             try:
                 call()
             except Exception as error:
-                log("timer_failed", level="error", error=repr(error))
+                log("timer_failed", level="error", error=described(error))
         return math.inf
 
     async def serve(self) -> None:

@@ -24,3 +24,11 @@ def log(event: str, /, *, level: str = "info", **fields: Any) -> None:
         if not _noted:
             _noted = True
             print(f"lanes: cannot write log lines: {error!r}", file=sys.stderr)
+
+
+def described(error: BaseException) -> str:
+    """An exception in words; never raises, whatever its `__str__` does."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__} (it cannot be printed)"

@@ -41,6 +41,11 @@ def current_loop() -> object:
     return _get_running_loop() or _trio().current_trio_token()
 
 
+def on_loop_thread() -> bool:
+    """Whether the calling thread runs an event loop, so that it must not wait for one."""
+    return _get_running_loop() is not None or ("trio" in sys.modules and bool(_trio().in_trio_run()))
+
+
 def current_task() -> object:
     """The running task; it has a name (`name`, or `get_name()` on asyncio)."""
     loop = _get_running_loop()

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from .queue import RightQueue
 
 
+_AFTER_THE_LOOP_S = 0.02
+
+
 class ClaimState(Enum):
     """Where a claim stands; it only moves downwards."""
 
@@ -115,8 +118,8 @@ class Claim:
             # A run's last words may outlive its deadline, up to the end of its grace; the run's grace rules, not ours.
             limit = fence.end_at if now >= fence.deadline else fence.deadline
             self.deadline = min(self.deadline, limit)
-            self.revoke_at = min(own + grace, fence.end_at)
-        # An enclosing scope or a run that ends first cancels the block by itself: two timers for one instant would race.
+            self.revoke_at = min(own + grace, fence.end_at + _AFTER_THE_LOOP_S)
+        # An enclosing scope or a run that ends first cancels the block by itself: two timers would race.
         self.deadline_told = self.deadline < own
 
     @property
@@ -126,7 +129,10 @@ class Claim:
 
     def next_due(self) -> float:
         """When the steward has to look at this claim again."""
-        revoke_at = self.revoke_at if self.fence is None else min(self.revoke_at, self.fence.end_at)
+        revoke_at = self.revoke_at
+        if self.fence is not None:
+            # The run's scheduler lets go at that instant; the steward comes when the loop was too late for it.
+            revoke_at = min(revoke_at, self.fence.end_at + _AFTER_THE_LOOP_S)
         return revoke_at if self.deadline_told else min(self.deadline, revoke_at)
 
     def remaining(self) -> float | None:

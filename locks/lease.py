@@ -107,15 +107,16 @@ class Lease:
         try:
             self._registry.release(claim)
         finally:
-            ours = bool(scope.__exit__(kind, error, traceback))  # True: the cancellation came from this lease
+            # Whether the cancellation came from this lease. (trio's scopes also say True when nothing was raised.)
+            ours = bool(scope.__exit__(kind, error, traceback)) and error is not None
         if error is not None and not ours:
             return False
         if lost is not None:
             raise lost
-        if late >= 0 and claim.expires:
+        if ours or (late >= 0 and claim.expires):
             message = f"{claim.holder} left the lease on {self.path} {late:.3f} s past its deadline"
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
-        return ours
+        return False
 
     def _held(self) -> Claim:
         if self._claim is None:

@@ -14,6 +14,7 @@ from itertools import count
 
 from . import _clock, kernel
 from .claim import Claim, ClaimState
+from .errors import LeaseLost
 from .holder import Fence
 from .kernel import Right
 
@@ -117,7 +118,7 @@ class RightQueue:
                 return self._compete() if self.waiting else None
         return None
 
-    def take_away(self, claim: Claim) -> bool:
+    def take_away(self, claim: Claim, kind: type[LeaseLost]) -> bool:
         """Unlock what `claim` holds for other processes, unless it does not hold it any more.
 
         The only method that a foreign thread calls. The identity check is what keeps a late thread from unlocking
@@ -126,6 +127,8 @@ class RightQueue:
         if claim is not self.holder or claim.state is not ClaimState.HELD:
             return False
         claim.state = ClaimState.LOST
+        if claim.fence is not None and self.right is Right.TURN:
+            claim.fence.close(kind)  # before another process can conduct the session
         self._unlock()
         return True
 
@@ -141,8 +144,9 @@ class RightQueue:
         now = _clock.clock.now()
         if self.polled_at and now - self.polled_at > STALLED_AFTER_S / 2:
             # We were stopped or frozen, so others may have passed us over for good. A new ticket is as old, and counts.
-            kernel.drop_ticket(fd, ticket)
-            self.ticket = ticket = kernel.take_ticket(fd, ticket + 1)
+            self.ticket, old = kernel.take_ticket(fd, ticket + 1), ticket
+            kernel.drop_ticket(fd, old)
+            ticket = self.ticket
         self.polled_at = now
         self.next_poll = now + min(max((now - self.competing_since) * POLL_SHARE, POLL_MIN_S), POLL_MAX_S)
         if not kernel.is_free(fd, self.right):

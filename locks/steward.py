@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any
 
 from . import _clock
-from ._events import log
+from ._events import described, log
 from ._loop import Post
 from .claim import Claim, ClaimState, overstayed
-from .errors import LeaseLost
+from .errors import LeaseLost, RunEnded
 
 _PENDING_RETRY_S = 0.05
 
@@ -60,13 +60,19 @@ class Steward:
             if not mutex.acquire(blocking=False):  # ... or it left in between
                 return
         try:
-            if not queue.take_away(claim):
+            if not queue.take_away(claim, self._kind(claim, error)):
                 return
             claim.lost = error
         finally:
             mutex.release()
         self.revoked += 1
         self.post(partial(self._settle, claim))
+
+    @staticmethod
+    def _kind(claim: Claim, error: LeaseLost) -> type[LeaseLost]:
+        """What later writes of the claim's run are told: one that overstayed has ended."""
+        fence = claim.fence
+        return RunEnded if fence is not None and _clock.clock.now() >= fence.end_at else type(error)
 
     def _tick(self, now: float) -> float:
         due = math.inf
@@ -75,7 +81,7 @@ class Steward:
                 due = min(due, self._look_at(claim, now))
             except Exception as error:
                 # A lock call that fails must not end the watch over all other sessions.
-                log("steward_failed", level="error", claim=repr(claim), error=repr(error))
+                log("steward_failed", level="error", claim=repr(claim), error=described(error))
                 due = min(due, now + _PENDING_RETRY_S)
         return due
 

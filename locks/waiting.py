@@ -8,13 +8,15 @@ the *leader*, one of the waiting tasks, looks after all files of its registry, a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import anyio
 from anyio import CancelScope
+from anyio.lowlevel import checkpoint
 
 from . import _clock
 from .claim import Claim, ClaimState
-from .entry import Entry
+from .entry import Entry, cannot
 from .queue import RightQueue
 
 
@@ -25,11 +27,10 @@ class WaitingRoom:
     task is either running or has been woken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, granted: Callable[[Claim], object]) -> None:
         self.competing: dict[RightQueue, Entry] = {}
         """The queues whose head waits for another process."""
-        self.granted: list[Claim] = []
-        """What a look has granted, until the registry collects it."""
+        self._granted = granted
         self._leader: Claim | None = None
 
     def update(self, entry: Entry, queue: RightQueue) -> None:
@@ -47,12 +48,33 @@ class WaitingRoom:
             if first.changed is not None:
                 first.changed.set()
 
-    def is_leader(self, claim: Claim) -> bool:
-        """Whether this claim's task looks after the others."""
-        return self._leader is claim
+    async def wait(self, path: str, claim: Claim, give_up_at: float) -> None:
+        """Wait until a claim holds its right, or until `give_up_at`. A checkpoint, however short the wait.
 
-    async def sleep(self, claim: Claim, until: float) -> None:
-        """Suspend until the claim has changed, or until an instant. A checkpoint."""
+        Raises:
+            TranscriptError: a lock call that was made for this claim failed.
+        """
+        suspended = False
+        while claim.waits():
+            until = give_up_at
+            if self._leader is claim:
+                until = min(until, self._look())
+                if not claim.waits():
+                    break
+            if claim.failed is not None:
+                raise cannot("lock", path, claim.failed) from claim.failed
+            if _clock.clock.now() < give_up_at:
+                await self._sleep(claim, until)
+            elif suspended:
+                return
+            else:
+                await checkpoint()
+            suspended = True
+        if not suspended:
+            await checkpoint()
+
+    async def _sleep(self, claim: Claim, until: float) -> None:
+        """Suspend until the claim has changed, or until an instant."""
         changed = claim.changed
         if changed is None or changed.is_set():
             changed = claim.changed = anyio.Event()  # else it is one that another task of the same run waits for
@@ -62,10 +84,10 @@ class WaitingRoom:
         with CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now())):
             await changed.wait()
 
-    def look(self) -> float:
+    def _look(self) -> float:
         """Look at every file that another process holds; returns the instant of the next look.
 
-        What it grants is put into `granted`. A failing lock call is the error of the claim it was made for.
+        A failing lock call is the error of the claim it was made for.
         """
         now, due = _clock.clock.now(), math.inf
         for queue, entry in list(self.competing.items()):
@@ -81,8 +103,8 @@ class WaitingRoom:
                         first.changed.set()
                     continue
                 if granted is not None:
-                    self.granted.append(granted)
-                    self.competing.pop(queue)
+                    self._granted(granted)
+                    self.update(entry, queue)
                     continue
             due = min(due, queue.next_poll)
         return due

@@ -1,8 +1,14 @@
 """The process: a supervisor that serves sessions, and the command line around it."""
 
-from .lag import Quantiles
-from .statistics import GroupStatistics, LaneStatistics, Statistics
-from .supervisor import AbandonedBodies, DrainReport, Supervisor
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .lag import Quantiles
+    from .statistics import GroupStatistics, LaneStatistics, Statistics
+    from .supervisor import AbandonedBodies, DrainReport, Supervisor
 
 __all__ = [
     "AbandonedBodies",
@@ -14,6 +20,18 @@ __all__ = [
     "Supervisor",
 ]
 
-for _name in __all__:
-    globals()[_name].__module__ = __name__
-del _name
+_HOMES = {"Quantiles": "lag"} | dict.fromkeys(("GroupStatistics", "LaneStatistics", "Statistics"), "statistics")
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: the command line lives in this package too, and `--help` must not wait for an event loop.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES.get(name, 'supervisor')}", __name__), name)
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
