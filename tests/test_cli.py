@@ -15,6 +15,11 @@ from tests.command import LANES, lanes, result_of
 ONE = '{"lane": "session:agent:x", "text": "hi", "think": 0.01}\n'
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_behind(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("sessions")))
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A directory of the test's own, with a traffic file of one message."""

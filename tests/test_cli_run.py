@@ -31,6 +31,11 @@ grace = 0.1
 """
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_behind(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.mktemp("sessions")))
+
+
 @pytest.fixture
 def scenario(tmp_path):
     """Makes a scenario with short limits of some messages."""
