@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after
 
-from locks import Fence, LeaseExpired, LockRegistry, Revoked, Right, RunEnded
+from locks import Fence, LeaseExpired, LeaseLost, LockRegistry, Revoked, Right
 from locks.holder import current_fence
 
 
@@ -244,14 +244,14 @@ async def test_a_hold_budget_of_zero_ends_at_the_first_suspension(tmp_path, zero
 async def test_a_runs_own_deadline_and_grace_rule_a_lease_it_takes(registry, path, virtual):
     fence = Fence(run_id=1, deadline=virtual.now() + 3, end_at=virtual.now() + 4)
     token = current_fence.set(fence)
-    with pytest.raises(Revoked):
+    with pytest.raises(LeaseLost):
         async with registry.lease(path) as lease:
             assert lease.deadline == fence.deadline
             with CancelScope(shield=True):
                 await anyio.sleep(3.999)
                 await lease.append({"within": "grace"})
                 await anyio.sleep(0.001)
-                with pytest.raises((Revoked, RunEnded)):
+                with pytest.raises(LeaseLost):
                     await lease.append({"past": "grace"})
                 await anyio.sleep(0.001)
     current_fence.reset(token)
@@ -272,7 +272,7 @@ async def test_ending_a_run_takes_away_what_it_holds_at_the_end_of_its_grace(reg
     fence = Fence(run_id=1)
     token = current_fence.set(fence)
     started = virtual.now()
-    with pytest.raises(Revoked):
+    with pytest.raises(LeaseLost):
         async with registry.turn(path, max_hold=math.inf) as turn:
             await anyio.sleep(1)
             registry.end_by(fence, virtual.now() + 0.5)

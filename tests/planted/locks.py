@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from locks import _os, claim, kernel, queue, registry, steward, transcript, waiting
+from locks import LeaseLost, _os, claim, kernel, queue, registry, steward, transcript, waiting
 
 reached: Counter[str] = Counter()
 
@@ -72,8 +72,10 @@ def ticket_ignored() -> None:
 def unchecked_identity() -> None:
     """The steward unlocks without looking whether the lease is still the one it means."""
 
-    def take_away(self: queue.RightQueue, one: claim.Claim) -> bool:
+    def take_away(self: queue.RightQueue, one: claim.Claim, *error: LeaseLost) -> bool:
         reached["unchecked_identity"] += 1
+        if error:
+            one.lost = error[0]
         one.state = claim.ClaimState.LOST
         if self.fd is not None:
             kernel.unlock(self.fd, self.right)
