@@ -72,10 +72,8 @@ def ticket_ignored() -> None:
 def unchecked_identity() -> None:
     """The steward unlocks without looking whether the lease is still the one it means."""
 
-    def take_away(self: queue.RightQueue, one: claim.Claim, *error: LeaseLost) -> bool:
+    def take_away(self: queue.RightQueue, one: claim.Claim, kind: type[LeaseLost]) -> bool:
         reached["unchecked_identity"] += 1
-        if error:
-            one.lost = error[0]
         one.state = claim.ClaimState.LOST
         if self.fd is not None:
             kernel.unlock(self.fd, self.right)
