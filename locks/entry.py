@@ -158,9 +158,16 @@ def checked_path(path: str | os.PathLike[str]) -> str:
     """The path as text.
 
     Raises:
-        InvalidSession: it is empty, no text, or has a NUL in it.
+        InvalidSession: it is empty, no text, or has a NUL or a lone surrogate in it.
     """
     text: object = os.fspath(path)
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidSession(f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty path without NUL")
-    return text
+    if isinstance(text, str) and text and "\0" not in text:
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
+    raise InvalidSession(
+        f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty path without NUL or lone surrogates"
+    )

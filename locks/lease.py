@@ -140,7 +140,10 @@ class Lease:
 
     @property
     def deadline(self) -> float:
-        """When the block is cancelled (`time.monotonic`); `math.inf` when nothing limits it."""
+        """When the block is cancelled (`time.monotonic`): the earliest of its own limit, its run's and its scope's.
+
+        It is taken when the lease is entered: moving an enclosing scope's deadline later does not move it.
+        """
         return self._held().deadline if self._claim else math.inf
 
     @property

@@ -207,6 +207,8 @@ def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> R
     """
     if last is not None and last < 0:
         raise ValueError(f"last: {last} is negative; allowed: None or 0 and more")
+    if on_error not in ("skip", "raise"):
+        raise ValueError(f"on_error: {on_error!r} is unknown; allowed: 'skip', 'raise'")
     try:
         fd = _os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -215,6 +217,8 @@ def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> R
         raise cannot("read", path, error) from error
     try:
         found = _os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
         data = _read_all(fd, found.st_size)
     except OSError as error:
         raise cannot("read", path, error) from error

@@ -1,0 +1,331 @@
+"""The arbiter: who holds which right of which file, and who waits for it.
+
+How it hangs together. `OpenFiles` has an `Entry` per file that is held or waited for, and nothing for all others. An
+entry has a `RightQueue` per right; a queue orders `Claim`s. All decisions are synchronous methods of the queue, taken
+under the entry's mutex on the event loop's thread; what they return is acted upon here.
+
+Two helpers act beside it: the `WaitingRoom` looks after files that other processes hold, and the `Steward` ends what
+overstays, from a thread, so that a frozen loop cannot keep a session.
+
+A claim has no cancel scope. This face is for schedulers, which own the scope that a claim lives in; `LockRegistry` adds
+the one with `async with`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from typing import Literal
+
+from anyio.lowlevel import EventLoopToken, checkpoint, current_token
+
+from . import _clock
+from ._events import log
+from ._loop import current_loop, current_task, poster
+from .claim import Claim, ClaimState
+from .entry import Entry, cannot
+from .errors import LeaseLost, LeaseTimeout, Revoked, RunEnded, TranscriptError
+from .files import OpenFiles
+from .holder import Fence, Holder, current_fence
+from .kernel import AVAILABLE as KERNEL_LOCKS
+from .kernel import Right
+from .queue import RightQueue
+from .steward import Steward
+from .waiting import WaitingRoom
+
+_live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
+_REPLACED_LIMIT = 100
+
+
+def live_arbiters() -> list[Arbiter]:
+    """Every arbiter of this process that is still referenced."""
+    return list(_live)
+
+
+class Arbiter:
+    """Grants rights on session files to claims, in order of arrival, to one event loop at a time.
+
+    Not thread-safe but where a method says so.
+    """
+
+    def __init__(self, *, max_hold: float, grace: float, engine: Literal["auto", "kernel", "none"]) -> None:
+        self.max_hold = seconds("max_hold", max_hold)
+        self.grace = seconds("grace", grace)
+        if engine not in ("auto", "kernel", "none"):
+            raise ValueError(f"engine: {engine!r} is unknown; allowed: 'auto', 'kernel', 'none'")
+        if engine != "none" and not KERNEL_LOCKS:
+            raise ValueError(f"engine: {engine!r} needs Linux open-file-description locks; allowed here: 'none'")
+        self.engine: Literal["kernel", "none"] = "none" if engine == "none" else "kernel"
+        self._files = OpenFiles(kernel_locks=self.engine == "kernel", grace=self.grace)
+        self._room = WaitingRoom(self._now_held)
+        self._steward = Steward(self._settle)
+        self._loop: object = None
+        self._token: EventLoopToken | None = None
+        self._granted = 0
+        _live.add(self)
+
+    def new_claim(
+        self,
+        holder: Holder | None = None,
+        max_hold: float | None = None,
+        *,
+        fence: Fence | None = None,
+        arrived_at: float | None = None,
+        bound: float = math.inf,
+    ) -> Claim:
+        """A claim for the calling task, or for the run that `fence` belongs to, by default the calling task's.
+
+        Args:
+            bound: the instant at which the enclosing scope ends, for a claim that lives in one.
+        """
+        if fence is None:
+            fence = current_fence.get()
+        return Claim(
+            _clock.clock.now() if arrived_at is None else arrived_at,
+            current_task() if fence is None else fence,
+            fence,
+            holder,
+            self.max_hold if max_hold is None else max_hold,
+            bound,
+        )
+
+    def acquire_nowait(self, path: str, right: Right, claim: Claim) -> bool:
+        """Take a right if nobody has it or waits for it. Returns whether; if not, nothing is left behind.
+
+        Raises:
+            TranscriptError: the file cannot be opened or locked.
+        """
+        entry = self._enter(path)
+        claim.entry = entry
+        try:
+            with entry.mutex:
+                taken = entry.queue(right).try_ask(claim) is not None
+        except OSError as error:
+            self._files.drop_if_idle(entry)
+            raise cannot("lock", path, error) from error
+        if taken:
+            self._now_held(claim)
+            try:
+                if entry.is_at(path):
+                    return True
+            except BaseException:
+                self.release(claim)
+                raise
+            self.release(claim)
+        self._files.drop_if_idle(entry)
+        return False
+
+    async def acquire(
+        self, path: str, right: Right, claim: Claim, wait_timeout: float | None = None, *, suspend: bool = True
+    ) -> Claim:
+        """Take a right, waiting in order of arrival. A checkpoint. Returns the claim that holds it.
+
+        Args:
+            wait_timeout: seconds to wait at most; `None` waits as long as it takes.
+            suspend: `False` to suspend only if there is something to wait for.
+
+        That is `claim`, or the one that the same run holds already. Cancelled, nothing is held or waited for.
+
+        Raises:
+            LeaseTimeout: `wait_timeout` seconds passed.
+            TranscriptError: the file cannot be opened or locked.
+        """
+        asked_at = _clock.clock.now()
+        give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
+        while True:
+            got = self._ask(path, right, claim)
+            try:
+                if not got.waits():
+                    if suspend:
+                        await checkpoint()
+                    return got
+                await self._room.wait(path, got, give_up_at)
+                if got.waits():
+                    raise self._timed_out(path, got, _clock.clock.now() - asked_at)
+                if got.fence is not None:
+                    got.fence.check(path)  # the run may have ended while a task of it still waited
+                if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
+                    return got  # lost already: entering the block tells
+            except BaseException:
+                self.release(got)
+                raise
+            # Another file was renamed into its place: start over there, with the same arrival.
+            self.release(got)
+            self._files.forget(got.entry)
+            claim = claim.again()
+
+    def release(self, claim: Claim) -> None:
+        """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it."""
+        entry, queue = claim.entry, claim.queue
+        if entry is None or queue is None or claim.state is ClaimState.OVER:
+            return
+        if claim.handles > 1:
+            claim.handles -= 1
+            return
+        with entry.mutex:
+            woken = queue.withdraw(claim)
+        self._steward.held.pop(claim, None)
+        if claim.fence is not None:
+            claim.fence.claims.discard(claim)
+        self._room.update(entry, queue)
+        if woken is not None:
+            if woken.state is ClaimState.HELD:
+                self._now_held(woken)
+            elif woken.changed is not None:
+                woken.changed.set()
+        self._files.drop_if_idle(entry)
+        self._report(entry, queue)
+
+    def end(self, fence: Fence, kind: type[LeaseLost] = RunEnded) -> None:
+        """Refuse every later write of a run, and take away whatever its tasks still hold."""
+        fence.close(kind)
+        for claim in list(fence.claims):
+            assert claim.entry is not None
+            path = claim.entry.path
+            message = f"{claim.holder} has ended: what it still held of {path} is taken away"
+            self._steward.revoke(claim, kind(message, path=path, holder=claim.holder))
+
+    def end_by(self, fence: Fence, at: float) -> None:
+        """Let a run write until `at` at most: what it holds is taken away then, what it writes later is refused.
+
+        Callable from any thread.
+        """
+        fence.end_by(at)
+        self._steward.look_by(at)
+
+    def look_by(self, at: float) -> None:
+        """Have the steward look again at `at` at the latest: a run's fence got its instants."""
+        self._steward.look_by(at)
+
+    def lose_all(self, reason: str) -> None:
+        """Lose every right without unlocking it, as a forked child must: an unlock would act for its parent as well."""
+        for entry in list(self._files):
+            for queue in entry.queues.values():
+                claim = queue.holder
+                if claim is not None:
+                    message = f"{claim.holder} lost {entry.path}: {reason}"
+                    claim.state = ClaimState.LOST
+                    claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
+        self._files.abandon()
+        self._room = WaitingRoom(self._now_held)
+        self._steward = Steward(self._settle)
+        self._loop = None
+
+    # Internals
+
+    def _enter(self, path: str) -> Entry:
+        loop = current_loop()
+        if loop is not self._loop:
+            self._bind(loop)
+        return self._files.enter(path)
+
+    def _bind(self, loop: object) -> None:
+        if len(self._files):
+            raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
+        self._loop, self._token = loop, current_token()
+        self._steward.post = poster()
+
+    def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
+        """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
+        if claim.fence is not None:
+            claim.fence.check(path)  # a run that is over takes nothing any more
+        for _ in range(_REPLACED_LIMIT):
+            entry = self._enter(path)
+            claim.entry = entry
+            queue = entry.queue(right)
+            try:
+                with entry.mutex:
+                    got = queue.ask(claim)
+            except OSError as error:
+                self.release(claim)
+                self._files.drop_if_idle(entry)
+                raise cannot("lock", path, error) from error
+            if got.state is ClaimState.WAITING:
+                self._room.update(entry, queue)
+                return got
+            if got is not claim:
+                return got
+            self._now_held(claim)
+            # Between looking the file up and locking it, another may have been renamed into its place.
+            try:
+                if (self.engine == "none" and entry.fresh) or entry.is_at(path):
+                    entry.fresh = False
+                    return claim
+            except BaseException:
+                self.release(claim)
+                raise
+            self.release(claim)
+            self._files.forget(entry)
+            claim = claim.again()
+        raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
+
+    def _report(self, entry: Entry, queue: RightQueue | None = None) -> None:
+        """Log what went wrong while the mutex was held."""
+        if queue is not None and queue.trouble is not None:
+            entry.note("unlock_failed", path=entry.path, right=queue.right.name.lower(), error=str(queue.trouble))
+            queue.trouble = None
+        if entry.notes:
+            notes, entry.notes = entry.notes, ()
+            for event, fields in notes:
+                log(event, level="warning", **fields)
+
+    def _now_held(self, claim: Claim) -> None:
+        self._granted += 1
+        self._steward.watch(claim)
+        if claim.fence is not None:
+            claim.fence.claims.add(claim)
+        if claim.changed is not None:
+            claim.changed.set()
+
+    def _settle(self, claim: Claim) -> None:
+        """After a right was taken away: tell the block, log it, and let the next one in. On the loop's thread."""
+        error = claim.lost
+        assert error is not None and claim.entry is not None
+        log(
+            "lease_revoked",
+            level="warning",
+            path=claim.entry.path,
+            epoch=claim.epoch,
+            holder=str(claim.holder),
+            overstayed_s=round(max(0.0, _clock.clock.now() - claim.deadline), 3),
+            reason=str(error),
+        )
+        for scope in claim.scopes:
+            scope.cancel()
+        claim.handles = 1
+        self.release(claim)
+        if claim.on_lost is not None:
+            claim.on_lost(error)
+
+    def _timed_out(self, path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
+        assert claim.queue is not None
+        other = claim.queue.holder
+        remaining = other.remaining() if other else None
+        who = f"{other.holder} holds it" if other else "another process holds it, or waited longer"
+        if other is not None:
+            left = "without a limit" if remaining is None else f"for at most {remaining:.3f} s more"
+            who += f", since {_clock.clock.now() - other.acquired_at:.3f} s, {left}"
+        return LeaseTimeout(
+            f"waited {waited_s:.3f} s for {path}: {who}",
+            path=path,
+            waited_s=waited_s,
+            holder=other.holder if other else None,
+            remaining_s=remaining,
+        )
+
+
+def _after_fork() -> None:
+    """A forked child has every descriptor and no thread: it must let go, without unlocking for its parent."""
+    for arbiter in list(_live):
+        arbiter.lose_all("the process was forked")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def seconds(name: str, value: float) -> float:
+    if not value >= 0:  # NaN is not
+        raise ValueError(f"{name}: {value!r} is no duration; allowed: seconds, 0 and more")
+    return float(value)
