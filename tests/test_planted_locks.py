@@ -82,7 +82,7 @@ def test_kill_suite_catches_an_append_behind_a_torn_tail(tmp_path):
         directory = tmp_path / str(round_)
         directory.mkdir()
         done = run_planted(
-            "no_tail_seal", "tests.planted.child", "no_tail_seal", "massacre", str(directory), "60", "20", str(round_)
+            "no_tail_seal", "tests.planted.child", "no_tail_seal", "massacre", str(directory), "60", "2", str(round_)
         )
         acknowledged = json.loads(done.stdout)["acknowledged"]
         return bool(judge(directory, acknowledged).damaged)
