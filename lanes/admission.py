@@ -73,6 +73,8 @@ class Group:
 
     def _next_ring(self) -> deque[Lane] | None:
         """The ring whose front goes next; the fronts of all rings are lanes that could start a run of that class."""
+        if not any(self._rings.values()):
+            return None
         best: deque[Lane] | None = None
         best_at = float("inf")
         for urgency, ring in self._rings.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import TaskGroup
 
-from .spec import LaneSpec
+from .spec import LaneSpec, Priority, priority
 
 if TYPE_CHECKING:
     from .execution import Execution
@@ -23,11 +23,12 @@ class Lane:
     its start until it ends or is abandoned.
     """
 
-    __slots__ = ("_dead", "host", "in_ring", "name", "queued", "ready", "running", "spec")
+    __slots__ = ("_dead", "host", "in_ring", "name", "queued", "ready", "running", "spec", "urgency")
 
     def __init__(self, name: str, spec: LaneSpec) -> None:
         self.name = name
         self.spec = spec
+        self.urgency: Priority = priority(spec.priority)
         self.queued: set[Execution] = set()
         self.ready: list[tuple[int, Execution]] = []
         self._dead = 0  # entries of `ready` that are not ready any more

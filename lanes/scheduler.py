@@ -136,8 +136,11 @@ class Scheduler:
             raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
         if not callable(body):
             raise InvalidLane(f"fn: {body!r:.80} cannot be called; allowed: an async function that takes the context")
-        spec = self.specs.find(lane)
-        queue = self.lanes.get(lane) or Lane(lane, spec)
+        name: object = lane
+        queue = self.lanes.get(name) if isinstance(name, str) else None
+        if queue is None:
+            queue = Lane(lane, self.specs.find(lane))
+        spec = queue.spec
         session = self._session_for(lane, session)
         file = self.layout.file_of(session) if session is not None else None
         hard = spec.timeout if timeout is None else seconds("timeout", timeout)
@@ -146,7 +149,7 @@ class Scheduler:
                 f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), "
                 "which it would hide"
             )
-        urgency = priority(spec.priority if priority_name is None else priority_name)
+        urgency = queue.urgency if priority_name is None else priority(priority_name)
         needs_turn = file if turn else None
         if (
             spec.queue_limit is not None
@@ -419,7 +422,7 @@ class Scheduler:
             log("abandoned_body_ended", **self._fields(execution))
             self._settle()
             return
-        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        cancelled = error is not None and isinstance(error, anyio.get_cancelled_exc_class())
         if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
             self.end(execution, RunState.TIMED_OUT, "")  # it kept the loop, and its turn was taken from it meanwhile
         if execution.cause is None and cancelled:

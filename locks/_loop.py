@@ -8,6 +8,8 @@ from asyncio import _get_running_loop  # exported, and the only look at the loop
 from collections.abc import Callable
 from typing import Any
 
+from anyio import CancelScope
+
 Post = Callable[[Callable[[], Any]], None]
 """Have the event loop call something soon; from any thread, without waiting."""
 
@@ -39,6 +41,11 @@ def poster() -> Post:
 def current_loop() -> object:
     """An object that stands for the running event loop."""
     return _get_running_loop() or _trio().current_trio_token()
+
+
+def scope_type() -> Callable[[], CancelScope]:
+    """What makes a cancel scope on the running event loop; `CancelScope()` finds that out anew each time."""
+    return type(CancelScope())
 
 
 def on_loop_thread() -> bool:

@@ -16,13 +16,15 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from collections.abc import Callable
 from typing import Literal
 
+from anyio import CancelScope
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from . import _clock
 from ._events import log
-from ._loop import current_loop, current_task, poster
+from ._loop import current_loop, current_task, poster, scope_type
 from .claim import Claim, ClaimState
 from .entry import Entry, cannot
 from .errors import LeaseLost, LeaseTimeout, Revoked, RunEnded, TranscriptError
@@ -62,6 +64,8 @@ class Arbiter:
         self._steward = Steward(self._settle)
         self._loop: object = None
         self._token: EventLoopToken | None = None
+        self.new_scope: Callable[[], CancelScope] = CancelScope
+        """Makes a cancel scope on the loop that the registry serves."""
         self._granted = 0
         _live.add(self)
 
@@ -167,7 +171,7 @@ class Arbiter:
             woken = queue.withdraw(claim)
         self._steward.held.pop(claim, None)
         if claim.fence is not None:
-            claim.fence.claims.discard(claim)
+            claim.fence.claims.pop(claim, None)
         self._room.update(entry, queue)
         if woken is not None:
             if woken.state is ClaimState.HELD:
@@ -175,7 +179,8 @@ class Arbiter:
             elif woken.changed is not None:
                 woken.changed.set()
         self._files.drop_if_idle(entry)
-        self._report(entry, queue)
+        if queue.trouble is not None or entry.notes:
+            self._report(entry, queue)
 
     def end(self, fence: Fence, kind: type[LeaseLost] = RunEnded) -> None:
         """Refuse every later write of a run, and take away whatever its tasks still hold."""
@@ -223,7 +228,7 @@ class Arbiter:
     def _bind(self, loop: object) -> None:
         if len(self._files):
             raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
-        self._loop, self._token = loop, current_token()
+        self._loop, self._token, self.new_scope = loop, current_token(), scope_type()
         self._steward.post = poster()
 
     def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
@@ -274,7 +279,7 @@ class Arbiter:
         self._granted += 1
         self._steward.watch(claim)
         if claim.fence is not None:
-            claim.fence.claims.add(claim)
+            claim.fence.claims[claim] = None
         if claim.changed is not None:
             claim.changed.set()
 

@@ -50,7 +50,7 @@ class Entry:
     @property
     def idle(self) -> bool:
         """Whether nobody here holds or waits for either right."""
-        return all(queue.idle for queue in self.queues.values())
+        return all(map(_is_idle, self.queues.values()))
 
     def queue(self, right: Right) -> RightQueue:
         """The queue of a right."""
@@ -111,6 +111,10 @@ class Entry:
             _os.close(fd)
 
 
+def _is_idle(queue: RightQueue) -> bool:
+    return queue.holder is None and not queue.waiting
+
+
 def open_file(path: str) -> tuple[int, FileId]:
     """Open a transcript for appending, creating it if need be.
 
@@ -162,6 +166,8 @@ def checked_path(path: str | os.PathLike[str]) -> str:
     """
     text: object = os.fspath(path)
     if isinstance(text, str) and text and "\0" not in text:
+        if text.isascii():
+            return text
         try:
             os.fsencode(text)
         except UnicodeEncodeError:

@@ -78,7 +78,7 @@ class OpenFiles:
         """Let the names of a file that was replaced lead to the new one."""
         if entry is None:
             return
-        for path in (entry.path, *entry.aliases):
+        for path in (entry.path, *entry.aliases) if entry.aliases else (entry.path,):
             if self._by_path.get(path) is entry:
                 del self._by_path[path]
 
@@ -86,12 +86,15 @@ class OpenFiles:
         """Close a file that nobody holds or waits for."""
         if entry.closed or not entry.idle:
             return
-        for queue in entry.queues.values():
-            if queue.passed_over:
-                self._remember(entry.file_id, queue)
         self.forget(entry)
         if self._by_file.get(entry.file_id) is entry:
             del self._by_file[entry.file_id]
+        if entry.fd is None:
+            entry.closed = True
+            return
+        for queue in entry.queues.values():
+            if queue.passed_over:
+                self._remember(entry.file_id, queue)
         entry.close()
 
     def abandon(self) -> None:

@@ -63,7 +63,7 @@ class Fence:
         """The first instant at which none of its writes is legal any more: deadline + grace."""
         self.on_refused = on_refused
         """Called for each write that is refused, on the thread that tried it."""
-        self.claims: set[Claim] = set()
+        self.claims: dict[Claim, None] = {}
         """What the run holds; changed on the event loop's thread only."""
         self._closed: type[LeaseLost] | None = None
 

@@ -76,6 +76,17 @@ def anyone_before(fd: int, right: Right, arrived_at: float) -> bool:
     return end > start and _os.ofd_conflict(fd, start, end - start) is not None
 
 
+def count_before(fd: int, right: Right, ticket: int, most: int) -> int:
+    """How many tickets below `ticket` other processes hold, counted up to `most`; at least that many are there."""
+    start, end, found = _BASES[right] + 1, ticket, 0
+    while found < most and end > start:
+        position = _os.ofd_conflict(fd, start, end - start)
+        if position is None:
+            break
+        end, found = position, found + 1  # downwards: what the kernel left out above is not worth another question
+    return found
+
+
 def lowest_before(fd: int, right: Right, ticket: int, ignored: Collection[int]) -> int | None:
     """The lowest ticket below `ticket` that another process holds, leaving out `ignored`.
 

@@ -90,7 +90,7 @@ class Lease:
             bound = _clock.clock.now() + (bound - current_time())
         claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
         self._claim = claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout)
-        self._scope = scope = CancelScope()
+        self._scope = scope = registry.new_scope()
         scope.__enter__()
         claim.scopes += (scope,)
         if claim.lost is not None:

@@ -22,6 +22,7 @@ _epochs = count(1)
 """Epochs rise over all files and registries of a process."""
 
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
+POLL_AHEAD_S, POLL_AHEAD_MOST = 0.0005, 8
 STALLED_AFTER_S = 0.05
 """A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
 
@@ -148,10 +149,14 @@ class RightQueue:
             kernel.drop_ticket(fd, old)
             ticket = self.ticket
         self.polled_at = now
-        self.next_poll = now + min(max((now - self.competing_since) * POLL_SHARE, POLL_MIN_S), POLL_MAX_S)
+        pause = max((now - self.competing_since) * POLL_SHARE, POLL_MIN_S)
         if not kernel.is_free(fd, self.right):
             self.blocked_by = None
+            # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
+            ahead = kernel.count_before(fd, self.right, ticket, POLL_AHEAD_MOST)
+            self.next_poll = now + min(max(pause, ahead * POLL_AHEAD_S), POLL_MAX_S)
             return None
+        self.next_poll = now + min(pause, POLL_MAX_S)
         before = kernel.lowest_before(fd, self.right, ticket, self.passed_over)
         if before is not None:
             self._watch(before, now)

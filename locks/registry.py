@@ -187,7 +187,8 @@ class LockRegistry(Arbiter):
         finally:
             if claim.revoke_pending is not None:
                 self._steward.revoke(claim, claim.revoke_pending)
-            self._report(entry)
+            if entry.notes:
+                self._report(entry)
         self._appended += 1
         return position
 

@@ -56,15 +56,18 @@ class WaitingRoom:
         """
         suspended = False
         while claim.waits():
+            leads = self._leader is claim
             until = give_up_at
-            if self._leader is claim:
+            if leads:
                 until = min(until, self._look())
                 if not claim.waits():
                     break
             if claim.failed is not None:
                 raise cannot("lock", path, claim.failed) from claim.failed
-            if _clock.clock.now() < give_up_at:
-                await self._sleep(claim, until)
+            now = _clock.clock.now()
+            if now < give_up_at:
+                # Only a look can grant anything to the head of a queue that competes, and only the leader looks.
+                await (anyio.sleep(max(0.0, until - now)) if leads and until != math.inf else self._sleep(claim, until))
             elif suspended:
                 return
             else:
