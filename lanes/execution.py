@@ -27,6 +27,8 @@ class Owner(Protocol):
     """What an execution needs of its scheduler."""
 
     services: Mapping[str, Any]
+    new_scope: Callable[[], anyio.CancelScope]
+    """Makes a cancel scope on the running loop."""
 
     def end(self, execution: Execution, state: RunState, reason: str) -> None:
         """End a queued or running execution for the given cause."""
@@ -45,30 +47,21 @@ class Execution:
     exactly while the run may conduct its session; `timer` is the one instant that the scheduler looks at it next.
     """
 
-    __slots__ = (
-        "_body_scope",
-        "_owner",
-        "args",
-        "began",
-        "body",
-        "cause",
-        "claim",
-        "context",
-        "fence",
-        "file",
-        "hard_deadline",
-        "host",
-        "is_ready",
-        "lane",
-        "late_s",
-        "run",
-        "spec",
-        "task",
-        "timeout",
-        "timer",
-        "turn_scope",
-        "urgency",
-    )
+    # Defaults live on the class: one is made per run, and most of these never change.
+    is_ready = False
+    """Whether it stands in its lane's `ready`."""
+    began = False
+    """Whether its body was started."""
+    hard_deadline = math.inf
+    late_s = 0.0
+    cause: tuple[RunState, str] | None = None
+    claim: Claim | None = None
+    timer: Timer | None = None
+    turn_scope: anyio.CancelScope | None = None
+    """The wait for a turn that another process has."""
+    host: LaneHost | None = None
+    task: anyio.TaskHandle[None] | None = None
+    _body_scope: anyio.CancelScope | None = None
 
     def __init__(
         self,
@@ -96,20 +89,6 @@ class Execution:
         """The transcript whose turn it needs, if it conducts one."""
         self.timeout = timeout
         self.urgency = urgency
-        self.is_ready = False
-        """Whether it stands in its lane's `ready`."""
-        self.began = False
-        """Whether its body was started."""
-        self.hard_deadline = math.inf
-        self.cause: tuple[RunState, str] | None = None
-        self.late_s = 0.0
-        self.claim: Claim | None = None
-        self.timer: Timer | None = None
-        self.turn_scope: anyio.CancelScope | None = None
-        """The wait for a turn that another process has."""
-        self.host: LaneHost | None = None
-        self.task: anyio.TaskHandle[None] | None = None
-        self._body_scope: anyio.CancelScope | None = None
 
     def __lt__(self, other: Execution) -> bool:
         return self.run.id < other.run.id
@@ -194,7 +173,7 @@ class Execution:
         value: Any = None
         error: BaseException | None = None
         try:
-            with anyio.CancelScope() as self._body_scope:
+            with self._owner.new_scope() as self._body_scope:
                 value = await body(RunContext(self, self._owner.services), *self.args)
         except BaseException as raised:
             error = raised

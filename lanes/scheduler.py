@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 
 from locks import Fence, LeaseLost, LockRegistry, Right, _clock
 from locks._events import described, log
+from locks._loop import scope_type
 
 from .admission import Group
 from .errors import (
@@ -74,6 +75,7 @@ class Scheduler:
         self.registry = registry
         self.layout = layout
         self.services: Mapping[str, Any] = {}
+        self.new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self.accepting = False
         """Whether `submit` takes work."""
         self.starting = False
@@ -104,6 +106,7 @@ class Scheduler:
         async with anyio.create_task_group() as group:
             self._group = group
             self._own_context = contextvars.copy_context()
+            self.new_scope = scope_type()
             task_status.started()
             await self.timers.serve()
 
