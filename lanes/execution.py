@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from locks import Fence, _clock
+from locks import Fence, LeaseLost, LockRegistry, Right, _clock
 from locks.claim import Claim
 from locks.holder import current_fence
 
@@ -118,6 +119,33 @@ class Execution:
         run.deadline = self.hard_deadline if idle is None else min(self.hard_deadline, now + idle)
         self.fence.deadline = self.hard_deadline
         self.fence.end_at = self.hard_deadline + self.spec.grace
+
+    def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> Claim:
+        """A claim on the turn of its session, with its place in the order of arrival; `lost` is called on the loop."""
+        claim = registry.new_claim(max_hold=math.inf, fence=self.fence, arrived_at=self.run.enqueued_at)
+        claim.on_lost = partial(lost, self)
+        return claim
+
+    def take_turn(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> bool:
+        """Take the turn of its session unless another process has it; a run without a session has nothing to take."""
+        if self.file is None:
+            return True
+        claim = self.claim
+        if claim is None:
+            claim = self.turn_claim(registry, lost)
+            if not registry.acquire_nowait(self.file, Right.TURN, claim):
+                return False
+            self.claim = claim
+        claim.deadline = self.fence.deadline
+        registry.look_by(self.fence.end_at)
+        return claim.lost is None
+
+    def release_turn(self, registry: LockRegistry) -> None:
+        """Give the turn back, if it has it."""
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            claim.on_lost = None
+            registry.release(claim)
 
     def progress(self) -> None:
         """Start the idle budget anew, within the hard deadline."""

@@ -13,7 +13,10 @@ from typing import Any
 from locks import InvalidSession
 from locks.transcript import HEADER_KEY
 
+from .errors import InvalidLane
+
 MAX_KEY_BYTES = 1024
+_SESSION_PREFIX = "session:"
 _UNREADABLE = re.compile(r"[^a-z0-9]+")
 
 
@@ -84,3 +87,19 @@ class SessionLayout:
         if self.header is not None:
             return self.header(key)
         return {HEADER_KEY: key, "format": 1} if self.path is None else None
+
+
+def session_of_lane(lane: str, session: str | None) -> str | None:
+    """The session that a run conducts: the one it names; a `session:<key>` lane's runs conduct `<key>`.
+
+    Raises:
+        InvalidLane: a session lane's run names another session.
+    """
+    if not lane.startswith(_SESSION_PREFIX):
+        return session
+    key = lane[len(_SESSION_PREFIX) :]
+    if session is not None and session != key:
+        raise InvalidLane(
+            f"session: {session!r:.80} is not the one of lane {lane!r:.80}; allowed: {key!r:.80}, or none"
+        )
+    return key

@@ -25,34 +25,19 @@ from locks._events import described, log
 from locks._loop import scope_type
 
 from .admission import Group
-from .errors import (
-    Draining,
-    InvalidLane,
-    LaneFull,
-    RunAbandoned,
-    RunAbandonedAfterTimeout,
-    RunCancelled,
-    RunError,
-    RunSuperseded,
-    RunTimedOut,
-)
+from .ending import deadline_reason, fields, log_timeout, outcome_of, queue_reason
+from .errors import Draining, InvalidLane, LaneFull
 from .execution import Execution
+from .hooks import Hook, Hooks
 from .lane import Lane, LaneHost, spawn
-from .layout import SessionLayout
-from .run import Body, Outcome, Run, RunState, current_run, scrub
+from .layout import SessionLayout, session_of_lane
+from .run import Body, Run, RunState, current_run
 from .session import Session
 from .spec import Priority, SpecTable, priority, seconds
 from .timers import Timers
 from .turns import Turns
 
-Hook = Callable[[Run], Any]
-_SESSION_PREFIX = "session:"
 _LEAST_GRACE_S = 0.02
-_ERRORS: dict[RunState, type[RunError]] = {
-    RunState.TIMED_OUT: RunTimedOut,
-    RunState.CANCELLED: RunCancelled,
-    RunState.SUPERSEDED: RunSuperseded,
-}
 
 
 class Scheduler:
@@ -91,7 +76,7 @@ class Scheduler:
         self.timers = Timers()
         self._finished: OrderedDict[int, Run] = OrderedDict()
         self._keep = keep_outcomes
-        self._on_run_start, self._on_run_end = on_run_start, on_run_end
+        self._hooks = Hooks(on_run_start, on_run_end)
         self._ids = count(1)
         self._group: TaskGroup | None = None
         self._to_admit: dict[Group, None] = {}
@@ -144,7 +129,7 @@ class Scheduler:
         if queue is None:
             queue = Lane(lane, self.specs.find(lane))
         spec = queue.spec
-        session = self._session_for(lane, session)
+        session = session_of_lane(lane, session)
         file = self.layout.file_of(session) if session is not None else None
         hard = spec.timeout if timeout is None else seconds("timeout", timeout)
         if spec.idle_timeout is not None and spec.idle_timeout > hard:
@@ -185,18 +170,6 @@ class Scheduler:
         run._execution = execution
         self._queue(execution)
         return run
-
-    def _session_for(self, lane: str, session: str | None) -> str | None:
-        if not lane.startswith(_SESSION_PREFIX):
-            return session
-        key = lane[len(_SESSION_PREFIX) :]
-        if session is None:
-            return key
-        if session != key:
-            raise InvalidLane(
-                f"session: {session!r:.80} is not the one of lane {lane!r:.80}; allowed: {key!r:.80}, or none"
-            )
-        return session
 
     def _would_start(self, lane: Lane, file: str | None, urgency: Priority) -> bool:
         """Whether one more would start at once, so that a limit of 0 means: no waiting, not: no work."""
@@ -249,7 +222,7 @@ class Scheduler:
         failure: Exception | None = None
         turn = False
         try:
-            turn = self._take_turn(execution)
+            turn = execution.take_turn(self.registry, self._turn_lost)
         except Exception as error:
             failure = error  # the file cannot be opened or locked: the run's failure, nobody else's
         if failure is not None:
@@ -266,35 +239,13 @@ class Scheduler:
             lane.host = LaneHost()
             self._spawn(lane.host.serve, f"lane {lane.name}")
         execution.host = lane.host
-        self._call_hook(self._on_run_start, run)
+        self._hooks.started(run, self._own_context)
         lane.host.start(execution)
 
     def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Start a task of our own, with none of the variables of whoever happened to call."""
         assert self._group is not None
         self._context().run(spawn, self._group, body, name)
-
-    def _take_turn(self, execution: Execution) -> bool:
-        """Take the session's turn if no other process has it; a run without one has nothing to take."""
-        file = execution.file
-        if file is None:
-            return True
-        claim = execution.claim
-        if claim is None:
-            claim = self._turn_claim(execution)
-            if not self.registry.acquire_nowait(file, Right.TURN, claim):
-                return False
-            execution.claim = claim
-        claim.deadline = execution.fence.deadline
-        self.registry.look_by(execution.fence.end_at)
-        return claim.lost is None
-
-    def _turn_claim(self, execution: Execution) -> Any:
-        claim = self.registry.new_claim(
-            max_hold=float("inf"), fence=execution.fence, arrived_at=execution.run.enqueued_at
-        )
-        claim.on_lost = partial(self._turn_lost, execution)
-        return claim
 
     def _wait_outside(self, lane: Lane, execution: Execution) -> None:
         """Give place and slot back, and wait until the other process has finished its turn."""
@@ -315,7 +266,9 @@ class Scheduler:
             if execution.is_over():
                 return  # it was cancelled before this task began
             try:
-                claim = await self.registry.acquire(file, Right.TURN, self._turn_claim(execution))
+                claim = await self.registry.acquire(
+                    file, Right.TURN, execution.turn_claim(self.registry, self._turn_lost)
+                )
             except Exception as error:
                 failure = error
             else:
@@ -343,7 +296,7 @@ class Scheduler:
         if state is RunState.TIMED_OUT:
             assert run.deadline is not None
             execution.late_s = max(0.0, now - run.deadline)
-            reason = reason or self._timeout_reason(execution)
+            reason = reason or deadline_reason(execution)
         execution.cause = (state, reason)
         run.reason = reason
         end_at = now + execution.spec.grace
@@ -352,30 +305,14 @@ class Scheduler:
         # However short the grace, a body that does end gets a few rounds of the loop to do it in.
         execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), partial(self._abandon, execution))
         if state is RunState.TIMED_OUT:
-            self._log_timeout(execution)
+            log_timeout(execution, execution.run.reason)
         execution.cancel_body()
-
-    def _timeout_reason(self, execution: Execution) -> str:
-        deadline = execution.run.deadline
-        if deadline is not None and deadline < execution.hard_deadline:
-            return f"made no progress for {execution.spec.idle_timeout:g} s"
-        return f"timed out after {execution.timeout:g} s"
 
     def _queue_timeout(self, execution: Execution) -> None:
         """A run has waited for as long as it may: say for what."""
-        run, spec, lane = execution.run, execution.spec, execution.lane
         front = self.turns.front(execution.file) if execution.file is not None else None
-        if front is not None and front is not execution:
-            what = f"{front.fence.holder} has the turn of session {run.session!r}"
-        elif execution.turn_scope is not None:
-            what = f"another process has the turn of session {run.session!r}"
-        else:
-            group = self.groups[spec.group]
-            what = (
-                f"{len(lane.running)} of {spec.capacity} run on the lane, "
-                f"{group.running} of {group.spec.slots} in group {spec.group}"
-            )
-        self.end(execution, RunState.TIMED_OUT, f"waited {spec.queue_timeout:g} s in the queue: {what}")
+        reason = queue_reason(execution, front, self.groups[execution.spec.group])
+        self.end(execution, RunState.TIMED_OUT, reason)
 
     def _deadline(self, execution: Execution) -> None:
         deadline = execution.run.deadline
@@ -407,12 +344,9 @@ class Scheduler:
         if lane.host is not None and lane.host is execution.host:
             lane.host.close()
             lane.host = None
-        kind = RunAbandonedAfterTimeout if state is RunState.TIMED_OUT else RunAbandoned
         reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
-        log("run_abandoned", level="error", **self._fields(execution), reason=reason, abandoned=len(self.abandoned))
-        self._finish(
-            execution, RunState.ABANDONED, reason, error=kind(f"run {run.id} on lane {run.lane} {reason}", run)
-        )
+        log("run_abandoned", level="error", **fields(execution), reason=reason, abandoned=len(self.abandoned))
+        self._finish(execution, RunState.ABANDONED, reason)
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Turn what the body did into the run's outcome."""
@@ -422,7 +356,7 @@ class Scheduler:
             if not self.abandoned and self._gone is not None:
                 self._gone.set()
                 self._gone = None
-            log("abandoned_body_ended", **self._fields(execution))
+            log("abandoned_body_ended", **fields(execution))
             self._settle()
             return
         cancelled = error is not None and isinstance(error, anyio.get_cancelled_exc_class())
@@ -437,7 +371,7 @@ class Scheduler:
                 self._finish(execution, RunState.FAILED, described(error), error=error)
             return
         state, reason = execution.cause
-        self._finish(execution, state, reason, value=value, body_error=None if cancelled else error)
+        self._finish(execution, state, reason, value=value, error=None if cancelled else error)
 
     def _finish(
         self,
@@ -447,31 +381,15 @@ class Scheduler:
         *,
         value: Any = None,
         error: BaseException | None = None,
-        body_error: BaseException | None = None,
     ) -> None:
         """End a run, in whatever state it was, and let its successors go on."""
-        run, now = execution.run, _clock.clock.now()
-        raised = error if error is not None else body_error
-        text = scrub(raised) if raised is not None else None
-        if error is None and (kind := _ERRORS.get(state)) is not None:
-            error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
-            error.__cause__ = body_error
-        self._release_turn(execution)
+        run = execution.run
+        execution.release_turn(self.registry)
         self.registry.end(execution.fence)
-        started = run.started_at
         self.timers.cancel(execution.timer)
-        if state is RunState.TIMED_OUT and started is None:
-            self._log_timeout(execution, reason)
-        outcome = Outcome(
-            state=state,
-            value=value,
-            error=error,
-            reason=reason,
-            waited_s=(now if started is None else started) - run.enqueued_at,
-            ran_s=0.0 if started is None else now - started,
-            late_s=execution.late_s,
-            traceback=text,
-        )
+        outcome = outcome_of(execution, state, reason, value, error)
+        if state is RunState.TIMED_OUT and run.started_at is None:
+            log_timeout(execution, reason)
         self.ended[state] += 1
         self.live.pop(run.id, None)
         self._finished[run.id] = run
@@ -480,17 +398,11 @@ class Scheduler:
         if state is not RunState.ABANDONED:
             execution.body, execution.args, execution.context = None, (), None
         run._end(outcome)
-        self._call_hook(self._on_run_end, run)
+        self._hooks.ended(run, self._own_context)
         self._leave(execution)
         if state is RunState.FAILED:
-            log("run_failed", level="warning", **self._fields(execution), error=reason)
+            log("run_failed", level="warning", **fields(execution), error=reason)
         self._settle()
-
-    def _release_turn(self, execution: Execution) -> None:
-        claim, execution.claim = execution.claim, None
-        if claim is not None:
-            claim.on_lost = None
-            self.registry.release(claim)
 
     def _leave(self, execution: Execution) -> None:
         """Give back place, slot and queue positions, and let the next ones in."""
@@ -558,26 +470,3 @@ class Scheduler:
     def _refused(self) -> None:
         with self._refusals:  # late writes come from threads
             self.late_writes_refused += 1
-
-    def _call_hook(self, hook: Hook | None, run: Run) -> None:
-        if hook is None:
-            return
-        try:
-            self._context().run(hook, run)
-        except Exception as error:
-            log("hook_failed", level="error", hook=repr(hook), run=run.id, error=described(error))
-
-    def _fields(self, execution: Execution) -> dict[str, Any]:
-        run = execution.run
-        return {"run": run.id, "lane": run.lane, "session": run.session, "holder": str(execution.fence.holder)}
-
-    def _log_timeout(self, execution: Execution, reason: str = "") -> None:
-        limit = execution.timeout if execution.run.started_at is not None else execution.spec.queue_timeout
-        log(
-            "run_timed_out",
-            level="warning",
-            **self._fields(execution),
-            timeout_s=limit,
-            late_s=round(execution.late_s, 3),
-            reason=reason or execution.run.reason,
-        )

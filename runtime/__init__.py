@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .drain import DrainReport
     from .lag import Quantiles
     from .statistics import GroupStatistics, LaneStatistics, Statistics
-    from .supervisor import AbandonedBodies, DrainReport, Supervisor
+    from .supervisor import AbandonedBodies, Supervisor
 
 __all__ = [
     "AbandonedBodies",
@@ -20,7 +21,9 @@ __all__ = [
     "Supervisor",
 ]
 
-_HOMES = {"Quantiles": "lag"} | dict.fromkeys(("GroupStatistics", "LaneStatistics", "Statistics"), "statistics")
+_HOMES = {"DrainReport": "drain", "Quantiles": "lag"} | dict.fromkeys(
+    ("GroupStatistics", "LaneStatistics", "Statistics"), "statistics"
+)
 
 
 def __getattr__(name: str) -> Any:

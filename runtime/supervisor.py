@@ -6,7 +6,6 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -14,32 +13,19 @@ from typing import Any, Literal, Self
 import anyio
 
 from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Run, RunState, SessionLayout, current_run
+from lanes.hooks import Hook
 from lanes.run import Body
-from lanes.scheduler import Hook, Scheduler
+from lanes.scheduler import Scheduler
 from lanes.spec import SpecTable, seconds, whole
 from locks import DeadlockError, InvalidSession, LockRegistry, _clock
 from locks._events import log
 
 from .background import Background
+from .drain import DrainReport, finish_or_cancel
 from .lag import LagMeter
 from .statistics import Statistics, take
 
 ServiceFactory = Callable[[], AbstractAsyncContextManager[Any]]
-_SETTLE_S = 1.0  # beyond the longest grace: for outcomes to be recorded after the last body was abandoned
-
-
-@dataclass(frozen=True, slots=True)
-class DrainReport:
-    """What became of the work when a supervisor drained."""
-
-    finished: int
-    """Runs that ended by themselves while draining."""
-    cancelled: int
-    """Runs that were cancelled at the end of the drain and ended within their grace."""
-    abandoned: tuple[Run, ...]
-    """Runs whose bodies ignored their cancellation, and still run."""
-    unstarted: tuple[Run, ...]
-    """Runs that were still queued."""
 
 
 class AbandonedBodies(RuntimeError):
@@ -190,26 +176,7 @@ class Supervisor:
         scheduler.accepting = scheduler.starting = False
         if self._state == "running":
             self._state = "draining"
-        before, left = scheduler.running(), []
-        try:
-            with anyio.move_on_after(timeout):
-                await scheduler.calm()
-        finally:
-            left = scheduler.running()
-            for execution in left:
-                execution.ask_to_end(RunState.CANCELLED, "the supervisor is stopping")
-            grace = max((execution.spec.grace for execution in left), default=0.0)
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + grace + _SETTLE_S):
-                if left:
-                    await scheduler.calm()
-        zombies = scheduler.abandoned
-        unstarted = sorted((e.run for lane in scheduler.lanes.values() for e in lane.queued), key=lambda run: run.id)
-        return DrainReport(
-            finished=sum(execution not in left and execution not in zombies for execution in before),
-            cancelled=sum(execution not in zombies for execution in left),
-            abandoned=tuple(execution.run for execution in zombies),
-            unstarted=tuple(unstarted),
-        )
+        return await finish_or_cancel(scheduler, timeout)
 
     def _refuse_inside(self, what: str) -> None:
         run = current_run()

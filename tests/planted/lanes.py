@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from lanes import RunState, admission, execution, scheduler, spec, turns
+from lanes import RunState, admission, ending, execution, scheduler, spec, turns
 from lanes.lane import Lane
 from locks.holder import Fence
 
@@ -146,19 +146,19 @@ def frames_kept() -> None:
         reached["frames_kept"] += 1
         return "in body: no such tool"
 
-    scheduler.scrub = scrub  # type: ignore[attr-defined]
+    ending.scrub = scrub  # type: ignore[attr-defined]
 
 
 def logged_twice() -> None:
     """A timed-out run is logged again when it has ended."""
-    log_timeout = scheduler.Scheduler._log_timeout
+    log_timeout = ending.log_timeout
 
-    def log_again(self: scheduler.Scheduler, *args: Any) -> None:
+    def log_again(execution: execution.Execution, reason: str) -> None:
         reached["logged_twice"] += 1
-        log_timeout(self, *args)
-        log_timeout(self, *args)
+        log_timeout(execution, reason)
+        log_timeout(execution, reason)
 
-    scheduler.Scheduler._log_timeout = log_again  # type: ignore[assignment, method-assign]
+    scheduler.log_timeout = log_again  # type: ignore[attr-defined]
 
 
 def never_retired() -> None:

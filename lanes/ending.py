@@ -1,0 +1,102 @@
+"""How a run ended, in words and as an `Outcome`: everything about an end that changes no state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from locks import _clock
+from locks._events import log
+
+from .admission import Group
+from .errors import (
+    RunAbandoned,
+    RunAbandonedAfterTimeout,
+    RunCancelled,
+    RunError,
+    RunSuperseded,
+    RunTimedOut,
+)
+from .execution import Execution
+from .run import Outcome, RunState, scrub
+
+_ERRORS: dict[RunState, type[RunError]] = {
+    RunState.TIMED_OUT: RunTimedOut,
+    RunState.CANCELLED: RunCancelled,
+    RunState.SUPERSEDED: RunSuperseded,
+    RunState.ABANDONED: RunAbandoned,
+}
+
+
+def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, raised: BaseException | None) -> Outcome:
+    """The outcome of an execution that ends now.
+
+    Args:
+        value: what its body returned, if it did.
+        raised: what its body raised, or what kept it from starting; loses its frames here.
+    """
+    run, now = execution.run, _clock.clock.now()
+    text = scrub(raised) if raised is not None else None
+    error = raised
+    kind = _ERRORS.get(state)
+    if kind is not None:
+        if kind is RunAbandoned and execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT:
+            kind = RunAbandonedAfterTimeout  # so that it is a TimeoutError still
+        error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
+        error.__cause__ = raised
+    started = run.started_at
+    return Outcome(
+        state=state,
+        value=value,
+        error=error,
+        reason=reason,
+        waited_s=(now if started is None else started) - run.enqueued_at,
+        ran_s=0.0 if started is None else now - started,
+        late_s=execution.late_s,
+        traceback=text,
+    )
+
+
+def deadline_reason(execution: Execution) -> str:
+    """Which deadline a running run has passed."""
+    deadline = execution.run.deadline
+    if deadline is not None and deadline < execution.hard_deadline:
+        return f"made no progress for {execution.spec.idle_timeout:g} s"
+    return f"timed out after {execution.timeout:g} s"
+
+
+def queue_reason(execution: Execution, front: Execution | None, group: Group) -> str:
+    """What a run has waited for, for as long as it may.
+
+    Args:
+        front: who is at the front of its session.
+    """
+    run, spec, lane = execution.run, execution.spec, execution.lane
+    if front is not None and front is not execution:
+        what = f"{front.fence.holder} has the turn of session {run.session!r}"
+    elif execution.turn_scope is not None:
+        what = f"another process has the turn of session {run.session!r}"
+    else:
+        what = (
+            f"{len(lane.running)} of {spec.capacity} run on the lane, "
+            f"{group.running} of {group.spec.slots} in group {spec.group}"
+        )
+    return f"waited {spec.queue_timeout:g} s in the queue: {what}"
+
+
+def fields(execution: Execution) -> dict[str, Any]:
+    """What every log line about a run names."""
+    run = execution.run
+    return {"run": run.id, "lane": run.lane, "session": run.session, "holder": str(execution.fence.holder)}
+
+
+def log_timeout(execution: Execution, reason: str) -> None:
+    """The one line per run that timed out, in the queue or running."""
+    limit = execution.timeout if execution.run.started_at is not None else execution.spec.queue_timeout
+    log(
+        "run_timed_out",
+        level="warning",
+        **fields(execution),
+        timeout_s=limit,
+        late_s=round(execution.late_s, 3),
+        reason=reason,
+    )
