@@ -8,12 +8,10 @@ import threading
 from typing import Any
 
 from . import _os
+from .bell import FileId
 from .errors import InvalidSession, TranscriptError
 from .kernel import Right
 from .queue import RightQueue
-
-FileId = tuple[int, int]
-"""Device and inode: the identity of a file, whatever it is called."""
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
@@ -56,7 +54,7 @@ class Entry:
         """The queue of a right."""
         queue = self.queues.get(right)
         if queue is None:
-            queue = self.queues[right] = RightQueue(right, self._lock_fd, self._grace)
+            queue = self.queues[right] = RightQueue(right, self._lock_fd, self.file_id, self._grace)
         return queue
 
     def is_at(self, path: str) -> bool:
@@ -105,7 +103,7 @@ class Entry:
         self.mutex = threading.Lock()
         self.closed = True
         for queue in self.queues.values():
-            queue.fd = None
+            queue.abandon()
         fd, self.fd = self.fd, None
         if fd is not None:
             _os.close(fd)

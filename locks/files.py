@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 
 from . import _os
-from .entry import Entry, FileId, identify, open_file
+from .bell import FileId
+from .entry import Entry, identify, open_file
 from .kernel import Right
 from .queue import RightQueue
 

@@ -95,6 +95,11 @@ def lowest_before(fd: int, right: Right, ticket: int, ignored: Collection[int]) 
     return _lowest(fd, _BASES[right] + 1, ticket, ignored)
 
 
+def lowest(fd: int, right: Right, ignored: Collection[int]) -> int | None:
+    """The lowest ticket that another process holds, leaving out `ignored`."""
+    return _lowest(fd, _BASES[right] + 1, _BASES[right] + 1 + _SPAN, ignored)
+
+
 def _lowest(fd: int, start: int, end: int, ignored: Collection[int]) -> int | None:
     if start >= end:
         return None

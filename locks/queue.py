@@ -13,6 +13,7 @@ from collections.abc import Set
 from itertools import count
 
 from . import _clock, kernel
+from .bell import Bell, FileId, ring
 from .claim import Claim, ClaimState
 from .errors import LeaseLost
 from .holder import Fence
@@ -22,6 +23,7 @@ _epochs = count(1)
 """Epochs rise over all files and registries of a process."""
 
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
+POLL_LISTENING_S = 0.002
 POLL_AHEAD_S, POLL_AHEAD_MOST = 0.0005, 8
 STALLED_AFTER_S = 0.05
 """A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
@@ -47,11 +49,14 @@ class RightQueue:
     """A lock call that failed while letting go, to be logged."""
     blocked_by: int | None = None
     blocked_since = 0.0
+    bell: Bell | None = None
+    """Rings when another process has unlocked the right for us; only while the task that waits looks itself."""
     passed_over: Set[int] = _NONE
     """Tickets of other processes that were found not to move."""
 
-    def __init__(self, right: Right, fd: int | None, grace: float) -> None:
+    def __init__(self, right: Right, fd: int | None, file_id: FileId, grace: float) -> None:
         self.right = right
+        self.file_id = file_id
         self.fd = fd
         """The descriptor that carries the kernel locks; `None` keeps the right inside this process."""
         self.grace = grace
@@ -148,8 +153,10 @@ class RightQueue:
             self.ticket, old = kernel.take_ticket(fd, ticket + 1), ticket
             kernel.drop_ticket(fd, old)
             ticket = self.ticket
+            self._unhang()
         self.polled_at = now
-        pause = max((now - self.competing_since) * POLL_SHARE, POLL_MIN_S)
+        least = POLL_MIN_S if self.bell is None else POLL_LISTENING_S
+        pause = max((now - self.competing_since) * POLL_SHARE, least)
         if not kernel.is_free(fd, self.right):
             self.blocked_by = None
             # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
@@ -174,6 +181,25 @@ class RightQueue:
             self._stop_competing()
         if self.holder is not None and self.holder.state is ClaimState.HELD:
             self._unlock()
+
+    def hang_bell(self) -> None:
+        """See that whoever unlocks the right for us can wake us."""
+        if self.bell is None and self.ticket is not None:
+            try:
+                self.bell = Bell(self.file_id, self.ticket)
+            except OSError:
+                return  # out of descriptors, say: polling goes on
+
+    def heard(self) -> None:
+        """The bell has rung: look at once."""
+        if self.bell is not None:
+            self.bell.silence()
+            self.next_poll = 0.0
+
+    def abandon(self) -> None:
+        """Let go without unlocking, in a forked child."""
+        self.fd = None
+        self._unhang()
 
     # Internals
 
@@ -241,6 +267,7 @@ class RightQueue:
         fd, ticket = self.fd, self.ticket
         self.ticket = None
         self.next_poll = math.inf
+        self._unhang()
         if fd is not None and ticket is not None:
             try:
                 kernel.drop_ticket(fd, ticket)
@@ -252,8 +279,17 @@ class RightQueue:
         if self.fd is not None:
             try:
                 kernel.unlock(self.fd, self.right)
+                waiting = kernel.lowest(self.fd, self.right, self.passed_over)
             except OSError as error:
                 self.trouble = error
+                return
+            if waiting is not None:
+                ring(self.file_id, waiting)
+
+    def _unhang(self) -> None:
+        bell, self.bell = self.bell, None
+        if bell is not None:
+            bell.close()
 
     def _watch(self, before: int, now: float) -> None:
         """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""

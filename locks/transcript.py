@@ -20,7 +20,8 @@ from typing import Any, Literal
 import msgspec
 
 from . import _os
-from .entry import Entry, FileId, cannot
+from .bell import FileId
+from .entry import Entry, cannot
 from .errors import LeaseLost, TranscriptError
 
 HEADER_KEY = "lanes.session"

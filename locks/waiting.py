@@ -32,6 +32,8 @@ class WaitingRoom:
         """The queues whose head waits for another process."""
         self._granted = granted
         self._leader: Claim | None = None
+        self._looker: object = None
+        """The one of the leader's tasks that looks."""
 
     def update(self, entry: Entry, queue: RightQueue) -> None:
         """Note whether somebody must look after a queue, and see that somebody does. Call after each change to it."""
@@ -54,25 +56,35 @@ class WaitingRoom:
         Raises:
             TranscriptError: a lock call that was made for this claim failed.
         """
+        me = object()  # a run may have several tasks that wait for one claim; one of them looks
         suspended = False
-        while claim.waits():
-            leads = self._leader is claim
-            until = give_up_at
-            if leads:
-                until = min(until, self._look())
-                if not claim.waits():
-                    break
-            if claim.failed is not None:
-                raise cannot("lock", path, claim.failed) from claim.failed
-            now = _clock.clock.now()
-            if now < give_up_at:
-                # Only a look can grant anything to the head of a queue that competes, and only the leader looks.
-                await (anyio.sleep(max(0.0, until - now)) if leads and until != math.inf else self._sleep(claim, until))
-            elif suspended:
-                return
-            else:
-                await checkpoint()
-            suspended = True
+        try:
+            while claim.waits():
+                until = give_up_at
+                leads = self._leader is claim and self._looker in (None, me)
+                if leads:
+                    self._looker = me
+                    until = min(until, self._look(claim))
+                    if not claim.waits():
+                        break
+                if claim.failed is not None:
+                    raise cannot("lock", path, claim.failed) from claim.failed
+                now = _clock.clock.now()
+                if now < give_up_at:
+                    if leads and until != math.inf:
+                        await _listen(claim, until - now)
+                    else:
+                        await self._sleep(claim, until)
+                elif suspended:
+                    return
+                else:
+                    await checkpoint()
+                suspended = True
+        finally:
+            if self._looker is me:
+                self._looker = None
+                if claim.changed is not None:
+                    claim.changed.set()
         if not suspended:
             await checkpoint()
 
@@ -87,11 +99,13 @@ class WaitingRoom:
         with CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now())):
             await changed.wait()
 
-    def _look(self) -> float:
+    def _look(self, leader: Claim) -> float:
         """Look at every file that another process holds; returns the instant of the next look.
 
         A failing lock call is the error of the claim it was made for.
         """
+        if leader.queue is not None:
+            leader.queue.hang_bell()  # before the look, lest a wake-up comes in between
         now, due = _clock.clock.now(), math.inf
         for queue, entry in list(self.competing.items()):
             if now >= queue.next_poll:
@@ -111,3 +125,18 @@ class WaitingRoom:
                     continue
             due = min(due, queue.next_poll)
         return due
+
+
+async def _listen(claim: Claim, seconds: float) -> None:
+    """Sleep until the bell of the claim's ticket rings, for so many seconds at most. A checkpoint.
+
+    Only a look can grant anything to the head of a queue that competes, and only the leader looks, so nothing else has
+    to wake it.
+    """
+    queue = claim.queue
+    if queue is None or queue.bell is None:
+        await anyio.sleep(max(0.0, seconds))
+        return
+    with CancelScope(deadline=anyio.current_time() + seconds):
+        await anyio.wait_readable(queue.bell.socket)
+        queue.heard()

@@ -1,0 +1,58 @@
+"""Waking the next waiter of another process: a datagram as a hint, polling as the net.
+
+Polling alone hands a lock over in 0.7 ms on average, because an event loop's shortest sleep is a millisecond. So the
+waiter that is looked after first binds an abstract Unix datagram socket whose name says which file and which ticket it
+stands for, and who unlocks sends one empty datagram to the lowest ticket: exactly one process wakes. A datagram that
+nobody receives, or that nobody should have sent, does no harm: the lock byte decides, and everybody still polls.
+
+Rejected: waking all waiters (inotify), which costs two thirds of the throughput. Source: unix(7), "abstract".
+"""
+
+from __future__ import annotations
+
+import socket
+
+FileId = tuple[int, int]
+"""Device and inode: the identity of a file, whatever it is called."""
+
+
+_KIND = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+class Bell:
+    """The socket of one ticket."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, file_id: FileId, ticket: int) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, _KIND)
+        try:
+            self.socket.bind(_name(file_id, ticket))
+        except OSError:
+            self.socket.close()
+            raise
+
+    def silence(self) -> None:
+        """Forget what has rung so far."""
+        try:
+            while True:
+                self.socket.recv(1)
+        except OSError:
+            return  # nothing more
+
+    def close(self) -> None:
+        """Nobody waits with this ticket any more."""
+        self.socket.close()
+
+
+def ring(file_id: FileId, ticket: int) -> None:
+    """Wake whoever waits with a ticket, if it listens. Never blocks, never raises."""
+    try:
+        with socket.socket(socket.AF_UNIX, _KIND) as sender:
+            sender.sendto(b"", _name(file_id, ticket))
+    except OSError:
+        return  # it does not listen, has gone, or has been woken often enough; it polls
+
+
+def _name(file_id: FileId, ticket: int) -> bytes:
+    return b"\0lanes:%x:%x:%x" % (*file_id, ticket)
