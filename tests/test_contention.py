@@ -79,7 +79,7 @@ def test_the_holds_never_overlap_while_waiters_are_stopped_at_random(tmp_path):
     choice = random.Random(86014)
     stops = 0
     with ExitStack() as stack:
-        peers = compete(stack, tmp_path / "session.jsonl", holds=1_000 if LONG else 60, seconds=0, gap=0.002)
+        peers = compete(stack, tmp_path / "session.jsonl", holds=2_000 if LONG else 200, seconds=0, gap=0.002)
         while not all(one.ended() for one in peers):
             victim = choice.choice(peers)
             victim.signal(signal.SIGSTOP)
