@@ -37,10 +37,14 @@ class Group:
         return f"<Group {self.spec.name}: {self.running} of {self.spec.slots} slots taken>"
 
     def offer(self, lane: Lane) -> None:
-        """Put a lane into the ring if it could start something."""
-        if not lane.in_ring and (execution := lane.next()) is not None:
-            lane.in_ring = True
-            self._rings[execution.urgency].append(lane)
+        """Put a lane into the ring of the class that its next run is of, if it could start one."""
+        execution = lane.next()
+        if execution is None or lane.ring is execution.urgency:
+            return
+        if lane.ring is not None:  # its next run is another one than when it came into the ring
+            self._rings[lane.ring].remove(lane)
+        lane.ring = execution.urgency
+        self._rings[execution.urgency].append(lane)
 
     def admit(self) -> tuple[Lane, Execution] | None:
         """Take a slot and a place for whoever is next; `None` when nobody may start now."""
@@ -48,7 +52,7 @@ class Group:
         if ring is None:
             return None
         lane = ring.popleft()
-        lane.in_ring = False
+        lane.ring = None
         execution = lane.take()
         self.running += 1
         self.others += execution.urgency is not Priority.FOREGROUND
@@ -75,23 +79,24 @@ class Group:
         """The ring whose front goes next; the fronts of all rings are lanes that could start a run of that class."""
         if not any(self._rings.values()):
             return None
+        for urgency, ring in self._rings.items():
+            self._put_right(urgency, ring)  # all of them first: a lane may move to a ring that was looked at before
         best: deque[Lane] | None = None
         best_at = float("inf")
         for urgency, ring in self._rings.items():
             if not ring or not self.has_slot(urgency):
                 continue
-            execution = self._front(urgency, ring)
+            execution = ring[0].next()
             if execution is not None and (at := execution.run.enqueued_at + HANDICAP_S[urgency]) < best_at:
                 best, best_at = ring, at
         return best
 
-    def _front(self, urgency: Priority, ring: deque[Lane]) -> Execution | None:
-        """Who goes next in a ring, after lanes were put right whose next run has changed since they came into it."""
+    def _put_right(self, urgency: Priority, ring: deque[Lane]) -> None:
+        """See that the front of a ring could start a run of that class; others leave, or move to where they belong."""
         while ring:
             execution = ring[0].next()
             if execution is not None and execution.urgency is urgency:
-                return execution
+                return
             lane = ring.popleft()
-            lane.in_ring = False
+            lane.ring = None
             self.offer(lane)
-        return None

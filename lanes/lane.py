@@ -23,7 +23,7 @@ class Lane:
     its start until it ends or is abandoned.
     """
 
-    __slots__ = ("_dead", "host", "in_ring", "name", "queued", "ready", "running", "spec", "urgency")
+    __slots__ = ("_dead", "host", "name", "queued", "ready", "ring", "running", "spec", "urgency")
 
     def __init__(self, name: str, spec: LaneSpec) -> None:
         self.name = name
@@ -33,8 +33,8 @@ class Lane:
         self.ready: list[tuple[int, Execution]] = []
         self._dead = 0  # entries of `ready` that are not ready any more
         self.running: set[Execution] = set()
-        self.in_ring = False
-        """Whether the group has it in the ring of lanes that could start something."""
+        self.ring: Priority | None = None
+        """The class in whose ring of lanes that could start something the group has it."""
         self.host: LaneHost | None = None
 
     def __repr__(self) -> str:

@@ -278,6 +278,10 @@ class Scheduler:
                 execution.claim, execution.turn_scope = claim, None
                 execution.lane.make_ready(execution)
                 self._admit(execution.lane)
+                if execution.run.state is RunState.QUEUED:
+                    # No place or no slot is free: nobody may have to wait for a run that only waits. Its place in the
+                    # order of arrival is kept, so it is next again.
+                    execution.release_turn(self.registry)
         if failure is not None and not execution.is_over():
             self._finish(execution, RunState.FAILED, described(failure), error=failure)
 

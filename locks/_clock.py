@@ -65,8 +65,13 @@ class SystemClock:
             alarm.due = at
             self._alarms.add(alarm)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._ring_for_ever, name="locks-steward", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._ring_for_ever, name="locks-steward", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    alarm.due = math.inf  # no thread to be had now; the next one who asks tries again
+                    return
+                self._thread = thread
             self._changed.notify()
 
     def _ring_for_ever(self) -> None:

@@ -277,11 +277,11 @@ class Arbiter:
 
     def _now_held(self, claim: Claim) -> None:
         self._granted += 1
-        self._steward.watch(claim)
         if claim.fence is not None:
             claim.fence.claims[claim] = None
         if claim.changed is not None:
             claim.changed.set()
+        self._steward.watch(claim)
 
     def _settle(self, claim: Claim) -> None:
         """After a right was taken away: tell the block, log it, and let the next one in. On the loop's thread."""

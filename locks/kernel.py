@@ -101,13 +101,15 @@ def lowest(fd: int, right: Right, ignored: Collection[int]) -> int | None:
 
 
 def _lowest(fd: int, start: int, end: int, ignored: Collection[int]) -> int | None:
-    if start >= end:
-        return None
-    found = _os.ofd_conflict(fd, start, end - start)
-    if found is None:
-        return None
-    if found not in ignored:
-        lower = _lowest(fd, start, found, ignored)
-        return found if lower is None else lower
-    below = _lowest(fd, start, found, ignored)
-    return below if below is not None else _lowest(fd, found + 1, end, ignored)
+    lowest_found: int | None = None
+    todo = [(start, end)]  # the lowest range last
+    while todo:
+        start, end = todo.pop()
+        if start >= end or (found := _os.ofd_conflict(fd, start, end - start)) is None:
+            continue
+        if found in ignored:
+            todo += [(found + 1, end), (start, found)]
+        else:
+            lowest_found = found
+            todo = [(start, found)]
+    return lowest_found

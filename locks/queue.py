@@ -121,7 +121,7 @@ class RightQueue:
             if first and self.holder is None:
                 if self.ticket is not None:
                     self._stop_competing()
-                return self._compete() if self.waiting else None
+                return self._pass_on(locked=False)
         return None
 
     def take_away(self, claim: Claim, kind: type[LeaseLost]) -> bool:
@@ -148,12 +148,11 @@ class RightQueue:
         if fd is None or ticket is None:
             return None
         now = _clock.clock.now()
-        if self.polled_at and now - self.polled_at > STALLED_AFTER_S / 2:
+        if now - self.polled_at > STALLED_AFTER_S / 2:
             # We were stopped or frozen, so others may have passed us over for good. A new ticket is as old, and counts.
-            self.ticket, old = kernel.take_ticket(fd, ticket + 1), ticket
-            kernel.drop_ticket(fd, old)
-            ticket = self.ticket
-            self._unhang()
+            renewed = kernel.take_ticket(fd, ticket + 1)
+            self._drop_ticket()
+            self.ticket = ticket = renewed
         self.polled_at = now
         least = POLL_MIN_S if self.bell is None else POLL_LISTENING_S
         pause = max((now - self.competing_since) * POLL_SHARE, least)
@@ -198,7 +197,8 @@ class RightQueue:
 
     def abandon(self) -> None:
         """Let go without unlocking, in a forked child."""
-        self.fd = None
+        self.fd = self.ticket = None
+        self.next_poll = math.inf
         self._unhang()
 
     # Internals
@@ -258,15 +258,18 @@ class RightQueue:
             first.failed = error
             return first
         self.competing_since = first.arrived_at
-        self.polled_at = 0.0
+        self.polled_at = _clock.clock.now()
         self.next_poll = 0.0
         self.blocked_by = None
         return None
 
     def _stop_competing(self) -> None:
+        self.next_poll = math.inf
+        self._drop_ticket()
+
+    def _drop_ticket(self) -> None:
         fd, ticket = self.fd, self.ticket
         self.ticket = None
-        self.next_poll = math.inf
         self._unhang()
         if fd is not None and ticket is not None:
             try:

@@ -252,3 +252,27 @@ async def test_a_run_that_cannot_open_its_session_fails_and_so_may_a_thousand_be
         assert {run.state for run in runs} == {RunState.FAILED}
         assert body.started == ["first", "last"]
         assert_empty(sup)
+
+
+@pytest.mark.failure("E6")
+@pytest.mark.parametrize("slots,reserve", [(1, 0), (2, 1)])
+async def test_a_run_that_comes_to_the_front_of_its_lane_is_admitted_in_its_own_class(
+    virtual, tmp_path, slots, reserve
+):
+    """Its lane stands in the ring of the run that was in front before, and that one has gone."""
+    body = Counting()
+    specs = [LANE("a", group="few", priority="normal"), LANE("b", group="few", priority="normal")]
+    groups = [GroupSpec("few", slots=slots, reserve=reserve)]
+    async with Supervisor(tmp_path, lanes=specs, groups=groups) as sup:
+        first = sup.submit("a", body, "first", 10.0)
+        await virtual.settle()
+        quiet = sup.submit("b", body, "quiet")
+        urgent = sup.submit("b", body, "urgent", priority="foreground")
+        assert quiet.cancel("not needed any more")
+        if reserve == 0:
+            assert first.cancel("make room")
+            await first.wait()
+        await urgent.result()
+        assert (virtual.now(), body.started) == (about(urgent.enqueued_at + 1.0), ["first", "urgent"])
+        await first.wait()
+        assert_empty(sup)

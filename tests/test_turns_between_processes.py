@@ -13,7 +13,8 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from lanes import LaneSpec, RunState
+from lanes import GroupSpec, LaneSpec, RunState
+from locks import LockRegistry
 from runtime import Supervisor
 from tests import blocking
 from tests.poll import eventually
@@ -171,3 +172,28 @@ async def test_two_supervisors_of_one_process_take_turns_too(virtual, tmp_path):
         assert [await run.result() for run in runs] == ["one", "two"] * 5
         assert_empty(one)
         assert_empty(two)
+
+
+@pytest.mark.backends("asyncio", "trio")
+@pytest.mark.failure("G8")
+async def test_a_run_that_waits_for_a_slot_does_not_keep_its_session_from_other_processes(virtual, tmp_path):
+    elsewhere = LockRegistry()
+    groups = [GroupSpec("one", slots=1)]
+    lanes = [LaneSpec("work", group="one", capacity=5, timeout=1000.0)]
+    async with Supervisor(tmp_path, lanes=lanes, groups=groups) as sup:
+        path = sup.layout.file_of("a")
+
+        async def sleeps(ctx, seconds):
+            await anyio.sleep(seconds)
+
+        async with elsewhere.turn(path):
+            waiting = sup.submit("work", sleeps, 1.0, session="a")
+            await virtual.settle()  # it waits outside, and has given its slot back
+            busy = sup.submit("work", sleeps, 100.0)
+            await anyio.sleep(1.0)
+        await anyio.sleep(1.0)
+        assert (busy.state, waiting.state) == ("running", "queued")
+        async with elsewhere.turn(path, wait_timeout=1.0):  # nobody conducts it, so whoever can may
+            pass
+        await waiting.result()
+        await busy.result()
