@@ -80,7 +80,8 @@ class Group:
         if not any(self._rings.values()):
             return None
         for urgency, ring in self._rings.items():
-            self._put_right(urgency, ring)  # all of them first: a lane may move to a ring that was looked at before
+            if ring:
+                self._put_right(urgency, ring)  # all of them first: a lane may move to one that was looked at before
         best: deque[Lane] | None = None
         best_at = float("inf")
         for urgency, ring in self._rings.items():
