@@ -212,6 +212,7 @@ class _EventStream:
         self._more.set()
 
     async def read(self) -> AsyncIterator[Any]:
+        """Yield what is emitted until the run has ended; closing it takes the buffer off the run."""
         try:
             while True:
                 while self._buffer:

@@ -32,35 +32,33 @@ async def waiting(registry: LockRegistry) -> RightQueue:
         await anyio.lowlevel.checkpoint()
 
 
-async def test_who_unlocks_wakes_the_next_waiter_at_once(path, virtual, rare_polls):
-    here, elsewhere = LockRegistry(), LockRegistry()
-    got_at = []
+async def hand_over(holder: LockRegistry, waiter: LockRegistry, path: str, virtual) -> tuple[float, float]:
+    """When the one unlocked, and when the other, which had listened by then, got the lease."""
+    got_at: list[float] = []
 
     async def wait() -> None:
-        async with here.lease(path):
+        async with waiter.lease(path):
             got_at.append(virtual.now())
 
-    async with anyio.create_task_group() as group, elsewhere.lease(path):
+    async with anyio.create_task_group() as group, holder.lease(path):
         group.start_soon(wait)
-        await waiting(here)
+        await waiting(waiter)
         unlocked_at = virtual.now()
-    assert got_at == [unlocked_at]
+    (got,) = got_at
+    return unlocked_at, got
+
+
+async def test_who_unlocks_wakes_the_next_waiter_at_once(path, virtual, rare_polls):
+    here, elsewhere = LockRegistry(), LockRegistry()
+    unlocked_at, got_at = await hand_over(elsewhere, here, path, virtual)
+    assert got_at == unlocked_at
 
 
 async def test_without_a_wake_up_the_waiter_looks_by_itself(path, virtual, rare_polls, monkeypatch):
     monkeypatch.setattr("locks.queue.ring", lambda file_id, ticket: None)
     here, elsewhere = LockRegistry(max_hold=5000), LockRegistry()
-    got_at = []
-
-    async def wait() -> None:
-        async with here.lease(path):
-            got_at.append(virtual.now())
-
-    async with anyio.create_task_group() as group, elsewhere.lease(path):
-        group.start_soon(wait)
-        await waiting(here)
-        unlocked_at = virtual.now()
-    assert got_at == [pytest.approx(unlocked_at + 1000.0)]
+    unlocked_at, got_at = await hand_over(elsewhere, here, path, virtual)
+    assert got_at == pytest.approx(unlocked_at + 1000.0)
 
 
 async def test_a_wake_up_out_of_turn_does_no_harm(path, virtual):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import anyio
 import pytest
 from anyio import create_task_group
 
-from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right
+from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right, kernel
+from locks.claim import Claim
+from locks.entry import open_file
+from locks.queue import RightQueue
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -351,3 +357,23 @@ def test_a_registry_serves_one_event_loop_after_another(tmp_path):
 
     offsets = [anyio.run(use, backend="asyncio"), anyio.run(use, backend="trio"), anyio.run(use, backend="asyncio")]
     assert offsets == [8, 16, 24]
+
+
+def test_a_ticket_that_was_not_looked_after_is_renewed_at_the_first_look(tmp_path, virtual):
+    """Its process was stopped before that look, so others may have passed the old number over for good."""
+    path = str(tmp_path / "session.jsonl")
+    (ours, file_id), (theirs, _) = open_file(path), open_file(path)
+    try:
+        assert kernel.try_lock(theirs, Right.WRITE)
+        queue = RightQueue(Right.WRITE, ours, file_id, 2.0)
+        claim = queue.ask(Claim(virtual.now(), object(), None, None, 300.0, math.inf))
+        old = queue.ticket
+        virtual.advance(1.0)
+        assert queue.poll() is None
+        assert old is not None and queue.ticket is not None and queue.ticket > old
+        assert kernel.lowest(theirs, Right.WRITE, {old}) == queue.ticket  # it counts for who ignores the old one
+        queue.withdraw(claim)
+        assert kernel.lowest(theirs, Right.WRITE, ()) is None
+    finally:
+        os.close(ours)
+        os.close(theirs)
