@@ -3,6 +3,7 @@
 Usable alone: `LockRegistry().lease(path)`.
 """
 
+from .engines.seam import LeaseEngine, ProcessLock, Right
 from .errors import (
     DeadlockError,
     InvalidSession,
@@ -16,7 +17,6 @@ from .errors import (
     TranscriptError,
 )
 from .holder import Fence, Holder
-from .kernel import Right
 from .lease import Lease
 from .registry import LockRegistry
 from .statistics import HeldRight, RegistryStatistics
@@ -30,12 +30,14 @@ __all__ = [
     "Holder",
     "InvalidSession",
     "Lease",
+    "LeaseEngine",
     "LeaseExpired",
     "LeaseLost",
     "LeaseTimeout",
     "LockError",
     "LockRegistry",
     "Position",
+    "ProcessLock",
     "Records",
     "RegistryStatistics",
     "Revoked",

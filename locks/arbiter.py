@@ -17,7 +17,6 @@ import math
 import os
 import weakref
 from collections.abc import Callable
-from typing import Literal
 
 from anyio import CancelScope
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
@@ -26,12 +25,12 @@ from . import _clock
 from ._events import log
 from ._loop import current_loop, current_task, poster, scope_type
 from .claim import Claim, ClaimState
+from .engines.choose import EngineName, engine_for
+from .engines.seam import LeaseEngine, Right
 from .entry import Entry, cannot
 from .errors import LeaseLost, LeaseTimeout, Revoked, RunEnded, TranscriptError
 from .files import OpenFiles
 from .holder import Fence, Holder, current_fence
-from .kernel import AVAILABLE as KERNEL_LOCKS
-from .kernel import Right
 from .queue import RightQueue
 from .steward import Steward
 from .waiting import WaitingRoom
@@ -51,15 +50,13 @@ class Arbiter:
     Not thread-safe but where a method says so.
     """
 
-    def __init__(self, *, max_hold: float, grace: float, engine: Literal["auto", "kernel", "none"]) -> None:
+    def __init__(self, *, max_hold: float, grace: float, engine: EngineName | LeaseEngine) -> None:
         self.max_hold = seconds("max_hold", max_hold)
         self.grace = seconds("grace", grace)
-        if engine not in ("auto", "kernel", "none"):
-            raise ValueError(f"engine: {engine!r} is unknown; allowed: 'auto', 'kernel', 'none'")
-        if engine != "none" and not KERNEL_LOCKS:
-            raise ValueError(f"engine: {engine!r} needs Linux open-file-description locks; allowed here: 'none'")
-        self.engine: Literal["kernel", "none"] = "none" if engine == "none" else "kernel"
-        self._files = OpenFiles(kernel_locks=self.engine == "kernel", grace=self.grace)
+        chosen = engine_for(engine)
+        self.engine = "none" if chosen is None else chosen.name
+        """The name of what excludes other processes."""
+        self._files = OpenFiles(engine=chosen, grace=self.grace)
         self._room = WaitingRoom(self._now_held)
         self._steward = Steward(self._settle)
         self._loop: object = None

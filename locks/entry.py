@@ -8,9 +8,9 @@ import threading
 from typing import Any
 
 from . import _os
-from .bell import FileId
+from .engines.bell import FileId
+from .engines.seam import LeaseEngine, Right
 from .errors import InvalidSession, TranscriptError
-from .kernel import Right
 from .queue import RightQueue
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
@@ -33,7 +33,7 @@ class Entry:
     sealed_size = 0
     """The size at which the file was last seen to end with a newline."""
 
-    def __init__(self, path: str, fd: int | None, file_id: FileId, *, kernel_locks: bool, grace: float) -> None:
+    def __init__(self, path: str, fd: int | None, file_id: FileId, *, engine: LeaseEngine | None, grace: float) -> None:
         self.path = path
         self.aliases: tuple[str, ...] = ()
         """Other names by which it was asked for."""
@@ -42,7 +42,7 @@ class Entry:
         self.mutex = threading.Lock()
         self.queues: dict[Right, RightQueue] = {}
         """The rights that were asked for since somebody first did."""
-        self._lock_fd = fd if kernel_locks else None
+        self._engine = engine
         self._grace = grace
 
     @property
@@ -54,7 +54,11 @@ class Entry:
         """The queue of a right."""
         queue = self.queues.get(right)
         if queue is None:
-            queue = self.queues[right] = RightQueue(right, self._lock_fd, self.file_id, self._grace)
+            lock = None
+            if self._engine is not None:
+                assert self.fd is not None
+                lock = self._engine.lock(self.path, self.fd, self.file_id, right)
+            queue = self.queues[right] = RightQueue(right, lock, self._grace)
         return queue
 
     def is_at(self, path: str) -> bool:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 
 from . import _os
-from .bell import FileId
+from .engines.bell import FileId
+from .engines.seam import LeaseEngine, Right
 from .entry import Entry, identify, open_file
-from .kernel import Right
 from .queue import RightQueue
 
 _REMEMBERED = 64
@@ -24,8 +24,8 @@ class OpenFiles:
     leads to an entry that is in `_by_file`, or that was replaced and is still held by somebody.
     """
 
-    def __init__(self, *, kernel_locks: bool, grace: float) -> None:
-        self._kernel_locks = kernel_locks
+    def __init__(self, *, engine: LeaseEngine | None, grace: float) -> None:
+        self._engine = engine
         self._grace = grace
         self._by_path: dict[str, Entry] = {}
         self._by_file: dict[FileId, Entry] = {}
@@ -47,13 +47,13 @@ class OpenFiles:
         if entry is not None:
             return entry
         fd: int | None = None
-        if self._kernel_locks:
+        if self._engine is not None:
             fd, file_id = open_file(path)
         else:
             file_id = identify(path)
         entry = self._by_file.get(file_id)
         if entry is None:
-            entry = Entry(path, fd, file_id, kernel_locks=self._kernel_locks, grace=self._grace)
+            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace)
             self._by_file[file_id] = entry
             if self._passed_over:
                 self._recall(entry)

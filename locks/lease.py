@@ -12,9 +12,9 @@ from anyio.lowlevel import checkpoint
 
 from . import _clock
 from .claim import Claim
+from .engines.seam import Right
 from .errors import LeaseExpired, LeaseLost
 from .holder import Fence, Holder
-from .kernel import Right
 from .transcript import OnError, Position, Records, encode_all
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from collections import OrderedDict
 from collections.abc import Set
 from itertools import count
 
-from . import _clock, kernel
-from .bell import Bell, FileId, ring
+from . import _clock
 from .claim import Claim, ClaimState
+from .engines.bell import Bell
+from .engines.seam import ProcessLock, Right
 from .errors import LeaseLost
 from .holder import Fence
-from .kernel import Right
 
 _epochs = count(1)
 """Epochs rise over all files and registries of a process."""
@@ -54,11 +54,10 @@ class RightQueue:
     passed_over: Set[int] = _NONE
     """Tickets of other processes that were found not to move."""
 
-    def __init__(self, right: Right, fd: int | None, file_id: FileId, grace: float) -> None:
+    def __init__(self, right: Right, lock: ProcessLock | None, grace: float) -> None:
         self.right = right
-        self.file_id = file_id
-        self.fd = fd
-        """The descriptor that carries the kernel locks; `None` keeps the right inside this process."""
+        self.lock = lock
+        """Excludes other processes; `None` keeps the right inside this one."""
         self.grace = grace
         self.waiting: OrderedDict[Claim, None] = OrderedDict()
         self.waiting_runs: dict[Fence, Claim] = {}
@@ -144,30 +143,30 @@ class RightQueue:
         Raises:
             OSError: a lock call failed; nothing has changed.
         """
-        fd, ticket = self.fd, self.ticket
-        if fd is None or ticket is None:
+        lock, ticket = self.lock, self.ticket
+        if lock is None or ticket is None:
             return None
         now = _clock.clock.now()
         if now - self.polled_at > STALLED_AFTER_S / 2:
             # We were stopped or frozen, so others may have passed us over for good. A new ticket is as old, and counts.
-            renewed = kernel.take_ticket(fd, ticket + 1)
+            renewed = lock.take_ticket(ticket + 1)
             self._drop_ticket()
             self.ticket = ticket = renewed
         self.polled_at = now
         least = POLL_MIN_S if self.bell is None else POLL_LISTENING_S
         pause = max((now - self.competing_since) * POLL_SHARE, least)
-        if not kernel.is_free(fd, self.right):
+        if not lock.is_free():
             self.blocked_by = None
             # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
-            ahead = kernel.count_before(fd, self.right, ticket, POLL_AHEAD_MOST)
+            ahead = lock.count_before(ticket, POLL_AHEAD_MOST)
             self.next_poll = now + min(max(pause, ahead * POLL_AHEAD_S), POLL_MAX_S)
             return None
         self.next_poll = now + min(pause, POLL_MAX_S)
-        before = kernel.lowest_before(fd, self.right, ticket, self.passed_over)
+        before = lock.lowest_before(ticket, self.passed_over)
         if before is not None:
             self._watch(before, now)
             return None
-        if not kernel.try_lock(fd, self.right):
+        if not lock.try_lock():
             return None
         self._stop_competing()
         first = next(iter(self.waiting))
@@ -184,10 +183,8 @@ class RightQueue:
     def hang_bell(self) -> None:
         """See that whoever unlocks the right for us can wake us."""
         if self.bell is None and self.ticket is not None:
-            try:
-                self.bell = Bell(self.file_id, self.ticket)
-            except OSError:
-                return  # out of descriptors, say: polling goes on
+            assert self.lock is not None
+            self.bell = self.lock.bell(self.ticket)
 
     def heard(self) -> None:
         """The bell has rung: look at once."""
@@ -197,26 +194,25 @@ class RightQueue:
 
     def abandon(self) -> None:
         """Let go without unlocking, in a forked child."""
-        self.fd = self.ticket = None
+        self.lock = self.ticket = None
         self.next_poll = math.inf
         self._unhang()
 
     # Internals
 
     def _lock_for(self, claim: Claim) -> bool:
-        if self.fd is None:
+        if self.lock is None:
             return True
-        return not self._others_before(claim) and kernel.try_lock(self.fd, self.right)
+        return not self._others_before(claim) and self.lock.try_lock()
 
     def _others_before(self, claim: Claim) -> bool:
-        assert self.fd is not None
-        if not kernel.anyone_before(self.fd, self.right, claim.arrived_at):
+        assert self.lock is not None
+        if not self.lock.anyone_before(claim.arrived_at):
             self.passed_over = _NONE  # whoever had those tickets has gone
             return False
         if not self.passed_over:
             return True
-        end = kernel.ticket_of(self.right, claim.arrived_at)
-        return kernel.lowest_before(self.fd, self.right, end, self.passed_over) is not None
+        return self.lock.lowest_before(self.lock.ticket_of(claim.arrived_at), self.passed_over) is not None
 
     def _leave(self, claim: Claim) -> None:
         del self.waiting[claim]
@@ -234,7 +230,7 @@ class RightQueue:
                 self._unlock()
             return None
         first = next(iter(self.waiting))
-        if self.fd is None or (locked and not self._must_yield(first)):
+        if self.lock is None or (locked and not self._must_yield(first)):
             self._leave(first)
             return self._hold(first)
         failed = self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
@@ -250,10 +246,10 @@ class RightQueue:
 
     def _compete(self) -> Claim | None:
         """Take a ticket for the first of the queue; returns it if that failed."""
-        assert self.fd is not None and self.ticket is None
+        assert self.lock is not None and self.ticket is None
         first = next(iter(self.waiting))
         try:
-            self.ticket = kernel.take_ticket(self.fd, kernel.ticket_of(self.right, first.arrived_at))
+            self.ticket = self.lock.take_ticket(self.lock.ticket_of(first.arrived_at))
         except OSError as error:
             first.failed = error
             return first
@@ -268,26 +264,27 @@ class RightQueue:
         self._drop_ticket()
 
     def _drop_ticket(self) -> None:
-        fd, ticket = self.fd, self.ticket
+        lock, ticket = self.lock, self.ticket
         self.ticket = None
         self._unhang()
-        if fd is not None and ticket is not None:
+        if lock is not None and ticket is not None:
             try:
-                kernel.drop_ticket(fd, ticket)
+                lock.drop_ticket(ticket)
             except OSError as error:
                 self.trouble = error
 
     def _unlock(self) -> None:
         """Unlock for other processes. A failure must not stop a release; closing the descriptor unlocks as well."""
-        if self.fd is not None:
+        lock = self.lock
+        if lock is not None:
             try:
-                kernel.unlock(self.fd, self.right)
-                waiting = kernel.lowest(self.fd, self.right, self.passed_over)
+                lock.unlock()
+                waiting = lock.lowest(self.passed_over)
             except OSError as error:
                 self.trouble = error
                 return
             if waiting is not None:
-                ring(self.file_id, waiting)
+                lock.wake(waiting)
 
     def _unhang(self) -> None:
         bell, self.bell = self.bell, None

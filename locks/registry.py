@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 from anyio import from_thread, to_thread
@@ -14,10 +14,11 @@ from . import _os, transcript
 from ._loop import on_loop_thread
 from .arbiter import Arbiter, live_arbiters, seconds
 from .claim import Claim, ClaimState
+from .engines.choose import EngineName
+from .engines.seam import LeaseEngine, Right
 from .entry import checked_path
 from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder, current_fence
-from .kernel import Right
 from .lease import Lease
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
@@ -45,7 +46,7 @@ class LockRegistry(Arbiter):
     """
 
     def __init__(
-        self, *, max_hold: float = 300.0, grace: float = 2.0, engine: Literal["auto", "kernel", "none"] = "auto"
+        self, *, max_hold: float = 300.0, grace: float = 2.0, engine: EngineName | LeaseEngine = "auto"
     ) -> None:
         super().__init__(max_hold=max_hold, grace=grace, engine=engine)
         self._appended = 0

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import _clock
+from .engines.seam import Right
 from .files import OpenFiles
 from .holder import Holder
-from .kernel import Right
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import anyio
 import pytest
 
 from locks import Fence, LockRegistry
-from locks.bell import ring
+from locks.engines.bell import ring
 from locks.queue import RightQueue
 from tests.leaks import descriptors
 
@@ -55,7 +57,7 @@ async def test_who_unlocks_wakes_the_next_waiter_at_once(path, virtual, rare_pol
 
 
 async def test_without_a_wake_up_the_waiter_looks_by_itself(path, virtual, rare_polls, monkeypatch):
-    monkeypatch.setattr("locks.queue.ring", lambda file_id, ticket: None)
+    monkeypatch.setattr("locks.engines.kernel.ring", lambda file_id, ticket: None)
     here, elsewhere = LockRegistry(max_hold=5000), LockRegistry()
     unlocked_at, got_at = await hand_over(elsewhere, here, path, virtual)
     assert got_at == pytest.approx(unlocked_at + 1000.0)
@@ -73,8 +75,10 @@ async def test_a_wake_up_out_of_turn_does_no_harm(path, virtual):
         group.start_soon(wait)
         queue = await waiting(here)
         assert queue.ticket is not None
+        found = os.stat(path)
+        file_id = (found.st_dev, found.st_ino)
         for _ in range(50):  # anybody on this machine may send these
-            ring(queue.file_id, queue.ticket)
+            ring(file_id, queue.ticket)
         await virtual.settle()
         assert held == []
         held.append("elsewhere")

@@ -9,8 +9,9 @@ import anyio
 import pytest
 from anyio import create_task_group
 
-from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right, kernel
+from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right
 from locks.claim import Claim
+from locks.engines.kernel import KernelLock
 from locks.entry import open_file
 from locks.queue import RightQueue
 
@@ -364,16 +365,17 @@ def test_a_ticket_that_was_not_looked_after_is_renewed_at_the_first_look(tmp_pat
     path = str(tmp_path / "session.jsonl")
     (ours, file_id), (theirs, _) = open_file(path), open_file(path)
     try:
-        assert kernel.try_lock(theirs, Right.WRITE)
-        queue = RightQueue(Right.WRITE, ours, file_id, 2.0)
+        elsewhere = KernelLock(theirs, file_id, Right.WRITE)
+        assert elsewhere.try_lock()
+        queue = RightQueue(Right.WRITE, KernelLock(ours, file_id, Right.WRITE), 2.0)
         claim = queue.ask(Claim(virtual.now(), object(), None, None, 300.0, math.inf))
         old = queue.ticket
         virtual.advance(1.0)
         assert queue.poll() is None
         assert old is not None and queue.ticket is not None and queue.ticket > old
-        assert kernel.lowest(theirs, Right.WRITE, {old}) == queue.ticket  # it counts for who ignores the old one
+        assert elsewhere.lowest({old}) == queue.ticket  # it counts for who ignores the old one
         queue.withdraw(claim)
-        assert kernel.lowest(theirs, Right.WRITE, ()) is None
+        assert elsewhere.lowest(()) is None
     finally:
         os.close(ours)
         os.close(theirs)

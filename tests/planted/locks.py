@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from locks import LeaseLost, _os, claim, kernel, queue, registry, steward, transcript, waiting
+from locks import LeaseLost, _os, claim, queue, registry, steward, waiting
+from locks.engines.kernel import KernelLock
+from locks.transcript import appending
 
 reached: Counter[str] = Counter()
 
@@ -25,7 +27,7 @@ def no_tail_seal() -> None:
         reached["no_tail_seal"] += 1
         return size
 
-    plant(transcript, "_seal", seal)
+    plant(appending, "_seal", seal)
 
 
 def no_roll_back() -> None:
@@ -65,8 +67,8 @@ def ticket_ignored() -> None:
     def nobody(*args: Any) -> None:
         reached["ticket_ignored"] += 1
 
-    plant(kernel, "lowest_before", nobody)
-    plant(kernel, "anyone_before", nobody)
+    plant(KernelLock, "lowest_before", nobody)
+    plant(KernelLock, "anyone_before", nobody)
 
 
 def unchecked_identity() -> None:
@@ -75,8 +77,8 @@ def unchecked_identity() -> None:
     def take_away(self: queue.RightQueue, one: claim.Claim, kind: type[LeaseLost]) -> bool:
         reached["unchecked_identity"] += 1
         one.state = claim.ClaimState.LOST
-        if self.fd is not None:
-            kernel.unlock(self.fd, self.right)
+        if self.lock is not None:
+            self.lock.unlock()
         return True
 
     plant(queue.RightQueue, "take_away", take_away)
@@ -85,20 +87,20 @@ def unchecked_identity() -> None:
 def no_unlock() -> None:
     """Forgets to give the right back to other processes."""
 
-    def unlock(fd: int, right: kernel.Right) -> None:
+    def unlock(self: KernelLock) -> None:
         reached["no_unlock"] += 1
 
-    plant(kernel, "unlock", unlock)
+    plant(KernelLock, "unlock", unlock)
 
 
 def no_lock() -> None:
     """Believes to have the right without asking the kernel."""
 
-    def try_lock(fd: int, right: kernel.Right) -> bool:
+    def try_lock(self: KernelLock) -> bool:
         reached["no_lock"] += 1
         return True
 
-    plant(kernel, "try_lock", try_lock)
+    plant(KernelLock, "try_lock", try_lock)
 
 
 def no_grace() -> None:

@@ -13,73 +13,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import msgspec
 
-from . import _os
-from .bell import FileId
-from .entry import Entry, cannot
-from .errors import LeaseLost, TranscriptError
+from .. import _os
+from ..entry import Entry, cannot
+from ..errors import LeaseLost, TranscriptError
+from .records import Position, decoder
 
-HEADER_KEY = "lanes.session"
-"""A first line that has this key names the session and is no record."""
 _BLOCK = 1 << 16
 _LONGEST_LINE = 1 << 23  # bytes; a longer tail is moved away without a look whether it is whole
 _LONGEST_TAIL = 1 << 26  # bytes; more than this without a newline was not torn by a crash
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder()
-
-OnError = Literal["skip", "raise"]
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """A place in a transcript: right behind a record."""
-
-    offset: int
-    """Bytes from the beginning of the file."""
-    file_id: FileId
-    """Device and inode, so that a place in a file that was replaced is recognised."""
-
-
-@dataclass(frozen=True, slots=True)
-class BrokenLine:
-    """A line that is no record. It stays in the file as it is."""
-
-    number: int
-    """Counted from 1, the header included."""
-    reason: str
-
-
-class Records(list[dict[str, Any]]):
-    """The records that were read, oldest first."""
-
-    position: Position | None = None
-    """Behind the last line that was read; `None` when there is no file yet."""
-    skipped: tuple[BrokenLine, ...] = ()
-    """The lines left out because they are no records."""
-
-
-def encode(record: Mapping[str, Any], path: str) -> bytes:
-    """One record as a line.
-
-    Raises:
-        TranscriptError: it is no mapping, or holds what JSON cannot.
-    """
-    if not isinstance(record, Mapping):
-        raise TranscriptError(f"record: {record!r:.80} is no mapping; a line of {path} is a JSON object", path=path)
-    try:
-        return _encoder.encode(record if type(record) is dict else dict(record)) + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise TranscriptError(f"record cannot be written as JSON: {error}", path=path) from error
-
-
-def encode_all(records: Iterable[Mapping[str, Any]], path: str) -> bytes:
-    """Several records as lines."""
-    return b"".join([encode(record, path) for record in records])
 
 
 def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) -> Position:
@@ -165,7 +109,7 @@ def _tail_start(fd: int, size: int) -> int:
 
 def _whole(tail: bytes) -> bool:
     try:
-        return isinstance(_decoder.decode(tail), dict)
+        return isinstance(decoder.decode(tail), dict)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
 
@@ -193,88 +137,3 @@ def _save_torn(entry: Entry, source: int, start: int, end: int) -> None:
         _write_whole(entry, fd, path, b"\n", size)
     finally:
         _os.close(fd)
-
-
-def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records:
-    """Read the records of a transcript, without any lock: a whole prefix, never a torn line.
-
-    Args:
-        path: the file. A missing one reads as empty.
-        last: only the last so many records.
-        on_error: what to do about a line that is no JSON object.
-
-    Raises:
-        TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its number is named).
-    """
-    if last is not None and last < 0:
-        raise ValueError(f"last: {last} is negative; allowed: None or 0 and more")
-    if on_error not in ("skip", "raise"):
-        raise ValueError(f"on_error: {on_error!r} is unknown; allowed: 'skip', 'raise'")
-    try:
-        fd = _os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return Records()
-    except OSError as error:
-        raise cannot("read", path, error) from error
-    try:
-        found = _os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
-        data = _read_all(fd, found.st_size)
-    except OSError as error:
-        raise cannot("read", path, error) from error
-    finally:
-        _os.close(fd)
-    whole = data[: data.rfind(b"\n") + 1]
-    records = _parse(whole, path, last, on_error)
-    records.position = Position(len(whole), (found.st_dev, found.st_ino))
-    return records
-
-
-def _read_all(fd: int, size: int) -> bytes:
-    blocks: list[bytes] = []
-    offset = 0
-    while offset < size:
-        block = _os.pread(fd, min(size - offset, 1 << 24), offset)
-        if not block:
-            break  # it became shorter meanwhile
-        blocks.append(block)
-        offset += len(block)
-    return b"".join(blocks)
-
-
-def _parse(data: bytes, path: str, last: int | None, on_error: OnError) -> Records:
-    lines = data.split(b"\n")[:-1]
-    found: list[dict[str, Any]] = []
-    broken: list[BrokenLine] = []
-    for number, line in _numbered(lines, backwards=last is not None):
-        if last is not None and len(found) >= last:
-            break
-        try:
-            record = _decoder.decode(line)
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-        except (ValueError, RecursionError) as error:
-            if on_error == "raise":
-                raise TranscriptError(f"{path}, line {number}: {error}", path=path) from error
-            broken.append(BrokenLine(number, str(error)))
-            continue
-        if not (number == 1 and HEADER_KEY in record):
-            found.append(record)
-    if last is not None:
-        found.reverse()
-        broken.reverse()
-    records = Records(found)
-    records.skipped = tuple(broken)
-    return records
-
-
-def _numbered(lines: list[bytes], *, backwards: bool) -> Iterable[tuple[int, bytes]]:
-    if not backwards:
-        return enumerate(lines, 1)
-    return _backwards(lines)
-
-
-def _backwards(lines: list[bytes]) -> Iterator[tuple[int, bytes]]:
-    for index in range(len(lines) - 1, -1, -1):
-        yield index + 1, lines[index]

@@ -1,0 +1,1 @@
+"""What excludes processes from each other: Linux kernel locks with a fair queue, or `filelock` elsewhere."""
