@@ -47,7 +47,8 @@ class SystemClock:
         self._changed = threading.Condition(threading.Lock())
         self._alarms: weakref.WeakSet[_ThreadAlarm] = weakref.WeakSet()
         self._thread: threading.Thread | None = None
-        os.register_at_fork(after_in_child=self._after_fork)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
 
     def alarm(self, callback: Callback) -> Alarm:
         return _ThreadAlarm(self, callback)

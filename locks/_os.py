@@ -2,40 +2,94 @@
 
 Callers write `_os.write(...)`, never `from ._os import write`, so a test that replaces one name here fails, stops or
 kills exactly there.
+
+What a platform lacks is made up for here: on Windows there is no `fcntl`, on macOS and Windows no `fdatasync`.
 """
 
 from __future__ import annotations
 
-import fcntl
+import os
 import struct
+from collections.abc import Callable
 from os import (
     close as close,
 )
 from os import (
-    fdatasync as fdatasync,
+    dup as dup,
 )
 from os import (
     fstat as fstat,
 )
 from os import (
+    fsync as fsync,
+)
+from os import (
     ftruncate as ftruncate,
+)
+from os import (
+    kill as kill,
 )
 from os import (
     open as open,
 )
 from os import (
-    pread as pread,
+    rename as rename,
 )
 from os import (
     stat as stat,
 )
 from os import (
+    unlink as unlink,
+)
+from os import (
     write as write,
 )
+from os.path import (
+    ismount as ismount,
+)
+from os.path import (
+    realpath as realpath,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]  # then `HAS_OFD_LOCKS` is false, and nothing else here needs it
+
+
+def _sync_fully(fd: int) -> None:
+    full = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: its fsync leaves the data in the device's cache
+    try:
+        if full is not None:
+            fcntl.fcntl(fd, full)
+            return
+    except OSError:
+        pass  # not on this file system
+    os.fsync(fd)
+
+
+def _seek_and_read(fd: int, length: int, offset: int) -> bytes:
+    # It moves the descriptor's position, which nobody minds: writers append, and each reader opens its own.
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.read(fd, length)
+
+
+fdatasync: Callable[[int], None] = getattr(os, "fdatasync", _sync_fully)
+pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+
+# Flags for `open`; those that a platform lacks it does not need. Windows turns \n into \r\n without O_BINARY.
+O_BINARY: int = getattr(os, "O_BINARY", 0)
+O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
+O_NOCTTY: int = getattr(os, "O_NOCTTY", 0)
+O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
 # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (which must be 0 for these commands).
 _FLOCK = struct.Struct("hhqqi4x")
 _SEEK_SET = 0
+
+HAS_OFD_LOCKS = hasattr(fcntl, "F_OFD_SETLK")
+"""Whether there are such calls at all; if so, a kernel may still refuse them."""
 
 
 def ofd_lock(fd: int, position: int) -> bool:

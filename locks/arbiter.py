@@ -24,16 +24,20 @@ from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 from . import _clock
 from ._events import log
 from ._loop import current_loop, current_task, poster, scope_type
-from .claim import Claim, ClaimState
+from .claim import Claim, ClaimState, without
+from .deadlock import WaitGraph
+from .engines.bell import FileId
 from .engines.choose import EngineName, engine_for
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry, cannot
-from .errors import LeaseLost, LeaseTimeout, Revoked, RunEnded, TranscriptError
+from .errors import LeaseLost, Revoked, RunEnded, TranscriptError
+from .explain import name_successor, superseded, timed_out
 from .files import OpenFiles
+from .guards import Manners
 from .holder import Fence, Holder, current_fence
 from .queue import RightQueue
 from .steward import Steward
-from .waiting import WaitingRoom
+from .waiting import WaitingRoom, failure
 
 _live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
 _REPLACED_LIMIT = 100
@@ -50,14 +54,29 @@ class Arbiter:
     Not thread-safe but where a method says so.
     """
 
-    def __init__(self, *, max_hold: float, grace: float, engine: EngineName | LeaseEngine) -> None:
+    def __init__(
+        self,
+        *,
+        max_hold: float,
+        grace: float,
+        engine: EngineName | LeaseEngine,
+        sidecar: bool = False,
+        yield_to_foreign: bool | None = None,
+        allow_network_fs: bool = False,
+    ) -> None:
         self.max_hold = seconds("max_hold", max_hold)
         self.grace = seconds("grace", grace)
         chosen = engine_for(engine)
         self.engine = "none" if chosen is None else chosen.name
         """The name of what excludes other processes."""
-        self._files = OpenFiles(engine=chosen, grace=self.grace)
-        self._room = WaitingRoom(self._now_held)
+        self._files = OpenFiles(
+            engine=chosen,
+            grace=self.grace,
+            manners=Manners(yield_to_foreign) if sidecar else None,
+            allow_network_fs=allow_network_fs,
+        )
+        self._room = WaitingRoom(self._now_held, self._let_in)
+        self._waits = WaitGraph()
         self._steward = Steward(self._settle)
         self._loop: object = None
         self._token: EventLoopToken | None = None
@@ -98,13 +117,21 @@ class Arbiter:
             TranscriptError: the file cannot be opened or locked.
         """
         entry = self._enter(path)
-        claim.entry = entry
+        claim.entry, claim.path = entry, path
+        queue = entry.queue(right)
         try:
             with entry.mutex:
-                taken = entry.queue(right).try_ask(claim) is not None
+                taken = queue.try_ask(claim)
         except OSError as error:
             self._files.drop_if_idle(entry)
             raise cannot("lock", path, error) from error
+        if taken and claim.waits():
+            self._let_in(entry, queue)
+            if claim.waits():
+                self.release(claim)
+                if claim.failed is not None:
+                    raise failure(path, claim.failed)
+                return False
         if taken:
             self._now_held(claim)
             try:
@@ -118,40 +145,59 @@ class Arbiter:
         return False
 
     async def acquire(
-        self, path: str, right: Right, claim: Claim, wait_timeout: float | None = None, *, suspend: bool = True
+        self,
+        path: str,
+        right: Right,
+        claim: Claim,
+        wait_timeout: float | None = None,
+        *,
+        suspend: bool = True,
+        task: object = None,
     ) -> Claim:
         """Take a right, waiting in order of arrival. A checkpoint. Returns the claim that holds it.
 
         Args:
             wait_timeout: seconds to wait at most; `None` waits as long as it takes.
             suspend: `False` to suspend only if there is something to wait for.
+            task: whose block it is for; whoever waits for that task in turn is refused. Take it out of the claim's
+                `tasks` before giving the claim back.
 
         That is `claim`, or the one that the same run holds already. Cancelled, nothing is held or waited for.
 
         Raises:
             LeaseTimeout: `wait_timeout` seconds passed.
+            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds.
             TranscriptError: the file cannot be opened or locked.
         """
         asked_at = _clock.clock.now()
         give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
         while True:
             got = self._ask(path, right, claim)
+            if task is not None:
+                got.tasks = (*got.tasks, task)
             try:
                 if not got.waits():
                     if suspend:
                         await checkpoint()
                     return got
-                await self._room.wait(path, got, give_up_at)
+                me = current_task()
+                self._waits.begin(me, got)
+                try:
+                    await self._room.wait(path, got, give_up_at)
+                finally:
+                    self._waits.end(me)
                 if got.waits():
-                    raise self._timed_out(path, got, _clock.clock.now() - asked_at)
+                    raise timed_out(path, got, _clock.clock.now() - asked_at)
                 if got.fence is not None:
                     got.fence.check(path)  # the run may have ended while a task of it still waited
                 if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
                     return got  # lost already: entering the block tells
             except BaseException:
+                got.tasks = without(got.tasks, task)
                 self.release(got)
                 raise
             # Another file was renamed into its place: start over there, with the same arrival.
+            got.tasks = without(got.tasks, task)
             self.release(got)
             self._files.forget(got.entry)
             claim = claim.again()
@@ -164,8 +210,7 @@ class Arbiter:
         if claim.handles > 1:
             claim.handles -= 1
             return
-        with entry.mutex:
-            woken = queue.withdraw(claim)
+        woken = self._let_go(entry, queue, claim)
         self._steward.held.pop(claim, None)
         if claim.fence is not None:
             claim.fence.claims.pop(claim, None)
@@ -196,9 +241,21 @@ class Arbiter:
         fence.end_by(at)
         self._steward.look_by(at)
 
+    def end_claim_by(self, claim: Claim, at: float) -> None:
+        """Cancel a claim's blocks now, and take away at `at` what they still hold."""
+        if claim.state is ClaimState.HELD:
+            claim.end_by(at)
+            self._steward.look_by(at)
+            for scope in claim.scopes:
+                scope.cancel()
+
     def look_by(self, at: float) -> None:
         """Have the steward look again at `at` at the latest: a run's fence got its instants."""
         self._steward.look_by(at)
+
+    def moved(self, entry: Entry, fd: int, file_id: FileId) -> None:
+        """Note that an entry goes on with the file that was renamed into its place."""
+        self._files.moved(entry, fd, file_id)
 
     def lose_all(self, reason: str) -> None:
         """Lose every right without unlocking it, as a forked child must: an unlock would act for its parent as well."""
@@ -210,11 +267,47 @@ class Arbiter:
                     claim.state = ClaimState.LOST
                     claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
         self._files.abandon()
-        self._room = WaitingRoom(self._now_held)
+        self._room = WaitingRoom(self._now_held, self._let_in)
+        self._waits = WaitGraph()
         self._steward = Steward(self._settle)
         self._loop = None
 
     # Internals
+
+    def _let_go(self, entry: Entry, queue: RightQueue, claim: Claim) -> Claim | None:
+        """Fence, then let the guard go, then unlock or pass on; returns whom to wake."""
+        guard = queue.guard
+        with entry.mutex:
+            state = queue.withdraw(claim)
+            if guard is None:
+                return queue.pass_on()
+            held = state in (ClaimState.HELD, ClaimState.LOST)
+            ours = held and queue.relock()
+        if ours:
+            if (trouble := guard.leave()) is not None:
+                entry.note("sidecar_left", path=claim.path, error=str(trouble))
+        elif held:
+            guard.abandon()
+        with entry.mutex:
+            woken = queue.pass_on()
+        return self._let_in(entry, queue) if woken is None else woken
+
+    def _let_in(self, entry: Entry, queue: RightQueue) -> Claim | None:
+        """Let the admitted claim hold if its guard allows it; returns whom to wake."""
+        first, guard = queue.admitted, queue.guard
+        if first is None or guard is None:
+            return None
+        try:
+            entered = guard.enter(first, self.grace)
+        except (OSError, TranscriptError) as error:
+            first.failed = error
+            queue.next_poll = math.inf
+            return first
+        if not entered:
+            queue.next_poll = guard.next_try
+            return None
+        with entry.mutex:
+            return queue.hold(first)
 
     def _enter(self, path: str) -> Entry:
         loop = current_loop()
@@ -234,7 +327,7 @@ class Arbiter:
             claim.fence.check(path)  # a run that is over takes nothing any more
         for _ in range(_REPLACED_LIMIT):
             entry = self._enter(path)
-            claim.entry = entry
+            claim.entry, claim.path = entry, path
             queue = entry.queue(right)
             try:
                 with entry.mutex:
@@ -243,12 +336,21 @@ class Arbiter:
                 self.release(claim)
                 self._files.drop_if_idle(entry)
                 raise cannot("lock", path, error) from error
-            if got.state is ClaimState.WAITING:
+            if got.waits():
+                if claim.supersedes:
+                    self._supersede(queue, claim)
+                elif queue.guard is not None and self._let_in(entry, queue) is claim and claim.failed is None:
+                    self._now_held(claim)
+                if claim.failed is not None:
+                    self.release(claim)
+                    raise failure(path, claim.failed)
                 self._room.update(entry, queue)
+                if got.waits():
+                    return got
+            elif got is not claim:
                 return got
-            if got is not claim:
-                return got
-            self._now_held(claim)
+            else:
+                self._now_held(claim)
             # Between looking the file up and locking it, another may have been renamed into its place.
             try:
                 if (self.engine == "none" and entry.fresh) or entry.is_at(path):
@@ -297,24 +399,15 @@ class Arbiter:
             scope.cancel()
         claim.handles = 1
         self.release(claim)
+        name_successor(claim)
         if claim.on_lost is not None:
             claim.on_lost(error)
 
-    def _timed_out(self, path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
-        assert claim.queue is not None
-        other = claim.queue.holder
-        remaining = other.remaining() if other else None
-        who = f"{other.holder} holds it" if other else "another process holds it, or waited longer"
-        if other is not None:
-            left = "without a limit" if remaining is None else f"for at most {remaining:.3f} s more"
-            who += f", since {_clock.clock.now() - other.acquired_at:.3f} s, {left}"
-        return LeaseTimeout(
-            f"waited {waited_s:.3f} s for {path}: {who}",
-            path=path,
-            waited_s=waited_s,
-            holder=other.holder if other else None,
-            remaining_s=remaining,
-        )
+    def _supersede(self, queue: RightQueue, winner: Claim) -> None:
+        """Take the right from who holds it here, for a claim that waits at the head of the queue."""
+        loser = queue.holder
+        if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner), keep=True):
+            self._settle(loser)
 
 
 def _after_fork() -> None:

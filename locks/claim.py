@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import Enum
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from . import _clock
-from .errors import LeaseLost, Revoked
+from .errors import LeaseLost, Revoked, TranscriptError
 from .holder import Fence, Holder
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from .queue import RightQueue
 
 
+_epochs = count(1)
+"""Epochs rise over all files and registries of a process."""
+
 _AFTER_THE_LOOP_S = 0.02
+SUSPENDED_AFTER_S = 1.0
+"""Who comes so late to a deadline was not busy: the process was stopped, or the machine suspended."""
 
 
 class ClaimState(Enum):
@@ -52,12 +58,23 @@ class Claim:
     acquired_at = 0.0
     deadline = math.inf
     deadline_told = False
+    expires = False
+    """Whether the deadline is its own, not that of its run or of an enclosing scope."""
     revoke_at = math.inf
     revoke_pending: LeaseLost | None = None
     """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
     lost: LeaseLost | None = None
-    failed: OSError | None = None
+    failed: OSError | TranscriptError | None = None
     """Why a waiter cannot go on waiting."""
+    supersedes = False
+    """Goes to the head of the queue, and takes over from who holds."""
+    idle: float | None = None
+    """Seconds without `progress()` after which it ends."""
+    grace = 0.0
+    path = ""
+    """The name by which the file was asked for."""
+    tasks: tuple[object, ...] = ()
+    """The tasks whose blocks it holds, or who wait for it: who has to go on before it is given back."""
     scopes: tuple[anyio.CancelScope, ...] = ()
     """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
     on_lost: Callable[[LeaseLost], Any] | None = None
@@ -92,7 +109,7 @@ class Claim:
     def again(self) -> Claim:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
         claim = Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
-        claim.on_lost = self.on_lost
+        claim.on_lost, claim.supersedes, claim.idle = self.on_lost, self.supersedes, self.idle
         return claim
 
     @property
@@ -103,29 +120,67 @@ class Claim:
             self.given_holder = self.fence.holder if self.fence else Holder(task=name)
         return self.given_holder
 
-    def start(self, epoch: int, grace: float) -> None:
+    def take_epoch(self) -> int:
+        """The epoch that it has or will have; the fence that its appends are checked against."""
+        if not self.epoch:
+            self.epoch = next(_epochs)
+        return self.epoch
+
+    def start(self, grace: float) -> None:
         """Begin to hold. Waiting ate nothing: the deadline counts from here."""
-        now = _clock.clock.now()
+        self.take_epoch()
+        self.acquired_at = now = _clock.clock.now()
+        self.grace = grace
+        self._limit(now)
+        # An enclosing scope or a run that ends first cancels the block by itself: two timers would race.
+        self.deadline_told = self.deadline < self._own(now)
         self.state = ClaimState.HELD
-        self.epoch = epoch
-        self.acquired_at = now
-        own = now + self.max_hold
-        self.deadline = min(own, self.bound)
-        fence = self.fence
+
+    def progress(self) -> bool:
+        """Start the idle time anew, within the hard limit; returns whether the deadline has moved.
+
+        Not once the deadline has passed. Two assignments: callable from any thread.
+        """
+        now = _clock.clock.now()
+        if self.idle is None or self.state is not ClaimState.HELD or self.deadline_told or now >= self.deadline:
+            return False
+        self._limit(now)
+        return True
+
+    def end_by(self, at: float) -> None:
+        """End the time of the block now, and what it may still do at `at`. Neither moves later."""
+        self.revoke_at = min(self.revoke_at, at)
+        self.deadline = min(self.deadline, _clock.clock.now())
+        self.deadline_told = True
+
+    def forgive(self, now: float) -> None:
+        """Start the grace afresh: nobody could have met a deadline while the process stood still."""
+        if self.fence is None:
+            self.revoke_at = now + self.grace
+
+    def holds_at_most(self, grace: float) -> float:
+        """Seconds for which it will hold at most if it begins now, grace included."""
+        now = _clock.clock.now()
+        at_most = min(now + self.max_hold, self.bound) + grace
+        if self.fence is not None:
+            at_most = min(at_most, self.fence.end_at)
+        return max(0.0, at_most - now)
+
+    def _own(self, now: float) -> float:
+        own = self.acquired_at + self.max_hold
+        return own if self.idle is None else min(own, now + self.idle)
+
+    def _limit(self, now: float) -> None:
+        own, fence, outer = self._own(now), self.fence, self.bound
         if fence is None:
-            self.revoke_at = self.deadline + grace
+            deadline = min(own, outer)
+            self.revoke_at = deadline + self.grace
         else:
             # A run's last words may outlive its deadline, up to the end of its grace; the run's grace rules, not ours.
-            limit = fence.end_at if now >= fence.deadline else fence.deadline
-            self.deadline = min(self.deadline, limit)
-            self.revoke_at = min(own + grace, fence.end_at + _AFTER_THE_LOOP_S)
-        # An enclosing scope or a run that ends first cancels the block by itself: two timers would race.
-        self.deadline_told = self.deadline < own
-
-    @property
-    def expires(self) -> bool:
-        """Whether the deadline is its own, not that of its run or of an enclosing scope."""
-        return self.deadline == self.acquired_at + self.max_hold
+            deadline = min(own, outer, fence.end_at if now >= fence.deadline else fence.deadline)
+            self.revoke_at = min(own + self.grace, fence.end_at + _AFTER_THE_LOOP_S)
+        self.expires = deadline == own
+        self.deadline = deadline
 
     def next_due(self) -> float:
         """When the steward has to look at this claim again."""
@@ -152,8 +207,9 @@ class Claim:
             self.fence.check(path)
         if self.state is not ClaimState.HELD:
             raise LeaseLost(f"{self.holder} has left the lease on {path}", path=path, holder=self.holder)
-        if _clock.clock.now() >= self.revoke_at:
-            raise overstayed(self, path)
+        late = _clock.clock.now() - self.revoke_at
+        if 0.0 <= late < SUSPENDED_AFTER_S:
+            raise overstayed(self, path)  # much later, the process stood still: then the steward decides
 
 
 def overstayed(claim: Claim, path: str) -> Revoked:
@@ -162,3 +218,13 @@ def overstayed(claim: Claim, path: str) -> Revoked:
     return Revoked(
         f"{claim.holder} kept {path} {late:.3f} s past its deadline: revoked", path=path, holder=claim.holder
     )
+
+
+def without(tasks: tuple[object, ...], task: object) -> tuple[object, ...]:
+    """All but one of the times that a task is named."""
+    if tasks == (task,):
+        return ()
+    left = list(tasks)
+    if task in left:
+        left.remove(task)
+    return tuple(left)

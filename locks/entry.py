@@ -7,13 +7,14 @@ import stat
 import threading
 from typing import Any
 
-from . import _os
+from . import _os, network
 from .engines.bell import FileId
 from .engines.seam import LeaseEngine, Right
 from .errors import InvalidSession, TranscriptError
+from .guards import Manners
 from .queue import RightQueue
 
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_APPEND | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOCTTY | _os.O_NONBLOCK
 
 
 class Entry:
@@ -28,12 +29,26 @@ class Entry:
     closed = False
     fresh = True
     """Nothing was awaited since the file was looked up."""
+    pins = 0
+    """Who needs the descriptor without holding a right: appends that wait for the disk."""
     notes: tuple[tuple[str, dict[str, Any]], ...] = ()
     """Events to log once the mutex is free: a host's log handler may do anything."""
     sealed_size = 0
     """The size at which the file was last seen to end with a newline."""
 
-    def __init__(self, path: str, fd: int | None, file_id: FileId, *, engine: LeaseEngine | None, grace: float) -> None:
+    poisoned = ""
+    """Why the descriptor is not trusted any more: a sync of it has failed."""
+
+    def __init__(
+        self,
+        path: str,
+        fd: int | None,
+        file_id: FileId,
+        *,
+        engine: LeaseEngine | None,
+        grace: float,
+        manners: Manners | None,
+    ) -> None:
         self.path = path
         self.aliases: tuple[str, ...] = ()
         """Other names by which it was asked for."""
@@ -44,29 +59,35 @@ class Entry:
         """The rights that were asked for since somebody first did."""
         self._engine = engine
         self._grace = grace
+        self._manners = manners
 
     @property
     def idle(self) -> bool:
-        """Whether nobody here holds or waits for either right."""
-        return all(map(_is_idle, self.queues.values()))
+        """Whether nobody here holds or waits for either right, or needs the descriptor."""
+        return not self.pins and all(map(_is_idle, self.queues.values()))
 
     def queue(self, right: Right) -> RightQueue:
         """The queue of a right."""
         queue = self.queues.get(right)
         if queue is None:
-            lock = None
+            lock = guard = None
             if self._engine is not None:
                 assert self.fd is not None
                 lock = self._engine.lock(self.path, self.fd, self.file_id, right)
-            queue = self.queues[right] = RightQueue(right, lock, self._grace)
+                guard = self._manners.guard(right) if self._manners is not None else None
+            queue = self.queues[right] = RightQueue(right, lock, self._grace, guard)
         return queue
 
     def is_at(self, path: str) -> bool:
         """Whether `path` still names this file; it does not once another was renamed into its place.
 
+        A file whose descriptor is not trusted any more is as good as replaced: whoever waits starts over with another.
+
         Raises:
             TranscriptError: the operating system does not say.
         """
+        if self.poisoned:
+            return False
         try:
             found = _os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -117,20 +138,26 @@ def _is_idle(queue: RightQueue) -> bool:
     return queue.holder is None and not queue.waiting
 
 
-def open_file(path: str) -> tuple[int, FileId]:
+def open_file(path: str, *, allow_network_fs: bool = True) -> tuple[int, FileId]:
     """Open a transcript for appending, creating it if need be.
 
     Raises:
-        TranscriptError: it cannot be opened, or is no regular file.
+        TranscriptError: it cannot be opened, is no regular file, or is on a network file system that is not allowed.
     """
     try:
-        fd = _os.open(path, _FLAGS, 0o600)
+        try:
+            fd = _os.open(path, _FLAGS)
+        except FileNotFoundError:
+            network.refuse(path, allow_network_fs)  # before anything is created there
+            fd = _os.open(path, _FLAGS | os.O_CREAT, 0o600)
     except OSError as error:
         raise cannot("open", path, error) from error
     try:
         found = _os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
+        if not allow_network_fs:
+            network.refuse(path, device=found.st_dev)
     except OSError as error:
         _os.close(fd)
         raise cannot("open", path, error) from error

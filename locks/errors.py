@@ -60,6 +60,9 @@ class LeaseLost(LockError):
 
     path: str
     holder: Holder
+    """Who has lost it."""
+    by: Holder | None = None
+    """Who has it instead, where that is known."""
 
 
 class Revoked(LeaseLost):
@@ -90,3 +93,7 @@ class TranscriptError(LockError):
 
 class DeadlockError(LockError):
     """The wait was refused because what it waits for cannot happen before the wait ends. Nothing was taken."""
+
+    path: str = ""
+    chain: tuple[tuple[Holder, str, Holder], ...] = ()
+    """Who waits, for what, held by whom: the last one is the first one."""

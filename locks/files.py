@@ -12,6 +12,7 @@ from . import _os
 from .engines.bell import FileId
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry, identify, open_file
+from .guards import Manners
 from .queue import RightQueue
 
 _REMEMBERED = 64
@@ -24,9 +25,13 @@ class OpenFiles:
     leads to an entry that is in `_by_file`, or that was replaced and is still held by somebody.
     """
 
-    def __init__(self, *, engine: LeaseEngine | None, grace: float) -> None:
+    def __init__(
+        self, *, engine: LeaseEngine | None, grace: float, manners: Manners | None, allow_network_fs: bool
+    ) -> None:
         self._engine = engine
         self._grace = grace
+        self._manners = manners
+        self._allow_network_fs = allow_network_fs
         self._by_path: dict[str, Entry] = {}
         self._by_file: dict[FileId, Entry] = {}
         self._passed_over: dict[tuple[FileId, Right], Set[int]] = {}
@@ -44,16 +49,16 @@ class OpenFiles:
             TranscriptError: it cannot be opened, or is no regular file.
         """
         entry = self._by_path.get(path)
-        if entry is not None:
+        if entry is not None and not entry.poisoned:
             return entry
         fd: int | None = None
         if self._engine is not None:
-            fd, file_id = open_file(path)
+            fd, file_id = open_file(path, allow_network_fs=self._allow_network_fs)
         else:
             file_id = identify(path)
         entry = self._by_file.get(file_id)
-        if entry is None:
-            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace)
+        if entry is None or entry.poisoned:
+            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, manners=self._manners)
             self._by_file[file_id] = entry
             if self._passed_over:
                 self._recall(entry)
@@ -74,6 +79,13 @@ class OpenFiles:
         except OSError:
             return None
         return self._by_file.get((found.st_dev, found.st_ino))
+
+    def moved(self, entry: Entry, fd: int, file_id: FileId) -> None:
+        """Note that an entry goes on with the file that was renamed into its place."""
+        if self._by_file.get(entry.file_id) is entry:
+            del self._by_file[entry.file_id]
+        entry.fd, entry.file_id = fd, file_id
+        self._by_file[file_id] = entry
 
     def forget(self, entry: Entry | None) -> None:
         """Let the names of a file that was replaced lead to the new one."""

@@ -33,7 +33,7 @@ class Holder:
     def __str__(self) -> str:
         if self.run_id is not None:
             return f"run {self.run_id} on lane {self.lane} (pid {self.pid})"
-        return f"task {self.task or 'unnamed'} (pid {self.pid})"
+        return f"process {self.pid}" if self.task is None else f"task {self.task or 'unnamed'} (pid {self.pid})"
 
 
 class Fence:
@@ -43,7 +43,7 @@ class Fence:
     while it holds the mutex of its file, which revocation takes too.
     """
 
-    __slots__ = ("_closed", "_holder", "claims", "deadline", "end_at", "lane", "on_refused", "run_id")
+    __slots__ = ("_by", "_closed", "_holder", "claims", "deadline", "end_at", "lane", "on_refused", "run_id", "task")
 
     def __init__(
         self,
@@ -65,7 +65,10 @@ class Fence:
         """Called for each write that is refused, on the thread that tried it."""
         self.claims: dict[Claim, None] = {}
         """What the run holds; changed on the event loop's thread only."""
+        self.task: object = None
+        """The task that runs its body: what the run holds is not given back before it goes on."""
         self._closed: type[LeaseLost] | None = None
+        self._by: Holder | None = None
 
     def __repr__(self) -> str:
         state = self._closed.__name__ if self._closed else f"open for {self.end_at - _clock.clock.now():.3f} s"
@@ -88,9 +91,14 @@ class Fence:
         self.deadline = min(self.deadline, _clock.clock.now())
         self.end_at = min(self.end_at, at)
 
-    def close(self, kind: type[LeaseLost] = RunEnded) -> None:
-        """Refuse every later write. The first cause stands."""
+    def close(self, kind: type[LeaseLost] = RunEnded, by: Holder | None = None) -> None:
+        """Refuse every later write. The first cause stands.
+
+        Args:
+            by: who took over.
+        """
         if self._closed is None:
+            self._by = by
             self._closed = kind
 
     def check(self, path: str) -> None:
@@ -106,7 +114,8 @@ class Fence:
             self.on_refused()
         kind = self._closed or RunEnded
         why = {Superseded: "was superseded", Revoked: "was revoked"}.get(kind, "has ended")
-        raise kind(f"{self.holder} {why}: nothing written to {path}", path=path, holder=self.holder)
+        whom = f" by {self._by}" if self._by is not None else ""
+        raise kind(f"{self.holder} {why}{whom}: nothing written to {path}", path=path, holder=self.holder, by=self._by)
 
 
 current_fence: ContextVar[Fence | None] = ContextVar("locks.current_fence", default=None)

@@ -11,7 +11,9 @@ from anyio import CancelScope, current_effective_deadline, current_time
 from anyio.lowlevel import checkpoint
 
 from . import _clock
-from .claim import Claim
+from ._loop import current_task
+from .claim import Claim, without
+from .compaction import replace
 from .engines.seam import Right
 from .errors import LeaseExpired, LeaseLost
 from .holder import Fence, Holder
@@ -30,6 +32,7 @@ class Lease:
     - entering is a checkpoint, waits in order of arrival, and can be cancelled anywhere; cancelled, it holds nothing;
     - at `deadline` the block is cancelled; `grace` later the right is taken away (`lost`), also while the event loop is
       frozen, and later appends raise;
+    - with `idle_timeout` the deadline moves on with each `progress()`, up to `max_hold`;
     - leaving releases synchronously; no cancellation can interrupt it. It raises `LeaseExpired` if `max_hold` has
       passed, or the `LeaseLost` if the right was taken away; an exception of the block itself goes first.
 
@@ -40,13 +43,17 @@ class Lease:
     __slots__ = (
         "_claim",
         "_fence",
-        "_header",
+        "_idle_timeout",
         "_max_hold",
+        "_read_to",
         "_registry",
         "_requested_holder",
         "_right",
         "_scope",
+        "_supersede",
+        "_task",
         "_wait_timeout",
+        "header",
         "path",
     )
 
@@ -59,12 +66,19 @@ class Lease:
         holder: Holder | None,
         wait_timeout: float | None,
         max_hold: float,
+        idle_timeout: float | None = None,
+        supersede: bool = False,
         fence: Fence | None = None,
         header: bytes | None = None,
     ) -> None:
         self.path = path
+        self.header = header
+        """The first line of a file that is still empty, if it gets one."""
         self._fence = fence
-        self._header = header
+        self._idle_timeout = idle_timeout
+        self._supersede = supersede
+        self._read_to: Position | None = None
+        self._task: object = None
         self._registry = registry
         self._right = right
         self._requested_holder = holder
@@ -89,19 +103,37 @@ class Lease:
         if bound != math.inf:
             bound = _clock.clock.now() + (bound - current_time())
         claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
-        self._claim = claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout)
+        claim.idle, claim.supersedes = self._idle_timeout, self._supersede
+        self._task = current_task()
+        self._claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
         self._scope = scope = registry.new_scope()
         scope.__enter__()
+        self._join(scope)
+        return self
+
+    def _join(self, scope: CancelScope) -> None:
+        claim = self.claim
         claim.scopes += (scope,)
         if claim.lost is not None:
             scope.cancel()
-        return self
+
+    async def take_again(self, old: Claim) -> None:
+        """Take the right anew, for what is left of its time, after `old` was given back inside the block."""
+        registry, scope = self._registry, self._scope
+        assert scope is not None
+        left = max(0.0, old.deadline - _clock.clock.now())
+        claim = registry.new_claim(old.given_holder, left, fence=old.fence, bound=old.bound)
+        self._claim = await registry.acquire(
+            self.path, self._right, claim, None if left == math.inf else left, task=self._task
+        )
+        self._join(scope)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        scope, claim = self._scope, self._held()
+        scope, claim = self._scope, self.claim
         assert scope is not None
+        claim.tasks, self._task = without(claim.tasks, self._task), None
         claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
         lost, late = claim.lost, _clock.clock.now() - claim.deadline
         try:
@@ -118,7 +150,9 @@ class Lease:
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
         return False
 
-    def _held(self) -> Claim:
+    @property
+    def claim(self) -> Claim:
+        """What it holds, for the lock layer itself."""
         if self._claim is None:
             raise RuntimeError(f"{self!r}: use it inside `async with`")
         return self._claim
@@ -126,17 +160,17 @@ class Lease:
     @property
     def epoch(self) -> int:
         """Rises with each lease of this process."""
-        return self._held().epoch
+        return self.claim.epoch
 
     @property
     def holder(self) -> Holder:
         """Who holds it."""
-        return self._held().holder
+        return self.claim.holder
 
     @property
     def acquired_at(self) -> float:
         """When it was granted (`time.monotonic`)."""
-        return self._held().acquired_at
+        return self.claim.acquired_at
 
     @property
     def deadline(self) -> float:
@@ -144,12 +178,26 @@ class Lease:
 
         It is taken when the lease is entered: moving an enclosing scope's deadline later does not move it.
         """
-        return self._held().deadline if self._claim else math.inf
+        return self.claim.deadline if self._claim else math.inf
 
     @property
     def lost(self) -> LeaseLost | None:
         """Why the right was taken away, if it was."""
-        return self._held().lost
+        return self.claim.lost
+
+    def progress(self) -> bool:
+        """Start `idle_timeout` anew, within `max_hold`; returns whether the deadline has moved. From any thread.
+
+        Not after the deadline: a block that was told to end gets its grace, and no more.
+        """
+        moved = self.claim.progress()
+        if moved:
+            self._registry.look_by(self.claim.deadline)
+        return moved
+
+    def end_by(self, at: float) -> None:
+        """Cancel the block now; what it may still write ends at `at` (`time.monotonic`), if not earlier anyway."""
+        self._registry.end_claim_by(self.claim, at)
 
     def check(self) -> None:
         """Raise unless a write under this lease is legal now.
@@ -157,12 +205,13 @@ class Lease:
         Raises:
             LeaseLost: the right was taken away, the run has ended, or the block was left.
         """
-        self._held().check(self.path)
+        self.claim.check(self.path)
 
     async def append(self, record: Mapping[str, Any]) -> Position:
         """Append one record: whole, behind all others. A checkpoint.
 
-        Cancelled or failed, the record is not in the file; returned, it survives the death of this process.
+        Returned, the record survives the death of this process, with `durability="sync"` a power cut too. Failed or
+        cancelled, it is not in the file, unless `durability="sync"` was waiting for the disk: then it is.
 
         Raises:
             LeaseLost: as `check`.
@@ -173,27 +222,32 @@ class Lease:
     async def append_many(self, records: Iterable[Mapping[str, Any]]) -> Position:
         """Append several records in order, each whole or absent; returns the position behind the last. A checkpoint.
 
-        A crash in the middle leaves some of the first ones; an error or a cancellation leaves none.
+        A crash in the middle leaves some of the first ones; an error or a cancellation leaves none, unless it comes
+        while `durability="sync"` waits for the disk: then they are all there.
 
         Raises:
             LeaseLost: as `check`.
             TranscriptError: as `append`.
         """
-        claim, data = self._held(), encode_all(records, self.path)
+        claim, data = self.claim, encode_all(records, self.path)
         if self._right is Right.TURN:
             return await self._registry.append_lines(self.path, data, under=claim)
         await checkpoint()
-        return self._registry.write(claim, self.path, data, self._header)
+        position = self._registry.write(claim, self.path, data, self.header)
+        await self._registry.synced(claim, self.path)
+        return position
 
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the block that holds this lease. Blocks that thread only.
 
         Raises what `append` raises.
         """
-        claim, data = self._held(), encode_all((record,), self.path)
+        claim, data = self.claim, encode_all((record,), self.path)
         if self._right is Right.TURN:
             return self._registry.append_lines_sync(self.path, data, under=claim)
-        return self._registry.write(claim, self.path, data, self._header)
+        position = self._registry.write(claim, self.path, data, self.header)
+        self._registry.synced_now(claim, self.path)
+        return position
 
     async def read(self, *, last: int | None = None, on_error: OnError = "skip") -> Records:
         """Read the transcript's records: a whole prefix of them, never a torn one. A checkpoint.
@@ -201,4 +255,40 @@ class Lease:
         Raises:
             TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line.
         """
-        return await self._registry.read(self.path, last=last, on_error=on_error)
+        records = await self._registry.read(self.path, last=last, on_error=on_error)
+        self._read_to = records.position or self._read_to
+        return records
+
+    async def replace(self, records: Iterable[Mapping[str, Any]], *, through: Position | None = None) -> Position:
+        """Put these records in the place of what the session has up to `through`; what came later is kept.
+
+        That is compaction: summarise without any lease, however long it takes, then replace what was summarised. A
+        header line stays. The new file is written aside, synced and renamed into place, so a crash or a cancellation
+        at any step leaves the old file or the new one, whole. While another process conducts the session, this waits
+        for the end of that turn, up to the lease's deadline, and lets it append meanwhile. A checkpoint.
+
+        Args:
+            records: what the file is to begin with.
+            through: the `position` of what was read. Without it, what was read last through this lease counts.
+
+        Returns the position behind everything that the new file has.
+
+        Raises:
+            TranscriptError: without `through`, it grew since it was read, or was not read; it was replaced since; it
+                has several names (hard links); the operating system refused. The old file stands.
+            LeaseLost: as `check`.
+            LeaseTimeout: the turn of another process lasted longer than this lease may. The old file stands.
+            DeadlockError: so does that turn's end, because an outer block of this run holds the lease as well.
+        """
+        if self._right is Right.TURN:
+            self.check()
+            async with self._registry.new_lease(self.path, Right.WRITE, self._requested_holder) as writing:
+                return await writing._replace(records, through, self._read_to)
+        return await self._replace(records, through, self._read_to)
+
+    async def _replace(
+        self, records: Iterable[Mapping[str, Any]], through: Position | None, read_to: Position | None
+    ) -> Position:
+        data = encode_all(records, self.path)
+        self._read_to = await replace(self._registry, self, data, through, read_to)
+        return self._read_to

@@ -3,6 +3,9 @@
 Every method is one synchronous state change. The caller holds the file's mutex, and acts afterwards on what is
 returned: the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the
 path that a cancellation takes is the path that every release takes.
+
+Where a right is guarded (a lock file that foreign programs look at), having the lock of all processes only *admits* the
+first of the queue. The caller then sees to the guard, without the mutex, and calls `hold`.
 """
 
 from __future__ import annotations
@@ -10,17 +13,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Set
-from itertools import count
 
 from . import _clock
 from .claim import Claim, ClaimState
 from .engines.bell import Bell
 from .engines.seam import ProcessLock, Right
 from .errors import LeaseLost
+from .guards import Guard
 from .holder import Fence
-
-_epochs = count(1)
-"""Epochs rise over all files and registries of a process."""
 
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
 POLL_LISTENING_S = 0.002
@@ -35,12 +35,15 @@ _NONE: Set[int] = frozenset()
 class RightQueue:
     """The FIFO of one right.
 
-    Invariants: `holder` is None or HELD or LOST; everything in `waiting` is WAITING, oldest first; `ticket` is set
-    exactly while the first of `waiting` competes with other processes (`competing`), which is never while we hold.
+    Invariants: `holder` is None or HELD or LOST; everything in `waiting` is WAITING, in the order in which it goes on;
+    `locked` is true exactly while the lock of all processes is ours: while somebody HELD, and while the first of
+    `waiting` is admitted; `ticket` is set exactly while the first of `waiting` competes with other processes, so never
+    while `locked`.
     """
 
     # Defaults live on the class: most queues are made for one uncontended acquisition.
     holder: Claim | None = None
+    locked = False
     ticket: int | None = None
     competing_since = 0.0
     next_poll = math.inf
@@ -54,11 +57,13 @@ class RightQueue:
     passed_over: Set[int] = _NONE
     """Tickets of other processes that were found not to move."""
 
-    def __init__(self, right: Right, lock: ProcessLock | None, grace: float) -> None:
+    def __init__(self, right: Right, lock: ProcessLock | None, grace: float, guard: Guard | None = None) -> None:
         self.right = right
         self.lock = lock
         """Excludes other processes; `None` keeps the right inside this one."""
         self.grace = grace
+        self.guard = guard
+        """What else has to be had; `None` where the lock is enough."""
         self.waiting: OrderedDict[Claim, None] = OrderedDict()
         self.waiting_runs: dict[Fence, Claim] = {}
         """Of those in `waiting`, the ones of runs."""
@@ -66,17 +71,19 @@ class RightQueue:
     @property
     def competing(self) -> bool:
         """Whether another process decides when we go on, so that someone has to poll."""
-        return self.ticket is not None
+        return self.ticket is not None or (self.locked and self.holder is None)
 
     @property
-    def idle(self) -> bool:
-        """Whether nobody here holds or waits."""
-        return self.holder is None and not self.waiting
+    def admitted(self) -> Claim | None:
+        """Who has the lock of all processes, and not yet what guards the right."""
+        if self.locked and self.holder is None and self.waiting:
+            return next(iter(self.waiting))
+        return None
 
     def ask(self, claim: Claim) -> Claim:
         """Take the right at once, share it with what the same run already holds, or join the queue.
 
-        Returns the claim to use; it waits if its state is WAITING.
+        Returns the claim to use; it waits if its state is WAITING. See `admitted` then.
         """
         holder = self.holder
         if holder is not None and holder.identity is claim.identity and holder.state is ClaimState.HELD:
@@ -87,58 +94,97 @@ class RightQueue:
             waiting.handles += 1  # another task of the same run waits already: it waits for both
             return waiting
         claim.queue = self
-        if holder is None and not self.waiting and self._lock_for(claim):
-            return self._hold(claim)
-        self.waiting[claim] = None
-        if fence is not None:
-            self.waiting_runs[fence] = claim
-        if holder is None and len(self.waiting) == 1:
+        if holder is None and not self.waiting and self._lock_for(claim) and self.guard is None:
+            return self.hold(claim)
+        self._join(claim)
+        if holder is None and self.ticket is None and not self.locked:
             self._compete()  # a failure is the claim's own: it finds it before it waits
         return claim
 
-    def try_ask(self, claim: Claim) -> Claim | None:
-        """As `ask`, but leave no trace when the right cannot be had at once."""
+    def try_ask(self, claim: Claim) -> bool:
+        """As `ask`, but leave no trace when it cannot be had at once; returns whether it holds or is admitted."""
         claim.queue = self
-        if self.holder is None and not self.waiting and self._lock_for(claim):
-            return self._hold(claim)
-        return None
+        if self.holder is not None or self.waiting or not self._lock_for(claim):
+            return False
+        if self.guard is None:
+            self.hold(claim)
+        else:
+            self._join(claim)
+        return True
 
-    def withdraw(self, claim: Claim) -> Claim | None:
-        """Give back, give up waiting, or clear away what was lost; never raises.
+    def hold(self, claim: Claim) -> Claim:
+        """Let a claim have the right: nobody has it, and the lock is ours."""
+        if claim in self.waiting:
+            self._leave(claim)
+        self.next_poll = math.inf
+        self.holder = claim
+        claim.start(self.grace)
+        return claim
+
+    def withdraw(self, claim: Claim) -> ClaimState:
+        """Give back, give up waiting, or clear away what was lost; never raises. Call `pass_on` next.
+
+        Returns what it was. In between, a guard goes, if what was given up had it.
+        """
+        state = claim.state
+        if claim is self.holder:
+            self.holder = None
+        elif claim in self.waiting:
+            if self.ticket is not None and next(iter(self.waiting)) is claim:
+                self._stop_competing()
+            self._leave(claim)
+        else:
+            return ClaimState.OVER
+        claim.state = ClaimState.OVER
+        return state
+
+    def pass_on(self) -> Claim | None:
+        """Let the next one have the right or compete for it; without one, unlock. Never raises.
 
         Returns a claim that has to be woken, because it now holds the right or because it cannot go on waiting.
         """
-        if claim is self.holder:
-            locked = claim.state is ClaimState.HELD  # whoever took it away has already unlocked it
-            self.holder = None
-            claim.state = ClaimState.OVER
-            return self._pass_on(locked)
-        if claim in self.waiting:
-            first = next(iter(self.waiting)) is claim
-            self._leave(claim)
-            claim.state = ClaimState.OVER
-            if first and self.holder is None:
-                if self.ticket is not None:
-                    self._stop_competing()
-                return self._pass_on(locked=False)
-        return None
+        if self.holder is not None or self.ticket is not None:
+            return None
+        if not self.waiting:
+            if self.locked:
+                self._unlock()
+            return None
+        first = next(iter(self.waiting))
+        if self.lock is None or (self.locked and not self._must_yield(first)):
+            self.next_poll = 0.0
+            return self.hold(first) if self.guard is None else None
+        failed = self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
+        if self.locked:
+            self._unlock()
+        return failed
 
-    def take_away(self, claim: Claim, kind: type[LeaseLost]) -> bool:
+    def take_away(self, claim: Claim, error: LeaseLost, kind: type[LeaseLost], *, keep: bool = False) -> bool:
         """Unlock what `claim` holds for other processes, unless it does not hold it any more.
 
         The only method that a foreign thread calls. The identity check is what keeps a late thread from unlocking
-        the next holder.
+        the next holder. With `keep` the lock stays ours, for a successor in this process.
         """
         if claim is not self.holder or claim.state is not ClaimState.HELD:
             return False
         claim.state = ClaimState.LOST
+        claim.lost = error
         if claim.fence is not None and self.right is Right.TURN:
-            claim.fence.close(kind)  # before another process can conduct the session
-        self._unlock()
+            claim.fence.close(kind, error.by)  # before another process can conduct the session
+        if not keep:
+            self._unlock()
         return True
 
+    def relock(self) -> bool:
+        """Take the lock again after the steward gave it away; only who has it may touch what guards the right."""
+        if not self.locked and self.lock is not None:
+            try:
+                self.locked = self.lock.try_lock()
+            except OSError as error:
+                self.trouble = error
+        return self.locked
+
     def poll(self) -> Claim | None:
-        """Look whether the first of the queue may go on now; returns it if it now holds the right.
+        """Look whether the first of the queue may go on now; returns it if it now holds the right. See `admitted` then.
 
         Raises:
             OSError: a lock call failed; nothing has changed.
@@ -168,17 +214,28 @@ class RightQueue:
             return None
         if not lock.try_lock():
             return None
+        self.locked = True
         self._stop_competing()
-        first = next(iter(self.waiting))
-        self._leave(first)
-        return self._hold(first)
+        self.next_poll = 0.0
+        return self.hold(next(iter(self.waiting))) if self.guard is None else None
+
+    def move(self, lock: ProcessLock, *, locked: bool) -> None:
+        """Go on with the lock of the file that was renamed into the place of this one; waiters keep their places."""
+        ticket = self.ticket
+        if ticket is not None:
+            self._drop_ticket()
+        self.lock, self.locked, self.passed_over = lock, locked, _NONE
+        if ticket is not None:
+            self._compete()
 
     def close(self) -> None:
-        """Let go of all kernel locks, before the descriptor is closed."""
+        """Let go of all locks, before the descriptor is closed."""
         if self.ticket is not None:
             self._stop_competing()
-        if self.holder is not None and self.holder.state is ClaimState.HELD:
+        if self.locked:
             self._unlock()
+        if self.lock is not None:
+            self.lock.close()
 
     def hang_bell(self) -> None:
         """See that whoever unlocks the right for us can wake us."""
@@ -194,16 +251,21 @@ class RightQueue:
 
     def abandon(self) -> None:
         """Let go without unlocking, in a forked child."""
-        self.lock = self.ticket = None
+        lock, self.lock, self.ticket, self.locked = self.lock, None, None, False
         self.next_poll = math.inf
         self._unhang()
+        if self.guard is not None:
+            self.guard.abandon()
+        if lock is not None:
+            lock.close()
 
     # Internals
 
     def _lock_for(self, claim: Claim) -> bool:
         if self.lock is None:
             return True
-        return not self._others_before(claim) and self.lock.try_lock()
+        self.locked = not self._others_before(claim) and self.lock.try_lock()
+        return self.locked
 
     def _others_before(self, claim: Claim) -> bool:
         assert self.lock is not None
@@ -214,31 +276,21 @@ class RightQueue:
             return True
         return self.lock.lowest_before(self.lock.ticket_of(claim.arrived_at), self.passed_over) is not None
 
+    def _join(self, claim: Claim) -> None:
+        self.waiting[claim] = None
+        if claim.fence is not None:
+            self.waiting_runs[claim.fence] = claim
+        if claim.supersedes:
+            self.waiting.move_to_end(claim, last=False)  # a ticket that was taken stands for whoever is first
+
     def _leave(self, claim: Claim) -> None:
         del self.waiting[claim]
         if claim.fence is not None:
             self.waiting_runs.pop(claim.fence, None)
 
-    def _hold(self, claim: Claim) -> Claim:
-        self.holder = claim
-        claim.start(next(_epochs), self.grace)
-        return claim
-
-    def _pass_on(self, locked: bool) -> Claim | None:
-        if not self.waiting:
-            if locked:
-                self._unlock()
-            return None
-        first = next(iter(self.waiting))
-        if self.lock is None or (locked and not self._must_yield(first)):
-            self._leave(first)
-            return self._hold(first)
-        failed = self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
-        if locked:
-            self._unlock()
-        return failed
-
     def _must_yield(self, first: Claim) -> bool:
+        if first.supersedes:
+            return False
         try:
             return self._others_before(first)
         except OSError:
@@ -275,7 +327,7 @@ class RightQueue:
 
     def _unlock(self) -> None:
         """Unlock for other processes. A failure must not stop a release; closing the descriptor unlocks as well."""
-        lock = self.lock
+        lock, self.locked = self.lock, False
         if lock is not None:
             try:
                 lock.unlock()

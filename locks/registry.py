@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import anyio
 from anyio import from_thread, to_thread
 from anyio.lowlevel import RunVar, checkpoint
 
 from . import _os, transcript
-from ._loop import on_loop_thread
+from ._loop import current_task, on_loop_thread
 from .arbiter import Arbiter, live_arbiters, seconds
-from .claim import Claim, ClaimState
+from .claim import Claim, ClaimState, without
 from .engines.choose import EngineName
 from .engines.seam import LeaseEngine, Right
-from .entry import checked_path
+from .entry import Entry, checked_path
 from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder, current_fence
 from .lease import Lease
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
+from .transcript.syncing import GroupSync
 
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("locks.limiter")
+Durability = Literal["process", "sync"]
+_T = TypeVar("_T")
+_FEW = 100  # records: reading so many from the end takes no longer than a short file
 _READ_ON_LOOP = 1 << 18  # bytes; a longer read goes to a thread
 
 
@@ -38,17 +43,44 @@ class LockRegistry(Arbiter):
     Args:
         max_hold: seconds after which a lease's block is cancelled; a run's turn is limited by the run instead.
         grace: seconds that a cancelled block may take before its right is taken away.
-        engine: `"kernel"` excludes other processes through Linux open-file-description locks, `"none"` only this
-            process's tasks; `"auto"` is the strongest that the platform has.
+        sidecar: say in `<file>.lock` who has the write lease, and honour what foreign gateways write there; say in
+            `<file>.turn` who conducts. About 60 µs per lease.
+        engine: what excludes other processes: `"kernel"`, Linux open-file-description locks; `"filelock"`, the library
+            of that name, elsewhere, with weaker promises; `"none"`, nothing; or a `LeaseEngine`. `"auto"` is the
+            strongest that works here.
+        durability: what an append that has returned survives: `"process"`, the death of this process; `"sync"`, a power
+            cut too, for an `fdatasync` that appends of a file share.
+        yield_to_foreign: leave foreign gateways a gap of 60 ms before each of our lock files, since they poll without a
+            queue; `None` does so once one was seen.
+        allow_network_fs: take sessions on network file systems too, where locks of this host exclude no other host.
 
     Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its
     own.
     """
 
     def __init__(
-        self, *, max_hold: float = 300.0, grace: float = 2.0, engine: EngineName | LeaseEngine = "auto"
+        self,
+        *,
+        max_hold: float = 300.0,
+        grace: float = 2.0,
+        sidecar: bool = True,
+        engine: EngineName | LeaseEngine = "auto",
+        durability: Durability = "process",
+        yield_to_foreign: bool | None = None,
+        allow_network_fs: bool = False,
     ) -> None:
-        super().__init__(max_hold=max_hold, grace=grace, engine=engine)
+        if durability not in ("process", "sync"):
+            raise ValueError(f"durability: {durability!r} is unknown; allowed: 'process', 'sync'")
+        super().__init__(
+            max_hold=max_hold,
+            grace=grace,
+            engine=engine,
+            sidecar=sidecar,
+            yield_to_foreign=yield_to_foreign,
+            allow_network_fs=allow_network_fs,
+        )
+        self.durability: Durability = durability
+        self._syncs = GroupSync(self.limiter)
         self._appended = 0
 
     def __repr__(self) -> str:
@@ -62,6 +94,8 @@ class LockRegistry(Arbiter):
         holder: Holder | None = None,
         wait_timeout: float | None = None,
         max_hold: float | None = None,
+        idle_timeout: float | None = None,
+        supersede: bool = False,
     ) -> Lease:
         """The exclusive write lease of a session file, as an async context manager.
 
@@ -70,13 +104,20 @@ class LockRegistry(Arbiter):
             holder: a name for error messages; by default the run's, else the task's.
             wait_timeout: seconds to wait at most; `None` waits as long as it takes.
             max_hold: seconds to hold at most, instead of the registry's.
+            idle_timeout: seconds without `Lease.progress()` after which the block is cancelled, within `max_hold`.
+            supersede: take over now from who holds it in this process, before everybody who waits here; the loser's
+                block is cancelled, and its later appends raise `Superseded`, naming the winner. A holder in another
+                process is waited for.
 
         Entering raises:
             LeaseTimeout: the wait budget passed.
-            TranscriptError: the file cannot be opened or locked.
+            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds.
+            TranscriptError: the file cannot be opened or locked, or lives on a network file system.
             InvalidSession: the path cannot name a file.
         """
-        return self._new_lease(path, Right.WRITE, holder, wait_timeout, max_hold)
+        return self.new_lease(
+            path, Right.WRITE, holder, wait_timeout, max_hold, idle_timeout=idle_timeout, supersede=supersede
+        )
 
     def lease_for(
         self,
@@ -92,7 +133,7 @@ class LockRegistry(Arbiter):
         Entering raises besides:
             RunEnded, Superseded: that run may not write any more.
         """
-        return self._new_lease(path, Right.WRITE, None, wait_timeout, max_hold, fence, header)
+        return self.new_lease(path, Right.WRITE, None, wait_timeout, max_hold, fence=fence, header=header)
 
     def turn(
         self,
@@ -101,12 +142,16 @@ class LockRegistry(Arbiter):
         holder: Holder | None = None,
         wait_timeout: float | None = None,
         max_hold: float | None = None,
+        idle_timeout: float | None = None,
+        supersede: bool = False,
     ) -> Lease:
         """The turn of a session: who has it conducts the session. Others may still append.
 
         As `lease`, but a right of its own: its `append` takes a momentary write lease.
         """
-        return self._new_lease(path, Right.TURN, holder, wait_timeout, max_hold)
+        return self.new_lease(
+            path, Right.TURN, holder, wait_timeout, max_hold, idle_timeout=idle_timeout, supersede=supersede
+        )
 
     async def append(self, path: str | os.PathLike[str], record: Mapping[str, Any]) -> Position:
         """Append one record under a momentary write lease. A checkpoint.
@@ -123,7 +168,11 @@ class LockRegistry(Arbiter):
     async def read(
         self, path: str | os.PathLike[str], *, last: int | None = None, on_error: OnError = "skip"
     ) -> Records:
-        """Read a transcript's records, without any lock: a whole prefix of them. A checkpoint; long files in a thread.
+        """Read a transcript's records, without any lock: a whole prefix of them. A checkpoint; long reads in a thread.
+
+        Args:
+            last: only the last so many, found from the end without reading the rest.
+            on_error: leave a broken line out (it is listed in `.skipped`), or raise.
 
         Raises:
             TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line.
@@ -131,16 +180,36 @@ class LockRegistry(Arbiter):
         text = checked_path(path)
         await checkpoint()
         try:
-            short = _os.stat(text).st_size <= _READ_ON_LOOP
+            short = (last is not None and last <= _FEW) or _os.stat(text).st_size <= _READ_ON_LOOP
         except OSError:
             short = True  # `read` says what is wrong with it
-        if short:
-            return transcript.read(text, last=last, on_error=on_error)
+        read = partial(transcript.read, text, last=last, on_error=on_error)
+        return read() if short else await self._in_thread(read)
 
-        def read() -> Records:
-            return transcript.read(text, last=last, on_error=on_error)
+    async def stream(
+        self, path: str | os.PathLike[str], *, after: Position | None = None, on_error: OnError = "skip"
+    ) -> AsyncGenerator[Records, None]:
+        """As `read`, for files that are too large to have in memory at once: yields batches of some hundred kilobytes.
 
-        return await to_thread.run_sync(read, abandon_on_cancel=True, limiter=_own_limiter())
+        The end is where it was at the first batch. Use `contextlib.aclosing` where the loop may be left early. A
+        checkpoint before each batch.
+
+        Args:
+            after: begin behind this position; `records.position` of an earlier read, say.
+
+        Raises:
+            TranscriptError: as `read`; or the file was replaced since that position was taken.
+        """
+        batches = transcript.stream(checked_path(path), after=after, on_error=on_error)
+        nothing: Records | None = None
+        try:
+            while (batch := await self._in_thread(partial(next, batches, nothing), abandon=False)) is not None:
+                yield batch
+        finally:
+            batches.close()
+
+    async def _in_thread(self, call: Callable[[], _T], *, abandon: bool = True) -> _T:
+        return await to_thread.run_sync(call, abandon_on_cancel=abandon, limiter=self.limiter())
 
     def revoke(self, path: str | os.PathLike[str], reason: str) -> int:
         """Take turn and write lease of a session away from whoever holds them here; returns how many were held.
@@ -211,13 +280,22 @@ class LockRegistry(Arbiter):
         claim = self.new_claim(fence=fence)
         if isinstance(under, Claim):
             claim.identity, claim.given_holder = under.identity, under.holder
-        claim = await self.acquire(path, Right.WRITE, claim, suspend=False)
+        me, pinned = current_task(), None
+        claim = await self.acquire(path, Right.WRITE, claim, suspend=False, task=me)
         try:
             if under is not None:
                 under.check(path)
-            return self.write(claim, path, data, header)
+            position = self.write(claim, path, data, header)
+            if self.durability == "sync":
+                pinned = claim.entry
+                assert pinned is not None
+                pinned.pins += 1
         finally:
+            claim.tasks = without(claim.tasks, me)
             self.release(claim)
+        if pinned is not None:  # others append meanwhile, and share the sync
+            await self._sync_pinned(pinned, path)
+        return position
 
     def append_lines_sync(
         self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
@@ -241,27 +319,60 @@ class LockRegistry(Arbiter):
 
     # Internals
 
-    def _new_lease(
+    def new_lease(
         self,
         path: str | os.PathLike[str],
         right: Right,
         holder: Holder | None,
-        wait_timeout: float | None,
-        max_hold: float | None,
+        wait_timeout: float | None = None,
+        max_hold: float | None = None,
+        *,
+        idle_timeout: float | None = None,
+        supersede: bool = False,
         fence: Fence | None = None,
         header: bytes | None = None,
     ) -> Lease:
-        hold = self.max_hold if max_hold is None else seconds("max_hold", max_hold)
-        wait = None if wait_timeout is None else seconds("wait_timeout", wait_timeout)
-        text = checked_path(path)
-        return Lease(self, text, right, holder=holder, wait_timeout=wait, max_hold=hold, fence=fence, header=header)
+        """A lease on either right; what `lease`, `lease_for` and `turn` have in common."""
+        return Lease(
+            self,
+            checked_path(path),
+            right,
+            holder=holder,
+            wait_timeout=None if wait_timeout is None else seconds("wait_timeout", wait_timeout),
+            max_hold=self.max_hold if max_hold is None else seconds("max_hold", max_hold),
+            idle_timeout=None if idle_timeout is None else seconds("idle_timeout", idle_timeout),
+            supersede=supersede,
+            fence=fence,
+            header=header,
+        )
 
+    async def synced(self, claim: Claim, path: str) -> None:
+        """Return once what was written under a claim is as durable as this registry promises.
 
-def _own_limiter() -> anyio.CapacityLimiter:
-    """Threads for our own disk work: hung tool calls that fill the default pool must not stop it."""
-    try:
-        return _limiter.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(8)
-        _limiter.set(limiter)
-        return limiter
+        A checkpoint only where there is something to wait for.
+        """
+        if self.durability == "sync" and claim.entry is not None:
+            claim.entry.pins += 1
+            await self._sync_pinned(claim.entry, path)
+
+    async def _sync_pinned(self, entry: Entry, path: str) -> None:
+        try:
+            await self._syncs.sync(entry, path)
+        finally:
+            entry.pins -= 1
+            self._files.drop_if_idle(entry)
+
+    def synced_now(self, claim: Claim, path: str) -> None:
+        """As `synced`, on a worker thread."""
+        if self.durability == "sync" and claim.entry is not None:
+            self._syncs.sync_now(claim.entry, path)
+
+    @staticmethod
+    def limiter() -> anyio.CapacityLimiter:
+        """Threads for our own disk work: hung tool calls that fill the default pool must not stop it."""
+        try:
+            return _limiter.get()
+        except LookupError:
+            limiter = anyio.CapacityLimiter(8)
+            _limiter.set(limiter)
+            return limiter

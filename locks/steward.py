@@ -6,7 +6,8 @@ frozen, and leaves the rest (telling the block, granting to the next here) to th
 
 Its rules, each bought with a failure: it compares the claim with the holder inside the mutex (else it unlocks the next
 holder); it never waits for that mutex, because a write may hang in the kernel (it leaves a note, and the writer
-finishes the revocation on leaving); it calls nothing of the user's.
+finishes the revocation on leaving); it calls nothing of the user's. When it comes late by a second or more, everybody
+else was as late: a stopped process or a suspended machine starts the grace afresh.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from . import _clock
 from ._events import described, log
 from ._loop import Post
-from .claim import Claim, ClaimState, overstayed
+from .claim import SUSPENDED_AFTER_S, Claim, ClaimState, overstayed
 from .errors import LeaseLost, RunEnded
 
 _PENDING_RETRY_S = 0.05
@@ -50,23 +51,27 @@ class Steward:
 
     def revoke(self, claim: Claim, error: LeaseLost) -> None:
         """Take a right away now, or, while a write is under way, as soon as it is over. Callable from any thread."""
+        if self.take(claim, error):
+            self.post(partial(self._settle, claim))
+
+    def take(self, claim: Claim, error: LeaseLost, *, keep: bool = False) -> bool:
+        """As `revoke`, but leave it to the caller to settle when this returns `True`; `keep` keeps the lock ours."""
         entry, queue = claim.entry, claim.queue
         if entry is None or queue is None:
-            return
+            return False
         mutex = entry.mutex
         if not mutex.acquire(blocking=False):
             claim.revoke_pending = error  # whoever has the mutex now will see this after leaving it ...
             self._alarm.ring_by(_clock.clock.now() + _PENDING_RETRY_S)  # ... unless the write is another claim's, ...
             if not mutex.acquire(blocking=False):  # ... or it left in between
-                return
+                return False
         try:
-            if not queue.take_away(claim, self._kind(claim, error)):
-                return
-            claim.lost = error
+            if not queue.take_away(claim, error, self._kind(claim, error), keep=keep):
+                return False
         finally:
             mutex.release()
         self.revoked += 1
-        self.post(partial(self._settle, claim))
+        return True
 
     @staticmethod
     def _kind(claim: Claim, error: LeaseLost) -> type[LeaseLost]:
@@ -91,6 +96,10 @@ class Steward:
         if claim.revoke_pending is not None:
             self.revoke(claim, claim.revoke_pending)
             return math.inf if claim.lost is not None else now + _PENDING_RETRY_S
+        if now - claim.next_due() >= SUSPENDED_AFTER_S:
+            # Not even this thread was here in time: the process was stopped, or the machine suspended.
+            log("steward_late", level="warning", claim=repr(claim), late_s=round(now - claim.next_due(), 3))
+            claim.forgive(now)
         if not claim.deadline_told and now >= claim.deadline:
             claim.deadline_told = True
             self.post(partial(_cancel_blocks, claim))

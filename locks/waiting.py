@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 from . import _clock
 from .claim import Claim, ClaimState
 from .entry import Entry, cannot
+from .errors import TranscriptError
 from .queue import RightQueue
 
 
@@ -27,10 +28,11 @@ class WaitingRoom:
     task is either running or has been woken.
     """
 
-    def __init__(self, granted: Callable[[Claim], object]) -> None:
+    def __init__(self, granted: Callable[[Claim], object], let_in: Callable[[Entry, RightQueue], Claim | None]) -> None:
         self.competing: dict[RightQueue, Entry] = {}
         """The queues whose head waits for another process."""
         self._granted = granted
+        self._let_in = let_in
         self._leader: Claim | None = None
         self._looker: object = None
         """The one of the leader's tasks that looks."""
@@ -68,7 +70,7 @@ class WaitingRoom:
                     if not claim.waits():
                         break
                 if claim.failed is not None:
-                    raise cannot("lock", path, claim.failed) from claim.failed
+                    raise failure(path, claim.failed)
                 now = _clock.clock.now()
                 if now < give_up_at:
                     if leads and until != math.inf:
@@ -119,12 +121,26 @@ class WaitingRoom:
                     if first.changed is not None:
                         first.changed.set()
                     continue
+                if granted is None and queue.admitted is not None:
+                    granted = self._let_in(entry, queue)
                 if granted is not None:
-                    self._granted(granted)
+                    if granted.state is ClaimState.HELD:
+                        self._granted(granted)
+                    elif granted.changed is not None:
+                        granted.changed.set()
                     self.update(entry, queue)
                     continue
             due = min(due, queue.next_poll)
         return due
+
+
+def failure(path: str, error: OSError | TranscriptError) -> TranscriptError:
+    """Why a waiter cannot go on, as a typed error with the path."""
+    if isinstance(error, TranscriptError):
+        return error
+    failed = cannot("lock", path, error)
+    failed.__cause__ = error
+    return failed
 
 
 async def _listen(claim: Claim, seconds: float) -> None:

@@ -71,7 +71,7 @@ async def test_every_name_of_a_file_leads_to_the_one_right(
 
 
 async def test_a_file_and_its_alias_cost_one_descriptor(path, tmp_path):
-    registry = LockRegistry(engine="kernel")
+    registry = LockRegistry(engine="kernel", sidecar=False)
     path.touch()
     (tmp_path / "alias").symlink_to(path)
     before = leaks.descriptors()

@@ -14,6 +14,7 @@ from locks.claim import Claim
 from locks.engines.kernel import KernelLock
 from locks.entry import open_file
 from locks.queue import RightQueue
+from locks.sidecar import note
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -173,8 +174,9 @@ async def test_a_waiter_that_timed_out_is_passed_by(registry, path, virtual):
     assert served == [released_at]
 
 
-async def test_a_holder_in_another_process_is_unknown_by_name(path, virtual):
-    here, elsewhere = LockRegistry(), LockRegistry()  # two descriptions of the file exclude each other as processes do
+async def test_without_a_lock_file_a_holder_in_another_process_is_unknown_by_name(path, virtual):
+    # Two descriptions of the file exclude each other as processes do.
+    here, elsewhere = LockRegistry(sidecar=False), LockRegistry(sidecar=False)
     async with elsewhere.lease(path):
         with pytest.raises(LeaseTimeout) as caught:
             async with here.lease(path, wait_timeout=1):
@@ -182,6 +184,28 @@ async def test_a_holder_in_another_process_is_unknown_by_name(path, virtual):
     assert caught.value.holder is None
     assert caught.value.remaining_s is None
     assert here.statistics().competing == 0
+
+
+@pytest.mark.failure("D3", "C6")
+async def test_a_holder_in_another_process_is_named_by_its_lock_file(path, virtual):
+    here, elsewhere = LockRegistry(), LockRegistry()
+    async with elsewhere.lease(path, holder=Holder("session:a", 18), max_hold=10):
+        with pytest.raises(LeaseTimeout, match=r"run 18 on lane session:a\) holds it.*at most 1[0-2]\.\d+ s") as caught:
+            async with here.lease(path, wait_timeout=1):
+                pytest.fail("entered")
+    assert caught.value.holder == Holder("session:a", 18)
+    assert caught.value.remaining_s == pytest.approx(12.0, abs=2.0)  # its 10 s and the grace, by real time
+
+
+@pytest.mark.failure("D3", "C6")
+async def test_who_conducts_in_another_process_is_named_by_its_note(path, virtual):
+    here, elsewhere = LockRegistry(), LockRegistry()
+    async with elsewhere.turn(path, holder=Holder("session:a", 18)):
+        with pytest.raises(LeaseTimeout, match="run 18 on lane session:a") as caught:
+            async with here.turn(path, wait_timeout=1):
+                pytest.fail("entered")
+    assert caught.value.holder == Holder("session:a", 18)
+    assert note.read(path) is None
 
 
 @pytest.mark.failure("D5")

@@ -191,7 +191,7 @@ async def test_a_late_look_of_the_steward_does_not_unlock_the_next_holder(path):
     """The steward compares the claim inside the mutex; a look that was delayed before it must change nothing."""
     here, elsewhere = LockRegistry(), LockRegistry()
     async with here.lease(path) as first:
-        stale = first._held()
+        stale = first.claim
     async with here.lease(path) as second:
         here._steward.revoke(stale, Revoked("late", path=path, holder=stale.holder))
         second.check()

@@ -60,7 +60,8 @@ def test_only_a_passed_wait_budget_is_worth_asking_again():
 def test_a_holder_is_named_by_its_run_or_by_its_task():
     assert str(Holder("main", 7, pid=1)) == "run 7 on lane main (pid 1)"
     assert str(Holder(task="writer", pid=1)) == "task writer (pid 1)"
-    assert "unnamed" in str(Holder())
+    assert str(Holder(pid=7)) == "process 7"
+    assert "unnamed" in str(Holder(task=""))
 
 
 async def test_without_a_run_the_holder_is_the_task_by_name(tmp_path):

@@ -16,7 +16,8 @@ FileId = tuple[int, int]
 """Device and inode: the identity of a file, whatever it is called."""
 
 
-_KIND = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+# Bells belong to kernel locks, so they are on Linux only; elsewhere this module must merely be importable.
+_KIND = socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)
 
 
 class Bell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import cache
 from typing import Literal
@@ -13,6 +12,7 @@ from .seam import LeaseEngine
 
 EngineName = Literal["auto", "kernel", "filelock", "none"]
 NAMES = ("auto", "kernel", "filelock", "none")
+_BYTE = 1 << 62
 
 
 def engine_for(engine: EngineName | LeaseEngine) -> LeaseEngine | None:
@@ -24,10 +24,11 @@ def engine_for(engine: EngineName | LeaseEngine) -> LeaseEngine | None:
         ValueError: there is no such engine, or it does not work here.
     """
     if not isinstance(engine, str):
-        if callable(getattr(engine, "lock", None)) and isinstance(getattr(engine, "name", None), str):
+        made = not isinstance(engine, type)
+        if made and callable(getattr(engine, "lock", None)) and isinstance(getattr(engine, "name", None), str):
             return engine
         raise ValueError(
-            f"engine: {engine!r:.80} has no `lock` and `name`; allowed: {', '.join(NAMES)} or a LeaseEngine"
+            f"engine: {engine!r:.80} is no object with `lock` and `name`; allowed: {', '.join(NAMES)} or a LeaseEngine"
         )
     if engine not in NAMES:
         raise ValueError(f"engine: {engine!r} is unknown; allowed: {', '.join(NAMES)} or a LeaseEngine")
@@ -44,23 +45,28 @@ def engine_for(engine: EngineName | LeaseEngine) -> LeaseEngine | None:
 
 @cache
 def kernel_locks_work() -> bool:
-    """Whether two descriptors of one file exclude each other here, tried once on a temporary file."""
-    first = second = -1
-    try:
-        first, path = tempfile.mkstemp(prefix="lanes-probe-")
-        try:
-            second = os.open(path, os.O_RDWR)
-        finally:
-            os.unlink(path)
-        if not _os.ofd_lock(first, 1 << 62) or _os.ofd_lock(second, 1 << 62):
-            return False
-        if _os.ofd_conflict(second, 1 << 62, 2) != 1 << 62:
-            return False
-        _os.ofd_unlock(first, 1 << 62)
-        return _os.ofd_lock(second, 1 << 62)
-    except (OSError, AttributeError, ValueError):
+    """Whether two descriptors of one file exclude each other here, tried once on a temporary file.
+
+    What counts is what happens, not the platform's name. Only locks that fail speak against themselves: a process that
+    has no descriptor left, or nowhere to try, must not settle for an engine that all the others do not see. If it was
+    wrong not to, its first lock says so.
+    """
+    if not _os.HAS_OFD_LOCKS:
         return False
-    finally:
-        for fd in (first, second):
-            if fd >= 0:
-                os.close(fd)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="lanes-probe-") as file, open(file.name, "r+b") as again:
+            return _exclude_each_other(file.fileno(), again.fileno())
+    except OSError:
+        return True
+
+
+def _exclude_each_other(first: int, second: int) -> bool:
+    try:
+        if not _os.ofd_lock(first, _BYTE) or _os.ofd_lock(second, _BYTE):
+            return False
+        if _os.ofd_conflict(second, _BYTE, 2) != _BYTE:
+            return False
+        _os.ofd_unlock(first, _BYTE)
+        return _os.ofd_lock(second, _BYTE)
+    except (OSError, ValueError):
+        return False

@@ -15,6 +15,7 @@ Sources: fcntl_locking(2), "Open file description locks".
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection
 
 from .. import _os
@@ -28,11 +29,12 @@ _SPAN = (1 << 61) - 2  # tickets of a right: 73 years of monotonic nanoseconds
 class KernelLock:
     """One right of one file: a lock byte, and the tickets behind it."""
 
-    __slots__ = ("_base", "_fd", "_file_id")
+    __slots__ = ("_base", "_fd", "_file_id", "_right")
 
     def __init__(self, fd: int, file_id: FileId, right: Right) -> None:
         self._fd = fd
         self._file_id = file_id
+        self._right = right
         self._base = _BASES[right]
 
     def try_lock(self) -> bool:
@@ -111,6 +113,13 @@ class KernelLock:
     def wake(self, ticket: int) -> None:
         """Ring the bell of another process's ticket, if it has one."""
         ring(self._file_id, ticket)
+
+    def follow(self, fd: int, file_id: FileId) -> KernelLock:
+        """The same right of another file, locked."""
+        lock = KernelLock(fd, file_id, self._right)
+        if not lock.try_lock():
+            raise OSError(errno.EDEADLK, "somebody has locked a file that has no name yet")
+        return lock
 
     def close(self) -> None:
         """Nothing is kept open: the descriptor is the file's."""

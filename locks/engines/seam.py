@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, Self
 
 from .bell import Bell, FileId
 
@@ -65,6 +65,12 @@ class ProcessLock(Protocol):
     def wake(self, ticket: int) -> None:
         """Ring the bell of another process's ticket, if it has one. Never raises."""
 
+    def follow(self, fd: int, file_id: FileId) -> ProcessLock:
+        """The same right on a file that is about to be renamed into the place of this one: locked, too.
+
+        A lock that goes by the name returns itself: it must hold the right already.
+        """
+
     def close(self) -> None:
         """Let go of what the lock keeps open of its own; the right was unlocked before. Never raises."""
 
@@ -119,6 +125,10 @@ class Unordered:
 
     def wake(self, ticket: int) -> None:
         """Nobody listens."""
+
+    def follow(self, fd: int, file_id: FileId) -> Self:
+        """For a lock that goes by the name of the file."""
+        return self
 
     def close(self) -> None:
         """Nothing is kept open."""

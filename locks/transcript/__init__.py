@@ -1,7 +1,18 @@
 """A session's transcript: one JSON object per line, appended whole or not at all, read as a whole prefix."""
 
 from .appending import append
-from .reading import read
+from .reading import read, stream
 from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, encode, encode_all
 
-__all__ = ["HEADER_KEY", "BrokenLine", "OnError", "Position", "Records", "append", "encode", "encode_all", "read"]
+__all__ = [
+    "HEADER_KEY",
+    "BrokenLine",
+    "OnError",
+    "Position",
+    "Records",
+    "append",
+    "encode",
+    "encode_all",
+    "read",
+    "stream",
+]

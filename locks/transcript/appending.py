@@ -42,7 +42,7 @@ def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) ->
         raise LeaseLost(f"{path} was replaced or removed while it was held: nothing written", path=path, holder=None)
     size = found.st_size
     if size and size != entry.sealed_size:
-        size = _seal(entry, fd, size)
+        size = seal(entry, fd, size)
     if size == 0 and header is not None:
         data = header + data
     entry.sealed_size = -1  # until this write is whole, nothing is known of the tail
@@ -70,7 +70,7 @@ def _write_whole(entry: Entry, fd: int, path: str, data: bytes, size: int) -> No
         raise
 
 
-def _seal(entry: Entry, fd: int, size: int) -> int:
+def seal(entry: Entry, fd: int, size: int) -> int:
     """Make the file end with a newline; returns its new size."""
     path = entry.path
     try:
@@ -119,7 +119,9 @@ def _save_torn(entry: Entry, source: int, start: int, end: int) -> None:
     path = entry.path + ".torn"
     try:
         fd = _os.open(
-            path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+            path,
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOFOLLOW | _os.O_NONBLOCK,
+            0o600,
         )
     except OSError as error:
         raise cannot("move a torn tail to", path, error) from error

@@ -1,20 +1,67 @@
-"""Reading a transcript while others write: a whole prefix of its records, without any lock."""
+"""Reading a transcript while others write, without any lock: whole lines only, in blocks, forwards or backwards.
+
+A reader takes the file's size once. What it reads is the *prefix* up to the last newline before that size: a torn tail
+is no part of it, and what is appended later is not either. So far an append-only file would need nothing else.
+
+But a transcript can become shorter: a writer whose write fails takes it back, perhaps lines that a reader saw, and a
+torn tail is cut off. If something else is appended in its place, a reader that had read the one half before and reads
+the other half after would see a record that nobody wrote. Sizes do not show it, the file may have grown again; times
+of change do not, they are too coarse. What shows it is that a file only ever loses its *end*: as long as the last bytes
+of the prefix are those that stood there at first, nothing before them was cut. They are read before the first block
+and compared after each, before any line of it is believed. The one thing this misses is harmless: the same bytes
+appended again at the same place.
+
+Rejected: locking, since a reader would wait for writers; reading all again and comparing, which costs the double.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from .. import _os
+from ..engines.bell import FileId
 from ..entry import cannot
 from ..errors import TranscriptError
 from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, decoder
 
+_BLOCK = 1 << 18  # bytes read at once and lines handed out at once; more only for a line that is longer
+_FIRST_BLOCK = 1 << 16  # bytes, backwards: enough for some tens of usual records
+_WITNESS = 1 << 12  # bytes by which a place is recognised
+_TRIES = 100  # how often a reader begins anew before it takes the file for no transcript
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """An open transcript, as it was when it was opened."""
+
+    path: str
+    fd: int
+    size: int
+    file_id: FileId
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A place right behind a line, and the bytes before it by which it is recognised."""
+
+    offset: int
+    before: bytes
+
+    def stands(self, fd: int) -> bool:
+        """Whether nothing before the place was cut off since the mark was made."""
+        return _pread(fd, self.offset - len(self.before), self.offset) == self.before
+
 
 def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records:
     """Read the records of a transcript, without any lock: a whole prefix, never a torn line.
+
+    Beside the records, a block of the file is in memory at a time. With `last`, the file is read backwards, and only
+    as far as needed.
 
     Args:
         path: the file. A missing one reads as empty.
@@ -22,77 +69,254 @@ def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> R
         on_error: what to do about a line that is no JSON object.
 
     Raises:
-        TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its number is named).
+        TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its place is named).
     """
     if last is not None and last < 0:
         raise ValueError(f"last: {last} is negative; allowed: None or 0 and more")
+    _check(on_error)
+    with _opened(path) as file:
+        if file is None:
+            return Records()
+        if last is not None:
+            return _read_last(file, last, on_error)
+        records = Records()
+        records.position = Position(0, file.file_id)
+        skipped: list[BrokenLine] = []
+        for batch in _batches(file, 0, on_error):
+            records += batch
+            skipped += batch.skipped
+            records.position = batch.position
+        records.skipped = tuple(skipped)
+        return records
+
+
+def stream(path: str, *, after: Position | None = None, on_error: OnError = "skip") -> Generator[Records, None, None]:
+    """Read a transcript in batches of about 256 KiB of lines, without any lock: a whole prefix, never a torn line.
+
+    The prefix is that of the first `next()`: what is appended later is not read. Each batch has its `.position` behind
+    its last line, where another stream can go on; it has no records if all its lines are broken or the header. A file
+    without whole lines has no batches. One descriptor is open from the first `next()` until the generator ends, is
+    closed or dropped.
+
+    Args:
+        path: the file. A missing one reads as empty.
+        after: begin behind this place, which an earlier read or append returned.
+        on_error: what to do about a line that is no JSON object.
+
+    Raises:
+        TranscriptError: it cannot be read; with `on_error="raise"` has a broken line (its place is named), where the
+            batches before have been handed out; or the file is not the one that `after` is a place in.
+    """
+    _check(on_error)
+    with _opened(path) as file:
+        if after is not None:
+            _check_place(path, file, after)
+        if file is not None:
+            yield from _batches(file, 0 if after is None else after.offset, on_error)
+
+
+def _check(on_error: str) -> None:
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error: {on_error!r} is unknown; allowed: 'skip', 'raise'")
+
+
+def _check_place(path: str, file: _File | None, after: Position) -> None:
+    if file is None:
+        found = "there is no file now"
+    elif file.file_id != after.file_id:
+        found = f"now it is file {file.file_id}"
+    elif after.offset and not _Mark(after.offset, b"\n").stands(file.fd):
+        found = f"now it has {file.size} bytes, and no line ends there"
+    else:
+        return
+    raise TranscriptError(
+        f"{path} was replaced since that position was taken, at byte {after.offset} of file {after.file_id}: {found}",
+        path=path,
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[_File | None]:
+    """Open a transcript for the block; `None` when there is none."""
+    fd: int | None
     try:
-        fd = _os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = _os.open(path, os.O_RDONLY | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NONBLOCK)
     except FileNotFoundError:
-        return Records()
+        fd = None
     except OSError as error:
         raise cannot("read", path, error) from error
+    if fd is None:
+        yield None
+        return
     try:
         found = _os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
-        data = _read_all(fd, found.st_size)
+        yield _File(path, fd, found.st_size, (found.st_dev, found.st_ino))
     except OSError as error:
         raise cannot("read", path, error) from error
     finally:
-        _os.close(fd)
-    whole = data[: data.rfind(b"\n") + 1]
-    records = _parse(whole, path, last, on_error)
-    records.position = Position(len(whole), (found.st_dev, found.st_ino))
-    return records
+        # The kernel lets go of a descriptor in any case, and nothing was written through this one.
+        with contextlib.suppress(OSError):
+            _os.close(fd)
 
 
-def _read_all(fd: int, size: int) -> bytes:
-    blocks: list[bytes] = []
-    offset = 0
-    while offset < size:
-        block = _os.pread(fd, min(size - offset, 1 << 24), offset)
-        if not block:
-            break  # it became shorter meanwhile
-        blocks.append(block)
-        offset += len(block)
-    return b"".join(blocks)
+# Forwards
 
 
-def _parse(data: bytes, path: str, last: int | None, on_error: OnError) -> Records:
-    lines = data.split(b"\n")[:-1]
-    found: list[dict[str, Any]] = []
-    broken: list[BrokenLine] = []
-    for number, line in _numbered(lines, backwards=last is not None):
-        if last is not None and len(found) >= last:
+def _batches(file: _File, start: int, on_error: OnError) -> Iterator[Records]:
+    number = None if start else 0
+    for data in _blocks(file, start):
+        records = Records()
+        skipped: list[BrokenLine] = []
+        lines = data.split(b"\n")
+        lines.pop()  # behind the last newline
+        for line in lines:
+            if number is not None:
+                number += 1
+            try:
+                record = _decode(line)
+            except (ValueError, RecursionError) as error:
+                skipped.append(_broken(file, start, number, error, on_error))
+            else:
+                if start or HEADER_KEY not in record:
+                    records.append(record)
+            start += len(line) + 1
+        records.position = Position(start, file.file_id)
+        records.skipped = tuple(skipped)
+        yield records
+
+
+def _blocks(file: _File, start: int) -> Iterator[bytes]:
+    """Whole lines from `start` on, which is right behind a line, to the end of the prefix."""
+    done = _Mark(start, b"\n" if start else b"")
+    for _ in range(_TRIES):
+        end = _last_line_end(file)
+        if not done.stands(file.fd):
+            # Lines that were handed out have been taken back since. They did stand there, whole; what stands there
+            # now begins elsewhere, and its second half would be read as a record. So this is where the prefix ends.
+            return
+        while done.offset < end.offset:
+            data = _lines_from(file.fd, done.offset, end.offset)
+            if not data or not end.stands(file.fd):
+                break  # the end was cut off, and a line of `data` may be two halves: look anew where the end is
+            yield data
+            done = _Mark(done.offset + len(data), data[-_WITNESS:])
+        else:
+            return
+    raise _restless(file)
+
+
+def _lines_from(fd: int, start: int, end: int) -> bytes:
+    """Whole lines from `start` on, a block or at least one; empty when there is none before `end`."""
+    length = _BLOCK
+    while True:
+        stop = min(start + length, end)
+        data = _pread(fd, start, stop)
+        whole = data.rfind(b"\n") + 1
+        if whole:
+            return data[:whole]
+        if start + len(data) < stop or stop == end:
+            return b""
+        length *= 2  # read again from the start: twice the bytes at most, where joining pieces would hold two copies
+
+
+# Backwards
+
+
+def _read_last(file: _File, last: int, on_error: OnError) -> Records:
+    for _ in range(_TRIES):
+        end = _last_line_end(file)
+        records = Records()
+        skipped: list[BrokenLine] = []
+        start, length = end.offset, _FIRST_BLOCK
+        while start > 0 and len(records) < last:
+            data = _lines_before(file.fd, start, length)
+            if not data or not end.stands(file.fd):
+                break  # as above
+            lines = data.split(b"\n")
+            lines.pop()
+            while lines and len(records) < last:
+                line = lines.pop()
+                start -= len(line) + 1
+                try:
+                    record = _decode(line)
+                except (ValueError, RecursionError) as error:
+                    skipped.append(_broken(file, start, None, error, on_error))
+                else:
+                    if start or HEADER_KEY not in record:
+                        records.append(record)
+            length = min(2 * length, _BLOCK)
+        else:
+            records.reverse()
+            records.position = Position(end.offset, file.file_id)
+            records.skipped = tuple(reversed(skipped))
+            return records
+    raise _restless(file)
+
+
+def _lines_before(fd: int, end: int, length: int) -> bytes:
+    """Whole lines up to `end`, about `length` bytes or at least one line; empty when the file became shorter."""
+    while True:
+        start = max(0, end - length)
+        data = _pread(fd, start, end)
+        if len(data) < end - start:
+            return b""
+        if start == 0:
+            return data
+        first = data.find(b"\n", 0, -1) + 1  # the last byte is the newline of the last line itself
+        if first:
+            return data[first:]
+        length *= 2
+
+
+# Both
+
+
+def _last_line_end(file: _File) -> _Mark:
+    """The end of the prefix: behind the last newline before the size that the file had when it was opened."""
+    end, length = file.size, 2 * _WITNESS
+    while end > 0:
+        start = max(0, end - length)
+        data = _pread(file.fd, start, end)  # short or empty when the file became shorter
+        whole = data.rfind(b"\n") + 1
+        if whole and (whole >= _WITNESS or start == 0):
+            return _Mark(start + whole, data[max(0, whole - _WITNESS) : whole])
+        end = start + whole  # further back; or from the newline again, when too little before it was read
+        length = min(2 * length, _BLOCK)
+    return _Mark(0, b"")
+
+
+def _pread(fd: int, start: int, end: int) -> bytes:
+    """The bytes between two places; less when the file ends before the second."""
+    pieces: list[bytes] = []
+    while start < end:
+        piece = _os.pread(fd, end - start, start)
+        if not piece:
             break
-        try:
-            record = decoder.decode(line)
-            if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
-        except (ValueError, RecursionError) as error:
-            if on_error == "raise":
-                raise TranscriptError(f"{path}, line {number}: {error}", path=path) from error
-            broken.append(BrokenLine(number, str(error)))
-            continue
-        if not (number == 1 and HEADER_KEY in record):
-            found.append(record)
-    if last is not None:
-        found.reverse()
-        broken.reverse()
-    records = Records(found)
-    records.skipped = tuple(broken)
-    return records
+        pieces.append(piece)
+        start += len(piece)
+    return b"".join(pieces)  # usually one, which is not copied
 
 
-def _numbered(lines: list[bytes], *, backwards: bool) -> Iterable[tuple[int, bytes]]:
-    if not backwards:
-        return enumerate(lines, 1)
-    return _backwards(lines)
+def _decode(line: bytes) -> dict[str, Any]:
+    record = decoder.decode(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
 
 
-def _backwards(lines: list[bytes]) -> Iterator[tuple[int, bytes]]:
-    for index in range(len(lines) - 1, -1, -1):
-        yield index + 1, lines[index]
+def _broken(file: _File, offset: int, number: int | None, error: Exception, on_error: OnError) -> BrokenLine:
+    if on_error == "raise":
+        where = f"line {number}" if number is not None else f"the line at byte {offset}"
+        raise TranscriptError(f"{file.path}, {where}: {error}", path=file.path) from error
+    return BrokenLine(offset, number, str(error))
+
+
+def _restless(file: _File) -> TranscriptError:
+    # A transcript loses its end only when a write fails. One that did so this often in so short a time is none.
+    return TranscriptError(
+        f"cannot read {file.path}: its end was rewritten {_TRIES} times meanwhile; something writes to it that does not"
+        " only append",
+        path=file.path,
+    )

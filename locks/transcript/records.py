@@ -33,8 +33,10 @@ class Position:
 class BrokenLine:
     """A line that is no record. It stays in the file as it is."""
 
-    number: int
-    """Counted from 1, the header included."""
+    offset: int
+    """Where it begins, in bytes from the beginning of the file."""
+    number: int | None
+    """Counted from 1, the header included; `None` when the lines before it were not read."""
     reason: str
 
 

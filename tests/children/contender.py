@@ -13,6 +13,7 @@ import sys
 import time
 
 import anyio
+import structlog
 from anyio import to_thread
 
 from locks import LockRegistry
@@ -39,4 +40,5 @@ async def main(path: str, holds: int, seconds: float, gap: float) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for the report
     anyio.run(main, sys.argv[1], int(sys.argv[3]), float(sys.argv[4]), float(sys.argv[5]), backend=sys.argv[2])

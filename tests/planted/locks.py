@@ -27,7 +27,7 @@ def no_tail_seal() -> None:
         reached["no_tail_seal"] += 1
         return size
 
-    plant(appending, "_seal", seal)
+    plant(appending, "seal", seal)
 
 
 def no_roll_back() -> None:
@@ -74,9 +74,9 @@ def ticket_ignored() -> None:
 def unchecked_identity() -> None:
     """The steward unlocks without looking whether the lease is still the one it means."""
 
-    def take_away(self: queue.RightQueue, one: claim.Claim, kind: type[LeaseLost]) -> bool:
+    def take_away(self: queue.RightQueue, one: claim.Claim, error: LeaseLost, *args: Any, **kwargs: Any) -> bool:
         reached["unchecked_identity"] += 1
-        one.state = claim.ClaimState.LOST
+        one.state, one.lost = claim.ClaimState.LOST, error
         if self.lock is not None:
             self.lock.unlock()
         return True
@@ -107,9 +107,9 @@ def no_grace() -> None:
     """Takes the right away at the deadline."""
     start = claim.Claim.start
 
-    def start_without(self: claim.Claim, epoch: int, grace: float) -> None:
+    def start_without(self: claim.Claim, grace: float) -> None:
         reached["no_grace"] += 1
-        start(self, epoch, 0.0)
+        start(self, 0.0)
 
     plant(claim.Claim, "start", start_without)
 
@@ -147,7 +147,7 @@ def constant_epoch() -> None:
             reached["constant_epoch"] += 1
             return 7
 
-    plant(queue, "_epochs", Constant())
+    plant(claim, "_epochs", Constant())
 
 
 DEFECTS: dict[str, Callable[[], None]] = {

@@ -1,0 +1,144 @@
+"""Reaching the disk: one `fdatasync` for all appends that wait for one.
+
+Who appends while a sync is under way shares the next, so a busy session pays the disk once per round, not once per
+record. A sync runs in a thread, on a descriptor of its own, so nothing has to stay open for it and no lock is held.
+
+After a failed sync nobody knows what the disk has: the kernel marks the pages clean, and a second try would succeed
+without having written them. So the file's descriptor is not used again: what waits or comes later opens another one.
+Source: fsync(2), "EIO"; Rebello and others, "Can Applications Recover from fsync Failures?" (2020).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+from anyio import to_thread
+
+from .. import _os
+from ..engines.bell import FileId
+from ..entry import Entry
+from ..errors import TranscriptError
+
+_REMEMBERED = 4096
+
+
+class GroupSync:
+    """The syncs of one registry. For its event loop's tasks, but where a method says so.
+
+    Invariant: a file has a round exactly while appends of it wait for a sync.
+    """
+
+    def __init__(self, limiter: Callable[[], anyio.CapacityLimiter]) -> None:
+        self._limiter = limiter
+        self._rounds: dict[FileId, _Rounds] = {}
+        self._linked: dict[FileId, None] = {}
+        """Files whose directory entry was synced since they were first seen here."""
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    async def sync(self, entry: Entry, path: str) -> None:
+        """Return once everything that was written to a file so far is on its disk. A checkpoint.
+
+        Cancelled, the sync may or may not have happened; other waiters are not affected.
+
+        Raises:
+            TranscriptError: the disk refused; what was appended last may be lost in a power cut.
+        """
+        rounds = self._rounds.setdefault(entry.file_id, _Rounds())
+        rounds.waiting += 1
+        rounds.asked = mine = rounds.asked + 1
+        try:
+            while rounds.done < mine:
+                if entry.poisoned:
+                    raise not_synced(path, entry.poisoned)
+                if rounds.running:
+                    await rounds.changed.wait()
+                else:
+                    await self._run(rounds, entry, path)
+        finally:
+            rounds.waiting -= 1
+            if not rounds.waiting:
+                self._rounds.pop(entry.file_id, None)
+
+    def sync_now(self, entry: Entry, path: str) -> None:
+        """As `sync`, alone and on the calling worker thread."""
+        _flush([_duplicate(entry, path)], entry, path, link=True)
+        if entry.poisoned:
+            raise not_synced(path, entry.poisoned)
+
+    async def _run(self, rounds: _Rounds, entry: Entry, path: str) -> None:
+        upto, link = rounds.asked, entry.file_id not in self._linked
+        owned = [_duplicate(entry, path)]
+        rounds.running = True
+        rounds.changed = anyio.Event()
+        try:
+            # Abandoned when cancelled: a disk that hangs must not keep a run past its grace.
+            await to_thread.run_sync(
+                partial(_flush, owned, entry, path, link=link), abandon_on_cancel=True, limiter=self._limiter()
+            )
+            if not entry.poisoned:
+                rounds.done = upto
+                while len(self._linked) >= _REMEMBERED:
+                    del self._linked[next(iter(self._linked))]
+                self._linked[entry.file_id] = None
+        finally:
+            rounds.running = False
+            rounds.changed.set()
+            if owned:
+                _os.close(owned.pop())  # cancelled before a thread could begin
+
+
+def _flush(owned: list[int], entry: Entry, path: str, *, link: bool) -> None:
+    """On a worker thread. Tells a failure through the entry, since whoever asked may have gone."""
+    try:
+        fd = owned.pop()
+    except IndexError:
+        return  # whoever asked was cancelled first, and has closed it
+    try:
+        _os.fdatasync(fd)
+        if link:
+            sync_directory(path)
+    except OSError as error:
+        entry.poisoned = error.strerror or str(error)
+    finally:
+        _os.close(fd)
+
+
+class _Rounds:
+    """One file's: how many appends have asked, and how many of them are on the disk."""
+
+    def __init__(self) -> None:
+        self.asked = self.done = self.waiting = 0
+        self.running = False
+        self.changed = anyio.Event()
+
+
+def sync_directory(path: str) -> None:
+    """Make a file's name as durable as its content. Blocks: for worker threads."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no directories, and its journal keeps names
+    fd = _os.open(os.path.dirname(_os.realpath(path)), os.O_RDONLY | os.O_DIRECTORY | _os.O_CLOEXEC)
+    try:
+        _os.fsync(fd)
+    finally:
+        _os.close(fd)
+
+
+def not_synced(path: str, why: str) -> TranscriptError:
+    """The error for everybody who relied on a sync that failed."""
+    return TranscriptError(
+        f"cannot sync {path}: {why}; what was appended last may be lost in a power cut, and the descriptor is not used "
+        "again: read the file, and append once more what is missing",
+        path=path,
+    )
+
+
+def _duplicate(entry: Entry, path: str) -> int:
+    with entry.mutex:
+        if entry.fd is None:
+            raise TranscriptError(f"cannot sync {path}: it was closed meanwhile", path=path)
+        return _os.dup(entry.fd)
