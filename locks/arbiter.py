@@ -118,8 +118,8 @@ class Arbiter:
         """
         entry = self._enter(path)
         claim.entry, claim.path = entry, path
-        queue = entry.queue(right)
         try:
+            queue = entry.queue(right)
             with entry.mutex:
                 taken = queue.try_ask(claim)
         except OSError as error:
@@ -215,11 +215,7 @@ class Arbiter:
         if claim.fence is not None:
             claim.fence.claims.pop(claim, None)
         self._room.update(entry, queue)
-        if woken is not None:
-            if woken.state is ClaimState.HELD:
-                self._now_held(woken)
-            elif woken.changed is not None:
-                woken.changed.set()
+        self._wake(woken)
         self._files.drop_if_idle(entry)
         if queue.trouble is not None or entry.notes:
             self._report(entry, queue)
@@ -309,6 +305,15 @@ class Arbiter:
         with entry.mutex:
             return queue.hold(first)
 
+    def _wake(self, woken: Claim | None) -> None:
+        """Tell a claim that it now holds its right, or that it cannot go on waiting."""
+        if woken is None:
+            return
+        if woken.state is ClaimState.HELD:
+            self._now_held(woken)
+        elif woken.changed is not None:
+            woken.changed.set()
+
     def _enter(self, path: str) -> Entry:
         loop = current_loop()
         if loop is not self._loop:
@@ -328,8 +333,8 @@ class Arbiter:
         for _ in range(_REPLACED_LIMIT):
             entry = self._enter(path)
             claim.entry, claim.path = entry, path
-            queue = entry.queue(right)
             try:
+                queue = entry.queue(right)
                 with entry.mutex:
                     got = queue.ask(claim)
             except OSError as error:
@@ -339,13 +344,12 @@ class Arbiter:
             if got.waits():
                 if claim.supersedes:
                     self._supersede(queue, claim)
-                elif queue.guard is not None and self._let_in(entry, queue) is claim and claim.failed is None:
-                    self._now_held(claim)
+                self._wake(self._let_in(entry, queue))  # whoever is first: that may be another one
                 if claim.failed is not None:
                     self.release(claim)
                     raise failure(path, claim.failed)
                 self._room.update(entry, queue)
-                if got.waits():
+                if got.waits() or got is not claim:
                     return got
             elif got is not claim:
                 return got

@@ -6,15 +6,17 @@ loop's thread and outside the file's mutex, so its check-then-unlink races with 
 
 from __future__ import annotations
 
+import errno
 import os
-import time
+from contextlib import suppress
 from typing import Protocol
 
-from . import _clock, _os
+from . import _clock, _os, process
 from .claim import Claim
 from .engines.seam import Right
+from .errors import TranscriptError
 from .sidecar import note
-from .sidecar.lockfile import Found, Written, release, take
+from .sidecar.lockfile import Found, Written, path_of, release, take
 from .sidecar.payload import Terms
 
 FOREIGN_POLL_S = 0.05
@@ -22,7 +24,6 @@ FOREIGN_POLL_S = 0.05
 GAP_S = 0.06
 """What the other side needs to find the path free once, polling every 50 ms."""
 REMEMBERED_S = 600.0
-_MOST_S = 1800.0  # of holding: the other side takes an older lock file for stale anyway
 
 
 class Guard(Protocol):
@@ -37,7 +38,7 @@ class Guard(Protocol):
         """Say that a claim holds the right; `False` when a foreign program does.
 
         Raises:
-            OSError, TranscriptError: it cannot be said; nothing has changed.
+            TranscriptError: it cannot be said; nothing has changed.
         """
 
     def leave(self) -> OSError | None:
@@ -45,6 +46,9 @@ class Guard(Protocol):
 
     def abandon(self) -> None:
         """Forget it, without touching the disk: the lock is another's now."""
+
+    def forget(self) -> None:
+        """Forget what was seen of others: the lock is not ours any more, and they may have come and gone since."""
 
 
 class Manners:
@@ -90,38 +94,45 @@ class LockFile:
             return False
         if self.other is None and self._manners.yields() and not self._gap_is_over(claim.path, now):
             return False
-        hold_ms = max(1, int(min(claim.holds_at_most(grace), _MOST_S) * 1000))
-        holder = claim.holder
-        found = take(claim.path, Terms(holder.lane, holder.run_id, claim.take_epoch(), hold_ms), self.other)
+        try:
+            found = take(claim.path, _terms(claim, grace), self.other)
+        except OSError as error:
+            claim.epoch = 0
+            raise _cannot_take(claim.path, error) from error
         if isinstance(found, Found):
+            claim.epoch = 0  # it gets a new one with the next try: other leases may begin before
             self.other = found
             self._free_since = None
             self._manners.met()
             self.next_try = now + FOREIGN_POLL_S
             return False
         self._written = found
-        self.other = self._free_since = None
-        self.next_try = 0.0
+        self.forget()
         return True
 
     def leave(self) -> OSError | None:
         """Remove it, if it is still what was written."""
         written, self._written = self._written, None
-        self.next_try = 0.0
         return release(written) if written is not None else None
 
     def abandon(self) -> None:
         """Leave it to whoever has the lock now: it is recognised as ours, and reclaimed."""
         written, self._written = self._written, None
         if written is not None:
-            _os.close(written.fd)
+            with suppress(OSError):  # the kernel lets go of a descriptor in any case
+                _os.close(written.fd)
+
+    def forget(self) -> None:
+        """What was seen before somebody else had the lock says nothing any more."""
+        self.other = self._free_since = None
+        self.next_try = 0.0
 
     def _gap_is_over(self, path: str, now: float) -> bool:
         """Whether the path was free for long enough, or nothing in the directory has changed for as long."""
         if self._free_since is None:
             self._free_since = now
             try:
-                quiet_s = time.time() - _os.stat(os.path.dirname(path) or ".").st_mtime
+                quiet_s = process.wall() - _os.stat(os.path.dirname(path) or ".").st_mtime
             except OSError:
                 quiet_s = 0.0
             if quiet_s >= GAP_S:
@@ -140,9 +151,7 @@ class TurnNote:
 
     def enter(self, claim: Claim, grace: float) -> bool:
         """Write the name; a failure is no reason not to hold."""
-        hold_ms = max(1, int(min(claim.holds_at_most(grace), _MOST_S) * 1000))
-        holder = claim.holder
-        note.write(claim.path, Terms(holder.lane, holder.run_id, claim.take_epoch(), hold_ms))
+        note.write(claim.path, _terms(claim, grace))
         self._path = claim.path
         return True
 
@@ -156,3 +165,23 @@ class TurnNote:
     def abandon(self) -> None:
         """Leave it to the next holder, who overwrites it."""
         self._path = None
+
+    def forget(self) -> None:
+        """Nothing is remembered of others."""
+
+
+def _terms(claim: Claim, grace: float) -> Terms:
+    holder, hold_ms = claim.holder, round(claim.holds_at_most(grace) * 1000)
+    return Terms(holder.lane, holder.run_id, claim.take_epoch(), hold_ms)
+
+
+def _cannot_take(session_path: str, error: OSError) -> TranscriptError:
+    path = path_of(session_path)
+    forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    advice = "let this user create and remove files there, or use sidecar=False" if forbidden else "nothing was taken"
+    return TranscriptError(
+        f"cannot create the lock file {path}, or replace what a dead process left there: "
+        f"{error.strerror or error}; {advice}",
+        path=path,
+        errno=error.errno,
+    )

@@ -173,7 +173,7 @@ async def test_cancelled_at_any_suspension_while_another_process_holds_the_right
         def no_bell(file_id, ticket):
             raise OSError(24, "Too many open files")
 
-        monkeypatch.setattr("locks.queue.Bell", no_bell)
+        monkeypatch.setattr("locks.engines.kernel.Bell", no_bell)
     count = await sweep(operation, str(tmp_path / "session.jsonl"), [LockRegistry()], LockRegistry())
     assert count > (1 if woken else 5) or operation is read
 

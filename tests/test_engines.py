@@ -211,9 +211,10 @@ async def test_no_descriptor_stays_open(engine, path):
     registry = a_registry(engine)
     await registry.append(path, {"n": 0})
     before = descriptors()
-    for number in range(20):
-        async with registry.turn(path), registry.lease(path) as lease:
-            await lease.append({"n": number})
+    with fail_after(20):
+        for number in range(20):
+            async with registry.turn(path), registry.lease(path) as lease:
+                await lease.append({"n": number})
     assert descriptors() == before
     assert nothing_left(registry)
 
@@ -373,6 +374,22 @@ async def test_the_right_of_a_killed_process_is_free(engine, right, path):
             other.signal(signal.SIGKILL)
         await eventually(other.ended)
     assert order == ["killed", "granted"]
+
+
+@pytest.mark.parametrize("engine", ["kernel", "filelock"])  # the simple one of our own does not think of it
+@both_rights
+@pytest.mark.backends("asyncio")
+async def test_a_forked_child_does_not_unlock_what_its_parent_holds(engine, right, path):
+    registry = a_registry(engine)
+    with peer("engine_contender", path, engine, right, "asyncio") as other, fail_after(60):
+        other.tell("keep")
+        await eventually(lambda: other.said("held"), within=30)
+        other.tell("fork")
+        await eventually(lambda: other.said("forked"), within=30)
+        assert not await is_free(registry, path, right)
+        other.tell("leave")
+        await eventually(lambda: other.said("left"), within=30)
+        assert await is_free(registry, path, right)
 
 
 @shared_engines

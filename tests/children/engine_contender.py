@@ -1,13 +1,14 @@
 """Another process with an engine of one's choice: `engine_contender PATH kernel|filelock|own lease|turn asyncio|trio`.
 
 Says `ready` and obeys lines: `keep` takes the right, says `waiting` if it has to wait, then `held`, and lets go with
-the next line, which it says as `left`; `compete 100` holds as often, as fast as it can, and says when, as one line of
+the next line, which it says as `left`, unless that is `fork`, upon which a forked child comes and goes first; `compete 100` holds as often, as fast as it can, and says when, as one line of
 JSON, `[[entered_ns, left_ns, epoch], ...]`, taken inside the holds; `end` ends it.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import sys
@@ -61,6 +62,15 @@ async def hear() -> list[str]:
     return (await to_thread.run_sync(sys.stdin.readline)).split()
 
 
+def fork() -> None:
+    """A child that drops what it inherited, and ends."""
+    child = os.fork()
+    if child == 0:
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
 async def keep(registry: LockRegistry, path: str, right: str) -> None:
     async def watch() -> None:
         while not registry.statistics().waiting:
@@ -73,7 +83,9 @@ async def keep(registry: LockRegistry, path: str, right: str) -> None:
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 say("held")
-                await hear()
+                while await hear() == ["fork"]:
+                    fork()
+                    say("forked")
     say("left")
 
 
