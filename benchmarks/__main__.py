@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
+
+import structlog
 
 from .between import figures as between
 from .inside import help_figure
 from .inside import run as inside
+from .lifetime import figures as lifetime
+from .many import figures as many
 from .measure import table
 
 SUITES = ("locks",)
@@ -20,9 +25,10 @@ def main(argv: list[str]) -> int:
             f"usage: python -m benchmarks SUITE; SUITE: {argv[0] if argv else 'missing'}; allowed: {', '.join(SUITES)}"
         )
         return 2
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     print(f"Python {platform.python_version()}, {platform.system()}; medians of ratios taken in turn within one run")
-    found = [*inside("asyncio"), *inside("trio"), *between(), help_figure()]
-    print(table(f"{'figure':58} {'value':>9}     {'bound':>8}", found))
+    found = [*inside("asyncio"), *inside("trio"), *lifetime(), *many(), *between(), help_figure()]
+    print(table(f"{'figure':68} {'value':>9}     {'bound':>8}", found))
     return 1 if any(figure.reached is False for figure in found) else 0
 
 

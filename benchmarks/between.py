@@ -1,17 +1,22 @@
-"""Between processes: eight greedy writers of one file, each holding for 1 ms, ours against blocking `flock`."""
+"""Between processes: eight greedy writers of one file, each holding for 1 ms, ours against `flock` and `filelock`."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import anyio
 
@@ -37,57 +42,88 @@ class Result:
 
 
 def figures() -> list[Figure]:
-    """Ours and blocking flock, in turn."""
-    rounds = [(_contend("ours"), _contend("flock")) for _ in range(ROUNDS)]
-    ours = [a for a, _ in rounds]
-    flock = [b for _, b in rounds]
-    longest = median(r.longest_wait_s for r in flock)
+    """Ours, blocking `flock` and `filelock.AsyncFileLock`, in turn; then what a stopped process costs the others."""
+    kinds = ("ours", "bare", "flock", "filelock")
+    rounds = [{kind: _contend(kind) for kind in kinds} for _ in range(ROUNDS)]
+    ours, bare, flock, polling = ([one[kind] for one in rounds] for kind in kinds)
+    longest = median(r.longest_wait_s for r in ours) * 1e3
     return [
         Figure("8 processes, 1 ms hold: count max/min", median(r.share for r in ours), "×", 1.10),
+        Figure("8 processes: handoff p50", median(r.handoff_p50_s for r in ours) * 1e3, "ms", 1),
+        Figure("8 processes: handoff p99", median(r.handoff_p99_s for r in ours) * 1e3, "ms", 3),
+        Figure("8 processes: longest wait", longest, "ms", 25, detail=f"blocking flock: {_longest_ms(flock):.0f} ms"),
         Figure(
-            "8 processes: handoff p50",
-            median(r.handoff_p50_s for r in ours) * 1e3,
-            "ms",
-            1.5,
-            detail=f"p99 {median(r.handoff_p99_s for r in ours) * 1e3:.2f} ms",
+            "8 processes: longest wait of AsyncFileLock / ours",
+            median(b.longest_wait_s / a.longest_wait_s for a, b in zip(ours, polling, strict=True)),
+            "×",
+            10,
+            at_least=True,
+            detail=f"{_longest_ms(polling):.0f} ms; its count max/min {median(r.share for r in polling):.1f}",
         ),
         Figure(
             "8 processes: throughput / blocking flock",
-            median(a.holds / b.holds for a, b in rounds),
+            median(a.holds / b.holds for a, b in zip(ours, flock, strict=True)),
             "×",
-            0.65,
+            0.7,
             at_least=True,
             detail=f"{_rate(ours):.0f} against {_rate(flock):.0f} holds/s",
         ),
         Figure(
-            "8 processes: longest wait",
-            median(r.longest_wait_s for r in ours) * 1e3,
-            "ms",
-            detail=f"flock: {longest * 1e3:.0f} ms, count max/min {median(r.share for r in flock):.2f}",
+            "  the same without lock files",
+            median(a.holds / b.holds for a, b in zip(bare, flock, strict=True)),
+            "×",
+            0.7,
+            at_least=True,
+            detail=f"{_rate(bare):.0f} holds/s",
         ),
-        Figure("8 processes: overlapping holds", float(sum(r.overlaps for r in ours)), "", 0),
+        _stopped(),
+        Figure("8 processes: overlapping holds", float(sum(r.overlaps for r in ours + bare)), "", 0),
     ]
+
+
+def _stopped() -> Figure:
+    """What the other seven lose when one is stopped while it waits."""
+    pairs = [(_contend("ours", PROCESSES - 1), _contend("ours", PROCESSES, stop=True)) for _ in range(ROUNDS)]
+    value = median(without.holds / with_it.holds for without, with_it in pairs)
+    detail = f"{_rate([b for _, b in pairs]):.0f} against {_rate([a for a, _ in pairs]):.0f} holds/s"
+    return Figure("7 processes: throughput alone / beside a stopped one", value, "×", 1.10, detail=detail)
+
+
+def _longest_ms(results: list[Result]) -> float:
+    return median(r.longest_wait_s for r in results) * 1e3
 
 
 def _rate(results: list[Result]) -> float:
     return median(result.holds for result in results) / SECONDS
 
 
-def _contend(kind: str) -> Result:
+def _contend(kind: str, processes: int = PROCESSES, *, stop: bool = False) -> Result:
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "session.jsonl")
         command = [sys.executable, "-m", "benchmarks.between", kind, path]
         children = [
             subprocess.Popen(
-                [*command, "trio" if n % 2 else "asyncio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [*command, "trio" if n % 2 and kind != "filelock" else "asyncio"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
-            for n in range(PROCESSES)
+            for n in range(processes)
         ]
         for child in children:
             assert child.stdout is not None
             child.stdout.readline()  # it has started
         start = time.monotonic() + 0.3
-        return _judge([json.loads(child.communicate()[0]) for child in _told(children, start)])
+        told = _told(children, start)
+        victim = told.pop() if stop else None
+        if victim is not None:
+            time.sleep(start + 0.2 - time.monotonic())
+            victim.send_signal(signal.SIGSTOP)  # seven times in eight it waits
+        result = _judge([json.loads(child.communicate()[0]) for child in told])
+        if victim is not None:
+            victim.kill()
+            victim.communicate()
+        return result
 
 
 def _told(children: list[subprocess.Popen[str]], start: float) -> list[subprocess.Popen[str]]:
@@ -112,14 +148,24 @@ def _judge(per_process: list[list[list[float]]]) -> Result:
     )
 
 
-async def _ours(path: str) -> list[list[float]]:
-    from locks import LockRegistry  # noqa: PLC0415 -- a flock child needs none of it
+async def _asynchronous(kind: str, path: str) -> list[list[float]]:
+    lease: Callable[[], AbstractAsyncContextManager[Any]]
+    if kind == "filelock":
+        from filelock import AsyncFileLock  # noqa: PLC0415 -- each child imports what it needs
 
-    registry, holds = LockRegistry(), []
+        lease = partial(AsyncFileLock, path)  # as shipped
+    else:
+        from locks import LockRegistry  # noqa: PLC0415 -- as above
+
+        registry = LockRegistry(sidecar=kind == "ours")
+        lease = partial(registry.lease, path)
+        async with registry.lease(path + ".warm-up"):
+            pass
+    holds: list[list[float]] = []
     start = _ready()
     await anyio.sleep(max(0.0, start - time.monotonic()))
     while (asked := time.monotonic()) < start + SECONDS:
-        async with registry.lease(path):
+        async with lease():
             got = time.monotonic()
             time.sleep(HOLD_S)  # noqa: ASYNC251 -- the hold is the same for all contenders
             holds.append([asked, got, time.monotonic()])
@@ -146,7 +192,7 @@ def _ready() -> float:
 
 
 def _child(kind: str, path: str, backend: str) -> None:
-    holds = anyio.run(_ours, path, backend=backend) if kind == "ours" else _flock(path)
+    holds = _flock(path) if kind == "flock" else anyio.run(_asynchronous, kind, path, backend=backend)
     json.dump(holds, sys.stdout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from lanes import LaneSpec, RunContext
 from locks import LockRegistry
 from runtime import Supervisor
 
-from .measure import Figure, per_operation, ratio
+from .measure import Figure, absolute, per_operation, ratio
 
 PAIRS = 4000
 WAITERS, TURNS_EACH = 1000, 4
@@ -33,13 +34,14 @@ async def figures(backend: str) -> list[Figure]:
     """Every figure that needs one event loop."""
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/session.jsonl"
-        inside, kernel, lock = LockRegistry(engine="none"), LockRegistry(), anyio.Lock()
+        inside, kernel, lock = LockRegistry(engine="none"), LockRegistry(sidecar=False), anyio.Lock()
+        shared = LockRegistry()
         found = [
             await ratio(
                 f"uncontended lease, in-process / anyio.Lock ({backend})",
                 partial(_pairs, lambda: inside.lease(path)),
                 partial(_pairs, lambda: lock),
-                bound=2.5,
+                bound=2.0,
             ),
             await ratio(
                 f"uncontended lease, kernel lock / portalocker ({backend})",
@@ -47,6 +49,21 @@ async def figures(backend: str) -> list[Figure]:
                 partial(_portalocker, path),
                 bound=2.0,
             ),
+            await absolute(f"  the same ({backend})", partial(_pairs, lambda: kernel.lease(path)), bound_us=30),
+            await ratio(
+                f"uncontended lease with lock file / a file made and removed ({backend})",
+                partial(_pairs, lambda: shared.lease(path)),
+                partial(_file_made_and_removed, path),
+                bound=4.0,
+            ),
+            await absolute(f"  the same ({backend})", partial(_pairs, lambda: shared.lease(path)), bound_us=100),
+            await ratio(
+                f"append of 1 kB under a held lease / a bare write ({backend})",
+                partial(_appends, shared, path),
+                partial(_writes, path),
+                bound=8.0,
+            ),
+            await absolute(f"  the same ({backend})", partial(_appends, shared, path), bound_us=20),
         ]
         peer_name, peer = ("asyncio.Lock", asyncio.Lock()) if backend == "asyncio" else ("anyio.Lock", lock)
         for name, registry in (("in-process", inside), ("kernel lock", kernel)):
@@ -79,6 +96,45 @@ async def _portalocker(path: str) -> float:
                 pass
 
     return await per_operation(PAIRS, body)
+
+
+async def _file_made_and_removed(path: str) -> float:
+    data = b"x" * 300
+
+    async def body() -> None:
+        for _ in range(PAIRS):
+            fd = os.open(path + ".made", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.write(fd, data)
+            os.close(fd)
+            os.unlink(path + ".made")
+
+    return await per_operation(PAIRS, body)
+
+
+async def _appends(registry: LockRegistry, path: str) -> float:
+    record = {"text": "x" * 1_000}
+
+    async with registry.lease(path) as lease:
+
+        async def body() -> None:
+            for _ in range(PAIRS):
+                await lease.append(record)
+
+        return await per_operation(PAIRS, body)
+
+
+async def _writes(path: str) -> float:
+    data = b"x" * 1_010 + b"\n"
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+
+    async def body() -> None:
+        for _ in range(PAIRS):
+            os.write(fd, data)
+
+    try:
+        return await per_operation(PAIRS, body)
+    finally:
+        os.close(fd)
 
 
 async def _crowd(make: Callable[[], AbstractAsyncContextManager[Any]]) -> float:

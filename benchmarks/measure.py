@@ -33,7 +33,7 @@ class Figure:
         """The line."""
         bound = "" if self.bound is None else f"{'≥' if self.at_least else '≤'} {self.bound:g}"
         verdict = {None: "", True: "yes", False: "NO"}[self.reached]
-        return f"{self.name:58} {self.value:9.2f} {self.unit:3} {bound:>8} {verdict:4} {self.detail}"
+        return f"{self.name:68} {self.value:9.2f} {self.unit:3} {bound:>8} {verdict:4} {self.detail}"
 
 
 async def ratio(
@@ -51,6 +51,13 @@ async def ratio(
     value = median((b / a) if at_least else (a / b) for a, b in pairs)
     mine, theirs = median(a for a, _ in pairs), median(b for _, b in pairs)
     return Figure(name, value, "×", bound, at_least, f"{mine * 1e6:.1f} against {theirs * 1e6:.1f} µs")
+
+
+async def absolute(name: str, ours: Callable[[], Awaitable[float]], *, bound_us: float, rounds: int = ROUNDS) -> Figure:
+    """The median over rounds of a duration per operation, for a bound that was set on a machine like this one."""
+    await ours()  # warm up
+    value = median([await ours() for _ in range(rounds)])
+    return Figure(name, value * 1e6, "µs", bound_us)
 
 
 async def per_operation(count: int, body: Callable[[], Awaitable[None]]) -> float:

@@ -19,7 +19,7 @@ from .errors import (
 from .holder import Fence, Holder
 from .lease import Lease
 from .registry import LockRegistry
-from .statistics import HeldRight, RegistryStatistics
+from .statistics import HeldRight, RegistryStatistics, WaitingClaim
 from .transcript import BrokenLine, Position, Records
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "RunEnded",
     "Superseded",
     "TranscriptError",
+    "WaitingClaim",
 ]
 
 for _name in __all__:

@@ -1,16 +1,23 @@
 """Log lines of all floors: an event name in snake case plus fields, through structlog.
 
 A log line never harms what it reports on: an exception in the host's logging set-up is swallowed after one note on
-stderr. structlog is imported with the first event, because it takes longer to import than a command line may take to
-answer `--help`.
+stderr. structlog is imported by the first registry or event, not with this module, because that takes longer than a
+command line may take to answer `--help`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
 _noted = False
+
+
+def prepare() -> None:
+    """Import what the first event needs: no event loop should stand still for the tens of milliseconds that takes."""
+    with contextlib.suppress(Exception):
+        import structlog  # noqa: F401, PLC0415 -- see the module's text
 
 
 def log(event: str, /, *, level: str = "info", **fields: Any) -> None:

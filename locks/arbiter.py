@@ -21,8 +21,9 @@ from collections.abc import Callable
 from anyio import CancelScope
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from . import _clock
+from . import _clock, network
 from ._events import log
+from ._events import prepare as prepare_events
 from ._loop import current_loop, current_task, poster, scope_type
 from .claim import Claim, ClaimState, without
 from .deadlock import WaitGraph
@@ -83,6 +84,9 @@ class Arbiter:
         self.new_scope: Callable[[], CancelScope] = CancelScope
         """Makes a cancel scope on the loop that the registry serves."""
         self._granted = 0
+        prepare_events()
+        if chosen is not None and not allow_network_fs:
+            network.prepare()
         _live.add(self)
 
     def new_claim(
@@ -286,6 +290,8 @@ class Arbiter:
             guard.abandon()
         with entry.mutex:
             woken = queue.pass_on()
+        if not queue.locked:
+            guard.forget()
         return self._let_in(entry, queue) if woken is None else woken
 
     def _let_in(self, entry: Entry, queue: RightQueue) -> Claim | None:
@@ -294,7 +300,9 @@ class Arbiter:
         if first is None or guard is None:
             return None
         try:
-            entered = guard.enter(first, self.grace)
+            # A file that was replaced has no guard any more: what stands beside the name belongs to the new one. Who
+            # waited gets the right all the same, sees that it is worth nothing, and starts over.
+            entered = not entry.is_at(first.path) or guard.enter(first, self.grace)
         except (OSError, TranscriptError) as error:
             first.failed = error
             queue.next_poll = math.inf
@@ -343,7 +351,7 @@ class Arbiter:
                 raise cannot("lock", path, error) from error
             if got.waits():
                 if claim.supersedes:
-                    self._supersede(queue, claim)
+                    self._supersede(queue, got)
                 self._wake(self._let_in(entry, queue))  # whoever is first: that may be another one
                 if claim.failed is not None:
                     self.release(claim)
@@ -410,7 +418,7 @@ class Arbiter:
     def _supersede(self, queue: RightQueue, winner: Claim) -> None:
         """Take the right from who holds it here, for a claim that waits at the head of the queue."""
         loser = queue.holder
-        if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner), keep=True):
+        if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner)):
             self._settle(loser)
 
 

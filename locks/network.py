@@ -11,6 +11,7 @@ millisecond, so its answer is kept per device.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from . import _os
@@ -27,6 +28,12 @@ NETWORK_TYPES = _SERVERS | _CLUSTERS | _OBJECT_STORES | _WEB | _HOSTS_OF_VIRTUAL
 _by_device: dict[int, str | None] = {}
 """What was found out, by device. A number that is used again after an unmount keeps the old answer: rare, and harmless
 as long as mounts do not change under running programs."""
+
+
+def prepare() -> None:
+    """Import what the first look needs: no event loop should stand still for the tens of milliseconds that takes."""
+    with contextlib.suppress(ImportError):
+        import psutil  # noqa: F401, PLC0415 -- see above
 
 
 def network_file_system(path: str, device: int | None = None) -> str | None:

@@ -92,6 +92,9 @@ class RightQueue:
         fence = claim.fence
         if fence is not None and self.waiting_runs and (waiting := self.waiting_runs.get(fence)) is not None:
             waiting.handles += 1  # another task of the same run waits already: it waits for both
+            if claim.supersedes:
+                waiting.supersedes = True
+                self.waiting.move_to_end(waiting, last=False)
             return waiting
         claim.queue = self
         if holder is None and not self.waiting and self._lock_for(claim) and self.guard is None:
@@ -203,9 +206,10 @@ class RightQueue:
         pause = max((now - self.competing_since) * POLL_SHARE, least)
         if not lock.is_free():
             self.blocked_by = None
-            # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
-            ahead = lock.count_before(ticket, POLL_AHEAD_MOST)
-            self.next_poll = now + min(max(pause, ahead * POLL_AHEAD_S), POLL_MAX_S)
+            if pause < POLL_MAX_S:
+                # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
+                pause = max(pause, lock.count_before(ticket, POLL_AHEAD_MOST) * POLL_AHEAD_S)
+            self.next_poll = now + min(pause, POLL_MAX_S)
             return None
         self.next_poll = now + min(pause, POLL_MAX_S)
         before = lock.lowest_before(ticket, self.passed_over)
@@ -219,14 +223,16 @@ class RightQueue:
         self.next_poll = 0.0
         return self.hold(next(iter(self.waiting))) if self.guard is None else None
 
-    def move(self, lock: ProcessLock, *, locked: bool) -> None:
-        """Go on with the lock of the file that was renamed into the place of this one; waiters keep their places."""
+    def move(self, lock: ProcessLock, *, locked: bool) -> Claim | None:
+        """Go on with the lock of the file that was renamed into the place of this one; waiters keep their places.
+
+        Returns a claim that has to be woken, because it cannot go on waiting.
+        """
         ticket = self.ticket
         if ticket is not None:
             self._drop_ticket()
         self.lock, self.locked, self.passed_over = lock, locked, _NONE
-        if ticket is not None:
-            self._compete()
+        return None if ticket is None else self._compete()
 
     def close(self) -> None:
         """Let go of all locks, before the descriptor is closed."""

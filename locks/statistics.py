@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,19 @@ class HeldRight:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingClaim:
+    """One claim of this process that waits for a right, for status displays."""
+
+    path: str
+    right: Literal["turn", "write"]
+    holder: Holder
+    """Who waits."""
+    waited_s: float
+    behind: Holder | None
+    """Who has the right, in this process or as a foreign lock file says; `None` when that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryStatistics:
     """What a registry holds at this instant, counted afresh, and its totals since it was made."""
 
@@ -44,6 +58,10 @@ class RegistryStatistics:
     """Total of rights taken away."""
     appended: int
     """Total of acknowledged writes."""
+    holders: tuple[HeldRight, ...]
+    """Every right that is held in this process."""
+    waiters: tuple[WaitingClaim, ...]
+    """Every claim that waits, by file and right, in the order in which they go on."""
 
 
 def count(files: OpenFiles, *, competing: int, granted: int, revoked: int, appended: int) -> RegistryStatistics:
@@ -57,6 +75,8 @@ def count(files: OpenFiles, *, competing: int, granted: int, revoked: int, appen
         granted=granted,
         revoked=revoked,
         appended=appended,
+        holders=tuple(held_rights(files)),
+        waiters=tuple(_waiting(files)),
     )
 
 
@@ -66,7 +86,7 @@ def held_rights(files: OpenFiles) -> list[HeldRight]:
     return [
         HeldRight(
             path=entry.path,
-            right="turn" if queue.right is Right.TURN else "write",
+            right=_name(queue.right),
             holder=claim.holder,
             epoch=claim.epoch,
             held_s=now - claim.acquired_at,
@@ -77,3 +97,17 @@ def held_rights(files: OpenFiles) -> list[HeldRight]:
         for queue in entry.queues.values()
         if (claim := queue.holder) is not None
     ]
+
+
+def _waiting(files: OpenFiles) -> Iterator[WaitingClaim]:
+    now = _clock.clock.now()
+    for entry in files:
+        for queue in entry.queues.values():
+            other = queue.guard.other if queue.guard is not None else None
+            behind = queue.holder.holder if queue.holder is not None else other.holder if other is not None else None
+            for claim in queue.waiting:
+                yield WaitingClaim(claim.path, _name(queue.right), claim.holder, now - claim.arrived_at, behind)
+
+
+def _name(right: Right) -> Literal["turn", "write"]:
+    return "turn" if right is Right.TURN else "write"
