@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from locks import Fence, LeaseLost, LockRegistry, Right, _clock
+from locks._loop import current_task
 from locks.claim import Claim
 from locks.holder import current_fence
 
@@ -198,6 +199,7 @@ class Execution:
         self.began = True
         _current.set(run)
         current_fence.set(self.fence)
+        self.fence.task = current_task()
         value: Any = None
         error: BaseException | None = None
         try:
@@ -213,3 +215,4 @@ class Execution:
         finally:
             del value, error, body  # a frame that is its own traceback's end would need the garbage collector
             self.body, self.args, self.context = None, (), None
+            self.fence.task = None

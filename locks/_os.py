@@ -30,6 +30,12 @@ from os import (
     kill as kill,
 )
 from os import (
+    listdir as listdir,
+)
+from os import (
+    lstat as lstat,
+)
+from os import (
     open as open,
 )
 from os import (
@@ -74,6 +80,12 @@ def _seek_and_read(fd: int, length: int, offset: int) -> bytes:
     return os.read(fd, length)
 
 
+def _not_here(*_args: object) -> None:
+    """For what a platform lacks and is not asked for there."""
+
+
+fchmod: Callable[[int, int], None] = getattr(os, "fchmod", _not_here)
+fchown: Callable[[int, int, int], None] = getattr(os, "fchown", _not_here)
 fdatasync: Callable[[int], None] = getattr(os, "fdatasync", _sync_fully)
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
 

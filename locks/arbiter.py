@@ -17,6 +17,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from anyio import CancelScope
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
@@ -42,6 +43,7 @@ from .waiting import WaitingRoom, failure
 
 _live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
 _REPLACED_LIMIT = 100
+_UNCOVERED = nullcontext()
 
 
 def live_arbiters() -> list[Arbiter]:
@@ -124,7 +126,7 @@ class Arbiter:
         claim.entry, claim.path = entry, path
         try:
             queue = entry.queue(right)
-            with entry.mutex:
+            with _covering(entry, queue):
                 taken = queue.try_ask(claim)
         except OSError as error:
             self._files.drop_if_idle(entry)
@@ -277,6 +279,9 @@ class Arbiter:
     def _let_go(self, entry: Entry, queue: RightQueue, claim: Claim) -> Claim | None:
         """Fence, then let the guard go, then unlock or pass on; returns whom to wake."""
         guard = queue.guard
+        if claim.waits() and queue.holder is not None:
+            queue.withdraw(claim)  # without the mutex: see `_covering`
+            return None
         with entry.mutex:
             state = queue.withdraw(claim)
             if guard is None:
@@ -343,7 +348,7 @@ class Arbiter:
             claim.entry, claim.path = entry, path
             try:
                 queue = entry.queue(right)
-                with entry.mutex:
+                with _covering(entry, queue):
                     got = queue.ask(claim)
             except OSError as error:
                 self.release(claim)
@@ -420,6 +425,15 @@ class Arbiter:
         loser = queue.holder
         if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner)):
             self._settle(loser)
+
+
+def _covering(entry: Entry, queue: RightQueue) -> AbstractContextManager[object]:
+    """What to ask for a right in: the file's mutex, unless somebody here holds the right.
+
+    Then who comes and goes changes only what this thread alone looks at, and must not wait: a worker thread whose
+    write hangs in the kernel has the mutex, and the loop serves all other sessions.
+    """
+    return entry.mutex if queue.holder is None else _UNCOVERED
 
 
 def _after_fork() -> None:

@@ -23,8 +23,7 @@ _epochs = count(1)
 """Epochs rise over all files and registries of a process."""
 
 _AFTER_THE_LOOP_S = 0.02
-SUSPENDED_AFTER_S = 1.0
-"""Who comes so late to a deadline was not busy: the process was stopped, or the machine suspended."""
+_SUSPENDED_AFTER_S = (0.05, 1.0)  # at least and at most
 
 
 class ClaimState(Enum):
@@ -58,9 +57,12 @@ class Claim:
     acquired_at = 0.0
     deadline = math.inf
     deadline_told = False
+    """Whether the steward need not come at the deadline any more: it did, or the run's own scheduler does."""
     expires = False
     """Whether the deadline is its own, not that of its run or of an enclosing scope."""
     revoke_at = math.inf
+    ends_at = math.inf
+    """What `end_by` was told last."""
     revoke_pending: LeaseLost | None = None
     """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
     lost: LeaseLost | None = None
@@ -132,26 +134,44 @@ class Claim:
         self.acquired_at = now = _clock.clock.now()
         self.grace = grace
         self._limit(now)
-        # An enclosing scope or a run that ends first cancels the block by itself: two timers would race.
-        self.deadline_told = self.deadline < self._own(now)
+        self.deadline_told = self.fence is not None and not self.expires
         self.state = ClaimState.HELD
+
+    def go_on_from(self, before: Claim) -> None:
+        """Keep the hard limit of a claim that was given back for a while, inside its block, and whose place this takes.
+
+        Called on the loop's thread, right after it was granted.
+        """
+        now = self.acquired_at
+        self.max_hold = max(0.0, before.acquired_at + before.max_hold - now)
+        self._limit(now)
+        self.deadline_told = self.fence is not None and not self.expires
 
     def progress(self) -> bool:
         """Start the idle time anew, within the hard limit; returns whether the deadline has moved.
 
-        Not once the deadline has passed. Two assignments: callable from any thread.
+        Not once the deadline has passed. Plain assignments: callable from any thread.
         """
-        now = _clock.clock.now()
-        if self.idle is None or self.state is not ClaimState.HELD or self.deadline_told or now >= self.deadline:
+        now, before = _clock.clock.now(), self.deadline
+        if self.idle is None or self.state is not ClaimState.HELD or self._told() or now >= before:
             return False
         self._limit(now)
-        return True
+        if self._told():
+            self.end_by(self.ends_at)  # the loop or the steward has ended it meanwhile: that stands
+        return self.deadline > before
 
     def end_by(self, at: float) -> None:
         """End the time of the block now, and what it may still do at `at`. Neither moves later."""
-        self.revoke_at = min(self.revoke_at, at)
-        self.deadline = min(self.deadline, _clock.clock.now())
-        self.deadline_told = True
+        now = _clock.clock.now()
+        self.ends_at = min(self.ends_at, max(at, now))  # an instant long past would look like a suspended machine
+        self.deadline_told = True  # before what `progress()` in a thread may overwrite: it looks again afterwards
+        self.revoke_at = min(self.revoke_at, self.ends_at)
+        self.deadline = min(self.deadline, now)
+
+    def suspended_after(self) -> float:
+        """Who comes so late was not busy: the process was stopped, or the machine suspended, for a whole grace even."""
+        least, most = _SUSPENDED_AFTER_S
+        return max(least, min(self.grace, most))
 
     def forgive(self, now: float) -> None:
         """Start the grace afresh: nobody could have met a deadline while the process stood still."""
@@ -165,6 +185,9 @@ class Claim:
         if self.fence is not None:
             at_most = min(at_most, self.fence.end_at)
         return max(0.0, at_most - now)
+
+    def _told(self) -> bool:
+        return self.deadline_told  # a call, for the reason of `waits`: another thread may set it
 
     def _own(self, now: float) -> float:
         own = self.acquired_at + self.max_hold
@@ -201,15 +224,16 @@ class Claim:
         Raises:
             LeaseLost: it was taken away, given back, or overstayed deadline and grace.
         """
-        if self.lost is not None:
-            raise self.lost
+        lost = self.lost or self.revoke_pending
+        if lost is not None:
+            raise lost.with_traceback(None)  # it is raised again and again: each time would add its frames
         if self.fence is not None:
             self.fence.check(path)
         if self.state is not ClaimState.HELD:
             raise LeaseLost(f"{self.holder} has left the lease on {path}", path=path, holder=self.holder)
         late = _clock.clock.now() - self.revoke_at
-        if 0.0 <= late < SUSPENDED_AFTER_S:
-            raise overstayed(self, path)  # much later, the process stood still: then the steward decides
+        if self.deadline_told and 0.0 <= late < self.suspended_after():
+            raise overstayed(self, path)  # much later, or untold, the process stood still: then the steward decides
 
 
 def overstayed(claim: Claim, path: str) -> Revoked:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from anyio import to_thread
 
 from . import _clock, _os
-from .claim import Claim
-from .engines.bell import FileId
+from ._loop import current_task
+from .claim import Claim, without
 from .engines.seam import ProcessLock, Right
 from .entry import Entry, cannot
-from .errors import DeadlockError, LeaseLost
+from .errors import DeadlockError, LeaseLost, TranscriptError
+from .transcript.appending import check_in_place
 from .transcript.records import Position
-from .transcript.replacing import Draft, complete, discard, prepare, write_aside
+from .transcript.replacing import Draft, is_complete, prepare, write_aside
 from .transcript.syncing import sync_directory
 
 if TYPE_CHECKING:
@@ -31,14 +32,23 @@ if TYPE_CHECKING:
 
 
 async def replace(
-    registry: LockRegistry, lease: Lease, data: bytes, through: Position | None, read_to: Position | None
+    registry: LockRegistry,
+    lease: Lease,
+    data: bytes,
+    through: Position | None,
+    read_to: Position | None,
+    *,
+    under: Claim | None = None,
 ) -> Position:
     """Put encoded records in the place of what a lease's session had up to a position. A checkpoint.
 
     Cancelled before the new file is in place, the old one stands; afterwards, the new one.
 
+    Args:
+        under: the turn that must still be held when the new file gets the name.
+
     Raises:
-        TranscriptError, LeaseLost, DeadlockError: the old file stands, unless the message says otherwise.
+        TranscriptError, LeaseLost, LeaseTimeout, DeadlockError: the old file stands, unless the message says otherwise.
     """
     turn: Claim | None = None
     try:
@@ -47,20 +57,40 @@ async def replace(
             entry = _entry_of(claim)
             with entry.mutex:
                 claim.check(lease.path)
+                if under is not None:
+                    check_in_place(_entry_of(under), lease.path)  # else it would wait for this very turn, as another's
                 draft = prepare(entry, lease.path, through, read_to, lease.header)
             try:
-                await _in_thread(registry, partial(write_aside, draft, data))
-                placed = put_in_place(registry, claim, entry, draft)
+                placed = await _place(registry, claim, entry, draft, data, under)
             finally:
-                if draft.abandon():
-                    discard(draft)
+                draft.discard()
             if placed is not None:
                 await _sync_name(registry, draft.target)
                 return placed
+            _leave(registry, turn)
             turn = await _give_way(registry, lease)
     finally:
-        if turn is not None:
-            registry.release(turn)
+        _leave(registry, turn)
+
+
+async def _place(
+    registry: LockRegistry, claim: Claim, entry: Entry, draft: Draft, data: bytes, under: Claim | None
+) -> Position | None:
+    """Write the new file and put it in place; `None` while another process conducts the session."""
+    while True:
+        await _in_thread(registry, partial(write_aside, draft, data))
+        try:
+            with entry.mutex:
+                for one in (claim, under):
+                    if one is not None:
+                        one.check(claim.path)
+                for name in (claim.path, draft.target):
+                    check_in_place(entry, name)
+                if is_complete(draft, entry):
+                    return _rename(registry, entry, draft)
+        except OSError as error:
+            raise cannot("replace", claim.path, error) from error
+        data = b""  # another round, for what the threads of the lease have appended; its deadline bounds them
 
 
 async def _in_thread(registry: LockRegistry, call: Callable[[], None]) -> None:
@@ -72,70 +102,58 @@ async def _sync_name(registry: LockRegistry, target: str) -> None:
     try:
         await _in_thread(registry, partial(sync_directory, target))
     except OSError as error:
-        what = "(it is replaced, which may not survive a power cut:) sync the directory of"
-        raise cannot(what, target, error) from error
+        raise TranscriptError(
+            f"{target} is replaced, but that may not survive a power cut: cannot sync its directory: "
+            f"{error.strerror or error}",
+            path=target,
+            errno=error.errno,
+        ) from error
 
 
-def put_in_place(registry: LockRegistry, claim: Claim, entry: Entry, draft: Draft) -> Position | None:
+def _rename(registry: LockRegistry, entry: Entry, draft: Draft) -> Position | None:
     """Rename the new file into place and move the entry along; `None` while another process conducts the session.
 
-    Synchronous: nothing can come between the locks, the name and the entry.
+    Synchronous, and called with the mutex held: nothing can come between the locks, the name and the entry.
 
     Raises:
-        TranscriptError, LeaseLost: nothing has changed.
+        OSError: nothing has changed.
     """
-    path = claim.path
-    try:
-        with entry.mutex:
-            claim.check(path)
-            if not entry.is_at(path):
-                raise LeaseLost(f"{path} was replaced or removed while it was held", path=path, holder=None)
-            complete(draft, entry)
-            locks = _lock_both(entry, draft)
-            if locks is None:
-                return None
-            file_id = draft.file_id
-            try:
-                _os.rename(draft.path, draft.target)
-            except OSError:
-                _unlock_borrowed(entry)
-                raise
-            _move(registry, entry, draft, locks, file_id)
-    except OSError as error:
-        raise cannot("replace", path, error) from error
-    return Position(draft.size, file_id)
-
-
-def _lock_both(entry: Entry, draft: Draft) -> dict[Right, ProcessLock] | None:
-    """Lock both rights on the new file; `None` if another process has the turn on the old one."""
     turn = entry.queue(Right.TURN)
-    if turn.lock is None:
-        return {}
-    if not turn.locked and not turn.lock.try_lock():
+    borrowed = turn.lock is not None and not turn.locked
+    if turn.lock is not None and borrowed and not turn.lock.try_lock():
         return None
+    try:
+        locks = _follow(entry, draft)
+        _os.rename(draft.path, draft.target)
+    except BaseException:
+        if turn.lock is not None and borrowed:
+            turn.lock.unlock()
+        raise
+    _move(registry, entry, draft, locks)
+    return Position.behind(draft.end, draft.size, draft.file_id)
+
+
+def _follow(entry: Entry, draft: Draft) -> dict[Right, ProcessLock]:
+    """Both rights, locked on the new file too; they go with its descriptor."""
     found = {}
     for right in Right:
         lock = entry.queue(right).lock
-        assert lock is not None
-        found[right] = lock.follow(draft.fd, draft.file_id)
+        if lock is not None:
+            found[right] = lock.follow(draft.fd, draft.file_id)
     return found
 
 
-def _unlock_borrowed(entry: Entry) -> None:
-    turn = entry.queue(Right.TURN)
-    if turn.lock is not None and not turn.locked:
-        turn.lock.unlock()
-
-
-def _move(registry: LockRegistry, entry: Entry, draft: Draft, locks: dict[Right, ProcessLock], file_id: FileId) -> None:
+def _move(registry: LockRegistry, entry: Entry, draft: Draft, locks: dict[Right, ProcessLock]) -> None:
     """Have the entry go on with the file that has the name now. What fails here is only noted: there is no way back."""
-    old_fd, new_fd, draft.fd = entry.fd, draft.fd, -1
-    registry.moved(entry, new_fd, file_id)
+    old_fd = entry.fd
+    registry.moved(entry, draft.hand_over(), draft.file_id)
     entry.sealed_size = draft.size
     for right, new in locks.items():
         queue = entry.queue(right)
         old, locked = queue.lock, queue.locked
-        queue.move(new, locked=locked)
+        failed = queue.move(new, locked=locked)
+        if failed is not None and failed.changed is not None:
+            failed.changed.set()
         try:
             if old is not None and new is not old:
                 old.unlock()  # a duplicate of the descriptor may still be in use, and would keep it locked
@@ -153,7 +171,7 @@ def _move(registry: LockRegistry, entry: Entry, draft: Draft, locks: dict[Right,
 async def _give_way(registry: LockRegistry, lease: Lease) -> Claim:
     """Let the turn of another process write and end; returns the turn, which then is ours, with the lease.
 
-    Others may append meanwhile, so what is kept is decided anew afterwards.
+    Others may append meanwhile, so what is kept is decided anew afterwards. Failed or cancelled, nothing is held.
     """
     claim = lease.claim
     if claim.handles > 1:
@@ -165,14 +183,21 @@ async def _give_way(registry: LockRegistry, lease: Lease) -> Claim:
     left = claim.deadline - _clock.clock.now()
     wait = None if left == math.inf else max(0.0, left)
     registry.release(claim)
+    me = current_task()
     turn = registry.new_claim(claim.given_holder, math.inf, fence=claim.fence, bound=claim.bound)
-    turn = await registry.acquire(lease.path, Right.TURN, turn, wait)
+    turn = await registry.acquire(lease.path, Right.TURN, turn, wait, task=me)
     try:
         await lease.take_again(claim)
     except BaseException:
-        registry.release(turn)
+        _leave(registry, turn)
         raise
     return turn
+
+
+def _leave(registry: LockRegistry, turn: Claim | None) -> None:
+    if turn is not None:
+        turn.tasks = without(turn.tasks, current_task())
+        registry.release(turn)
 
 
 def _entry_of(claim: Claim) -> Entry:

@@ -51,8 +51,8 @@ class WaitGraph:
         while todo:
             waiting, so_far = todo.pop()
             holder = waiting.queue.holder if waiting.queue is not None else None
-            if holder is None:
-                continue  # another process has it, or it is just being passed on
+            if holder is None or holder.lost is not None or holder.revoke_pending is not None:
+                continue  # another process has it, or it is just being passed on, whatever the holder's tasks wait for
             chain = (*so_far, (waiting.holder, waiting.path, holder.holder))
             for owner in _tasks_of(holder):
                 if owner is task:

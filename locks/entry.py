@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -105,7 +106,7 @@ class Entry:
         if self.fd is None:
             self.fd, file_id = open_file(self.path)
             if file_id != self.file_id:
-                _os.close(self.fd)
+                let_go(self.fd)
                 self.fd = None
                 raise TranscriptError(f"{self.path} was replaced while it was held", path=self.path)
         return self.fd
@@ -159,10 +160,10 @@ def open_file(path: str, *, allow_network_fs: bool = True) -> tuple[int, FileId]
         if not allow_network_fs:
             network.refuse(path, device=found.st_dev)
     except OSError as error:
-        _os.close(fd)
+        let_go(fd)
         raise cannot("open", path, error) from error
     except BaseException:
-        _os.close(fd)
+        let_go(fd)
         raise
     return fd, (found.st_dev, found.st_ino)
 
@@ -173,13 +174,19 @@ def identify(path: str) -> FileId:
         found = _os.stat(path)
     except FileNotFoundError:
         fd, file_id = open_file(path)
-        _os.close(fd)
+        let_go(fd)
         return file_id
     except OSError as error:
         raise cannot("open", path, error) from error
     if not stat.S_ISREG(found.st_mode):
         raise TranscriptError(f"{path} is no regular file: a session needs one of its own", path=path)
     return found.st_dev, found.st_ino
+
+
+def let_go(fd: int) -> None:
+    """Close a descriptor that nothing was written through. Never raises: the kernel lets go of it in any case."""
+    with contextlib.suppress(OSError):
+        _os.close(fd)
 
 
 def cannot(what: str, path: str, error: OSError) -> TranscriptError:

@@ -22,8 +22,10 @@ def timed_out(path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
     queue = claim.queue
     assert queue is not None
     holder, remaining_s, told = _here(queue) or _elsewhere(path, queue) or (None, None, "another process holds it")
-    if queue.holder is None:
+    if queue.admitted is None and queue.holder is None:
         told += ", or others that waited longer"
+    elif holder is None and queue.admitted is not None:
+        told = "it is free, but foreign gateways that may wait are left a gap first (yield_to_foreign)"
     return LeaseTimeout(
         f"waited {waited_s:.3f} s for {path}: {told}",
         path=path,

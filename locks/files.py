@@ -11,7 +11,7 @@ from collections.abc import Iterator, Set
 from . import _os
 from .engines.bell import FileId
 from .engines.seam import LeaseEngine, Right
-from .entry import Entry, identify, open_file
+from .entry import Entry, identify, let_go, open_file
 from .guards import Manners
 from .queue import RightQueue
 
@@ -64,7 +64,7 @@ class OpenFiles:
                 self._recall(entry)
         else:
             if fd is not None:
-                _os.close(fd)  # an alias of a file that is open already; its locks belong to the other descriptor
+                let_go(fd)  # an alias of a file that is open already; its locks belong to the other descriptor
             entry.aliases += (path,)
         self._by_path[path] = entry
         return entry

@@ -17,7 +17,7 @@ from .engines.seam import Right
 from .errors import TranscriptError
 from .sidecar import note
 from .sidecar.lockfile import Found, Written, path_of, release, take
-from .sidecar.payload import Terms
+from .sidecar.payload import MAX_HOLD_MS, Terms
 
 FOREIGN_POLL_S = 0.05
 """How often a foreign lock file is looked at; the other side does the same."""
@@ -171,8 +171,8 @@ class TurnNote:
 
 
 def _terms(claim: Claim, grace: float) -> Terms:
-    holder, hold_ms = claim.holder, round(claim.holds_at_most(grace) * 1000)
-    return Terms(holder.lane, holder.run_id, claim.take_epoch(), hold_ms)
+    holder, hold_ms = claim.holder, min(claim.holds_at_most(grace) * 1000, MAX_HOLD_MS)
+    return Terms(holder.lane, holder.run_id, claim.take_epoch(), round(hold_ms))
 
 
 def _cannot_take(session_path: str, error: OSError) -> TranscriptError:

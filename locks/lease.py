@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from anyio import CancelScope, current_effective_deadline, current_time
 from anyio.lowlevel import checkpoint
@@ -16,6 +16,7 @@ from .claim import Claim, without
 from .compaction import replace
 from .engines.seam import Right
 from .errors import LeaseExpired, LeaseLost
+from .explain import name_successor
 from .holder import Fence, Holder
 from .transcript import OnError, Position, Records, encode_all
 
@@ -122,15 +123,19 @@ class Lease:
         registry, scope = self._registry, self._scope
         assert scope is not None
         left = max(0.0, old.deadline - _clock.clock.now())
-        claim = registry.new_claim(old.given_holder, left, fence=old.fence, bound=old.bound)
+        claim = old.again()
+        claim.supersedes = False
         self._claim = await registry.acquire(
             self.path, self._right, claim, None if left == math.inf else left, task=self._task
         )
+        if self._claim is claim:
+            claim.go_on_from(old)
+            registry.look_by(claim.deadline)
         self._join(scope)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> Literal[False]:
         scope, claim = self._scope, self.claim
         assert scope is not None
         claim.tasks, self._task = without(claim.tasks, self._task), None
@@ -144,6 +149,7 @@ class Lease:
         if error is not None and not ours:
             return False
         if lost is not None:
+            name_successor(claim)  # in another process, it may have taken over since the loss
             raise lost
         if ours or (late >= 0 and claim.expires):
             message = f"{claim.holder} left the lease on {self.path} {late:.3f} s past its deadline"
@@ -277,18 +283,18 @@ class Lease:
             TranscriptError: without `through`, it grew since it was read, or was not read; it was replaced since; it
                 has several names (hard links); the operating system refused. The old file stands.
             LeaseLost: as `check`.
-            LeaseTimeout: the turn of another process lasted longer than this lease may. The old file stands.
-            DeadlockError: so does that turn's end, because an outer block of this run holds the lease as well.
+            LeaseTimeout: the turn of another process lasted longer than this lease may, which is given back by then.
+                The old file stands.
+            DeadlockError: that turn cannot end, because an outer block of this run holds the lease as well. The old
+                file stands.
         """
+        claim, data = self.claim, encode_all(records, self.path)
         if self._right is Right.TURN:
             self.check()
-            async with self._registry.new_lease(self.path, Right.WRITE, self._requested_holder) as writing:
-                return await writing._replace(records, through, self._read_to)
-        return await self._replace(records, through, self._read_to)
-
-    async def _replace(
-        self, records: Iterable[Mapping[str, Any]], through: Position | None, read_to: Position | None
-    ) -> Position:
-        data = encode_all(records, self.path)
-        self._read_to = await replace(self._registry, self, data, through, read_to)
+            async with self._registry.new_lease(
+                self.path, Right.WRITE, claim.given_holder, fence=claim.fence, header=self.header
+            ) as writing:
+                self._read_to = await replace(self._registry, writing, data, through, self._read_to, under=claim)
+        else:
+            self._read_to = await replace(self._registry, self, data, through, self._read_to)
         return self._read_to

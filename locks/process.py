@@ -14,6 +14,7 @@ Sources: proc_pid_stat(5); time_namespaces(7), by which start times and `CLOCK_B
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -131,7 +132,8 @@ def _read(path: str) -> bytes | None:
     except OSError:
         return None  # it ended in between
     finally:
-        _os.close(fd)
+        with contextlib.suppress(OSError):
+            _os.close(fd)
 
 
 def _has_proc() -> bool:

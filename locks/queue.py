@@ -14,6 +14,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Set
 
+from anyio import notify_closing
+
 from . import _clock
 from .claim import Claim, ClaimState
 from .engines.bell import Bell
@@ -249,6 +251,13 @@ class RightQueue:
             assert self.lock is not None
             self.bell = self.lock.bell(self.ticket)
 
+    def unhang_bell(self) -> None:
+        """Let nobody be woken by it any more; whoever listens stops, and looks for itself."""
+        bell, self.bell = self.bell, None
+        if bell is not None:
+            notify_closing(bell.socket)  # else the listener would go on with whatever gets its number next
+            bell.close()
+
     def heard(self) -> None:
         """The bell has rung: look at once."""
         if self.bell is not None:
@@ -259,7 +268,9 @@ class RightQueue:
         """Let go without unlocking, in a forked child."""
         lock, self.lock, self.ticket, self.locked = self.lock, None, None, False
         self.next_poll = math.inf
-        self._unhang()
+        bell, self.bell = self.bell, None
+        if bell is not None:
+            bell.close()  # and notify nobody: the event loop is the parent's
         if self.guard is not None:
             self.guard.abandon()
         if lock is not None:
@@ -324,7 +335,7 @@ class RightQueue:
     def _drop_ticket(self) -> None:
         lock, ticket = self.lock, self.ticket
         self.ticket = None
-        self._unhang()
+        self.unhang_bell()
         if lock is not None and ticket is not None:
             try:
                 lock.drop_ticket(ticket)
@@ -343,11 +354,6 @@ class RightQueue:
                 return
             if waiting is not None:
                 lock.wake(waiting)
-
-    def _unhang(self) -> None:
-        bell, self.bell = self.bell, None
-        if bell is not None:
-            bell.close()
 
     def _watch(self, before: int, now: float) -> None:
         """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""

@@ -15,6 +15,7 @@ from . import _os, transcript
 from ._loop import current_task, on_loop_thread
 from .arbiter import Arbiter, live_arbiters, seconds
 from .claim import Claim, ClaimState, without
+from .engines.bell import FileId
 from .engines.choose import EngineName
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry, checked_path
@@ -260,6 +261,8 @@ class LockRegistry(Arbiter):
             if entry.notes:
                 self._report(entry)
         self._appended += 1
+        if position.offset <= len(data) + len(header or b""):  # the first lines of a file
+            self._syncs.forget(entry.file_id)
         return position
 
     async def append_lines(
@@ -345,6 +348,11 @@ class LockRegistry(Arbiter):
             fence=fence,
             header=header,
         )
+
+    def moved(self, entry: Entry, fd: int, file_id: FileId) -> None:
+        """Note that an entry goes on with the file that was renamed into its place."""
+        super().moved(entry, fd, file_id)
+        self._syncs.forget(file_id)
 
     async def synced(self, claim: Claim, path: str) -> None:
         """Return once what was written under a claim is as durable as this registry promises.

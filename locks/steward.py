@@ -6,8 +6,8 @@ frozen, and leaves the rest (telling the block, granting to the next here) to th
 
 Its rules, each bought with a failure: it compares the claim with the holder inside the mutex (else it unlocks the next
 holder); it never waits for that mutex, because a write may hang in the kernel (it leaves a note, and the writer
-finishes the revocation on leaving); it calls nothing of the user's. When it comes late by a second or more, everybody
-else was as late: a stopped process or a suspended machine starts the grace afresh.
+finishes the revocation on leaving); it calls nothing of the user's. When it comes late by as much as the grace, or by
+a second, everybody else was as late: a stopped process or a suspended machine starts the grace afresh.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 from . import _clock
 from ._events import described, log
 from ._loop import Post
-from .claim import SUSPENDED_AFTER_S, Claim, ClaimState, overstayed
-from .errors import LeaseLost, RunEnded
+from .claim import Claim, ClaimState, overstayed
+from .errors import LeaseLost, RunEnded, Superseded
 
 _PENDING_RETRY_S = 0.05
 
@@ -54,8 +54,11 @@ class Steward:
         if self.take(claim, error):
             self.post(partial(self._settle, claim))
 
-    def take(self, claim: Claim, error: LeaseLost, *, keep: bool = False) -> bool:
-        """As `revoke`, but leave it to the caller to settle when this returns `True`; `keep` keeps the lock ours."""
+    def take(self, claim: Claim, error: LeaseLost) -> bool:
+        """As `revoke`, but leave it to the caller to settle when this returns `True`.
+
+        What is superseded stays locked for other processes: the successor is here.
+        """
         entry, queue = claim.entry, claim.queue
         if entry is None or queue is None:
             return False
@@ -66,7 +69,7 @@ class Steward:
             if not mutex.acquire(blocking=False):  # ... or it left in between
                 return False
         try:
-            if not queue.take_away(claim, error, self._kind(claim, error), keep=keep):
+            if not queue.take_away(claim, error, self._kind(claim, error), keep=isinstance(error, Superseded)):
                 return False
         finally:
             mutex.release()
@@ -96,13 +99,15 @@ class Steward:
         if claim.revoke_pending is not None:
             self.revoke(claim, claim.revoke_pending)
             return math.inf if claim.lost is not None else now + _PENDING_RETRY_S
-        if now - claim.next_due() >= SUSPENDED_AFTER_S:
+        late = now - claim.next_due()
+        if late >= claim.suspended_after():
             # Not even this thread was here in time: the process was stopped, or the machine suspended.
-            log("steward_late", level="warning", claim=repr(claim), late_s=round(now - claim.next_due(), 3))
+            log("steward_late", level="warning", claim=repr(claim), late_s=round(late, 3))
             claim.forgive(now)
         if not claim.deadline_told and now >= claim.deadline:
             claim.deadline_told = True
-            self.post(partial(_cancel_blocks, claim))
+            if claim.expires:  # else an enclosing scope or the run cancels the block by itself: two timers would race
+                self.post(partial(_cancel_blocks, claim))
         due = claim.next_due()
         if now < due:
             return due

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import anyio
-from anyio import CancelScope
+from anyio import CancelScope, ClosedResourceError
 from anyio.lowlevel import checkpoint
 
 from . import _clock
@@ -46,16 +47,29 @@ class WaitingRoom:
         """Note whether somebody must look after a queue, and see that somebody does. Call after each change to it."""
         leader = self._leader
         if queue.competing:
+            if queue not in self.competing and leader is not None and leader.changed is not None:
+                leader.changed.set()  # it may sleep until a foreign lock file is due again, ten times as long
             self.competing[queue] = entry
         else:
             self.competing.pop(queue, None)
-        if leader is not None and leader.state is not ClaimState.WAITING:
+        if leader is not None and not self._may_lead(leader):
             self._leader = leader = None
         if leader is None and self.competing:
             first = next(iter(next(iter(self.competing)).waiting))
             self._leader, self._looker = first, None  # the one before may not have run since, and would keep the office
             if first.changed is not None:
                 first.changed.set()
+
+    def _may_lead(self, leader: Claim) -> bool:
+        """Whether it still is at the head of a queue that competes; if not, see that it does not listen for one."""
+        if leader.state is not ClaimState.WAITING:
+            return False
+        queue = leader.queue
+        assert queue is not None
+        if queue in self.competing and next(iter(queue.waiting)) is leader:
+            return True
+        queue.unhang_bell()  # a newcomer has passed it: what it waits for comes from here now
+        return False
 
     async def wait(self, path: str, claim: Claim, give_up_at: float) -> None:
         """Wait until a claim holds its right, or until `give_up_at`. A checkpoint, however short the wait.
@@ -110,15 +124,16 @@ class WaitingRoom:
         """Sleep until the bell of the claim's ticket rings, or until an instant. A checkpoint.
 
         Only a look can grant anything to the head of a queue that competes, and only the leader looks, so nothing else
-        has to wake it. A leader that a newcomer has passed has no bell, and gets its right as everybody does.
+        has to wake it. Once it is the head no more, its bell is taken away, and it gets its right as everybody does.
         """
         queue = claim.queue
         if queue is None or queue.bell is None:
             await self._sleep(claim, until)
             return
         with CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now())):
-            await anyio.wait_readable(queue.bell.socket)
-            queue.heard()
+            with suppress(ClosedResourceError):
+                await anyio.wait_readable(queue.bell.socket)
+                queue.heard()
 
     def _look(self, leader: Claim) -> float:
         """Look at every file that another process holds; returns the instant of the next look.

@@ -6,8 +6,8 @@
     assert seam.fired == "fstat"
 
 Every function of the seam is wrapped, whatever is added to it later. A call that fails does nothing, with two
-exceptions, for so Linux does it: a `close` that fails has closed, and a write may come up short. A sync that succeeds is
-left out, since nothing here can tell the difference and a disk takes milliseconds for it.
+exceptions, for so Linux does it: a `close` that fails has closed, and a write may come up short. A sync that succeeds
+is left out, since nothing here can tell the difference and a disk takes milliseconds for it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from .. import _os
 from ..entry import Entry, cannot
 from ..errors import LeaseLost, TranscriptError
 from .records import Position, decoder
+from .syncing import not_synced
 
 _BLOCK = 1 << 16
 _LONGEST_LINE = 1 << 23  # bytes; a longer tail is moved away without a look whether it is whole
@@ -30,7 +31,7 @@ def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) ->
     """Append whole lines, sealing or moving away a torn tail first; called with the mutex and the write lease held.
 
     Raises:
-        TranscriptError: the operating system refused; the file is as before.
+        TranscriptError: the operating system refused, or a sync has failed before; the file is as before.
         LeaseLost: the file was replaced or removed under the lease; nothing was written.
     """
     fd = entry.descriptor()
@@ -38,8 +39,7 @@ def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) ->
         found = _os.fstat(fd)
     except OSError as error:
         raise cannot("append to", path, error) from error
-    if found.st_nlink == 0 or not entry.is_at(path):
-        raise LeaseLost(f"{path} was replaced or removed while it was held: nothing written", path=path, holder=None)
+    check_in_place(entry, path)
     size = found.st_size
     if size and size != entry.sealed_size:
         size = seal(entry, fd, size)
@@ -48,7 +48,20 @@ def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) ->
     entry.sealed_size = -1  # until this write is whole, nothing is known of the tail
     _write_whole(entry, fd, path, data, size)
     entry.sealed_size = size + len(data)
-    return Position(entry.sealed_size, entry.file_id)
+    return Position.behind(data, entry.sealed_size, entry.file_id)
+
+
+def check_in_place(entry: Entry, path: str) -> None:
+    """Raise unless what is written to an entry now is in the file of that name, and can be trusted to stay there.
+
+    Raises:
+        LeaseLost: it was replaced or removed.
+        TranscriptError: a sync of it has failed; or the operating system does not say.
+    """
+    if entry.poisoned:
+        raise not_synced(path, entry.poisoned)
+    if not entry.is_at(path):
+        raise LeaseLost(f"{path} was replaced or removed while it was held: nothing written", path=path, holder=None)
 
 
 def _write_whole(entry: Entry, fd: int, path: str, data: bytes, size: int) -> None:

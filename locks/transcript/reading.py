@@ -125,8 +125,8 @@ def _check_place(path: str, file: _File | None, after: Position) -> None:
         found = "there is no file now"
     elif file.file_id != after.file_id:
         found = f"now it is file {file.file_id}"
-    elif after.offset and not _Mark(after.offset, b"\n").stands(file.fd):
-        found = f"now it has {file.size} bytes, and no line ends there"
+    elif not after.stands(file.fd):
+        found = f"now it has {file.size} bytes, and other ones before that place, or no line ends there"
     else:
         return
     raise TranscriptError(
@@ -182,7 +182,7 @@ def _batches(file: _File, start: int, on_error: OnError) -> Iterator[Records]:
                 if start or HEADER_KEY not in record:
                     records.append(record)
             start += len(line) + 1
-        records.position = Position(start, file.file_id)
+        records.position = Position.behind(data, start, file.file_id)
         records.skipped = tuple(skipped)
         yield records
 
@@ -249,7 +249,7 @@ def _read_last(file: _File, last: int, on_error: OnError) -> Records:
             length = min(2 * length, _BLOCK)
         else:
             records.reverse()
-            records.position = Position(end.offset, file.file_id)
+            records.position = Position.behind(end.before, end.offset, file.file_id)
             records.skipped = tuple(reversed(skipped))
             return records
     raise _restless(file)

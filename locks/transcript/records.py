@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+from zlib import crc32
 
 import msgspec
 
+from .. import _os
 from ..engines.bell import FileId
 from ..errors import TranscriptError
 
 HEADER_KEY = "lanes.session"
 """A first line that has this key names the session and is no record."""
+_WITNESS = 1 << 12  # bytes
 _encoder = msgspec.json.Encoder()
 decoder = msgspec.json.Decoder()
 
@@ -27,6 +30,23 @@ class Position:
     """Bytes from the beginning of the file."""
     file_id: FileId
     """Device and inode, so that a place in a file that was replaced is recognised."""
+    witness: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
+    """How many bytes before the place were looked at, and their checksum: the number of a file that is gone is soon
+    given to another, on ext4 to the next but one."""
+
+    @classmethod
+    def behind(cls, before: bytes, offset: int, file_id: FileId) -> Position:
+        """The place behind some bytes, of which the last ones are enough."""
+        before = before[-_WITNESS:]
+        return cls(offset, file_id, (len(before), crc32(before)))
+
+    def stands(self, fd: int) -> bool:
+        """Whether a file has a line's end there, and before it what it had."""
+        length, checksum = self.witness
+        if length == 0 and self.offset:
+            return _os.pread(fd, 1, self.offset - 1) == b"\n"
+        before = _os.pread(fd, length, self.offset - length)
+        return before[-1:] in (b"\n", b"") and len(before) == length and crc32(before) == checksum
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
 """Writing a transcript anew, as compaction does: the new file is written aside, synced, and renamed into place.
 
 A crash at any step leaves the old file or the new one, whole. Everything here is synchronous: `prepare` and
-`complete` are called with the file's mutex and its write lease held, `write_aside` in a worker thread with neither
-mutex nor haste. What is found at `<file>.new` was left by a crash, or by a thread that nobody waits for any more.
+`is_complete` are called with the file's mutex and its write lease held, `write_aside` in a worker thread with neither
+mutex nor haste.
+
+The thread may hang in the disk, and go on long after everybody has given it up and a later `replace` has begun. So it
+never touches a name: whoever has the lease creates and removes `<file>.new`, and the thread only has descriptors. What
+is found there was left by a crash.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
@@ -15,13 +20,14 @@ from dataclasses import dataclass, field
 
 from .. import _os
 from ..engines.bell import FileId
-from ..entry import Entry, cannot
-from ..errors import LeaseLost, TranscriptError
-from .appending import seal
+from ..entry import Entry, cannot, let_go
+from ..errors import TranscriptError
+from .appending import check_in_place, seal
 from .records import HEADER_KEY, Position, decoder
 
 SUFFIX = ".new"
 _BLOCK = 1 << 20
+_END = 1 << 12
 _LONGEST_HEADER = 1 << 16
 
 
@@ -37,66 +43,110 @@ class Draft:
     """The old file, on a descriptor of its own."""
     keep_from: int
     """What the old file has from here on is kept."""
-    copied_to: int
-    """Up to where that is done, or will be by `write_aside`."""
-    header: bytes
-    mode: os.stat_result
-    fd: int = -1
+    keep_to: int
+    """Up to where, as far as is known."""
+    fd: int
+    file_id: FileId
     size: int = 0
+    """How long it is by now."""
+    end: bytes = b""
+    """What it ends with."""
+    placed: bool = False
+    """Whether it has the name of the old one."""
     _mutex: threading.Lock = field(default_factory=threading.Lock)
     _writing: bool = False
-    _abandoned: bool = False
+    _discarded: bool = False
 
     def begin_writing(self) -> bool:
         """For the thread that writes: whether anybody still wants it to."""
         with self._mutex:
-            self._writing = not self._abandoned
+            self._writing = not self._discarded
             return self._writing
 
-    def end_writing(self) -> bool:
-        """For the thread that writes: whether somebody has the draft now; if not, the thread discards it."""
+    def end_writing(self) -> None:
+        """For the thread that writes: it needs the descriptors no more."""
         with self._mutex:
             self._writing = False
-            return not self._abandoned
+            if self._discarded:
+                self._close()
 
-    def abandon(self) -> bool:
-        """For who gives up waiting for the thread: whether it has to discard the draft, because no thread will."""
+    def discard(self) -> None:
+        """Let go of it, and remove it unless it is in place; a thread that still writes closes it. Never raises."""
+        if not self.placed and _is_at(self.path, self.file_id):
+            with contextlib.suppress(OSError):  # the next `replace` removes it, or `lanes doctor`
+                _os.unlink(self.path)
         with self._mutex:
-            self._abandoned = True
-            return not self._writing
+            self._discarded = True
+            if not self._writing:
+                self._close()
 
-    @property
-    def file_id(self) -> FileId:
-        """Device and inode of the new file."""
-        found = _os.fstat(self.fd)
-        return found.st_dev, found.st_ino
+    def hand_over(self) -> int:
+        """The descriptor, for the entry that goes on with it: it is in place."""
+        self.placed = True
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def _close(self) -> None:
+        for fd in (self.fd, self.source):
+            if fd >= 0:
+                let_go(fd)
+        self.fd = self.source = -1
 
 
 def prepare(entry: Entry, path: str, through: Position | None, read_to: Position | None, header: bytes | None) -> Draft:
-    """Decide what is kept, and refuse what would lose something. Seals the tail first.
+    """Decide what is kept, refuse what would lose something, and begin the new file. Seals the tail first.
 
     Raises:
-        TranscriptError: it grew since it was read, was replaced since, or has several names; nothing has changed.
+        TranscriptError: it grew since it was read, was replaced since, or has several names; or there can be no new
+            file. Nothing has changed.
         LeaseLost: it was replaced or removed under the lease.
     """
     fd = entry.descriptor()
     try:
         found = _os.fstat(fd)
-        if found.st_nlink == 0 or not entry.is_at(path):
-            raise LeaseLost(f"{path} was replaced or removed while it was held", path=path, holder=None)
-        if found.st_nlink > 1:
-            raise TranscriptError(
-                f"{path} has {found.st_nlink} names (hard links), and replacing it would part them: remove the others",
-                path=path,
-            )
+        check_in_place(entry, path)
+        refuse_links(path, found)
         size = seal(entry, fd, found.st_size) if found.st_size else 0
         kept_header = _header_of(fd, size)
         keep_from = max(_keep_from(entry, path, fd, size, len(kept_header), through, read_to), len(kept_header))
         target = _os.realpath(path)
-        source = _os.dup(fd)
+        return _begin(target, fd, found, keep_from, size, kept_header or header or b"")
     except OSError as error:
         raise cannot("replace", path, error) from error
-    return Draft(target + SUFFIX, target, source, keep_from, size, kept_header or header or b"", found)
+
+
+def refuse_links(path: str, found: os.stat_result) -> None:
+    """Raise if a file has several names: one of them would keep the old content."""
+    if found.st_nlink > 1:
+        raise TranscriptError(
+            f"{path} has {found.st_nlink} names (hard links), and replacing it would part them: remove the others",
+            path=path,
+        )
+
+
+def _begin(target: str, fd: int, found: os.stat_result, keep_from: int, keep_to: int, header: bytes) -> Draft:
+    """Create the new file, alike the old one, with its header."""
+    path = target + SUFFIX
+    with contextlib.suppress(FileNotFoundError):
+        _os.unlink(path)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOFOLLOW
+    new = _os.open(path, flags, 0o600)
+    try:
+        made = _os.fstat(new)
+    except OSError:
+        let_go(new)
+        with contextlib.suppress(OSError):
+            _os.unlink(path)  # nobody else creates one while we have the lease
+        raise
+    draft = Draft(path, target, -1, keep_from, keep_to, new, (made.st_dev, made.st_ino))
+    try:
+        draft.source = _os.dup(fd)
+        _own_alike(new, found)
+        _add(draft, header)
+    except BaseException:
+        draft.discard()
+        raise
+    return draft
 
 
 def _keep_from(
@@ -119,8 +169,11 @@ def _keep_from(
         return size
     if known.file_id != entry.file_id or known.offset > size:
         raise TranscriptError(f"{path} was replaced since it was read: read it again", path=path)
-    if known.offset and _os.pread(fd, 1, known.offset - 1) != b"\n":
-        raise TranscriptError(f"through: {known.offset} is in the middle of a line of {path}", path=path)
+    if not known.stands(fd):
+        raise TranscriptError(
+            f"{path} was replaced since it was read, or {known.offset} is in the middle of a line: read it again",
+            path=path,
+        )
     if through is None and known.offset != size:
         raise TranscriptError(
             f"{path} grew from {known.offset} to {size} bytes since it was read: give `through=` the position of what "
@@ -144,66 +197,56 @@ def _header_of(fd: int, size: int) -> bytes:
 
 
 def write_aside(draft: Draft, data: bytes) -> None:
-    """Write the new file and have it reach the disk. Blocks: for a worker thread.
+    """Add records and what is kept of the old file, and have it all reach the disk. Blocks: for a worker thread.
 
     Raises:
-        TranscriptError: the operating system refused; what was written is for `discard`.
+        TranscriptError: the operating system refused.
     """
     if not draft.begin_writing():
         return
     try:
-        with contextlib.suppress(FileNotFoundError):
-            _os.unlink(draft.path)
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOFOLLOW
-        draft.fd = _os.open(draft.path, flags, 0o600)
-        _own_alike(draft)
-        _add(draft, draft.header + data)
-        _copy(draft, draft.keep_from, draft.copied_to)
+        _add(draft, data)
+        while draft.keep_from < draft.keep_to:
+            block = _os.pread(draft.source, min(_BLOCK, draft.keep_to - draft.keep_from), draft.keep_from)
+            if not block:
+                raise OSError(errno.EIO, "the old file became shorter while it was copied")
+            _add(draft, block)
+            draft.keep_from += len(block)
         _os.fdatasync(draft.fd)
     except OSError as error:
         raise cannot("write", draft.path, error) from error
     finally:
-        if not draft.end_writing():
-            discard(draft)
+        draft.end_writing()
 
 
-def complete(draft: Draft, entry: Entry) -> None:
-    """Copy what the lease's own threads have appended meanwhile.
+def is_complete(draft: Draft, entry: Entry) -> bool:
+    """Whether it has all that is to be kept; if not, more was appended under this very lease, and `write_aside` again.
 
     Raises:
-        OSError: it cannot be copied; the old file is in place.
+        OSError, TranscriptError: the old file cannot be looked at, or has got a second name; it is in place.
     """
-    size = _os.fstat(entry.descriptor()).st_size
-    if size > draft.copied_to:
-        _copy(draft, draft.copied_to, size)
-        draft.copied_to = size
-        _os.fdatasync(draft.fd)
+    fd = entry.descriptor()
+    found = _os.fstat(fd)
+    refuse_links(draft.target, found)
+    draft.keep_to = seal(entry, fd, found.st_size) if found.st_size else 0
+    return draft.keep_from >= draft.keep_to
 
 
-def discard(draft: Draft) -> None:
-    """Let go of what is not in place, and remove it. Called again, nothing happens. Never raises."""
-    fd, draft.fd = draft.fd, -1
-    source, draft.source = draft.source, -1
-    if fd >= 0:
-        try:
-            ours, there = _os.fstat(fd), _os.stat(draft.path)
-            if stat.S_ISREG(there.st_mode) and (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
-                _os.unlink(draft.path)
-        except OSError:
-            pass  # the next `replace` removes it, or `lanes doctor`
-    for one in (fd, source):
-        if one >= 0:
-            with contextlib.suppress(OSError):  # the kernel lets go of a descriptor in any case
-                _os.close(one)
+def _is_at(path: str, file_id: FileId) -> bool:
+    try:
+        found = _os.stat(path)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == file_id
 
 
-def _own_alike(draft: Draft) -> None:
+def _own_alike(fd: int, like: os.stat_result) -> None:
     """The new file belongs to whom the old one belonged to, as far as we may."""
-    if hasattr(os, "fchmod"):
-        os.fchmod(draft.fd, stat.S_IMODE(draft.mode.st_mode))
-        if (draft.mode.st_uid, draft.mode.st_gid) != (os.geteuid(), os.getegid()):
+    if hasattr(os, "fchmod"):  # not on Windows
+        if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
             with contextlib.suppress(PermissionError):  # then it is ours, with the same mode
-                os.fchown(draft.fd, draft.mode.st_uid, draft.mode.st_gid)
+                _os.fchown(fd, like.st_uid, like.st_gid)
+        _os.fchmod(fd, stat.S_IMODE(like.st_mode))
 
 
 def _add(draft: Draft, data: bytes) -> None:
@@ -211,13 +254,5 @@ def _add(draft: Draft, data: bytes) -> None:
     while view:
         written = _os.write(draft.fd, view[:_BLOCK])
         draft.size += written
+        draft.end = bytes(view[:written][-_END:])
         view = view[written:]
-
-
-def _copy(draft: Draft, start: int, end: int) -> None:
-    while start < end:
-        block = _os.pread(draft.source, min(_BLOCK, end - start), start)
-        if not block:
-            raise OSError(5, "it became shorter while it was copied")
-        _add(draft, block)
-        start += len(block)

@@ -10,6 +10,7 @@ Source: fsync(2), "EIO"; Rebello and others, "Can Applications Recover from fsyn
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ from anyio import to_thread
 
 from .. import _os
 from ..engines.bell import FileId
-from ..entry import Entry
+from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
 
 _REMEMBERED = 4096
@@ -28,17 +29,21 @@ _REMEMBERED = 4096
 class GroupSync:
     """The syncs of one registry. For its event loop's tasks, but where a method says so.
 
-    Invariant: a file has a round exactly while appends of it wait for a sync.
+    Invariant: an entry has rounds exactly while appends of it wait for a sync.
     """
 
     def __init__(self, limiter: Callable[[], anyio.CapacityLimiter]) -> None:
         self._limiter = limiter
-        self._rounds: dict[FileId, _Rounds] = {}
+        self._rounds: dict[Entry, _Rounds] = {}  # not by file: that changes when it is replaced
         self._linked: dict[FileId, None] = {}
-        """Files whose directory entry was synced since they were first seen here."""
+        """Files whose directory entry was synced since they were first seen here, or got their first line."""
 
     def __len__(self) -> int:
         return len(self._rounds)
+
+    def forget(self, file_id: FileId) -> None:
+        """A file has just come into being, perhaps with the number of one that is gone. Callable from any thread."""
+        self._linked.pop(file_id, None)
 
     async def sync(self, entry: Entry, path: str) -> None:
         """Return once everything that was written to a file so far is on its disk. A checkpoint.
@@ -48,7 +53,7 @@ class GroupSync:
         Raises:
             TranscriptError: the disk refused; what was appended last may be lost in a power cut.
         """
-        rounds = self._rounds.setdefault(entry.file_id, _Rounds())
+        rounds = self._rounds.setdefault(entry, _Rounds())
         rounds.waiting += 1
         rounds.asked = mine = rounds.asked + 1
         try:
@@ -62,7 +67,7 @@ class GroupSync:
         finally:
             rounds.waiting -= 1
             if not rounds.waiting:
-                self._rounds.pop(entry.file_id, None)
+                del self._rounds[entry]
 
     def sync_now(self, entry: Entry, path: str) -> None:
         """As `sync`, alone and on the calling worker thread."""
@@ -71,7 +76,8 @@ class GroupSync:
             raise not_synced(path, entry.poisoned)
 
     async def _run(self, rounds: _Rounds, entry: Entry, path: str) -> None:
-        upto, link = rounds.asked, entry.file_id not in self._linked
+        upto, file_id = rounds.asked, entry.file_id
+        link = file_id not in self._linked
         owned = [_duplicate(entry, path)]
         rounds.running = True
         rounds.changed = anyio.Event()
@@ -83,13 +89,14 @@ class GroupSync:
             if not entry.poisoned:
                 rounds.done = upto
                 while len(self._linked) >= _REMEMBERED:
-                    del self._linked[next(iter(self._linked))]
-                self._linked[entry.file_id] = None
+                    self.forget(next(iter(self._linked)))
+                if link:
+                    self._linked[file_id] = None
         finally:
             rounds.running = False
             rounds.changed.set()
-            if owned:
-                _os.close(owned.pop())  # cancelled before a thread could begin
+            with contextlib.suppress(IndexError):  # the thread has it
+                let_go(owned.pop())  # cancelled before a thread could begin
 
 
 def _flush(owned: list[int], entry: Entry, path: str, *, link: bool) -> None:
@@ -105,7 +112,7 @@ def _flush(owned: list[int], entry: Entry, path: str, *, link: bool) -> None:
     except OSError as error:
         entry.poisoned = error.strerror or str(error)
     finally:
-        _os.close(fd)
+        let_go(fd)
 
 
 class _Rounds:
@@ -141,4 +148,7 @@ def _duplicate(entry: Entry, path: str) -> int:
     with entry.mutex:
         if entry.fd is None:
             raise TranscriptError(f"cannot sync {path}: it was closed meanwhile", path=path)
-        return _os.dup(entry.fd)
+        try:
+            return _os.dup(entry.fd)
+        except OSError as error:
+            raise cannot("sync", path, error) from error

@@ -62,6 +62,29 @@ def run(listing: bool, **given: Any) -> int:
     return start.run(start.Options(**given))
 
 
+@cli.command("doctor", context_settings=_SETTINGS)
+@click.argument("directory", metavar="DIR")
+@click.option("--fix", is_flag=True, help="Remove what is provably dead, and see to torn tails; never to what is held.")
+@click.option("--json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+def examine(**given: Any) -> int:
+    """Say what is wrong with the sessions (*.jsonl) in DIR, and who holds them.
+
+    Looking changes nothing, and waits for nobody. With --fix, lock files and notes whose process is gone, new files of
+    compactions that did not end, and torn tails are seen to, each under the session's own locks; a session that
+    somebody holds, or may hold, is left alone. Broken lines inside of a file always stay as they are.
+
+    \b
+    Exit codes:
+      0        nothing is wrong; sessions that are held are not
+      1        something is wrong that was not mended
+      2        DIR cannot be used
+      130 143  Ctrl-C or SIGTERM cut it short, after the session at hand
+    """
+    from . import doctor  # noqa: PLC0415 -- as above
+
+    return doctor.run(doctor.Options(**given))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script: run the command; every misuse is one line on standard error, with exit code 2."""
     output.repair()

@@ -1,8 +1,9 @@
 """Another process with an engine of one's choice: `engine_contender PATH kernel|filelock|own lease|turn asyncio|trio`.
 
-Says `ready` and obeys lines: `keep` takes the right, says `waiting` if it has to wait, then `held`, and lets go with
-the next line, which it says as `left`, unless that is `fork`, upon which a forked child comes and goes first; `compete 100` holds as often, as fast as it can, and says when, as one line of
-JSON, `[[entered_ns, left_ns, epoch], ...]`, taken inside the holds; `end` ends it.
+Says `ready` and obeys lines. `keep` takes the right, says `waiting` if it has to wait, then `held`, and lets go with
+the next line, which it says as `left`; if that is `fork`, a forked child comes and goes first, and it says `forked`.
+`compete 100` holds as often, as fast as it can, and says when, taken inside the holds, as one line of JSON:
+`[[entered_ns, left_ns, epoch], ...]`. `end` ends it.
 """
 
 from __future__ import annotations

@@ -3,13 +3,17 @@ nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from locks import LeaseLost, _os, claim, queue, registry, steward, waiting
+from locks import LeaseLost, _os, claim, deadlock, entry, guards, queue, registry, steward, waiting
+from locks.engines.bell import FileId
 from locks.engines.kernel import KernelLock
-from locks.transcript import appending
+from locks.sidecar import judge as judging
+from locks.sidecar import lockfile
+from locks.transcript import appending, replacing, syncing
 
 reached: Counter[str] = Counter()
 
@@ -150,6 +154,127 @@ def constant_epoch() -> None:
     plant(claim, "_epochs", Constant())
 
 
+def reclaimed_unseen() -> None:
+    """Removes a lock file that was judged stale without looking at it again."""
+
+    def reclaim(session_path: str, found: lockfile.Found) -> None:
+        reached["reclaimed_unseen"] += 1
+        _os.unlink(found.path)
+
+    plant(lockfile, "_reclaim", reclaim)
+
+
+def foreign_robbed() -> None:
+    """Takes every lock file for stale."""
+    judge = judging.judge
+
+    def stale(*args: Any, **kwargs: Any) -> judging.Verdict:
+        reached["foreign_robbed"] += 1
+        return dataclasses.replace(judge(*args, **kwargs), stale=True)
+
+    plant(lockfile, "judge", stale)
+
+
+def lock_file_left() -> None:
+    """Forgets to remove its lock file."""
+
+    def leave(self: guards.LockFile) -> None:
+        reached["lock_file_left"] += 1
+        self.abandon()
+
+    plant(guards.LockFile, "leave", leave)
+
+
+def no_sync() -> None:
+    """Does not wait for the disk."""
+
+    async def sync(self: syncing.GroupSync, one: entry.Entry, path: str) -> None:
+        reached["no_sync"] += 1
+
+    plant(syncing.GroupSync, "sync", sync)
+
+
+def failed_sync_trusted() -> None:
+    """Takes a sync that failed for one that did not."""
+    flush = syncing._flush
+
+    def flush_and_forget(owned: list[int], one: entry.Entry, *args: Any, **kwargs: Any) -> None:
+        flush(owned, one, *args, **kwargs)
+        reached["failed_sync_trusted"] += bool(one.poisoned)
+        one.poisoned = ""
+
+    plant(syncing, "_flush", flush_and_forget)
+
+
+def renamed_unlocked() -> None:
+    """Gives the new file its name before anybody has locked it."""
+
+    def follow(self: KernelLock, fd: int, file_id: FileId) -> KernelLock:
+        reached["renamed_unlocked"] += 1
+        return KernelLock(fd, file_id, self._right)
+
+    plant(KernelLock, "follow", follow)
+
+
+def later_records_lost() -> None:
+    """Keeps nothing of what came after the position."""
+
+    def keep_from(one: entry.Entry, path: str, fd: int, size: int, *args: Any) -> int:
+        reached["later_records_lost"] += 1
+        return size
+
+    plant(replacing, "_keep_from", keep_from)
+
+
+def deadlock_unseen() -> None:
+    """Waits for what waits for it."""
+
+    def chain(self: deadlock.WaitGraph, *args: Any) -> None:
+        reached["deadlock_unseen"] += 1
+
+    plant(deadlock.WaitGraph, "_chain", chain)
+
+
+def superseded_unlocked() -> None:
+    """Gives the lock back between the loser and the winner."""
+    take_away = queue.RightQueue.take_away
+
+    def take_away_and_unlock(self: queue.RightQueue, *args: Any, keep: bool = False) -> bool:
+        reached["superseded_unlocked"] += keep
+        return take_away(self, *args)
+
+    plant(queue.RightQueue, "take_away", take_away_and_unlock)
+
+
+def suspended_revoked() -> None:
+    """Revokes when the process goes on, as if it had been there all the time."""
+
+    def forgive(self: claim.Claim, now: float) -> None:
+        reached["suspended_revoked"] += 1
+
+    plant(claim.Claim, "forgive", forgive)
+
+
+def idle_beyond_max_hold() -> None:
+    """Lets progress renew a lease for ever."""
+    own = claim.Claim._own
+
+    def without_max_hold(self: claim.Claim, now: float) -> float:
+        reached["idle_beyond_max_hold"] += 1
+        return own(self, now) if self.idle is None else now + self.idle
+
+    plant(claim.Claim, "_own", without_max_hold)
+
+
+def note_unread() -> None:
+    """Nobody finishes the revocation that found a write under way."""
+
+    def forgotten(self: claim.Claim, error: LeaseLost) -> None:
+        reached["note_unread"] += 1
+
+    plant(claim.Claim, "revoke_pending", property(lambda self: None, forgotten))
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     defect.__name__: defect
     for defect in (
@@ -165,5 +290,17 @@ DEFECTS: dict[str, Callable[[], None]] = {
         endless_grace,
         lost_wake_up,
         constant_epoch,
+        reclaimed_unseen,
+        foreign_robbed,
+        lock_file_left,
+        no_sync,
+        failed_sync_trusted,
+        renamed_unlocked,
+        later_records_lost,
+        deadlock_unseen,
+        superseded_unlocked,
+        suspended_revoked,
+        idle_beyond_max_hold,
+        note_unread,
     )
 }
