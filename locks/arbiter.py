@@ -33,7 +33,7 @@ from .engines.choose import EngineName, engine_for
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry, cannot
 from .errors import LeaseLost, Revoked, RunEnded, TranscriptError
-from .explain import name_successor, superseded, timed_out
+from .explain import left_while_writing, name_successor, superseded, timed_out
 from .files import OpenFiles
 from .guards import Manners
 from .holder import Fence, Holder, current_fence
@@ -44,6 +44,8 @@ from .waiting import WaitingRoom, failure
 _live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
 _REPLACED_LIMIT = 100
 _UNCOVERED = nullcontext()
+_A_WRITE_S = 0.02
+"""What a release waits for a write of another thread; one that takes longer may hang."""
 
 
 def live_arbiters() -> list[Arbiter]:
@@ -215,6 +217,11 @@ class Arbiter:
             return
         if claim.handles > 1:
             claim.handles -= 1
+            return
+        if claim.state is ClaimState.HELD and not _within_reach(entry):
+            # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
+            # finishes this on leaving, as it does for the steward.
+            self._steward.revoke(claim, left_while_writing(claim))
             return
         woken = self._let_go(entry, queue, claim)
         self._steward.held.pop(claim, None)
@@ -434,6 +441,14 @@ def _covering(entry: Entry, queue: RightQueue) -> AbstractContextManager[object]
     write hangs in the kernel has the mutex, and the loop serves all other sessions.
     """
     return entry.mutex if queue.holder is None else _UNCOVERED
+
+
+def _within_reach(entry: Entry) -> bool:
+    """Whether the mutex can be had without waiting for more than a write that goes on."""
+    if not entry.mutex.acquire(timeout=_A_WRITE_S):
+        return False
+    entry.mutex.release()
+    return True
 
 
 def _after_fork() -> None:

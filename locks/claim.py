@@ -108,6 +108,10 @@ class Claim:
         """Whether it still queues. A call, so that no reader takes the answer to outlive an `await`."""
         return self.state is ClaimState.WAITING
 
+    def can_be_shared(self) -> bool:
+        """Whether it holds, and will go on: it is not about to be taken away when a write is over."""
+        return self.state is ClaimState.HELD and self.revoke_pending is None
+
     def again(self) -> Claim:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
         claim = Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from . import _clock, process
 from .claim import Claim, ClaimState
 from .engines.seam import Right
-from .errors import LeaseTimeout, Superseded, TranscriptError
+from .errors import LeaseLost, LeaseTimeout, RunEnded, Superseded, TranscriptError
 from .holder import Holder
 from .queue import RightQueue
 from .sidecar import lockfile, note
@@ -39,6 +39,13 @@ def superseded(path: str, loser: Claim, winner: Claim) -> Superseded:
     """The error for a holder that a newcomer takes over from."""
     message = f"{loser.holder} lost {path}: superseded by {winner.holder}"
     return Superseded(message, path=path, holder=loser.holder, by=winner.holder)
+
+
+def left_while_writing(claim: Claim) -> LeaseLost:
+    """The error for later writes of a block that was left while a thread of it was writing."""
+    kind = LeaseLost if claim.fence is None else RunEnded
+    message = f"{claim.holder} has left {claim.path}, while a thread of it was writing"
+    return kind(message, path=claim.path, holder=claim.holder)
 
 
 def name_successor(claim: Claim) -> None:

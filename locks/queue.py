@@ -88,7 +88,7 @@ class RightQueue:
         Returns the claim to use; it waits if its state is WAITING. See `admitted` then.
         """
         holder = self.holder
-        if holder is not None and holder.identity is claim.identity and holder.state is ClaimState.HELD:
+        if holder is not None and holder.identity is claim.identity and holder.can_be_shared():
             holder.handles += 1
             return holder
         fence = claim.fence

@@ -329,14 +329,12 @@ PLAIN: list[Operation] = [
     overstaying,
     through_a_symlink,
 ]
+ALONE: list[Operation] = [append, append_to_a_new_file, append_under_lease]
 SYNC: list[Operation] = [append, append_to_a_new_file, append_under_lease, append_under_turn, append_from_a_thread]
 
 CASES: dict[str, tuple[Operation, Around, dict[str, Any]]] = {
     **{operation.__name__: (operation, nothing, {}) for operation in PLAIN},
-    **{
-        f"{operation.__name__} in one process": (operation, nothing, {"engine": "none"})
-        for operation in (lease, append)
-    },
+    **{f"{operation.__name__} in one process": (operation, nothing, {"engine": "none"}) for operation in ALONE},
     **{f"{operation.__name__} synced": (operation, nothing, {"durability": "sync"}) for operation in SYNC},
     "lease handed over": (lease, held("lease", elsewhere=False), {}),
     "turn handed over": (turn, held("turn", elsewhere=False), {}),

@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AsyncExitStack
 from functools import partial
 
 import anyio
 import pytest
-from anyio import CancelScope, create_task_group, fail_after, to_thread
+from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 
 from locks import Fence, Holder, LeaseLost, LockRegistry, Revoked, Right, RunEnded, _os
 from locks.holder import current_fence
@@ -102,6 +103,35 @@ async def test_past_deadline_and_grace_the_steward_leaves_a_note_and_the_writer_
     assert [type(error) for error in said[1:]] == [Revoked]
     assert await registry.read(path, on_error="raise") == [{"n": "slow"}]
     assert registry.statistics().revoked == 1
+    assert registry.statistics().sessions == 0
+
+
+@pytest.mark.parametrize("left", ["lease", "turn"])
+async def test_leaving_a_block_does_not_wait_for_a_write_of_its_thread_that_hangs(
+    registry, path, tmp_path, virtual, disk, left
+):
+    """The loop serves the other sessions meanwhile; the one that hangs is free when the write is over."""
+    said: list[object] = []
+    async with AsyncExitStack() as stack:
+        if left == "turn":
+            await stack.enter_async_context(registry.turn(path))
+        lease = await stack.enter_async_context(registry.lease(path))
+        thread = write_in_thread(lease, [{"n": "slow"}, {"n": "late"}], said)
+        await hangs(disk, virtual)
+    async with registry.lease(tmp_path / "other.jsonl") as other:
+        await other.append({"n": 1})
+    assert registry.statistics().held == (1 if left == "lease" else 2)
+    with move_on_after(5.0) as scope:
+        async with registry.lease(path):
+            pytest.fail("two at once")
+    assert scope.cancelled_caught
+    disk.go_on.set()
+    await over(virtual, thread)
+    async with registry.lease(path, wait_timeout=1), registry.turn(path, wait_timeout=1):
+        pass
+    assert said[0] == "slow"
+    assert [type(error) for error in said[1:]] == [LeaseLost]
+    assert await registry.read(path, on_error="raise") == [{"n": "slow"}]
     assert registry.statistics().sessions == 0
 
 

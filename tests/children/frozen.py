@@ -10,6 +10,7 @@ import os
 import sys
 
 import anyio
+import structlog
 
 from locks import LockError, LockRegistry
 
@@ -36,4 +37,5 @@ async def main(path: str) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # standard output is for the parent
     anyio.run(main, sys.argv[1], backend=sys.argv[2])
