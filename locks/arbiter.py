@@ -218,7 +218,7 @@ class Arbiter:
         if claim.handles > 1:
             claim.handles -= 1
             return
-        if claim.state is ClaimState.HELD and not _within_reach(entry):
+        if claim.state is ClaimState.HELD and entry.mutex.locked() and not _within_reach(entry):
             # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
             # finishes this on leaving, as it does for the steward.
             self._steward.revoke(claim, left_while_writing(claim))
@@ -314,7 +314,8 @@ class Arbiter:
         try:
             # A file that was replaced has no guard any more: what stands beside the name belongs to the new one. Who
             # waited gets the right all the same, sees that it is worth nothing, and starts over.
-            entered = not entry.is_at(first.path) or guard.enter(first, self.grace)
+            first.in_place = entry.is_at(first.path)
+            entered = not first.in_place or guard.enter(first, self.grace)
         except (OSError, TranscriptError) as error:
             first.failed = error
             queue.next_poll = math.inf
@@ -377,7 +378,7 @@ class Arbiter:
                 self._now_held(claim)
             # Between looking the file up and locking it, another may have been renamed into its place.
             try:
-                if (self.engine == "none" and entry.fresh) or entry.is_at(path):
+                if claim.in_place or (self.engine == "none" and entry.fresh) or entry.is_at(path):
                     entry.fresh = False
                     return claim
             except BaseException:

@@ -73,6 +73,8 @@ class Claim:
     idle: float | None = None
     """Seconds without `progress()` after which it ends."""
     grace = 0.0
+    in_place = False
+    """Whether its file was seen to have the name while its lock was ours: who replaces a file needs that lock."""
     path = ""
     """The name by which the file was asked for."""
     tasks: tuple[object, ...] = ()
@@ -137,8 +139,14 @@ class Claim:
         self.take_epoch()
         self.acquired_at = now = _clock.clock.now()
         self.grace = grace
-        self._limit(now)
-        self.deadline_told = self.fence is not None and not self.expires
+        if self.fence is None and self.idle is None:  # the plain case, in short
+            own, bound = now + self.max_hold, self.bound
+            self.expires = own <= bound
+            self.deadline = deadline = min(own, bound)
+            self.revoke_at = deadline + grace
+        else:
+            self._limit(now)
+            self.deadline_told = self.fence is not None and not self.expires
         self.state = ClaimState.HELD
 
     def go_on_from(self, before: Claim) -> None:

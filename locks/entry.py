@@ -65,7 +65,12 @@ class Entry:
     @property
     def idle(self) -> bool:
         """Whether nobody here holds or waits for either right, or needs the descriptor."""
-        return not self.pins and all(map(_is_idle, self.queues.values()))
+        if self.pins:
+            return False
+        for queue in self.queues.values():  # noqa: SIM110 -- half the time of `all`, once per lease
+            if queue.holder is not None or queue.waiting:
+                return False
+        return True
 
     def queue(self, right: Right) -> RightQueue:
         """The queue of a right."""
@@ -133,10 +138,6 @@ class Entry:
         fd, self.fd = self.fd, None
         if fd is not None:
             _os.close(fd)
-
-
-def _is_idle(queue: RightQueue) -> bool:
-    return queue.holder is None and not queue.waiting
 
 
 def open_file(path: str, *, allow_network_fs: bool = True) -> tuple[int, FileId]:

@@ -171,8 +171,9 @@ class TurnNote:
 
 
 def _terms(claim: Claim, grace: float) -> Terms:
-    holder, hold_ms = claim.holder, min(claim.holds_at_most(grace) * 1000, MAX_HOLD_MS)
-    return Terms(holder.lane, holder.run_id, claim.take_epoch(), round(hold_ms))
+    named = claim.given_holder or claim.fence
+    lane, run_id = (named.lane, named.run_id) if named is not None else (None, None)
+    return Terms(lane, run_id, claim.take_epoch(), round(min(claim.holds_at_most(grace) * 1000, MAX_HOLD_MS)))
 
 
 def _cannot_take(session_path: str, error: OSError) -> TranscriptError:

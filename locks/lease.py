@@ -105,7 +105,7 @@ class Lease:
             bound = _clock.clock.now() + (bound - current_time())
         claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
         claim.idle, claim.supersedes = self._idle_timeout, self._supersede
-        self._task = current_task()
+        self._task = claim.identity if claim.fence is None else current_task()
         self._claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
         self._scope = scope = registry.new_scope()
         scope.__enter__()

@@ -36,7 +36,7 @@ def session(tmp_path):
 
 def ours(**changed: object) -> bytes:
     """A lock file of lanes, as this process writes it, with some fields changed."""
-    fields = json.loads(encode(Terms("main", 7, 3, 60_000), process.wall()))
+    fields = json.loads(encode(Terms("main", 7, 3, 1_800_000), process.wall()))
     return json.dumps({**fields, **changed}).encode()
 
 

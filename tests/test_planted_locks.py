@@ -44,7 +44,7 @@ GUARDS = {
     "deadlock_unseen": "deadlock::who_closes_a_ring_of_two_is_refused_at_once_and_the_other_goes_on",
     "superseded_unlocked": "supersede::nobody_of_another_process_slips_in",
     "suspended_revoked": "suspend::the_grace_starts_afresh_when_the_process_goes_on",
-    "idle_beyond_max_hold": "lease_progress::progress_never_moves_the_deadline_beyond_max_hold",
+    "idle_beyond_max_hold": "lease_progress::progress_at_the_hard_limit_says_that_nothing_has_moved",
     "note_unread": "revoke_pending::past_deadline_and_grace_the_steward_leaves_a_note_and_the_writer_finishes_it",
 }
 

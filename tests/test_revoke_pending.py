@@ -58,8 +58,8 @@ async def hangs(disk, virtual):
 
 
 async def over(virtual, thread):
-    """Return once a thread has ended. Time stands still meanwhile."""
-    with virtual.held():
+    """Return once a thread has ended, cancelled or not. Time stands still meanwhile."""
+    with virtual.held(), CancelScope(shield=True):
         while thread.is_alive():
             await anyio.lowlevel.checkpoint()
 

@@ -67,7 +67,13 @@ class _Place(Enum):
 
 
 def judge(
-    payload: Payload | None, *, here: Here, age_of_file_s: float, seen_for_s: float, locked: bool = False
+    payload: Payload | None,
+    *,
+    here: Here,
+    age_of_file_s: float,
+    seen_for_s: float,
+    locked: bool = False,
+    marked: bool = False,
 ) -> Verdict:
     """Judge a lock file.
 
@@ -77,7 +83,10 @@ def judge(
         seen_for_s: for how long the caller has watched the same file with the same content.
         locked: whether the caller holds the kernel lock of the session. Then a lock file of lanes is stale at once;
             without, it is judged by the process it names, and never by its age.
+        marked: whether lanes created it, even if it could not say so any more.
     """
+    if payload is None and marked and locked:
+        return Verdict(True, "a process of ours died before it had written it", age_of_file_s, UNREADABLE_S)
     if payload is None:
         age_s = max(age_of_file_s, seen_for_s)
         if age_s > UNREADABLE_S:

@@ -32,9 +32,13 @@ from .judge import Here, Verdict, judge
 from .payload import Payload, Terms, encode, parse
 
 MOST_BYTES = 4096
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _os.O_CLOEXEC | _os.O_BINARY
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _os.O_CLOEXEC | _os.O_BINARY
 # Neither follows a symlink, nor waits for the other end of a FIFO, nor lets a terminal take charge of this process.
 _READ = os.O_RDONLY | _os.O_NOFOLLOW | _os.O_NONBLOCK | _os.O_NOCTTY | _os.O_CLOEXEC | _os.O_BINARY
+# A process that is killed between creating a lock file and writing it leaves an empty one, which could as well be a
+# foreign program's that is about to be written, and would be waited for. This bit, which is there from the first
+# instant and means nothing for files on Linux, tells them apart. (Elsewhere only root may set it.)
+_MARK = stat.S_ISVTX if sys.platform == "linux" else 0
 _REMOVALS = 4  # at once and three times more
 _ROUNDS = 10  # of creating what was free and finding what was not
 
@@ -58,6 +62,8 @@ class Seen(NamedTuple):
     data: bytes
     changed_at: float
     """By the wall clock."""
+    marked: bool
+    """Whether lanes created it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,7 @@ def take(session_path: str, terms: Terms, before: Found | None = None) -> Writte
     for _ in range(_ROUNDS):
         data = encode(terms, process.wall())
         try:
-            fd = _os.open(path, _CREATE, 0o600)
+            fd = _os.open(path, _CREATE, 0o600 | _MARK)
         except FileExistsError:
             pass
         else:
@@ -165,9 +171,19 @@ def release(written: Written) -> OSError | None:
 
     Returns why it is still there, for the caller to report; the next one to take it reclaims it.
     """
-    _close(written.fd)
+    ours = _stands(written)
+    _close(written.fd)  # before the unlink: ext4 keeps a list of what is removed while it is open
     failed: OSError | None = None
-    for _ in range(_REMOVALS):
+    if ours:
+        try:
+            _os.unlink(written.path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            failed = error.with_traceback(None)  # else it and this frame keep each other alive
+        else:
+            return None
+    for _ in range(_REMOVALS - ours):
         try:
             seen = see(written.path)
             if seen is None:
@@ -179,7 +195,7 @@ def release(written: Written) -> OSError | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            failed = error.with_traceback(None)  # else it and this frame keep each other alive
+            failed = error.with_traceback(None)  # as above
         except TranscriptError as error:
             log("sidecar_replaced", level="warning", path=written.path, by=str(error))
             return None
@@ -215,7 +231,12 @@ def find(session_path: str, before: Found | None = None, *, locked: bool = False
     here = _here()
     payload = parse(seen.data)
     verdict = judge(
-        payload, here=here, age_of_file_s=here.age_of(seen.changed_at), seen_for_s=now - seen_at, locked=locked
+        payload,
+        here=here,
+        age_of_file_s=here.age_of(seen.changed_at),
+        seen_for_s=now - seen_at,
+        locked=locked,
+        marked=seen.marked,
     )
     return Found(path, seen.file_id, seen.data, payload, seen_at, verdict)
 
@@ -244,7 +265,7 @@ def see(path: str) -> Seen | None:
         _close(fd)
     if len(data) > MOST_BYTES:
         raise _cannot_judge(path, f"larger than {MOST_BYTES} bytes")
-    return Seen((found.st_dev, found.st_ino), data, found.st_mtime)
+    return Seen((found.st_dev, found.st_ino), data, found.st_mtime, bool(found.st_mode & _MARK))
 
 
 def warn_once_about_robbery() -> None:
@@ -295,6 +316,17 @@ def _fill(path: str, fd: int, data: bytes) -> Written | None:
         _close(fd)
         return None
     return Written(path, (made.st_dev, made.st_ino), data, fd)
+
+
+def _stands(written: Written) -> bool:
+    """Whether the very file is there still, unchanged; if not, or if nobody can tell, the long way finds out."""
+    try:
+        there = _os.lstat(written.path)
+        return (there.st_dev, there.st_ino) == written.file_id and (
+            _os.pread(written.fd, MOST_BYTES, 0) == written.data
+        )
+    except OSError:
+        return False
 
 
 def _reclaim(session_path: str, found: Found) -> None:

@@ -252,11 +252,6 @@ def case(directory: Path, scenario: str, at: int, after: bool, way: str, backend
     ended, said = writer.finish()
     visited = visitor.finish() if visitor is not None else None
     left, found = beside(path), lines(path)
-    lock = path.with_name(path.name + ".lock")
-    if lock.exists() and lock.stat().st_size == 0:
-        # Killed between creating and writing it. An empty one could be a foreign gateway's that is just being written,
-        # so it is given time; here that time has passed.
-        os.utime(lock, (time.time() - 3600,) * 2)
     followed = Child(backend, lambda say: follow(str(path), say)).finish()
     return {
         "scenario": scenario,
