@@ -49,11 +49,18 @@ class Session:
     async def append(self, record: Mapping[str, Any]) -> Position:
         """Append one record behind all others, whole. A checkpoint.
 
-        Cancelled or failed, the record is not in the file; returned, it survives the death of this process.
+        It waits for others' write leases without a bound of its own; the run's deadline cancels it.
+
+        Returned, the record survives the death of this process, with `durability="sync"` a power cut too. Failed or
+        cancelled, it is not in the file, unless `durability="sync"` was waiting for the disk: then it is.
 
         Raises:
-            RunEnded, Superseded, LeaseLost: the run may not write any more.
-            TranscriptError: no JSON object, or the operating system refused; the file is as before.
+            LeaseLost: the run may not write any more (`RunEnded`, `Superseded`), or its momentary lease was taken away
+                (`Revoked`, `Superseded`). Nothing was written.
+            DeadlockError: who has the write lease waits, over any number of steps, for something that the calling task
+                holds. Nothing was written.
+            TranscriptError: no JSON object, or the operating system refused; the file is as before, but for a sync that
+                failed: the message says so.
         """
         data = encode_all((record,), self.path)
         return await self._registry.append_lines(self.path, data, under=self._fence, header=self._header)
@@ -61,7 +68,10 @@ class Session:
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the run; blocks that thread until the event loop has done it.
 
-        Raises what `append` raises.
+        No cancellation reaches a thread, so nothing bounds the wait but the fate of who has the write lease.
+
+        Raises what `append` raises, and besides:
+            RuntimeError: on the event loop's own thread. Nothing was written.
         """
         data = encode_all((record,), self.path)
         return self._registry.append_lines_sync(self.path, data, under=self._fence, header=self._header)

@@ -3,7 +3,7 @@
 Usable alone: `LockRegistry().lease(path)`.
 """
 
-from .engines.seam import LeaseEngine, ProcessLock, Right
+from .engines.seam import LeaseEngine, ProcessLock, Right, Unordered
 from .errors import (
     DeadlockError,
     InvalidSession,
@@ -45,6 +45,7 @@ __all__ = [
     "RunEnded",
     "Superseded",
     "TranscriptError",
+    "Unordered",
     "WaitingClaim",
 ]
 

@@ -26,13 +26,14 @@ from . import _clock, network
 from ._events import log
 from ._events import prepare as prepare_events
 from ._loop import current_loop, current_task, poster, scope_type
+from .checks import flag, seconds
 from .claim import Claim, ClaimState, without
 from .deadlock import WaitGraph
 from .engines.bell import FileId
 from .engines.choose import EngineName, engine_for
 from .engines.seam import LeaseEngine, Right
-from .entry import Entry, cannot
-from .errors import LeaseLost, Revoked, RunEnded, TranscriptError
+from .entry import Entry
+from .errors import LeaseLost, LockError, Revoked, RunEnded, TranscriptError
 from .explain import left_while_writing, name_successor, superseded, timed_out
 from .files import OpenFiles
 from .guards import Manners
@@ -71,6 +72,9 @@ class Arbiter:
     ) -> None:
         self.max_hold = seconds("max_hold", max_hold)
         self.grace = seconds("grace", grace)
+        flag("sidecar", sidecar)
+        flag("yield_to_foreign", yield_to_foreign, none=True)
+        flag("allow_network_fs", allow_network_fs)
         chosen = engine_for(engine)
         self.engine = "none" if chosen is None else chosen.name
         """The name of what excludes other processes."""
@@ -128,11 +132,11 @@ class Arbiter:
         claim.entry, claim.path = entry, path
         try:
             queue = entry.queue(right)
-            with _covering(entry, queue):
+            with _covering(queue):
                 taken = queue.try_ask(claim)
-        except OSError as error:
+        except Exception as error:
             self._files.drop_if_idle(entry)
-            raise cannot("lock", path, error) from error
+            raise failure(path, error) from error
         if taken and claim.waits():
             self._let_in(entry, queue)
             if claim.waits():
@@ -218,12 +222,16 @@ class Arbiter:
         if claim.handles > 1:
             claim.handles -= 1
             return
-        if claim.state is ClaimState.HELD and entry.mutex.locked() and not _within_reach(entry):
+        if claim.waits() and queue.holder is not None:
+            queue.withdraw(claim)  # without the mutex: see `_covering`
+            woken = None
+        elif queue.mutex.acquire(blocking=False) or queue.mutex.acquire(timeout=_A_WRITE_S):
+            woken = self._let_go(entry, queue, claim)
+        else:
             # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
             # finishes this on leaving, as it does for the steward.
             self._steward.revoke(claim, left_while_writing(claim))
             return
-        woken = self._let_go(entry, queue, claim)
         self._steward.held.pop(claim, None)
         if claim.fence is not None:
             claim.fence.claims.pop(claim, None)
@@ -284,23 +292,22 @@ class Arbiter:
     # Internals
 
     def _let_go(self, entry: Entry, queue: RightQueue, claim: Claim) -> Claim | None:
-        """Fence, then let the guard go, then unlock or pass on; returns whom to wake."""
+        """Fence, then let the guard go, then unlock or pass on; returns whom to wake. Frees the mutex that is held."""
         guard = queue.guard
-        if claim.waits() and queue.holder is not None:
-            queue.withdraw(claim)  # without the mutex: see `_covering`
-            return None
-        with entry.mutex:
+        try:
             state = queue.withdraw(claim)
             if guard is None:
                 return queue.pass_on()
             held = state in (ClaimState.HELD, ClaimState.LOST)
             ours = held and queue.relock()
+        finally:
+            queue.mutex.release()
         if ours:
             if (trouble := guard.leave()) is not None:
                 entry.note("sidecar_left", path=claim.path, error=str(trouble))
         elif held:
             guard.abandon()
-        with entry.mutex:
+        with queue.mutex:
             woken = queue.pass_on()
         if not queue.locked:
             guard.forget()
@@ -316,14 +323,15 @@ class Arbiter:
             # waited gets the right all the same, sees that it is worth nothing, and starts over.
             first.in_place = entry.is_at(first.path)
             entered = not first.in_place or guard.enter(first, self.grace)
-        except (OSError, TranscriptError) as error:
+        except Exception as error:
+            # Whatever it is, it is the waiter's: whoever makes room for it must not stumble over it.
             first.failed = error
             queue.next_poll = math.inf
             return first
         if not entered:
             queue.next_poll = guard.next_try
             return None
-        with entry.mutex:
+        with queue.mutex:
             return queue.hold(first)
 
     def _wake(self, woken: Claim | None) -> None:
@@ -356,38 +364,39 @@ class Arbiter:
             claim.entry, claim.path = entry, path
             try:
                 queue = entry.queue(right)
-                with _covering(entry, queue):
+                with _covering(queue):
                     got = queue.ask(claim)
-            except OSError as error:
-                self.release(claim)
-                self._files.drop_if_idle(entry)
-                raise cannot("lock", path, error) from error
-            if got.waits():
-                if claim.supersedes:
-                    self._supersede(queue, got)
-                self._wake(self._let_in(entry, queue))  # whoever is first: that may be another one
-                if claim.failed is not None:
-                    self.release(claim)
-                    raise failure(path, claim.failed)
-                self._room.update(entry, queue)
-                if got.waits() or got is not claim:
+                if got.waits():
+                    self._join(entry, queue, claim, got)
+                    if got.waits() or got is not claim:
+                        return got
+                elif got is not claim:
                     return got
-            elif got is not claim:
-                return got
-            else:
-                self._now_held(claim)
-            # Between looking the file up and locking it, another may have been renamed into its place.
-            try:
+                else:
+                    self._now_held(claim)
+                # Between looking the file up and locking it, another may have been renamed into its place.
                 if claim.in_place or (self.engine == "none" and entry.fresh) or entry.is_at(path):
                     entry.fresh = False
                     return claim
-            except BaseException:
+            except BaseException as error:
                 self.release(claim)
+                self._files.drop_if_idle(entry)
+                if isinstance(error, Exception) and not isinstance(error, LockError):
+                    raise failure(path, error) from error
                 raise
             self.release(claim)
             self._files.forget(entry)
             claim = claim.again()
         raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
+
+    def _join(self, entry: Entry, queue: RightQueue, claim: Claim, got: Claim) -> None:
+        """After a claim has joined a queue: let it in at once if that can be, else see that somebody looks after it."""
+        if claim.supersedes:
+            self._supersede(queue, got)
+        self._wake(self._let_in(entry, queue))  # whoever is first: that may be another one
+        if claim.failed is not None:
+            raise failure(claim.path, claim.failed)
+        self._room.update(entry, queue)
 
     def _report(self, entry: Entry, queue: RightQueue | None = None) -> None:
         """Log what went wrong while the mutex was held."""
@@ -435,21 +444,13 @@ class Arbiter:
             self._settle(loser)
 
 
-def _covering(entry: Entry, queue: RightQueue) -> AbstractContextManager[object]:
-    """What to ask for a right in: the file's mutex, unless somebody here holds the right.
+def _covering(queue: RightQueue) -> AbstractContextManager[object]:
+    """What to ask for a right in: the queue's mutex, unless somebody here holds the right.
 
     Then who comes and goes changes only what this thread alone looks at, and must not wait: a worker thread whose
     write hangs in the kernel has the mutex, and the loop serves all other sessions.
     """
-    return entry.mutex if queue.holder is None else _UNCOVERED
-
-
-def _within_reach(entry: Entry) -> bool:
-    """Whether the mutex can be had without waiting for more than a write that goes on."""
-    if not entry.mutex.acquire(timeout=_A_WRITE_S):
-        return False
-    entry.mutex.release()
-    return True
+    return queue.mutex if queue.holder is None else _UNCOVERED
 
 
 def _after_fork() -> None:
@@ -460,9 +461,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def seconds(name: str, value: float) -> float:
-    if not value >= 0:  # NaN is not
-        raise ValueError(f"{name}: {value!r} is no duration; allowed: seconds, 0 and more")
-    return float(value)

@@ -9,7 +9,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from . import _clock
-from .errors import LeaseLost, Revoked, TranscriptError
+from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Claim:
     revoke_pending: LeaseLost | None = None
     """Set by a thread that could not have the mutex; whoever has it finishes the revocation on leaving."""
     lost: LeaseLost | None = None
-    failed: OSError | TranscriptError | None = None
+    failed: Exception | None = None
     """Why a waiter cannot go on waiting."""
     supersedes = False
     """Goes to the head of the queue, and takes over from who holds."""

@@ -9,14 +9,14 @@ turn lasts, the lease gives way, so that the turn can write and end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
+from anyio import sleep
 
 from . import _clock, _os
 from ._loop import current_task
+from ._threads import in_thread
 from .claim import Claim, without
 from .engines.seam import ProcessLock, Right
 from .entry import Entry, cannot
@@ -29,6 +29,9 @@ from .transcript.syncing import sync_directory
 if TYPE_CHECKING:
     from .lease import Lease
     from .registry import LockRegistry
+
+
+_A_WRITE_S = 0.005
 
 
 async def replace(
@@ -55,7 +58,10 @@ async def replace(
         while True:
             claim = lease.claim
             entry = _entry_of(claim)
-            with entry.mutex:
+            mutex = entry.queue(Right.WRITE).mutex
+            while mutex.locked():  # a thread of the lease writes, and may hang; the loop has other sessions to serve
+                await sleep(_A_WRITE_S)
+            with mutex:
                 claim.check(lease.path)
                 if under is not None:
                     check_in_place(_entry_of(under), lease.path)  # else it would wait for this very turn, as another's
@@ -65,7 +71,7 @@ async def replace(
             finally:
                 draft.discard()
             if placed is not None:
-                await _sync_name(registry, draft.target)
+                await _sync_name(draft.target)
                 return placed
             _leave(registry, turn)
             turn = await _give_way(registry, lease)
@@ -78,9 +84,9 @@ async def _place(
 ) -> Position | None:
     """Write the new file and put it in place; `None` while another process conducts the session."""
     while True:
-        await _in_thread(registry, partial(write_aside, draft, data))
+        await in_thread(partial(write_aside, draft, data))
         try:
-            with entry.mutex:
+            with entry.queue(Right.WRITE).mutex, entry.queue(Right.TURN).mutex:
                 for one in (claim, under):
                     if one is not None:
                         one.check(claim.path)
@@ -93,14 +99,9 @@ async def _place(
         data = b""  # another round, for what the threads of the lease have appended; its deadline bounds them
 
 
-async def _in_thread(registry: LockRegistry, call: Callable[[], None]) -> None:
-    # Abandoned when cancelled: a disk that hangs must not keep a run past its grace.
-    await to_thread.run_sync(call, abandon_on_cancel=True, limiter=registry.limiter())
-
-
-async def _sync_name(registry: LockRegistry, target: str) -> None:
+async def _sync_name(target: str) -> None:
     try:
-        await _in_thread(registry, partial(sync_directory, target))
+        await in_thread(partial(sync_directory, target))
     except OSError as error:
         raise TranscriptError(
             f"{target} is replaced, but that may not survive a power cut: cannot sync its directory: "

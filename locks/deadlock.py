@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from .claim import Claim
 from .errors import DeadlockError
-from .holder import Holder
+
+_Ring = tuple[tuple[Claim, Claim], ...]
+"""Steps: what is waited for, and what holds it. The holder's task waits for the next one's, the last one's task asked."""
 
 
 class WaitGraph:
@@ -34,34 +36,45 @@ class WaitGraph:
             DeadlockError: what it waits for is held by somebody who, over any number of steps, waits for it. Nothing
                 was noted.
         """
-        chain = self._chain(task, claim)
-        if chain is not None:
-            told = "; ".join(f"{waiter} waits for {path}, which {holder} holds" for waiter, path, holder in chain)
-            raise DeadlockError(f"waiting for {claim.path} would never end: {told}", path=claim.path, chain=chain)
+        ring = self._ring(task, claim)
+        if ring is not None:
+            chain = tuple((waiting.holder, waiting.path, held.holder) for waiting, held in ring)
+            raise DeadlockError(
+                f"waiting for {claim.path} would never end: {_told(ring)}", path=claim.path, chain=chain
+            )
         self._waits[task] = claim
 
     def end(self, task: object) -> None:
         """The task waits no more."""
         self._waits.pop(task, None)
 
-    def _chain(self, task: object, claim: Claim) -> tuple[tuple[Holder, str, Holder], ...] | None:
+    def _ring(self, task: object, claim: Claim) -> _Ring | None:
         """The ring that would close, from the one who asks back to itself."""
-        todo: list[tuple[Claim, tuple[tuple[Holder, str, Holder], ...]]] = [(claim, ())]
+        todo: list[tuple[Claim, _Ring]] = [(claim, ())]
         seen = {claim}
         while todo:
             waiting, so_far = todo.pop()
             holder = waiting.queue.holder if waiting.queue is not None else None
             if holder is None or holder.lost is not None or holder.revoke_pending is not None:
                 continue  # another process has it, or it is just being passed on, whatever the holder's tasks wait for
-            chain = (*so_far, (waiting.holder, waiting.path, holder.holder))
+            ring = (*so_far, (waiting, holder))
             for owner in _tasks_of(holder):
                 if owner is task:
-                    return chain
+                    return ring
                 further = self._waits.get(owner)
                 if further is not None and further not in seen and further.waits():
                     seen.add(further)
-                    todo.append((further, chain))
+                    todo.append((further, ring))
         return None
+
+
+def _told(ring: _Ring) -> str:
+    """The ring in words. Tasks may all have one name, so each is told by the epoch of what it holds in the ring."""
+    held_by_waiter = [ring[-1][1], *(held for _, held in ring[:-1])]
+    return "; ".join(
+        f"{waiting.holder} [epoch {own.epoch}] waits for {waiting.path}, which {held.holder} [epoch {held.epoch}] holds"
+        for own, (waiting, held) in zip(held_by_waiter, ring, strict=True)
+    )
 
 
 def _tasks_of(claim: Claim) -> tuple[object, ...]:

@@ -10,8 +10,9 @@ from typing import Any
 
 from . import _os, network
 from .engines.bell import FileId
+from .engines.choose import check_lock
 from .engines.seam import LeaseEngine, Right
-from .errors import InvalidSession, TranscriptError
+from .errors import TranscriptError
 from .guards import Manners
 from .queue import RightQueue
 
@@ -19,12 +20,7 @@ _FLAGS = os.O_RDWR | os.O_APPEND | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOCTTY |
 
 
 class Entry:
-    """A file's descriptor, its two queues, and the mutex that guards both.
-
-    `mutex` covers the state of the queues, the descriptor's locks, each write and the close. The event loop's thread
-    and worker threads wait for it; the steward only ever tries it, because a write may hang in the kernel. It is taken
-    last: no other lock is taken while it is held.
-    """
+    """A file's descriptor and its two queues."""
 
     # Defaults live on the class: most entries are made for one uncontended acquisition.
     closed = False
@@ -55,7 +51,6 @@ class Entry:
         """Other names by which it was asked for."""
         self.fd = fd
         self.file_id = file_id
-        self.mutex = threading.Lock()
         self.queues: dict[Right, RightQueue] = {}
         """The rights that were asked for since somebody first did."""
         self._engine = engine
@@ -80,6 +75,7 @@ class Entry:
             if self._engine is not None:
                 assert self.fd is not None
                 lock = self._engine.lock(self.path, self.fd, self.file_id, right)
+                check_lock(self._engine, lock)
                 guard = self._manners.guard(right) if self._manners is not None else None
             queue = self.queues[right] = RightQueue(right, lock, self._grace, guard)
         return queue
@@ -118,22 +114,31 @@ class Entry:
 
     def close(self) -> None:
         """Unlock, then close. Called once, when idle. Never raises: the kernel lets go of a descriptor in any case."""
-        with self.mutex:
-            self.closed = True
-            for queue in self.queues.values():
+        self.closed = True
+        for queue in self.queues.values():
+            with queue.mutex:
                 queue.close()
-            fd, self.fd = self.fd, None
+        fd, self.fd = self.fd, None
+        if fd is not None:
+            try:
+                _os.close(fd)
+            except OSError as error:
+                self.note("close_failed", path=self.path, error=str(error))
+
+    def renew(self) -> None:
+        """Go on with another descriptor than one whose sync failed, where no lock hangs on it, once nobody writes."""
+        queue = self.queue(Right.WRITE)
+        if queue.holder is None:
+            with queue.mutex:
+                fd, self.fd, self.poisoned = self.fd, None, ""
             if fd is not None:
-                try:
-                    _os.close(fd)
-                except OSError as error:
-                    self.note("close_failed", path=self.path, error=str(error))
+                let_go(fd)
 
     def abandon(self) -> None:
         """Close without unlocking, in a forked child; the mutex may be held by a thread that does not exist here."""
-        self.mutex = threading.Lock()
         self.closed = True
         for queue in self.queues.values():
+            queue.mutex = threading.Lock()
             queue.abandon()
         fd, self.fd = self.fd, None
         if fd is not None:
@@ -193,24 +198,3 @@ def let_go(fd: int) -> None:
 def cannot(what: str, path: str, error: OSError) -> TranscriptError:
     """The typed error for a failed call of the operating system, with the path and its own words."""
     return TranscriptError(f"cannot {what} {path}: {error.strerror or error}", path=path, errno=error.errno)
-
-
-def checked_path(path: str | os.PathLike[str]) -> str:
-    """The path as text.
-
-    Raises:
-        InvalidSession: it is empty, no text, or has a NUL or a lone surrogate in it.
-    """
-    text: object = os.fspath(path)
-    if isinstance(text, str) and text and "\0" not in text:
-        if text.isascii():
-            return text
-        try:
-            os.fsencode(text)
-        except UnicodeEncodeError:
-            pass
-        else:
-            return text
-    raise InvalidSession(
-        f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty path without NUL or lone surrogates"
-    )

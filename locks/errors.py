@@ -56,7 +56,10 @@ class LeaseExpired(LockError):
 
 
 class LeaseLost(LockError):
-    """The right was taken away while it was held. Nothing that this raises from was written."""
+    """The right was taken away while it was held. Nothing that this raises from was written.
+
+    Itself, not one of the kinds below: the file was replaced under the lease, or the block was left.
+    """
 
     path: str
     holder: Holder
@@ -82,7 +85,10 @@ class InvalidSession(LockError, ValueError):
 
 
 class TranscriptError(LockError):
-    """The transcript could not be read or written; the file holds what it held before.
+    """The transcript could not be read or written.
+
+    The file holds what it held before, unless the message says otherwise: after a failed sync, what was appended stands
+    in it, but may not survive a power cut.
 
     `errno` is the operating system's number where there is one.
     """

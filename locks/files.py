@@ -57,7 +57,11 @@ class OpenFiles:
         else:
             file_id = identify(path)
         entry = self._by_file.get(file_id)
-        if entry is None or entry.poisoned:
+        if entry is not None and entry.poisoned and self._engine is None:
+            entry.renew()  # nothing but this very entry keeps two holders apart
+        elif entry is None or entry.poisoned:
+            entry = None
+        if entry is None:
             entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, manners=self._manners)
             self._by_file[file_id] = entry
             if self._passed_over:

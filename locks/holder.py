@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _clock
+from .checks import identity_or_none, text_or_none
 from .errors import LeaseLost, Revoked, RunEnded, Superseded
 
 if TYPE_CHECKING:
@@ -22,17 +23,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a right, in words an operator knows."""
+    """Who holds a right, in words an operator knows.
+
+    Raises:
+        ValueError: a field cannot be written down as what it is.
+    """
 
     lane: str | None = None
-    run_id: int | None = None
+    run_id: int | str | None = None
+    """A number, or whatever text the host calls its runs by."""
     pid: int = field(default_factory=os.getpid)
     task: str | None = None
     """The name of the task that asked, when no run did."""
 
+    def __post_init__(self) -> None:
+        text_or_none("lane", self.lane)
+        identity_or_none("run_id", self.run_id)
+        if type(self.pid) is not int:
+            raise ValueError(f"pid: {self.pid!r:.80} is no process; allowed: a whole number")
+        text_or_none("task", self.task)
+
     def __str__(self) -> str:
         if self.run_id is not None:
-            return f"run {self.run_id} on lane {self.lane} (pid {self.pid})"
+            where = "" if self.lane is None else f" on lane {self.lane}"
+            return f"run {self.run_id}{where} (pid {self.pid})"
         return f"process {self.pid}" if self.task is None else f"task {self.task or 'unnamed'} (pid {self.pid})"
 
 
@@ -49,11 +63,13 @@ class Fence:
         self,
         *,
         lane: str | None = None,
-        run_id: int | None = None,
+        run_id: int | str | None = None,
         deadline: float = math.inf,
         end_at: float = math.inf,
         on_refused: Callable[[], Any] | None = None,
     ) -> None:
+        text_or_none("lane", lane)
+        identity_or_none("run_id", run_id)
         self.lane = lane
         self.run_id = run_id
         self._holder: Holder | None = None

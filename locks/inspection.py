@@ -23,8 +23,8 @@ from .sidecar import lockfile, note
 from .sidecar.judge import LONGEST_S, Verdict
 from .sidecar.lockfile import Found, Seen, see
 from .sidecar.payload import parse
-from .transcript import HEADER_KEY, BrokenLine, read, stream
-from .transcript.records import decoder
+from .transcript import BrokenLine, read, stream
+from .transcript.records import header_of, is_record
 from .transcript.replacing import SUFFIX as NEW
 
 SESSION = ".jsonl"
@@ -34,8 +34,6 @@ BESIDE = (".lock", ".turn", NEW, TORN, *FLOCKS)
 """What may stand beside a session, by the end of its name."""
 
 _LOOKS = 3  # before a session counts as being written
-_LONGEST_HEADER = 1 << 16
-_LONGEST_LINE = 1 << 23  # bytes; a longer tail is not asked whether it is whole, here as in the writer
 _LOOK = os.O_RDONLY | _os.O_NONBLOCK | _os.O_NOCTTY | _os.O_CLOEXEC | _os.O_BINARY
 
 
@@ -114,7 +112,8 @@ def kind_and_size(path: str) -> tuple[int, int]:
 
 
 def _look_at_records(seen: Inspection, fd: int) -> None:
-    seen.key = _key_of(fd)
+    _, key = header_of(fd)
+    seen.key = key if isinstance(key, str) else None
     broken: list[BrokenLine] = []
     end = 0
     for batch in stream(seen.path):
@@ -131,16 +130,6 @@ def _look_at_records(seen: Inspection, fd: int) -> None:
         numbers = ", ".join(str(one.number) for one in broken) + more
         where = f"line {numbers}" if seen.broken_count == 1 else f"{seen.broken_count} lines ({numbers}), the first"
         seen.say(Kind.BROKEN, f"broken: {where} at byte {first.offset}: {first.reason}", wrong=True)
-
-
-def _key_of(fd: int) -> str | None:
-    line, newline, _ = _os.pread(fd, _LONGEST_HEADER, 0).partition(b"\n")
-    try:
-        header = decoder.decode(line) if newline else None
-    except (ValueError, RecursionError):
-        return None
-    key = header.get(HEADER_KEY) if isinstance(header, dict) else None
-    return key if isinstance(key, str) else None
 
 
 def _look_at_rights(seen: Inspection, fd: int) -> None:
@@ -214,14 +203,7 @@ def _tail_of(path: str, fd: int, size: int) -> Tail | None:
     start = position.offset if position is not None else 0
     if start >= size:
         return None
-    return Tail(size - start, size - start <= _LONGEST_LINE and _is_record(_os.pread(fd, size - start, start)))
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        return isinstance(decoder.decode(line), dict)
-    except (ValueError, RecursionError):
-        return False
+    return Tail(size - start, is_record(fd, start, size))
 
 
 def _tell_who_holds(seen: Inspection) -> None:

@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from . import _clock
 from ._loop import current_task
+from .checks import instance_of, instant
 from .claim import Claim, without
 from .compaction import replace
 from .engines.seam import Right
@@ -184,7 +185,7 @@ class Lease:
 
         It is taken when the lease is entered: moving an enclosing scope's deadline later does not move it.
         """
-        return self.claim.deadline if self._claim else math.inf
+        return self.claim.deadline
 
     @property
     def lost(self) -> LeaseLost | None:
@@ -202,7 +203,12 @@ class Lease:
         return moved
 
     def end_by(self, at: float) -> None:
-        """Cancel the block now; what it may still write ends at `at` (`time.monotonic`), if not earlier anyway."""
+        """Cancel the block now; what it may still write ends at `at` (`time.monotonic`), if not earlier anyway.
+
+        Raises:
+            ValueError: `at` is no instant. Nothing has changed.
+        """
+        at = instant("at", at)
         self._registry.end_claim_by(self.claim, at)
 
     def check(self) -> None:
@@ -239,7 +245,7 @@ class Lease:
         if self._right is Right.TURN:
             return await self._registry.append_lines(self.path, data, under=claim)
         await checkpoint()
-        position = self._registry.write(claim, self.path, data, self.header)
+        position = await self._registry.written(claim, self.path, data, self.header)
         await self._registry.synced(claim, self.path)
         return position
 
@@ -288,6 +294,7 @@ class Lease:
             DeadlockError: that turn cannot end, because an outer block of this run holds the lease as well. The old
                 file stands.
         """
+        instance_of("through", through, Position, none=True)
         claim, data = self.claim, encode_all(records, self.path)
         if self._right is Right.TURN:
             self.check()

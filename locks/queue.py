@@ -1,6 +1,6 @@
 """One right of one file: who has it, who waits for it, and whose turn it is between processes.
 
-Every method is one synchronous state change. The caller holds the file's mutex, and acts afterwards on what is
+Every method is one synchronous state change. The caller holds the queue's mutex, and acts afterwards on what is
 returned: the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the
 path that a cancellation takes is the path that every release takes.
 
@@ -11,6 +11,7 @@ first of the queue. The caller then sees to the guard, without the mutex, and ca
 from __future__ import annotations
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Set
 
@@ -50,7 +51,7 @@ class RightQueue:
     competing_since = 0.0
     next_poll = math.inf
     polled_at = 0.0
-    trouble: OSError | None = None
+    trouble: Exception | None = None
     """A lock call that failed while letting go, to be logged."""
     blocked_by: int | None = None
     blocked_since = 0.0
@@ -66,6 +67,12 @@ class RightQueue:
         self.grace = grace
         self.guard = guard
         """What else has to be had; `None` where the lock is enough."""
+        self.mutex = threading.Lock()
+        """Covers the state of the queue and its locks; of the write right, each write and the descriptor, too.
+
+        The event loop's thread and worker threads wait for it, the steward only ever tries it, because a write may hang
+        in the kernel. Taken last: of two, that of the write right first.
+        """
         self.waiting: OrderedDict[Claim, None] = OrderedDict()
         self.waiting_runs: dict[Fence, Claim] = {}
         """Of those in `waiting`, the ones of runs."""
@@ -184,7 +191,7 @@ class RightQueue:
         if not self.locked and self.lock is not None:
             try:
                 self.locked = self.lock.try_lock()
-            except OSError as error:
+            except Exception as error:
                 self.trouble = error
         return self.locked
 
@@ -310,7 +317,7 @@ class RightQueue:
             return False
         try:
             return self._others_before(first)
-        except OSError:
+        except Exception:
             return True  # competing is safe, and tells the waiter what is wrong
 
     def _compete(self) -> Claim | None:
@@ -319,7 +326,7 @@ class RightQueue:
         first = next(iter(self.waiting))
         try:
             self.ticket = self.lock.take_ticket(self.lock.ticket_of(first.arrived_at))
-        except OSError as error:
+        except Exception as error:
             first.failed = error
             return first
         self.competing_since = first.arrived_at
@@ -339,7 +346,7 @@ class RightQueue:
         if lock is not None and ticket is not None:
             try:
                 lock.drop_ticket(ticket)
-            except OSError as error:
+            except Exception as error:
                 self.trouble = error
 
     def _unlock(self) -> None:
@@ -349,7 +356,7 @@ class RightQueue:
             try:
                 lock.unlock()
                 waiting = lock.lowest(self.passed_over)
-            except OSError as error:
+            except Exception as error:  # whatever an engine of somebody else's raises
                 self.trouble = error
                 return
             if waiting is not None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import anyio
-from anyio import from_thread, to_thread
-from anyio.lowlevel import RunVar, checkpoint
+from anyio import from_thread
+from anyio.lowlevel import checkpoint
 
-from . import _os, transcript
+from . import transcript
 from ._loop import current_task, on_loop_thread
-from .arbiter import Arbiter, live_arbiters, seconds
+from ._threads import in_thread
+from .arbiter import Arbiter, live_arbiters
+from .checks import checked_path, flag, instance_of, seconds
 from .claim import Claim, ClaimState, without
 from .engines.bell import FileId
 from .engines.choose import EngineName
 from .engines.seam import LeaseEngine, Right
-from .entry import Entry, checked_path
+from .entry import Entry
 from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder, current_fence
 from .lease import Lease
@@ -26,11 +27,7 @@ from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
 from .transcript.syncing import GroupSync
 
-_limiter: RunVar[anyio.CapacityLimiter] = RunVar("locks.limiter")
 Durability = Literal["process", "sync"]
-_T = TypeVar("_T")
-_FEW = 100  # records: reading so many from the end takes no longer than a short file
-_READ_ON_LOOP = 1 << 18  # bytes; a longer read goes to a thread
 
 
 def live_registries() -> list[LockRegistry]:
@@ -42,10 +39,11 @@ class LockRegistry(Arbiter):
     """Hands out turn and write leases on session files, to one event loop at a time.
 
     Args:
-        max_hold: seconds after which a lease's block is cancelled; a run's turn is limited by the run instead.
+        max_hold: seconds after which a lease's block is cancelled; with 0 at its first suspension, with `inf` never. A
+            run's turn is limited by the run instead.
         grace: seconds that a cancelled block may take before its right is taken away.
         sidecar: say in `<file>.lock` who has the write lease, and honour what foreign gateways write there; say in
-            `<file>.turn` who conducts. About 60 µs per lease.
+            `<file>.turn` who conducts. About 60 µs per lease. With `engine="none"` nothing is written or honoured.
         engine: what excludes other processes: `"kernel"`, Linux open-file-description locks; `"filelock"`, the library
             of that name, elsewhere, with weaker promises; `"none"`, nothing; or a `LeaseEngine`. `"auto"` is the
             strongest that works here.
@@ -54,6 +52,15 @@ class LockRegistry(Arbiter):
         yield_to_foreign: leave foreign gateways a gap of 60 ms before each of our lock files, since they poll without a
             queue; `None` does so once one was seen.
         allow_network_fs: take sessions on network file systems too, where locks of this host exclude no other host.
+
+    Raises:
+        ValueError: an option is not what it may be, or the engine does not work here.
+
+    Users need `lease`, `turn`, `append`, `read`, `stream`, `revoke`, `statistics` and `holders`. All other methods are
+    for schedulers, such as the floor above, which own the scopes that claims live in, and for `Lease` itself:
+    `lease_for`, `new_lease`, `new_claim`, `acquire`, `acquire_nowait`, `release`, `end`, `end_by`, `end_claim_by`,
+    `look_by`, `lose_all`, `moved`, `write`, `written`, `append_lines`, `append_lines_sync`, `synced` and `synced_now`.
+    Those take what they get as it is.
 
     Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its
     own.
@@ -81,7 +88,7 @@ class LockRegistry(Arbiter):
             allow_network_fs=allow_network_fs,
         )
         self.durability: Durability = durability
-        self._syncs = GroupSync(self.limiter)
+        self._syncs = GroupSync()
         self._appended = 0
 
     def __repr__(self) -> str:
@@ -103,18 +110,22 @@ class LockRegistry(Arbiter):
         Args:
             path: the transcript; created when missing.
             holder: a name for error messages; by default the run's, else the task's.
-            wait_timeout: seconds to wait at most; `None` waits as long as it takes.
-            max_hold: seconds to hold at most, instead of the registry's.
-            idle_timeout: seconds without `Lease.progress()` after which the block is cancelled, within `max_hold`.
+            wait_timeout: seconds to wait at most; `None` waits as long as it takes, 0 takes only what is free.
+            max_hold: seconds to hold at most, instead of the registry's; with 0 the block ends at its first suspension.
+            idle_timeout: seconds without `Lease.progress()` after which the block is cancelled, within `max_hold`; 0 as
+                there.
             supersede: take over now from who holds it in this process, before everybody who waits here; the loser's
                 block is cancelled, and its later appends raise `Superseded`, naming the winner. A holder in another
                 process is waited for.
+
+        Raises:
+            InvalidSession: the path cannot name a file.
+            ValueError: another argument is not what it may be.
 
         Entering raises:
             LeaseTimeout: the wait budget passed.
             DeadlockError: who has it waits, over any number of steps, for something that the calling task holds.
             TranscriptError: the file cannot be opened or locked, or lives on a network file system.
-            InvalidSession: the path cannot name a file.
         """
         return self.new_lease(
             path, Right.WRITE, holder, wait_timeout, max_hold, idle_timeout=idle_timeout, supersede=supersede
@@ -131,9 +142,17 @@ class LockRegistry(Arbiter):
     ) -> Lease:
         """As `lease`, for the run that `fence` belongs to, whichever task enters it.
 
+        Args:
+            fence: the run's permission to write; it ends the lease with the run.
+            path: the transcript; created when missing.
+            header: the first line of a file that is still empty, with its newline; `None` for none.
+            wait_timeout: as for `lease`.
+            max_hold: as for `lease`; the run's own deadline ends it as well.
+
         Entering raises besides:
             RunEnded, Superseded: that run may not write any more.
         """
+        instance_of("fence", fence, Fence)
         return self.new_lease(path, Right.WRITE, None, wait_timeout, max_hold, fence=fence, header=header)
 
     def turn(
@@ -157,11 +176,19 @@ class LockRegistry(Arbiter):
     async def append(self, path: str | os.PathLike[str], record: Mapping[str, Any]) -> Position:
         """Append one record under a momentary write lease. A checkpoint.
 
-        Cancelled or failed, the record is not in the file; returned, it survives the death of this process.
+        It waits for its turn without a bound of its own: use `anyio.fail_after`, or a lease with `wait_timeout`.
+
+        Returned, the record survives the death of this process, with `durability="sync"` a power cut too. Failed or
+        cancelled, it is not in the file, unless `durability="sync"` was waiting for the disk: then it is.
 
         Raises:
-            RunEnded, Superseded: the calling run may not write any more.
-            TranscriptError: no JSON object, or the operating system refused; the file is as before.
+            LeaseLost: the momentary lease was taken away (`Revoked`, `Superseded`), or the calling run may not write
+                any more (`RunEnded`, `Superseded`). Nothing was written.
+            DeadlockError: who has the lease waits, over any number of steps, for something that the calling task holds.
+                Nothing was written.
+            TranscriptError: no JSON object, or the operating system refused; the file is as before, but for a sync that
+                failed: the message says so.
+            InvalidSession: the path cannot name a file.
         """
         text = checked_path(path)
         return await self.append_lines(text, encode_all((record,), text), under=current_fence.get())
@@ -180,12 +207,10 @@ class LockRegistry(Arbiter):
         """
         text = checked_path(path)
         await checkpoint()
-        try:
-            short = (last is not None and last <= _FEW) or _os.stat(text).st_size <= _READ_ON_LOOP
-        except OSError:
-            short = True  # `read` says what is wrong with it
-        read = partial(transcript.read, text, last=last, on_error=on_error)
-        return read() if short else await self._in_thread(read)
+        records = transcript.read_short(text, last=last, on_error=on_error)
+        if records is None:
+            records = await in_thread(partial(transcript.read, text, last=last, on_error=on_error))
+        return records
 
     async def stream(
         self, path: str | os.PathLike[str], *, after: Position | None = None, on_error: OnError = "skip"
@@ -201,16 +226,13 @@ class LockRegistry(Arbiter):
         Raises:
             TranscriptError: as `read`; or the file was replaced since that position was taken.
         """
-        batches = transcript.stream(checked_path(path), after=after, on_error=on_error)
-        nothing: Records | None = None
+        instance_of("after", after, Position, none=True)
+        batches = transcript.Batches(transcript.stream(checked_path(path), after=after, on_error=on_error))
         try:
-            while (batch := await self._in_thread(partial(next, batches, nothing), abandon=False)) is not None:
+            while (batch := await in_thread(batches.next)) is not None:
                 yield batch
         finally:
             batches.close()
-
-    async def _in_thread(self, call: Callable[[], _T], *, abandon: bool = True) -> _T:
-        return await to_thread.run_sync(call, abandon_on_cancel=abandon, limiter=self.limiter())
 
     def revoke(self, path: str | os.PathLike[str], reason: str) -> int:
         """Take turn and write lease of a session away from whoever holds them here; returns how many were held.
@@ -248,11 +270,11 @@ class LockRegistry(Arbiter):
         Raises:
             LeaseLost, TranscriptError: nothing was written.
         """
-        entry = claim.entry
-        if entry is None:
+        entry, queue = claim.entry, claim.queue
+        if entry is None or queue is None:
             raise LeaseLost(f"{claim.holder} does not hold {path}", path=path, holder=claim.holder)
         try:
-            with entry.mutex:
+            with queue.mutex:
                 claim.check(path)
                 position = transcript.append(entry, path, data, header)
         finally:
@@ -264,6 +286,12 @@ class LockRegistry(Arbiter):
         if position.offset <= len(data) + len(header or b""):  # the first lines of a file
             self._syncs.forget(entry.file_id)
         return position
+
+    async def written(self, claim: Claim, path: str, data: bytes, header: bytes | None = None) -> Position:
+        """As `write`, for the event loop's thread: does not wait there for another thread's write, which may hang."""
+        if claim.queue is not None and claim.queue.mutex.locked():
+            return await in_thread(partial(self.write, claim, path, data, header))
+        return self.write(claim, path, data, header)
 
     async def append_lines(
         self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
@@ -288,7 +316,7 @@ class LockRegistry(Arbiter):
         try:
             if under is not None:
                 under.check(path)
-            position = self.write(claim, path, data, header)
+            position = await self.written(claim, path, data, header)
             if self.durability == "sync":
                 pinned = claim.entry
                 assert pinned is not None
@@ -336,6 +364,8 @@ class LockRegistry(Arbiter):
         header: bytes | None = None,
     ) -> Lease:
         """A lease on either right; what `lease`, `lease_for` and `turn` have in common."""
+        instance_of("holder", holder, Holder, none=True)
+        flag("supersede", supersede)
         return Lease(
             self,
             checked_path(path),
@@ -369,18 +399,10 @@ class LockRegistry(Arbiter):
         finally:
             entry.pins -= 1
             self._files.drop_if_idle(entry)
+            if entry.notes:
+                self._report(entry)
 
     def synced_now(self, claim: Claim, path: str) -> None:
         """As `synced`, on a worker thread."""
         if self.durability == "sync" and claim.entry is not None:
             self._syncs.sync_now(claim.entry, path)
-
-    @staticmethod
-    def limiter() -> anyio.CapacityLimiter:
-        """Threads for our own disk work: hung tool calls that fill the default pool must not stop it."""
-        try:
-            return _limiter.get()
-        except LookupError:
-            limiter = anyio.CapacityLimiter(8)
-            _limiter.set(limiter)
-            return limiter

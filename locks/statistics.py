@@ -51,7 +51,7 @@ class RegistryStatistics:
     waiting: int
     """Claims that wait."""
     competing: int
-    """Of those, the ones that wait for another process."""
+    """Rights for which the first that waits here waits for another process."""
     granted: int
     """Total of rights granted."""
     revoked: int

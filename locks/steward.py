@@ -62,7 +62,7 @@ class Steward:
         entry, queue = claim.entry, claim.queue
         if entry is None or queue is None:
             return False
-        mutex = entry.mutex
+        mutex = queue.mutex
         if not mutex.acquire(blocking=False):
             claim.revoke_pending = error  # whoever has the mutex now will see this after leaving it ...
             self._alarm.ring_by(_clock.clock.now() + _PENDING_RETRY_S)  # ... unless the write is another claim's, ...
@@ -89,9 +89,13 @@ class Steward:
                 due = min(due, self._look_at(claim, now))
             except Exception as error:
                 # A lock call that fails must not end the watch over all other sessions.
-                log("steward_failed", level="error", claim=repr(claim), error=described(error))
+                self._log("steward_failed", level="error", claim=repr(claim), error=described(error))
                 due = min(due, now + _PENDING_RETRY_S)
         return due
+
+    def _log(self, event: str, **fields: Any) -> None:
+        """On the loop's thread: a host's log handler that blocks must not stop the watch over all sessions."""
+        self.post(partial(log, event, **fields))
 
     def _look_at(self, claim: Claim, now: float) -> float:
         if claim.state is not ClaimState.HELD:
@@ -102,7 +106,7 @@ class Steward:
         late = now - claim.next_due()
         if late >= claim.suspended_after():
             # Not even this thread was here in time: the process was stopped, or the machine suspended.
-            log("steward_late", level="warning", claim=repr(claim), late_s=round(late, 3))
+            self._log("steward_late", level="warning", claim=repr(claim), late_s=round(late, 3))
             claim.forgive(now)
         if not claim.deadline_told and now >= claim.deadline:
             claim.deadline_told = True

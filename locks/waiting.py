@@ -16,6 +16,7 @@ from anyio import CancelScope, ClosedResourceError
 from anyio.lowlevel import checkpoint
 
 from . import _clock
+from ._events import described
 from .claim import Claim, ClaimState
 from .entry import Entry, cannot
 from .errors import TranscriptError
@@ -149,9 +150,9 @@ class WaitingRoom:
             if soon >= queue.next_poll:
                 first = next(iter(queue.waiting))
                 try:
-                    with entry.mutex:
+                    with queue.mutex:
                         granted = queue.poll()
-                except OSError as error:
+                except Exception as error:
                     first.failed = error
                     queue.next_poll = math.inf
                     if first.changed is not None:
@@ -171,10 +172,13 @@ class WaitingRoom:
         return due
 
 
-def failure(path: str, error: OSError | TranscriptError) -> TranscriptError:
-    """Why a waiter cannot go on, as a typed error with the path."""
+def failure(path: str, error: Exception) -> TranscriptError:
+    """Why a waiter cannot go on, as a typed error with the path, whatever was raised, even by somebody else's code."""
     if isinstance(error, TranscriptError):
         return error
-    failed = cannot("lock", path, error)
+    if isinstance(error, OSError):
+        failed = cannot("lock", path, error)
+    else:
+        failed = TranscriptError(f"cannot lock {path}: {described(error)}", path=path)
     failed.__cause__ = error
     return failed

@@ -303,7 +303,7 @@ async def test_the_mutex_of_the_file_is_free_while_its_lock_file_is_seen_to(path
         if step in ("create", "unlink"):
             entry = registry._files.find(path)
             assert entry is not None
-            assert not entry.mutex.locked()
+            assert not any(queue.mutex.locked() for queue in entry.queues.values())
             looked += 1
             if how == "failing":
                 raise OSError(5, "planted")

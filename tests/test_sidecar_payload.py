@@ -129,8 +129,9 @@ _keys = ["pid", "createdAt", "maxHoldMs", "starttime", "host", "bootId", "instan
 def test_a_field_is_what_it_should_be_or_nothing(fields):
     read = parse(json.dumps(fields).encode())
     assert read is not None
-    for number in (read.pid, read.max_hold_ms, read.starttime, read.run_id, read.epoch):
+    for number in (read.pid, read.max_hold_ms, read.starttime, read.epoch):
         assert number is None or type(number) is int
+    assert read.run_id is None or type(read.run_id) is int or (type(read.run_id) is str and read.run_id)
     for text in (read.host, read.boot_id, read.instance, read.lane):
         assert text is None or (type(text) is str and text)
     assert read.created_at is None or math.isfinite(read.created_at)

@@ -8,9 +8,11 @@ from typing import Literal
 
 from .. import _os
 from .kernel import KernelEngine
-from .seam import LeaseEngine
+from .seam import LeaseEngine, ProcessLock
 
 EngineName = Literal["auto", "kernel", "filelock", "none"]
+_METHODS = sorted(name for name in vars(ProcessLock) if not name.startswith("_"))
+_checked: set[type] = set()
 NAMES = ("auto", "kernel", "filelock", "none")
 _BYTE = 1 << 62
 
@@ -41,6 +43,19 @@ def engine_for(engine: EngineName | LeaseEngine) -> LeaseEngine | None:
     from .filelock import FileLockEngine  # noqa: PLC0415 -- only where it is needed
 
     return FileLockEngine()
+
+
+def check_lock(engine: LeaseEngine, lock: ProcessLock) -> None:
+    """See once per type that an engine's lock has what is asked of it; `Unordered` has all but three methods.
+
+    Raises:
+        TypeError: it lacks some.
+    """
+    if type(lock) not in _checked:
+        lacking = [name for name in _METHODS if not callable(getattr(lock, name, None))]
+        if lacking:
+            raise TypeError(f"engine: the locks of {engine.name!r} lack {', '.join(lacking)}; allowed: a ProcessLock")
+        _checked.add(type(lock))
 
 
 @cache

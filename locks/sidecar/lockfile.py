@@ -99,7 +99,7 @@ class Found:
         if self.foreign:
             what = "a foreign gateway"
         elif payload.run_id is not None:
-            what = f"run {payload.run_id} on lane {payload.lane}"
+            what = f"run {payload.run_id}" + ("" if payload.lane is None else f" on lane {payload.lane}")
         else:
             what = "lanes"
         where = "" if payload.host in (None, process.me().host) else f" on {payload.host}"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ..checks import LARGEST_IDENTITY
 from ..process import Identity, me
 
 MAX_HOLD_MS = 30 * 60 * 1000
@@ -19,6 +20,8 @@ MAX_HOLD_MS = 30 * 60 * 1000
 
 _LONGEST_LANE = 3000  # bytes with escapes: readers take no more than 4096 for the whole
 _CUT_LANE = 480  # characters, of 6 bytes each at worst
+_LONGEST_RUN_ID = 400  # as above
+_CUT_RUN_ID = 60
 _LARGEST_PID = (1 << 31) - 1
 
 _encoder = msgspec.json.Encoder()
@@ -30,7 +33,7 @@ class Terms(NamedTuple):
     """What a lock file says besides who the process is."""
 
     lane: str | None
-    run_id: int | None
+    run_id: int | str | None
     epoch: int
     max_hold_ms: int
     """How long it may be held at most, grace included; written as at least 1 and at most `MAX_HOLD_MS`."""
@@ -52,12 +55,12 @@ class Payload:
     instance: str | None = None
     """Written by lanes only: foreign gateways have no such thing."""
     lane: str | None = None
-    run_id: int | None = None
+    run_id: int | str | None = None
     epoch: int | None = None
 
 
 def encode(terms: Terms, created_at: float) -> bytes:
-    """The content of a lock file of this process; 4096 bytes at most, so a lane of excessive length is cut.
+    """The content of a lock file of this process; 4096 bytes at most, so names of excessive length are cut.
 
     Args:
         created_at: now, in seconds of the wall clock; written in milliseconds, rounded down.
@@ -68,7 +71,7 @@ def encode(terms: Terms, created_at: float) -> bytes:
     return (
         f"{before}{_in_utc(seconds)}.{ms:03d}Z"
         f'",\n  "maxHoldMs": {min(max(max_hold_ms, 1), MAX_HOLD_MS)}{between}{_quoted(lane)}'
-        f',\n  "runId": {"null" if run_id is None else run_id},\n  "epoch": {epoch}\n}}\n'
+        f',\n  "runId": {_named(run_id)},\n  "epoch": {epoch}\n}}\n'
     ).encode()
 
 
@@ -94,7 +97,7 @@ def parse(data: bytes) -> Payload | None:
         boot_id=_text(fields.get("bootId")),
         instance=_text(fields.get("instance")),
         lane=_text(fields.get("lane")),
-        run_id=_integer(fields.get("runId")),
+        run_id=_identity(fields.get("runId")),
         epoch=_integer(fields.get("epoch")),
     )
 
@@ -122,15 +125,19 @@ def _in_utc(seconds: int) -> str:
     return text
 
 
-def _quoted(text: str | None) -> str:
+def _named(run_id: int | str | None) -> str:
+    return f"{run_id:d}" if isinstance(run_id, int) else _quoted(run_id, _LONGEST_RUN_ID, _CUT_RUN_ID)
+
+
+def _quoted(text: str | None, longest: int = _LONGEST_LANE, cut: int = _CUT_LANE) -> str:
+    if text is None:
+        return "null"
     try:
-        quoted = _encoder.encode(text).decode()
+        quoted = _encoder.encode(str.__str__(text)).decode()  # the encoder takes no subclasses
     except UnicodeEncodeError:  # half of a surrogate pair
-        assert text is not None
-        return _quoted(text.encode(errors="replace").decode())
-    if len(quoted) > _LONGEST_LANE // 4 and len(quoted.encode()) > _LONGEST_LANE:
-        assert text is not None
-        return _quoted(text[:_CUT_LANE])
+        return _quoted(text.encode(errors="replace").decode(), longest, cut)
+    if len(quoted) > longest // 4 and len(quoted.encode()) > longest:
+        return _quoted(text[:cut], longest, cut)
     return quoted
 
 
@@ -139,6 +146,11 @@ def _integer(value: object, least: int | None = None) -> int | None:
     if type(value) is not int or (least is not None and value < least):
         return None
     return value
+
+
+def _identity(value: object) -> int | str | None:
+    number = _integer(value)
+    return _text(value) if number is None or abs(number) > LARGEST_IDENTITY else number
 
 
 def _text(value: object) -> str | None:

@@ -1,11 +1,12 @@
 """A session's transcript: one JSON object per line, appended whole or not at all, read as a whole prefix."""
 
 from .appending import append
-from .reading import read, stream
+from .reading import Batches, read, read_short, stream
 from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, encode, encode_all
 
 __all__ = [
     "HEADER_KEY",
+    "Batches",
     "BrokenLine",
     "OnError",
     "Position",
@@ -14,5 +15,6 @@ __all__ = [
     "encode",
     "encode_all",
     "read",
+    "read_short",
     "stream",
 ]

@@ -14,16 +14,13 @@ from __future__ import annotations
 import os
 import stat
 
-import msgspec
-
 from .. import _os
 from ..entry import Entry, cannot
 from ..errors import LeaseLost, TranscriptError
-from .records import Position, decoder
+from .records import Position, is_record
 from .syncing import not_synced
 
 _BLOCK = 1 << 16
-_LONGEST_LINE = 1 << 23  # bytes; a longer tail is moved away without a look whether it is whole
 _LONGEST_TAIL = 1 << 26  # bytes; more than this without a newline was not torn by a crash
 
 
@@ -93,10 +90,10 @@ def seal(entry: Entry, fd: int, size: int) -> int:
         length = size - start
         if length > _LONGEST_TAIL:
             raise TranscriptError(
-                f"{path} ends with {length} bytes without a newline, from {start} on: no transcript; move it away",
+                f"{path} ends with more than {_LONGEST_TAIL} bytes without a newline: no transcript; move it away",
                 path=path,
             )
-        if length <= _LONGEST_LINE and _whole(_os.pread(fd, length, start)):
+        if is_record(fd, start, size):
             _write_whole(entry, fd, path, b"\n", size)
             entry.note("transcript_tail_sealed", path=path, offset=start)
             return size + 1
@@ -109,22 +106,15 @@ def seal(entry: Entry, fd: int, size: int) -> int:
 
 
 def _tail_start(fd: int, size: int) -> int:
-    """Where the unterminated last line starts."""
-    end = size
-    while end > 0:
-        start = max(0, end - _BLOCK)
+    """Where the unterminated last line starts; or a place inside it, when it is longer than the longest tail."""
+    end, furthest = size, max(0, size - _LONGEST_TAIL - 1)
+    while end > furthest:
+        start = max(furthest, end - _BLOCK)
         newline = _os.pread(fd, end - start, start).rfind(b"\n")
         if newline >= 0:
             return start + newline + 1
         end = start
-    return 0
-
-
-def _whole(tail: bytes) -> bool:
-    try:
-        return isinstance(decoder.decode(tail), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+    return furthest
 
 
 def _save_torn(entry: Entry, source: int, start: int, end: int) -> None:

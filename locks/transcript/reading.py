@@ -19,23 +19,25 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from .. import _os
+from ..checks import whole_or_none
 from ..engines.bell import FileId
 from ..entry import cannot
 from ..errors import TranscriptError
-from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, decoder
+from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, decode
 
 _BLOCK = 1 << 18  # bytes read at once and lines handed out at once; more only for a line that is longer
 _FIRST_BLOCK = 1 << 16  # bytes, backwards: enough for some tens of usual records
 _WITNESS = 1 << 12  # bytes by which a place is recognised
+_SHORT = 1 << 18  # bytes that are read where nothing may take long
 _TRIES = 100  # how often a reader begins anew before it takes the file for no transcript
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _File:
     """An open transcript, as it was when it was opened."""
 
@@ -43,6 +45,31 @@ class _File:
     fd: int
     size: int
     file_id: FileId
+    allowed: int | None = None
+    """How many bytes may still be read; `None` for any number."""
+
+    def pread(self, start: int, end: int) -> bytes:
+        """The bytes between two places; less when the file ends before the second.
+
+        Raises:
+            _TooLong: more than what is allowed. None of them were read.
+        """
+        if self.allowed is not None:
+            self.allowed -= end - start
+            if self.allowed < 0:
+                raise _TooLong
+        pieces: list[bytes] = []
+        while start < end:
+            piece = _os.pread(self.fd, end - start, start)
+            if not piece:
+                break
+            pieces.append(piece)
+            start += len(piece)
+        return b"".join(pieces)  # usually one, which is not copied
+
+
+class _TooLong(Exception):
+    """A read that was to be short is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +79,9 @@ class _Mark:
     offset: int
     before: bytes
 
-    def stands(self, fd: int) -> bool:
+    def stands(self, file: _File) -> bool:
         """Whether nothing before the place was cut off since the mark was made."""
-        return _pread(fd, self.offset - len(self.before), self.offset) == self.before
+        return file.pread(self.offset - len(self.before), self.offset) == self.before
 
 
 def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records:
@@ -71,23 +98,39 @@ def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> R
     Raises:
         TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its place is named).
     """
-    if last is not None and last < 0:
-        raise ValueError(f"last: {last} is negative; allowed: None or 0 and more")
-    _check(on_error)
+    _check(on_error, last)
     with _opened(path) as file:
-        if file is None:
-            return Records()
-        if last is not None:
-            return _read_last(file, last, on_error)
-        records = Records()
-        records.position = Position(0, file.file_id)
-        skipped: list[BrokenLine] = []
-        for batch in _batches(file, 0, on_error):
-            records += batch
-            skipped += batch.skipped
-            records.position = batch.position
-        records.skipped = tuple(skipped)
-        return records
+        return _read(file, last, on_error)
+
+
+def read_short(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records | None:
+    """As `read`, for where nothing may take long: `None` if 256 KiB of the file are not enough to know the answer."""
+    _check(on_error, last)
+    with _opened(path) as file:
+        if file is not None and file.size > _SHORT:
+            if last is None:
+                return None
+            file.allowed = _SHORT  # a line may be longer than that, and so may what a crash has left behind the last
+        try:
+            return _read(file, last, on_error)
+        except _TooLong:
+            return None
+
+
+def _read(file: _File | None, last: int | None, on_error: OnError) -> Records:
+    if file is None:
+        return Records()
+    if last is not None:
+        return _read_last(file, last, on_error)
+    records = Records()
+    records.position = Position(0, file.file_id)
+    skipped: list[BrokenLine] = []
+    for batch in _batches(file, 0, on_error):
+        records += batch
+        skipped += batch.skipped
+        records.position = batch.position
+    records.skipped = tuple(skipped)
+    return records
 
 
 def stream(path: str, *, after: Position | None = None, on_error: OnError = "skip") -> Generator[Records, None, None]:
@@ -115,7 +158,49 @@ def stream(path: str, *, after: Position | None = None, on_error: OnError = "ski
             yield from _batches(file, 0 if after is None else after.offset, on_error)
 
 
-def _check(on_error: str) -> None:
+class Batches:
+    """The batches of a `stream` that are taken in threads, one after the other, and may be given up at any time.
+
+    A thread may hang in the disk long after it was given up, and a generator that is executing cannot be closed. Then
+    the thread closes it.
+    """
+
+    def __init__(self, batches: Generator[Records, None, None]) -> None:
+        self._batches = batches
+        self._mutex = threading.Lock()
+        """Guards the flags; never held while a batch is read."""
+        self._reading = self._closed = False
+
+    def next(self) -> Records | None:
+        """The next batch; `None` at the end, and once it was closed."""
+        if not self._begin():
+            return None
+        try:
+            return next(self._batches, None)
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        """Let go of the file, or have the thread that reads do it. From any thread, without waiting for the disk."""
+        with self._mutex:
+            self._closed = True
+            if not self._reading:
+                self._batches.close()
+
+    def _begin(self) -> bool:
+        with self._mutex:
+            self._reading = not self._closed
+            return self._reading
+
+    def _end(self) -> None:
+        with self._mutex:
+            self._reading = False
+            if self._closed:
+                self._batches.close()
+
+
+def _check(on_error: str, last: int | None = None) -> None:
+    whole_or_none("last", last)
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error: {on_error!r} is unknown; allowed: 'skip', 'raise'")
 
@@ -175,7 +260,7 @@ def _batches(file: _File, start: int, on_error: OnError) -> Iterator[Records]:
             if number is not None:
                 number += 1
             try:
-                record = _decode(line)
+                record = decode(line)
             except (ValueError, RecursionError) as error:
                 skipped.append(_broken(file, start, number, error, on_error))
             else:
@@ -192,13 +277,13 @@ def _blocks(file: _File, start: int) -> Iterator[bytes]:
     done = _Mark(start, b"\n" if start else b"")
     for _ in range(_TRIES):
         end = _last_line_end(file)
-        if not done.stands(file.fd):
+        if not done.stands(file):
             # Lines that were handed out have been taken back since. They did stand there, whole; what stands there
             # now begins elsewhere, and its second half would be read as a record. So this is where the prefix ends.
             return
         while done.offset < end.offset:
-            data = _lines_from(file.fd, done.offset, end.offset)
-            if not data or not end.stands(file.fd):
+            data = _lines_from(file, done.offset, end.offset)
+            if not data or not end.stands(file):
                 break  # the end was cut off, and a line of `data` may be two halves: look anew where the end is
             yield data
             done = _Mark(done.offset + len(data), data[-_WITNESS:])
@@ -207,12 +292,12 @@ def _blocks(file: _File, start: int) -> Iterator[bytes]:
     raise _restless(file)
 
 
-def _lines_from(fd: int, start: int, end: int) -> bytes:
+def _lines_from(file: _File, start: int, end: int) -> bytes:
     """Whole lines from `start` on, a block or at least one; empty when there is none before `end`."""
     length = _BLOCK
     while True:
         stop = min(start + length, end)
-        data = _pread(fd, start, stop)
+        data = file.pread(start, stop)
         whole = data.rfind(b"\n") + 1
         if whole:
             return data[:whole]
@@ -231,8 +316,8 @@ def _read_last(file: _File, last: int, on_error: OnError) -> Records:
         skipped: list[BrokenLine] = []
         start, length = end.offset, _FIRST_BLOCK
         while start > 0 and len(records) < last:
-            data = _lines_before(file.fd, start, length)
-            if not data or not end.stands(file.fd):
+            data = _lines_before(file, start, length)
+            if not data or not end.stands(file):
                 break  # as above
             lines = data.split(b"\n")
             lines.pop()
@@ -240,7 +325,7 @@ def _read_last(file: _File, last: int, on_error: OnError) -> Records:
                 line = lines.pop()
                 start -= len(line) + 1
                 try:
-                    record = _decode(line)
+                    record = decode(line)
                 except (ValueError, RecursionError) as error:
                     skipped.append(_broken(file, start, None, error, on_error))
                 else:
@@ -255,11 +340,11 @@ def _read_last(file: _File, last: int, on_error: OnError) -> Records:
     raise _restless(file)
 
 
-def _lines_before(fd: int, end: int, length: int) -> bytes:
+def _lines_before(file: _File, end: int, length: int) -> bytes:
     """Whole lines up to `end`, about `length` bytes or at least one line; empty when the file became shorter."""
     while True:
         start = max(0, end - length)
-        data = _pread(fd, start, end)
+        data = file.pread(start, end)
         if len(data) < end - start:
             return b""
         if start == 0:
@@ -278,32 +363,13 @@ def _last_line_end(file: _File) -> _Mark:
     end, length = file.size, 2 * _WITNESS
     while end > 0:
         start = max(0, end - length)
-        data = _pread(file.fd, start, end)  # short or empty when the file became shorter
+        data = file.pread(start, end)  # short or empty when the file became shorter
         whole = data.rfind(b"\n") + 1
         if whole and (whole >= _WITNESS or start == 0):
             return _Mark(start + whole, data[max(0, whole - _WITNESS) : whole])
         end = start + whole  # further back; or from the newline again, when too little before it was read
         length = min(2 * length, _BLOCK)
     return _Mark(0, b"")
-
-
-def _pread(fd: int, start: int, end: int) -> bytes:
-    """The bytes between two places; less when the file ends before the second."""
-    pieces: list[bytes] = []
-    while start < end:
-        piece = _os.pread(fd, end - start, start)
-        if not piece:
-            break
-        pieces.append(piece)
-        start += len(piece)
-    return b"".join(pieces)  # usually one, which is not copied
-
-
-def _decode(line: bytes) -> dict[str, Any]:
-    record = decoder.decode(line)
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    return record
 
 
 def _broken(file: _File, offset: int, number: int | None, error: Exception, on_error: OnError) -> BrokenLine:

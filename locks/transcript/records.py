@@ -18,6 +18,8 @@ HEADER_KEY = "lanes.session"
 _WITNESS = 1 << 12  # bytes
 _encoder = msgspec.json.Encoder()
 decoder = msgspec.json.Decoder()
+_LONGEST_HEADER = 1 << 16  # bytes
+_LONGEST_LINE = 1 << 23  # bytes; a longer tail is torn, without a look whether it is whole
 
 OnError = Literal["skip", "raise"]
 
@@ -86,3 +88,47 @@ def encode(record: Mapping[str, Any], path: str) -> bytes:
 def encode_all(records: Iterable[Mapping[str, Any]], path: str) -> bytes:
     """Several records as lines."""
     return b"".join([encode(record, path) for record in records])
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The record that a line is.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    record = decoder.decode(line)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    return record
+
+
+def is_record(fd: int, start: int, end: int) -> bool:
+    """Whether what a file has between two places is a record, its newline aside.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if end - start > _LONGEST_LINE:
+        return False
+    try:
+        decode(_os.pread(fd, end - start, start))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def header_of(fd: int, size: int = _LONGEST_HEADER) -> tuple[bytes, Any]:
+    """The first line of a file, if it is no record, and the name that it gives the session; else nothing and `None`.
+
+    Args:
+        size: as much of the file as counts.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    line, newline, _ = _os.pread(fd, min(size, _LONGEST_HEADER), 0).partition(b"\n")
+    try:
+        found = decode(line) if newline else {}
+    except (ValueError, RecursionError):
+        found = {}
+    return (line + newline, found[HEADER_KEY]) if HEADER_KEY in found else (b"", None)

@@ -23,12 +23,11 @@ from ..engines.bell import FileId
 from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
 from .appending import check_in_place, seal
-from .records import HEADER_KEY, Position, decoder
+from .records import Position, header_of
 
 SUFFIX = ".new"
 _BLOCK = 1 << 20
 _END = 1 << 12
-_LONGEST_HEADER = 1 << 16
 
 
 @dataclass(slots=True)
@@ -107,7 +106,7 @@ def prepare(entry: Entry, path: str, through: Position | None, read_to: Position
         check_in_place(entry, path)
         refuse_links(path, found)
         size = seal(entry, fd, found.st_size) if found.st_size else 0
-        kept_header = _header_of(fd, size)
+        kept_header, _ = header_of(fd, size)
         keep_from = max(_keep_from(entry, path, fd, size, len(kept_header), through, read_to), len(kept_header))
         target = _os.realpath(path)
         return _begin(target, fd, found, keep_from, size, kept_header or header or b"")
@@ -181,19 +180,6 @@ def _keep_from(
             path=path,
         )
     return known.offset
-
-
-def _header_of(fd: int, size: int) -> bytes:
-    """The first line, if it is no record."""
-    start = _os.pread(fd, min(size, _LONGEST_HEADER), 0)
-    line, newline, _ = start.partition(b"\n")
-    if not newline:
-        return b""
-    try:
-        found = decoder.decode(line)
-    except (ValueError, RecursionError):
-        return b""
-    return line + newline if isinstance(found, dict) and HEADER_KEY in found else b""
 
 
 def write_aside(draft: Draft, data: bytes) -> None:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from functools import partial
 
 import anyio
-from anyio import to_thread
 
 from .. import _os
+from .._threads import in_thread
 from ..engines.bell import FileId
+from ..engines.seam import Right
 from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
 
@@ -32,8 +32,7 @@ class GroupSync:
     Invariant: an entry has rounds exactly while appends of it wait for a sync.
     """
 
-    def __init__(self, limiter: Callable[[], anyio.CapacityLimiter]) -> None:
-        self._limiter = limiter
+    def __init__(self) -> None:
         self._rounds: dict[Entry, _Rounds] = {}  # not by file: that changes when it is replaced
         self._linked: dict[FileId, None] = {}
         """Files whose directory entry was synced since they were first seen here, or got their first line."""
@@ -71,7 +70,9 @@ class GroupSync:
 
     def sync_now(self, entry: Entry, path: str) -> None:
         """As `sync`, alone and on the calling worker thread."""
-        _flush([_duplicate(entry, path)], entry, path, link=True)
+        with entry.queue(Right.WRITE).mutex:  # the loop's thread may give the entry another descriptor
+            fd = _duplicate(entry, path)
+        _flush([fd], entry, path, link=True)
         if entry.poisoned:
             raise not_synced(path, entry.poisoned)
 
@@ -82,10 +83,7 @@ class GroupSync:
         rounds.running = True
         rounds.changed = anyio.Event()
         try:
-            # Abandoned when cancelled: a disk that hangs must not keep a run past its grace.
-            await to_thread.run_sync(
-                partial(_flush, owned, entry, path, link=link), abandon_on_cancel=True, limiter=self._limiter()
-            )
+            await in_thread(partial(_flush, owned, entry, path, link=link))
             if not entry.poisoned:
                 rounds.done = upto
                 while len(self._linked) >= _REMEMBERED:
@@ -145,10 +143,9 @@ def not_synced(path: str, why: str) -> TranscriptError:
 
 
 def _duplicate(entry: Entry, path: str) -> int:
-    with entry.mutex:
-        if entry.fd is None:
-            raise TranscriptError(f"cannot sync {path}: it was closed meanwhile", path=path)
-        try:
-            return _os.dup(entry.fd)
-        except OSError as error:
-            raise cannot("sync", path, error) from error
+    if entry.fd is None:
+        raise TranscriptError(f"cannot sync {path}: it was closed meanwhile", path=path)
+    try:
+        return _os.dup(entry.fd)
+    except OSError as error:
+        raise cannot("sync", path, error) from error

@@ -1,0 +1,125 @@
+"""What users pass in, checked where they pass it: each refusal names the field, the value, and what is allowed.
+
+All of it raises `ValueError`, also for values of the wrong type: one thing to catch. Nothing was opened or created then.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from .errors import InvalidSession
+
+LARGEST_IDENTITY = 10**100 - 1
+
+
+def seconds(field: str, value: Any) -> float:
+    """A duration, perhaps infinite.
+
+    Raises:
+        ValueError: it is no number, negative or NaN.
+    """
+    if not _is_number(value) or not value >= 0:  # NaN is not
+        raise ValueError(f"{field}: {value!r:.80} is no duration; allowed: seconds, 0 and more")
+    return float(value)
+
+
+def instant(field: str, value: Any) -> float:
+    """An instant on the clock of this package, perhaps infinite.
+
+    Raises:
+        ValueError: it is no number or NaN.
+    """
+    if not _is_number(value) or math.isnan(value):
+        raise ValueError(f"{field}: {value!r:.80} is no instant; allowed: a time of `time.monotonic`, in seconds")
+    return float(value)
+
+
+def flag(field: str, value: Any, *, none: bool = False) -> None:
+    """Nothing but `True` and `False`: `"no"` would be taken for yes.
+
+    Args:
+        none: whether `None` is allowed as well.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, bool) and not (none and value is None):
+        raise ValueError(f"{field}: {value!r:.80} is no flag; allowed: True, False{', None' if none else ''}")
+
+
+def whole_or_none(field: str, value: Any) -> None:
+    """A number of things, or `None`.
+
+    Raises:
+        ValueError: it is something else, or negative.
+    """
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise ValueError(f"{field}: {value!r:.80} is not allowed; allowed: None or a whole number, 0 and more")
+
+
+def text_or_none(field: str, value: Any) -> None:
+    """Words for people, or `None`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{field}: {value!r:.80} is no text; allowed: a str or None")
+
+
+def identity_or_none(field: str, value: Any) -> None:
+    """What a host calls a run by, or `None`.
+
+    Raises:
+        ValueError: it is neither text nor a number that fits into a lock file.
+    """
+    if value is None or (isinstance(value, str) and value):
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > LARGEST_IDENTITY:
+        shown = f"{value!r:.80}" if not isinstance(value, int) or isinstance(value, bool) else "that number"
+        raise ValueError(
+            f"{field}: {shown} names no run; allowed: a whole number of up to 100 digits, a non-empty str, None"
+        )
+
+
+def instance_of(field: str, value: Any, kind: type, *, none: bool = False) -> None:
+    """An object of a class of this package.
+
+    Args:
+        none: whether `None` is allowed as well.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, kind) and not (none and value is None):
+        raise ValueError(
+            f"{field}: {value!r:.80} is no {kind.__name__}; allowed: a {kind.__name__}{' or None' if none else ''}"
+        )
+
+
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """The path as text.
+
+    Raises:
+        InvalidSession: it is empty, no text, or has a NUL or a lone surrogate in it.
+    """
+    text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(text, str) and text and "\0" not in text:
+        if text.isascii():
+            return text
+        try:
+            os.fsencode(text)
+        except UnicodeEncodeError:
+            pass
+        else:
+            return text
+    raise InvalidSession(
+        f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty str or PathLike of one, without NUL or lone"
+        " surrogates"
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
