@@ -25,8 +25,8 @@ _waiting: RunVar[CapacityLimiter] = RunVar("locks.threads")
 async def in_thread(call: Callable[[], _T]) -> _T:
     """Call in a worker thread what may hang in the disk. A checkpoint.
 
-    Cancelled, the thread is abandoned, lest a disk that hangs keep a run past its grace: the call is never made, or goes
-    on by itself, may even begin only then, and nobody hears how it ends. What it owns it has to let go of itself.
+    Cancelled, the thread is abandoned, lest a disk that hangs keep a run past its grace. Then the call is never made,
+    or goes on by itself, may even begin only then, and nobody hears how it ends: what it owns, it lets go of itself.
     """
     try:
         waiting = _waiting.get()

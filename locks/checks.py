@@ -1,6 +1,6 @@
 """What users pass in, checked where they pass it: each refusal names the field, the value, and what is allowed.
 
-All of it raises `ValueError`, also for values of the wrong type: one thing to catch. Nothing was opened or created then.
+All of it raises `ValueError`, of the wrong type or not: one thing to catch. Nothing was opened or created then.
 """
 
 from __future__ import annotations

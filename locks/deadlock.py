@@ -14,7 +14,7 @@ from .claim import Claim
 from .errors import DeadlockError
 
 _Ring = tuple[tuple[Claim, Claim], ...]
-"""Steps: what is waited for, and what holds it. The holder's task waits for the next one's, the last one's task asked."""
+"""Steps: what is waited for, and what holds it. A holder's task waits in the next step; the last one's task asked."""
 
 
 class WaitGraph:

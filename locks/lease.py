@@ -227,7 +227,10 @@ class Lease:
 
         Raises:
             LeaseLost: as `check`.
-            TranscriptError: no JSON object, or the operating system refused; the file is as before.
+            DeadlockError: under a turn, which takes a momentary write lease: who has that one waits for this task.
+                Nothing was written.
+            TranscriptError: no JSON object, or the operating system refused; the file is as before, but for a sync that
+                failed: the message says so.
         """
         return await self.append_many((record,))
 

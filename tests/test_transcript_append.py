@@ -11,6 +11,8 @@ import pytest
 from anyio import create_task_group, to_thread
 
 from locks import LockRegistry, Position, TranscriptError, _os
+from locks.inspection import inspect
+from locks.transcript import appending, records
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -239,6 +241,80 @@ async def test_a_tail_torn_by_a_foreign_crash_under_the_lease_is_moved_aside_too
             file.write(b'{"torn')
         await lease.append({"n": 2})
     assert await registry.read(path, on_error="raise") == [{"n": 1}, {"n": 2}]
+
+
+TAILS = [b'{"n":2}', b"{}", b'{"n":2', b"[1,2]", b'{"n":"\xff"}', b"[" * 100_000, b'{"n":"%s"}' % (b"x" * 100)]
+
+
+@pytest.mark.failure("H1")
+@pytest.mark.parametrize("tail", TAILS, ids=lambda tail: repr(tail[:8])[2:-1])
+async def test_an_inspection_calls_those_tails_whole_that_the_next_append_keeps(
+    registry, path, torn, monkeypatch, tail
+):
+    monkeypatch.setattr(records, "_LONGEST_LINE", 100)
+    path.write_bytes(b'{"n":1}\n' + tail)
+    seen = inspect(str(path))
+    assert seen is not None and seen.tail is not None and seen.tail.size == len(tail)
+    await registry.append(path, {"n": 3})
+    assert seen.tail.whole == (not torn.exists())
+    assert seen.tail.whole == (tail in (b'{"n":2}', b"{}"))
+
+
+FIRST_LINES = [
+    b'{"lanes.session":"a"}\n',
+    b'{"lanes.session":1}\n',
+    b'{"n":1}\n',
+    b"broken\n",
+    b'{"lanes.session":"a"}',
+]
+
+
+@pytest.mark.parametrize("first", FIRST_LINES, ids=lambda first: repr(first)[2:-1])
+async def test_an_inspection_names_the_session_by_the_header_that_a_replacement_keeps(registry, path, first):
+    path.write_bytes(first)
+    seen = inspect(str(path))
+    assert seen is not None and seen.key == ("a" if first == FIRST_LINES[0] else None)
+    async with registry.lease(path) as lease:
+        end = await lease.append({"n": 2})
+        await lease.replace([{"n": 3}], through=end)
+    kept = first if first in FIRST_LINES[:2] else b'{"lanes.session":"a"}\n' if first == FIRST_LINES[4] else b""
+    assert path.read_bytes() == kept + b'{"n":3}\n'
+
+
+@pytest.mark.parametrize("before", [b"", b'{"n":1}\n'], ids=["alone", "behind-a-line"])
+@pytest.mark.parametrize("length", [70_000, 70_001])
+async def test_a_tail_longer_than_a_crash_leaves_is_refused_and_left_as_it_is(
+    registry, path, torn, monkeypatch, before, length
+):
+    monkeypatch.setattr(appending, "_LONGEST_TAIL", 70_000)
+    path.write_bytes(before + b"x" * length)
+    if length <= 70_000:
+        await registry.append(path, {"n": 3})
+        assert path.read_bytes() == before + b'{"n":3}\n'
+        assert torn.read_bytes() == b"x" * length + b"\n"
+        return
+    with pytest.raises(TranscriptError, match="more than 70000 bytes without a newline"):
+        await registry.append(path, {"n": 3})
+    assert path.read_bytes() == before + b"x" * length
+    assert not torn.exists()
+
+
+async def test_to_refuse_a_tail_no_more_is_read_than_a_crash_leaves(registry, path, monkeypatch):
+    monkeypatch.setattr(appending, "_LONGEST_TAIL", 1 << 18)
+    path.touch()
+    os.truncate(path, 1 << 30)
+    lengths, original = [], _os.pread
+
+    def pread(fd, length, offset):
+        lengths.append(length)
+        return original(fd, length, offset)
+
+    monkeypatch.setattr(_os, "pread", pread)
+    for _ in range(3):
+        lengths.clear()
+        with pytest.raises(TranscriptError, match="no transcript"):
+            await registry.append(path, {"n": 1})
+        assert sum(lengths) <= (1 << 18) + 2
 
 
 async def test_a_symlink_in_the_place_of_the_torn_file_is_not_followed(registry, path, torn, tmp_path):

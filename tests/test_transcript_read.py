@@ -9,6 +9,7 @@ import itertools
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -338,6 +339,59 @@ def test_the_last_records_of_a_large_file_are_read_without_reading_it(large):
         records = reading.read(large, last=50, on_error="raise")
     assert [record["n"] for record in records] == list(range(62_950, 63_000))
     assert sum(lengths) <= 256 * 1024
+
+
+@contextlib.contextmanager
+def watched_loop():
+    """The lengths of what this thread, an event loop's, reads, and what other threads read."""
+    here, original = threading.get_ident(), _os.pread
+    on_loop: list[int] = []
+    elsewhere: list[int] = []
+
+    def pread(fd, length, offset):
+        (on_loop if threading.get_ident() == here else elsewhere).append(length)
+        return original(fd, length, offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_os, "pread", pread)
+        yield on_loop, elsewhere
+
+
+@pytest.mark.parametrize("last", [0, 1, 50, 400])
+async def test_the_last_records_of_a_large_file_are_read_on_the_loop_while_they_are_short(registry, large, last):
+    with watched_loop() as (on_loop, elsewhere):
+        records = await registry.read(large, last=last, on_error="raise")
+    assert [record["n"] for record in records] == list(range(63_000 - last, 63_000))
+    assert sum(on_loop) <= 256 * 1024 and elsewhere == []
+
+
+LONG_TEXT = 1_000_000
+LONG_ENDS = {
+    "lines": (LINE % 7) * 4_000,
+    "line": LINE % 7 + b'{"n":7,"text":"%s"}\n' % (b"x" * LONG_TEXT),
+    "broken lines": LINE % 7 + (b"broken" * 20 + b"\n") * (LONG_TEXT // 120),
+    "tail": LINE % 7 + b"\0" * LONG_TEXT,
+    "tail alone": b"\0" * LONG_TEXT,
+}
+
+
+@pytest.mark.parametrize("last", [None, 1, 100, 10_000])
+@pytest.mark.parametrize("end", LONG_ENDS)
+async def test_whatever_a_large_file_ends_with_no_more_than_256_kib_of_it_are_read_on_the_loop(path, end, last):
+    registry = LockRegistry()
+    path.write_bytes(LONG_ENDS[end])
+    with watched_loop() as (on_loop, elsewhere):
+        records = await registry.read(path, last=last)
+    assert sum(on_loop) <= 256 * 1024
+    assert records == reading.read(str(path), last=last)
+    assert (elsewhere == []) == (end == "lines" and last in (1, 100))
+
+
+async def test_a_line_of_a_large_file_that_is_an_error_is_one_on_the_loop_and_in_a_thread(registry, path):
+    for behind in (b"", b'{"text":"%s"}\n' % (b"x" * 1_000_000)):
+        path.write_bytes((LINE % 7) * 1_000 + b"broken\n" + behind)
+        with pytest.raises(TranscriptError, match="byte"):
+            await registry.read(path, last=2, on_error="raise")
 
 
 @all_ways

@@ -173,29 +173,21 @@ class Batches:
 
     def next(self) -> Records | None:
         """The next batch; `None` at the end, and once it was closed."""
-        if not self._begin():
-            return None
+        with self._mutex:
+            self._reading = True
         try:
             return next(self._batches, None)
         finally:
-            self._end()
+            with self._mutex:
+                self._reading = False
+                if self._closed:
+                    self._batches.close()
 
     def close(self) -> None:
         """Let go of the file, or have the thread that reads do it. From any thread, without waiting for the disk."""
         with self._mutex:
             self._closed = True
             if not self._reading:
-                self._batches.close()
-
-    def _begin(self) -> bool:
-        with self._mutex:
-            self._reading = not self._closed
-            return self._reading
-
-    def _end(self) -> None:
-        with self._mutex:
-            self._reading = False
-            if self._closed:
                 self._batches.close()
 
 
