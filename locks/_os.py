@@ -89,6 +89,9 @@ fchown: Callable[[int, int, int], None] = getattr(os, "fchown", _not_here)
 fdatasync: Callable[[int], None] = getattr(os, "fdatasync", _sync_fully)
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
 
+FileId = tuple[int, int]
+"""Device and inode: the identity of a file, whatever it is called."""
+
 # Flags for `open`; those that a platform lacks it does not need. Windows turns \n into \r\n without O_BINARY.
 O_BINARY: int = getattr(os, "O_BINARY", 0)
 O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)

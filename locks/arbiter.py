@@ -26,10 +26,10 @@ from . import _clock, network
 from ._events import log
 from ._events import prepare as prepare_events
 from ._loop import current_loop, current_task, poster, scope_type
+from ._os import FileId
 from .checks import flag, seconds
 from .claim import Claim, ClaimState, without
 from .deadlock import WaitGraph
-from .engines.bell import FileId
 from .engines.choose import EngineName, engine_for
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 from . import _os, network
-from .engines.bell import FileId
+from ._os import FileId
 from .engines.choose import check_lock
 from .engines.seam import LeaseEngine, Right
 from .errors import TranscriptError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 
 from . import _os
-from .engines.bell import FileId
+from ._os import FileId
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry, identify, let_go, open_file
 from .guards import Manners

@@ -12,11 +12,11 @@ from anyio.lowlevel import checkpoint
 
 from . import transcript
 from ._loop import current_task, on_loop_thread
+from ._os import FileId
 from ._threads import in_thread
 from .arbiter import Arbiter, live_arbiters
 from .checks import checked_path, flag, instance_of, seconds
 from .claim import Claim, ClaimState, without
-from .engines.bell import FileId
 from .engines.choose import EngineName
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from anyio import create_task_group, to_thread
 
-from locks import LockRegistry, Right, _os, inspection, process
+from locks import LockRegistry, Right, _os, process
+from locks.doctor import inspection
+from locks.doctor.findings import MOST_BROKEN, Kind, State
+from locks.doctor.inspection import inspect, sessions_in
+from locks.doctor.mending import mend
 from locks.engines.kernel import KernelLock
 from locks.entry import Entry
-from locks.findings import MOST_BROKEN, Kind, State
-from locks.inspection import inspect, sessions_in
-from locks.mending import mend
 from locks.sidecar import lockfile
 from locks.sidecar.payload import Terms, encode
 from tests.poll import eventually

@@ -11,7 +11,7 @@ import pytest
 from anyio import create_task_group, to_thread
 
 from locks import LockRegistry, Position, TranscriptError, _os
-from locks.inspection import inspect
+from locks.doctor.inspection import inspect
 from locks.transcript import appending, records
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import socket
 
-FileId = tuple[int, int]
-"""Device and inode: the identity of a file, whatever it is called."""
-
+from .._os import FileId
 
 # Bells belong to kernel locks, so they are on Linux only; elsewhere this module must merely be importable.
 _KIND = socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0) | getattr(socket, "SOCK_CLOEXEC", 0)

@@ -31,7 +31,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .. import _os
-from .bell import FileId
+from .._os import FileId
 from .seam import Right, Unordered
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ import errno
 from collections.abc import Collection
 
 from .. import _os
-from .bell import Bell, FileId, ring
+from .._os import FileId
+from .bell import Bell, ring
 from .seam import Right
 
 _BASES = (1 << 62, (1 << 62) + (1 << 61))

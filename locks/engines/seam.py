@@ -10,7 +10,8 @@ from collections.abc import Collection
 from enum import IntEnum
 from typing import Protocol, Self
 
-from .bell import Bell, FileId
+from .._os import FileId
+from .bell import Bell
 
 
 class Right(IntEnum):

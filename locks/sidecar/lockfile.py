@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from .. import _clock, _os, process
 from .._events import log
-from ..engines.bell import FileId
+from .._os import FileId
 from ..errors import TranscriptError
 from ..holder import Holder
 from .judge import Here, Verdict, judge

@@ -24,8 +24,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from .. import _os
+from .._os import FileId
 from ..checks import whole_or_none
-from ..engines.bell import FileId
 from ..entry import cannot
 from ..errors import TranscriptError
 from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, decode

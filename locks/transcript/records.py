@@ -10,7 +10,7 @@ from zlib import crc32
 import msgspec
 
 from .. import _os
-from ..engines.bell import FileId
+from .._os import FileId
 from ..errors import TranscriptError
 
 HEADER_KEY = "lanes.session"

@@ -19,7 +19,7 @@ import threading
 from dataclasses import dataclass, field
 
 from .. import _os
-from ..engines.bell import FileId
+from .._os import FileId
 from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
 from .appending import check_in_place, seal

@@ -17,8 +17,8 @@ from functools import partial
 import anyio
 
 from .. import _os
+from .._os import FileId
 from .._threads import in_thread
-from ..engines.bell import FileId
 from ..engines.seam import Right
 from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError

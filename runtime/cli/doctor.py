@@ -32,9 +32,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from locks.findings import Inspection, Mended, Standing
-from locks.inspection import inspect, sessions_in
-from locks.mending import mend
+from locks.doctor.findings import Inspection, Mended, Standing
+from locks.doctor.inspection import inspect, sessions_in
+from locks.doctor.mending import mend
 from locks.network import network_file_system
 from locks.sidecar.lockfile import Found
 from runtime import log

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from locks import LeaseLost, _os, claim, deadlock, entry, guards, queue, registry, steward, waiting
-from locks.engines.bell import FileId
+from locks._os import FileId
 from locks.engines.kernel import KernelLock
 from locks.sidecar import judge as judging
 from locks.sidecar import lockfile

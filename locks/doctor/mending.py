@@ -19,19 +19,19 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from . import _os
-from .engines.choose import engine_for
-from .engines.seam import Right
-from .entry import Entry
-from .errors import TranscriptError
+from .. import _os
+from ..engines.choose import engine_for
+from ..engines.seam import Right
+from ..entry import Entry
+from ..errors import TranscriptError
+from ..network import refuse
+from ..sidecar import lockfile
+from ..sidecar.lockfile import Found
+from ..sidecar.payload import Terms
+from ..transcript.appending import seal
+from ..transcript.replacing import SUFFIX as NEW
 from .findings import Mended
 from .inspection import TORN, kind_and_size, note_of
-from .network import refuse
-from .sidecar import lockfile
-from .sidecar.lockfile import Found
-from .sidecar.payload import Terms
-from .transcript.appending import seal
-from .transcript.replacing import SUFFIX as NEW
 
 _MOST_MS = 60_000  # that it could take
 _FLAGS = os.O_RDWR | os.O_APPEND | _os.O_NOFOLLOW | _os.O_NONBLOCK | _os.O_NOCTTY | _os.O_CLOEXEC | _os.O_BINARY

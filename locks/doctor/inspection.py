@@ -13,19 +13,19 @@ import os
 import stat
 from contextlib import suppress
 
-from . import _os, process
-from .engines.choose import kernel_locks_work
-from .engines.kernel import KernelLock
-from .engines.seam import Right
-from .errors import TranscriptError
+from .. import _os, process
+from ..engines.choose import kernel_locks_work
+from ..engines.kernel import KernelLock
+from ..engines.seam import Right
+from ..errors import TranscriptError
+from ..sidecar import lockfile, note
+from ..sidecar.judge import LONGEST_S, Verdict
+from ..sidecar.lockfile import Found, Seen, see
+from ..sidecar.payload import parse
+from ..transcript import BrokenLine, read, stream
+from ..transcript.records import header_of, is_record
+from ..transcript.replacing import SUFFIX as NEW
 from .findings import MOST_BROKEN, MOST_WAITING, Inspection, Kind, Standing, State, Tail
-from .sidecar import lockfile, note
-from .sidecar.judge import LONGEST_S, Verdict
-from .sidecar.lockfile import Found, Seen, see
-from .sidecar.payload import parse
-from .transcript import BrokenLine, read, stream
-from .transcript.records import header_of, is_record
-from .transcript.replacing import SUFFIX as NEW
 
 SESSION = ".jsonl"
 TORN = ".torn"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .sidecar.lockfile import Found
-from .transcript import BrokenLine
+from ..sidecar.lockfile import Found
+from ..transcript import BrokenLine
 
 MOST_BROKEN = 5
 """Broken lines that are named; the rest is counted."""
