@@ -229,10 +229,10 @@ def later_records_lost() -> None:
 def deadlock_unseen() -> None:
     """Waits for what waits for it."""
 
-    def chain(self: deadlock.WaitGraph, *args: Any) -> None:
+    def ring(self: deadlock.WaitGraph, *args: Any) -> None:
         reached["deadlock_unseen"] += 1
 
-    plant(deadlock.WaitGraph, "_chain", chain)
+    plant(deadlock.WaitGraph, "_ring", ring)
 
 
 def superseded_unlocked() -> None:
