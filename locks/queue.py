@@ -217,7 +217,8 @@ class RightQueue:
             self.blocked_by = None
             if pause < POLL_MAX_S:
                 # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
-                pause = max(pause, lock.count_before(ticket, POLL_AHEAD_MOST) * POLL_AHEAD_S)
+                ahead = lock.count_before(ticket, POLL_AHEAD_MOST + len(self.passed_over)) - len(self.passed_over)
+                pause = max(pause, ahead * POLL_AHEAD_S)
             self.next_poll = now + min(pause, POLL_MAX_S)
             return None
         self.next_poll = now + min(pause, POLL_MAX_S)
