@@ -79,7 +79,7 @@ def parse(data: bytes) -> Payload | None:
     """What a lock file says; `None` when it is empty or no JSON object. Never raises, whatever is in it."""
     # The standard library's parser, because it takes whatever JavaScript writes, halves of surrogate pairs included:
     # a live owner must not pass for unreadable. Imported here, because most processes never find a lock file.
-    import json  # noqa: PLC0415
+    import json  # noqa: PLC0415 -- see above
 
     try:
         fields = json.loads(data)

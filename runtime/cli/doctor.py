@@ -138,6 +138,7 @@ class _Report:
             self._line("wrong", self._options.directory, [f"on {self._network_fs}, where locks exclude no other host"])
 
     def tell(self, name: str, seen: Inspection, mended: Mended) -> None:
+        """A line for a session that has something to say."""
         texts = [*mended.done, *(f"left alone: {why}" for why in mended.left), *(one.text for one in seen.findings)]
         if not texts:
             return
@@ -150,6 +151,7 @@ class _Report:
         self._line(state, name, texts)
 
     def end(self, summary: _Summary) -> None:
+        """The summary, and what to do next."""
         if not summary.sessions and not summary.wrong and not summary.mended:
             self._output.result("no sessions (*.jsonl) here; subdirectories are not looked into")
             return
