@@ -1,21 +1,33 @@
-"""`python -m benchmarks locks`: prints the figures with their bounds; exits 1 when one is missed."""
+"""`python -m benchmarks SUITE`: prints the figures with their bounds; exits 1 when one is missed."""
 
 from __future__ import annotations
 
-import logging
 import platform
 import sys
-
-import structlog
+from collections.abc import Callable, Mapping
 
 from .between import figures as between
+from .footprint import figures as footprint
 from .inside import help_figure
 from .inside import run as inside
+from .latency import figures as latency
 from .lifetime import figures as lifetime
 from .many import figures as many
-from .measure import table
+from .measure import Figure, quiet, table
+from .throughput import figures as throughput
 
-SUITES = ("locks",)
+
+def locks() -> list[Figure]:
+    """The figures of the lock layer."""
+    return [*inside("asyncio"), *inside("trio"), *lifetime(), *many(), *between(), help_figure()]
+
+
+def lanes() -> list[Figure]:
+    """The figures of the lane scheduler."""
+    return [*throughput(), *latency(), *footprint()]
+
+
+SUITES: Mapping[str, Callable[[], list[Figure]]] = {"locks": locks, "lanes": lanes}
 
 
 def main(argv: list[str]) -> int:
@@ -25,9 +37,9 @@ def main(argv: list[str]) -> int:
             f"usage: python -m benchmarks SUITE; SUITE: {argv[0] if argv else 'missing'}; allowed: {', '.join(SUITES)}"
         )
         return 2
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    quiet()
     print(f"Python {platform.python_version()}, {platform.system()}; medians of ratios taken in turn within one run")
-    found = [*inside("asyncio"), *inside("trio"), *lifetime(), *many(), *between(), help_figure()]
+    found = SUITES[argv[0]]()
     print(table(f"{'figure':68} {'value':>9}     {'bound':>8}", found))
     return 1 if any(figure.reached is False for figure in found) else 0
 

@@ -1,4 +1,4 @@
-"""Inside one process: leases against anyio's and asyncio's locks and portalocker, a run against a bare task."""
+"""Inside one process: leases against anyio's and asyncio's locks and portalocker."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ import anyio
 import portalocker
 from anyio.lowlevel import checkpoint
 
-from lanes import LaneSpec, RunContext
 from locks import LockRegistry
-from runtime import Supervisor
 
 from .measure import Figure, absolute, per_operation, ratio
 
 PAIRS = 4000
 WAITERS, TURNS_EACH = 1000, 4
-RUNS = 1000
 
 
 async def figures(backend: str) -> list[Figure]:
@@ -76,7 +73,6 @@ async def figures(backend: str) -> list[Figure]:
                     at_least=True,
                 )
             )
-        found.append(await _submit(directory, backend))
         return found
 
 
@@ -151,30 +147,6 @@ async def _crowd(make: Callable[[], AbstractAsyncContextManager[Any]]) -> float:
                 group.start_soon(waiter)
 
     return await per_operation(WAITERS * TURNS_EACH, body)
-
-
-async def _submit(directory: str, backend: str) -> Figure:
-    async def work(ctx: RunContext) -> int:
-        return 1
-
-    async with Supervisor(directory, lanes=[LaneSpec("main", priority="foreground")]) as sup:
-
-        async def runs() -> None:
-            for _ in range(RUNS):
-                await sup.submit("main", work).result()
-
-        async def tasks() -> None:
-            async def child(done: anyio.Event) -> None:
-                done.set()
-
-            async with anyio.create_task_group() as group:
-                for _ in range(RUNS):
-                    done = anyio.Event()
-                    group.start_soon(child, done)
-                    await done.wait()
-
-        ours, peer = partial(per_operation, RUNS, runs), partial(per_operation, RUNS, tasks)
-        return await ratio(f"submit → result / a bare start_soon ({backend})", ours, peer, bound=2.0)
 
 
 def help_figure() -> Figure:

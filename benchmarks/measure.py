@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
+
+import structlog
 
 ROUNDS = 5
+CHILD_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ async def ratio(
     ours: Callable[[], Awaitable[float]],
     peer: Callable[[], Awaitable[float]],
     *,
-    bound: float,
+    bound: float | None,
     at_least: bool = False,
     rounds: int = ROUNDS,
 ) -> Figure:
@@ -65,6 +73,32 @@ async def per_operation(count: int, body: Callable[[], Awaitable[None]]) -> floa
     began = time.perf_counter()
     await body()
     return (time.perf_counter() - began) / count
+
+
+def quiet(level: int = logging.ERROR) -> None:
+    """Write no log line below a level: lines cost time, and standard output belongs to the figures."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
+def at_once(module: str, *calls: tuple[str, ...]) -> list[Any]:
+    """What fresh processes print as JSON, one per call of a module with arguments, all running at the same time.
+
+    For figures of memory and CPU time, which are those of one process whatever runs beside it.
+
+    Raises:
+        subprocess.TimeoutExpired: one took longer than `CHILD_S`; all are killed.
+        ValueError: one printed no JSON; standard error says why.
+    """
+    children = [
+        subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+        for arguments in calls
+    ]
+    try:
+        return [json.loads(child.communicate(timeout=CHILD_S)[0]) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def table(title: str, figures: list[Figure]) -> str:

@@ -4,6 +4,7 @@ from .context import RunContext
 from .errors import (
     Draining,
     InvalidLane,
+    LaneBusy,
     LaneError,
     LaneFull,
     RunAbandoned,
@@ -12,21 +13,34 @@ from .errors import (
     RunError,
     RunSuperseded,
     RunTimedOut,
+    WrongThread,
 )
+from .history import Parked
+from .inbox import Inbox
 from .layout import SessionLayout
-from .run import Message, Outcome, Run, RunState, current_run
+from .message import Message
+from .processes import ProcessFailed, ProcessResult
+from .retry import RetrySpec
+from .run import Outcome, Run, RunState, current_run
 from .session import Session
 from .spec import GroupSpec, LaneSpec
+from .tally import Totals
 
 __all__ = [
     "Draining",
     "GroupSpec",
+    "Inbox",
     "InvalidLane",
+    "LaneBusy",
     "LaneError",
     "LaneFull",
     "LaneSpec",
     "Message",
     "Outcome",
+    "Parked",
+    "ProcessFailed",
+    "ProcessResult",
+    "RetrySpec",
     "Run",
     "RunAbandoned",
     "RunAbandonedAfterTimeout",
@@ -38,6 +52,8 @@ __all__ = [
     "RunTimedOut",
     "Session",
     "SessionLayout",
+    "Totals",
+    "WrongThread",
     "current_run",
 ]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from locks import InvalidSession, _clock
+from locks import InvalidSession, LeaseLost, RunEnded, _clock
 
-from .run import Run
+from .inbox import Inbox
+from .processes import ProcessResult, run_process
+from .run import Body, Run
 from .session import Session
 
 if TYPE_CHECKING:
@@ -20,7 +23,11 @@ _CLEANUP_SHARE = 0.95  # of the grace; the rest lets a body whose clean-up was c
 
 
 class RunContext:
-    """The first argument of every body. `run` and `services` are for reading; the rest acts for this run only."""
+    """The first argument of every body. `run` and `services` are for reading; the rest acts for this run only.
+
+    It belongs to one attempt: once that is over, what a left-over task or thread does with it is refused, also while
+    the run is tried again.
+    """
 
     __slots__ = ("_execution", "_session", "run", "services")
 
@@ -58,17 +65,120 @@ class RunContext:
         return self._execution.session(key)
 
     @property
+    def inbox(self) -> Inbox:
+        """What was said to the run since it began (`when_busy="steer"`); what it leaves unread is queued first."""
+        return self._execution.inbox
+
+    @property
     def cancelled(self) -> bool:
         """Whether the run was asked to end. For loops in worker threads, which no cancellation reaches."""
-        return self._execution.ending or self.run.outcome is not None
+        return self._execution.ending or self._execution.over
 
     def emit(self, event: Any) -> None:
         """Hand something to whoever iterates `run.events()`. Never waits; after the end it is dropped and counted."""
-        self.run._emit(event)
+        if self._execution.over:
+            self._execution.owner.late_events_dropped += 1
+            self.run._dropped_events += 1
+        else:
+            self.run._emit(event)
 
     def progress(self) -> None:
         """Say that the run gets on: starts its `idle_timeout` anew, within its hard `timeout`. On the loop's thread."""
         self._execution.progress()
+
+    def submit(
+        self,
+        lane: str,
+        fn: Body,
+        *args: Any,
+        detached: bool = False,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+    ) -> Run:
+        """Queue `fn(ctx, *args)` on a lane, as a child of this run. Never blocks.
+
+        A child is cancelled when its parent ends, however that ends, and has at most the parent's deadline. It never
+        has the parent's turn.
+
+        Args:
+            lane, fn, args, session, turn, timeout, priority: as for `Supervisor.submit`.
+            detached: whether it goes on by itself instead; it only remembers its parent.
+
+        Raises:
+            DeadlockError: it is not detached and would conduct a session that this run, or one above it, conducts.
+            RunEnded, Superseded: this run has ended, or was asked to.
+            Draining, InvalidLane, InvalidSession, LaneFull, LaneBusy: no run exists.
+        """
+        execution = self._execution
+        self._check_alive(lane, detached)
+        return execution.owner.intake.submit(
+            lane,
+            fn,
+            args,
+            session=session,
+            turn=turn,
+            timeout=timeout,
+            priority=priority,
+            bound_to=None if detached else execution,
+        )
+
+    def _check_alive(self, lane: str, detached: bool) -> None:
+        fence = self._execution.fence
+        if fence.closed or self._execution.over:
+            try:
+                fence.check("")
+            except LeaseLost as error:
+                raise type(error)(
+                    f"{fence.holder} has ended: nothing submitted to lane {lane!r:.80}", path="", holder=fence.holder
+                ) from None
+        if self._execution.ending and not detached:
+            raise RunEnded(
+                f"{fence.holder} was asked to end: no child submitted to lane {lane!r:.80}; allowed: detached=True",
+                path="",
+                holder=fence.holder,
+            )
+
+    async def run_process(
+        self,
+        command: Sequence[str | os.PathLike[str]],
+        *,
+        input: bytes | None = None,  # noqa: A002 -- the word of `subprocess.run`
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        output_limit: int = 1_000_000,
+        check: bool = True,
+    ) -> ProcessResult:
+        """Run a program to its end, in a process group of its own that ends with the run. A checkpoint.
+
+        When the run is cancelled, the group gets SIGTERM at once and SIGKILL when the grace is nearly over; when the
+        run is abandoned, SIGKILL. What the program leaves running in its group ends with it.
+
+        Args:
+            command: the program and its arguments; no shell.
+            input: what it reads; nothing by default.
+            cwd, env: as for `subprocess.run`.
+            output_limit: bytes of stdout, and of stderr, that are kept.
+            check: whether an exit code other than 0 raises.
+
+        Raises:
+            ProcessFailed: it could not be started, or ended badly.
+            ValueError: an argument is not allowed; nothing was started.
+        """
+        execution = self._execution
+        if execution.killers is None:
+            execution.killers = set()
+        return await run_process(
+            command,
+            grace_left=execution.grace_left,
+            killers=execution.killers,
+            input=input,
+            cwd=cwd,
+            env=env,
+            output_limit=output_limit,
+            check=check,
+        )
 
     @asynccontextmanager
     async def cleanup(self) -> AsyncIterator[None]:

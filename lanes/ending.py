@@ -17,7 +17,8 @@ from .errors import (
     RunTimedOut,
 )
 from .execution import Execution
-from .run import Outcome, RunState, scrub
+from .run import Outcome, RunState
+from .unframed import scrub
 
 _ERRORS: dict[RunState, type[RunError]] = {
     RunState.TIMED_OUT: RunTimedOut,
@@ -44,15 +45,17 @@ def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, r
         error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
         error.__cause__ = raised
     started = run.started_at
+    ran_s = execution.ran_before_s + (0.0 if started is None else now - started)
     return Outcome(
         state=state,
         value=value,
         error=error,
         reason=reason,
-        waited_s=(now if started is None else started) - run.enqueued_at,
-        ran_s=0.0 if started is None else now - started,
+        waited_s=max(0.0, now - run.enqueued_at - ran_s),
+        ran_s=ran_s,
         late_s=execution.late_s,
         traceback=text,
+        attempts=run.attempt,
     )
 
 
@@ -61,6 +64,9 @@ def deadline_reason(execution: Execution) -> str:
     deadline = execution.run.deadline
     if deadline is not None and deadline < execution.hard_deadline:
         return f"made no progress for {execution.spec.idle_timeout:g} s"
+    parent = execution.parent
+    if parent is not None and parent.hard_deadline == execution.hard_deadline:
+        return f"reached the deadline of its parent, run {parent.run.id}"
     return f"timed out after {execution.timeout:g} s"
 
 

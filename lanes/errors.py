@@ -32,10 +32,24 @@ class LaneFull(LaneError):
     limit: int
 
 
+class LaneBusy(LaneError):
+    """The session is conducted by somebody, or the lane is at its capacity, and the policy is `reject`."""
+
+    retryable = True
+    lane: str
+    session: str | None
+    holder: int | None
+    """The id of the run that conducts the session, if it names one."""
+
+
 class Draining(LaneError):
     """The supervisor is draining, stopped or not yet started: it accepts nothing."""
 
     retryable = True
+
+
+class WrongThread(LaneError, RuntimeError):
+    """Called on a thread that this call is not for; the message names the call that is. Nothing was submitted."""
 
 
 class RunError(Exception):

@@ -16,54 +16,95 @@ from locks.claim import Claim
 from locks.holder import current_fence
 
 from .context import RunContext
+from .inbox import Inbox
 from .run import Run, RunState, _current
 from .session import Session
 
 if TYPE_CHECKING:
-    from .lane import Lane, LaneHost
-    from .spec import LaneSpec, Priority
+    from .checks import Priority
+    from .host import LaneHost
+    from .intake import Intake
+    from .lane import Lane
+    from .message import Message
+    from .spec import LaneSpec
     from .timers import Timer
+    from .waits import Waits
 
 
 class Owner(Protocol):
     """What an execution needs of its scheduler."""
 
     services: Mapping[str, Any]
+    registry: LockRegistry
     new_scope: Callable[[], anyio.CancelScope]
     """Makes a cancel scope on the running loop."""
+    waits: Waits
+    intake: Intake
+    late_events_dropped: int
 
-    def end(self, execution: Execution, state: RunState, reason: str) -> None:
-        """End a queued or running execution for the given cause."""
+    def end(self, execution: Execution, state: RunState, reason: str) -> bool:
+        """End a queued or running execution for the given cause; returns whether this is the cause now."""
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Take note that the body has returned or raised."""
+
+    def message_read(self, execution: Execution, taken: Execution) -> None:
+        """Take note that a body has read a message that was handed to it."""
 
     def session(self, key: str, fence: Fence) -> Session:
         """A session for a run."""
 
 
 class Execution:
-    """The scheduler's side of a run.
+    """The scheduler's side of a run: one attempt at it. A run that is tried again gets a new one.
 
     Invariants: `cause` is set once, by the first thing that asks the run to end, and decides its state; `claim` is held
-    exactly while the run may conduct its session; `timer` is the one instant that the scheduler looks at it next.
+    exactly while the run may conduct its session; `timer` is the one instant that the scheduler looks at it next, and
+    `hold_timer`, while it is queued, the instant before which it must not start; `over` is set once, when the attempt
+    has its outcome.
     """
 
     # Defaults live on the class: one is made per run, and most of these never change.
+    over = False
     is_ready = False
-    """Whether it stands in its lane's `ready`."""
+    """Whether it needs nothing but a place and a slot."""
+    has_slot = False
     began = False
     """Whether its body was started."""
+    in_line = False
+    """Whether it stands in the queue of its session."""
+    joined = 0
+    """Messages that came to it while it was queued."""
+    goes_first = False
+    """Whether nobody may go before it, and nobody may ask it to give way: it resets its session."""
+    held_until = -math.inf
+    """When it may start: its sender may say more, or its last attempt has just failed."""
+    hold_at_most = math.inf
     hard_deadline = math.inf
     late_s = 0.0
+    ran_before_s = 0.0
+    """Seconds that earlier attempts ran."""
     cause: tuple[RunState, str] | None = None
+    successor: Execution | None = None
+    """Who superseded it."""
     claim: Claim | None = None
     timer: Timer | None = None
+    hold_timer: Timer | None = None
     turn_scope: anyio.CancelScope | None = None
     """The wait for a turn that another process has."""
     host: LaneHost | None = None
     task: anyio.TaskHandle[None] | None = None
     _body_scope: anyio.CancelScope | None = None
+    parent: Execution | None = None
+    """The run that it ends with; `None` for those that nobody else bounds."""
+    children: dict[Execution, None] | None = None
+    steered_into: Execution | None = None
+    """Whose inbox its message went into."""
+    answering: list[Execution] | None = None
+    """Those whose messages the body has read from its inbox: they share its outcome."""
+    _inbox: Inbox | None = None
+    killers: set[Callable[[], None]] | None = None
+    """What ends the processes that it runs."""
 
     def __init__(
         self,
@@ -73,27 +114,62 @@ class Execution:
         *,
         body: Callable[..., Any],
         args: tuple[Any, ...],
+        messages: list[Message] | None,
         context: Context,
         fence: Fence,
         file: str | None,
         timeout: float,
         urgency: Priority,
     ) -> None:
-        self._owner = owner
+        self.owner = owner
         self.run = run
         self.lane = lane
         self.spec: LaneSpec = lane.spec
         self.body: Callable[..., Any] | None = body
         self.args = args
+        self.messages = messages
+        """What its handler answers; `None` for work that is no message."""
         self.context: Context | None = context
         self.fence = fence
         self.file = file
         """The transcript whose turn it needs, if it conducts one."""
         self.timeout = timeout
+        self.given_urgency = urgency
+        """Its class, as submitted."""
         self.urgency = urgency
+        """Its class for admission: while it is queued, at least that of the most urgent who waits for its session."""
+        self.rank = run.id
+        """Its place in the queue of its lane: the lowest goes first."""
 
     def __lt__(self, other: Execution) -> bool:
         return self.run.id < other.run.id
+
+    def __repr__(self) -> str:
+        return f"<Execution of {self.run!r}>"
+
+    @property
+    def route(self) -> Any:
+        """Where its answer goes."""
+        return self.messages[0].route if self.messages else None
+
+    def is_queued(self) -> bool:
+        """Whether it has not started."""
+        return self.run.state is RunState.QUEUED
+
+    def is_underway(self) -> bool:
+        """Whether it runs, and may be talked to or asked to give way."""
+        return not self.goes_first and self.run.state is RunState.RUNNING and self.cause is None and not self.over
+
+    @property
+    def inbox(self) -> Inbox:
+        """What is said to it while it runs."""
+        if self._inbox is None:
+            self._inbox = Inbox(partial(self.owner.message_read, self))
+        return self._inbox
+
+    def unread(self) -> list[Execution]:
+        """Close the inbox; returns what was not read."""
+        return self._inbox.close() if self._inbox is not None else []
 
     @property
     def ending(self) -> bool:
@@ -102,20 +178,33 @@ class Execution:
 
     def is_over(self) -> bool:
         """Whether its run has an outcome. A call, so that no reader takes the answer to outlive an `await`."""
-        return self.run.outcome is not None
+        return self.over
 
     def ask_to_end(self, state: RunState, reason: str) -> bool:
         """Ask it to end; returns `False` when something else has asked before, or it is over."""
-        if self.cause is not None or self.run.outcome is not None:
-            return False
-        self._owner.end(self, state, reason)
-        return True
+        return self.owner.end(self, state, reason)
+
+    def ask_children_to_end(self, why: str) -> None:
+        """Ask what it has submitted, and bounds, to end."""
+        if self.children:
+            for child in reversed(list(self.children)):
+                child.ask_to_end(RunState.CANCELLED, f"ended with its parent, run {self.run.id} ({why})")
+
+    async def wait_for(self, run: Run, ended: anyio.Event) -> None:
+        """Wait for another run, in one of this run's tasks. A checkpoint.
+
+        Raises:
+            DeadlockError: as `Run.wait`.
+        """
+        await self.owner.waits.wait(self, run, ended)
 
     def begin(self) -> None:
         """Set the deadlines: they count from here."""
         run, now = self.run, _clock.clock.now()
-        run.state, run.started_at = RunState.RUNNING, now
+        run.state, run.started_at, run.reason = RunState.RUNNING, now, ""
         self.hard_deadline = now + self.timeout
+        if self.parent is not None and self.parent.hard_deadline < self.hard_deadline:
+            self.hard_deadline = self.parent.hard_deadline
         idle = self.spec.idle_timeout
         run.deadline = self.hard_deadline if idle is None else min(self.hard_deadline, now + idle)
         self.fence.deadline = self.hard_deadline
@@ -167,6 +256,8 @@ class Execution:
 
     def cancel_body(self) -> None:
         """Cancel the body; it may clean up and write until its fence closes."""
+        if self._inbox is not None:
+            self._inbox.shut()
         if self.task is not None:
             self.task.cancel()
 
@@ -174,6 +265,8 @@ class Execution:
         """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
         if self._body_scope is not None:
             self._body_scope.shield = True
+        for kill in list(self.killers or ()):
+            kill()
 
     def tell_body_again(self) -> None:
         """Let the cancellation of the whole loop reach an abandoned body."""
@@ -182,7 +275,7 @@ class Execution:
 
     def session(self, key: str) -> Session:
         """A session, bound to this run's permission to write."""
-        return self._owner.session(key, self.fence)
+        return self.owner.session(key, self.fence)
 
     async def conduct(self) -> None:
         """Run the body as a task of its own; contains everything it raises.
@@ -191,28 +284,59 @@ class Execution:
         body is not cancelled over and over.
         """
         run, body = self.run, self.body
-        if run.outcome is not None or body is None:
+        if self.over or body is None:
             return  # it was abandoned before the loop came to start it
         if self.cause is not None:
-            self._owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
+            self.owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
             return
         self.began = True
         _current.set(run)
         current_fence.set(self.fence)
         self.fence.task = current_task()
+        args = self.args if self.messages is None else (list(self.messages),)
         value: Any = None
         error: BaseException | None = None
         try:
-            with self._owner.new_scope() as self._body_scope:
-                value = await body(RunContext(self, self._owner.services), *self.args)
+            with self.owner.new_scope() as self._body_scope:
+                value = await body(RunContext(self, self.owner.services), *args)
         except BaseException as raised:
             error = raised
         try:
-            self._owner.body_ended(self, value, error)
+            self.owner.body_ended(self, value, error)
             if isinstance(error, KeyboardInterrupt):
                 raise error  # not the run's own: someone ends the whole process
             # A cancellation that is nobody's here (a native `task.cancel()`) ends the run, and must not end the lane.
         finally:
-            del value, error, body  # a frame that is its own traceback's end would need the garbage collector
-            self.body, self.args, self.context = None, (), None
+            del value, error, body, args  # a frame that is its own traceback's end would need the garbage collector
+            self.forget()
             self.fence.task = None
+
+    def forget(self) -> None:
+        """Let go of what the body was called with."""
+        self.body, self.args, self.context, self.messages = None, (), None, None
+
+    def next_attempt(self, fence: Fence) -> Execution:
+        """The execution that tries the same run again. Each has a permission to write, and an inbox, of its own."""
+        assert self.body is not None and self.context is not None
+        again = Execution(
+            self.owner,
+            self.run,
+            self.lane,
+            body=self.body,
+            args=self.args,
+            messages=self.messages,
+            context=self.context,
+            fence=fence,
+            file=self.file,
+            timeout=self.timeout,
+            urgency=self.given_urgency,
+        )
+        again.joined = self.joined
+        started = self.run.started_at
+        again.ran_before_s = self.ran_before_s + (0.0 if started is None else _clock.clock.now() - started)
+        again.parent, self.run._execution = self.parent, again
+        if self.parent is not None and self.parent.children is not None:
+            self.parent.children.pop(self, None)
+            self.parent.children[again] = None
+        self.forget()
+        return again

@@ -2,41 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
 from locks._events import described, log
 
+from .message import Message
 from .run import Run
 
 Hook = Callable[[Run], Any]
 
 
 class Hooks:
-    """The host's functions; an exception in one is logged, and that is all it does."""
+    """The host's functions; an exception in one is logged, and that is all it does.
 
-    __slots__ = ("_on_end", "_on_start")
+    Each is called in a copy of the supervisor's own context, lest it sees the variables of the run in which something
+    happened to end.
+    """
 
-    def __init__(self, on_start: Hook | None, on_end: Hook | None) -> None:
+    __slots__ = ("_on_end", "_on_start", "_on_wait", "context")
+
+    def __init__(self, on_start: Hook | None, on_end: Hook | None, on_wait: Hook | None) -> None:
         self._on_start = on_start
         self._on_end = on_end
+        self._on_wait = on_wait
+        self.context = Context()
 
-    def started(self, run: Run, context: Context) -> None:
+    def started(self, run: Run) -> None:
         """A run starts; its state is `running`, its body has not begun."""
         if self._on_start is not None:
-            _call(self._on_start, run, context)
+            self._call(self._on_start, run)
 
-    def ended(self, run: Run, context: Context) -> None:
+    def ended(self, run: Run) -> None:
         """A run has its outcome."""
         if self._on_end is not None:
-            _call(self._on_end, run, context)
+            self._call(self._on_end, run)
 
+    def waits(self, run: Run) -> None:
+        """A run that was submitted did not start at once."""
+        if self._on_wait is not None:
+            self._call(self._on_wait, run)
 
-def _call(hook: Hook, run: Run, context: Context) -> None:
-    """In a copy of `context`, lest a hook sees the variables of the run in which something happened to end."""
-    try:
-        context.copy().run(hook, run)
-    except Exception as error:
-        name = getattr(hook, "__qualname__", type(hook).__name__)
-        log("hook_failed", level="error", hook=name, run=run.id, error=described(error))
+    def dropped(self, hook: Callable[[Run, Sequence[Message]], Any] | None, run: Run, messages: list[Message]) -> Any:
+        """A run was dropped from a full queue; returns what the lane's `on_drop` has made of its messages."""
+        return None if hook is None else self._call(hook, run, tuple(messages))
+
+    def _call(self, hook: Callable[..., Any], run: Run, *more: Any) -> Any:
+        try:
+            return self.context.copy().run(hook, run, *more)
+        except Exception as error:
+            name = getattr(hook, "__qualname__", type(hook).__name__)
+            log("hook_failed", level="error", hook=name, run=run.id, error=described(error))
+            return None

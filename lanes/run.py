@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
-from collections import deque
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.lowlevel import checkpoint
 
+from locks._loop import on_loop_thread
+
+from .errors import WrongThread
+from .events import EventStream
+from .unframed import copied
+
 if TYPE_CHECKING:
     from .execution import Execution
 
 _current: ContextVar[Run | None] = ContextVar("lanes.current_run", default=None)
-_TRACEBACK_CHARS = 20_000
+
+Body = Callable[..., Any]
 
 
 def current_run() -> Run | None:
@@ -26,7 +32,7 @@ def current_run() -> Run | None:
 
 
 class RunState(StrEnum):
-    """Where a run stands; it moves down this list, never up."""
+    """Where a run stands. It moves down this list; only one that is tried again is queued again."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -44,15 +50,6 @@ class RunState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """What is posted to a session."""
-
-    body: Any
-    route: Any = None
-    """Where the answer goes; messages of different routes are never answered together."""
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended. Holds no frames of its body."""
 
@@ -64,19 +61,21 @@ class Outcome:
     reason: str = ""
     """Why, in words: `timed out after 300 s`."""
     waited_s: float = 0.0
-    """From being submitted to the start, or to the end if it never started."""
+    """Seconds in the queue: from being submitted to the start, or to the end without one; and between attempts."""
     ran_s: float = 0.0
-    """From the start to the end, or to being abandoned."""
+    """Seconds running, to the end or to being abandoned; over all attempts."""
     late_s: float = 0.0
     """How long after the deadline the deadline was acted upon; more than a few ms means that the loop was blocked."""
     traceback: str | None = None
     """The body's traceback, as text."""
+    attempts: int = 1
+    """How often the body was called at most: more than one where the lane has a `retry`."""
 
 
 class Run:
     """A piece of work on a lane. Made by `submit` and `post`; all its fields are for reading.
 
-    To be used on the event loop's thread.
+    To be used on the event loop's thread, but for `result_sync`.
     """
 
     __slots__ = (
@@ -85,10 +84,14 @@ class Run:
         "_ended",
         "_execution",
         "_streams",
+        "_threads",
+        "answered_by",
+        "attempt",
         "deadline",
         "enqueued_at",
         "id",
         "lane",
+        "lineage",
         "outcome",
         "parent",
         "reason",
@@ -96,10 +99,11 @@ class Run:
         "started_at",
         "state",
         "turn",
+        "wait_deadline",
     )
 
     def __init__(
-        self, run_id: int, lane: str, session: str | None, turn: bool, parent: int | None, enqueued_at: float
+        self, run_id: int, lane: str, session: str | None, turn: bool, parent: Run | None, enqueued_at: float
     ) -> None:
         self.id = run_id
         """Counts up within a supervisor."""
@@ -107,19 +111,31 @@ class Run:
         self.session = session
         """The session that it conducts (`turn`) or may append to."""
         self.turn = turn
-        self.parent = parent
+        self.parent: int | None = None
         """The id of the run that submitted it."""
+        self.lineage: tuple[int, ...] = ()
+        """The ids of the runs above it, the first one first; `parent` is the last."""
+        if parent is not None:
+            self.parent, self.lineage = parent.id, (*parent.lineage, parent.id)
         self.state = RunState.QUEUED
         self.reason = ""
-        """Why it was asked to end, once it was."""
+        """Why it was asked to end, once it was; why it waits to be tried again."""
+        self.attempt = 1
+        """Which call of its body this is."""
+        self.answered_by: int | None = None
+        """The id of the run into whose inbox its message went, while that one may answer it (`when_busy="steer"`)."""
         self.enqueued_at = enqueued_at
+        self.wait_deadline: float | None = None
+        """When it gives up waiting (`time.monotonic`): the wait budget, from being submitted."""
         self.started_at: float | None = None
         self.deadline: float | None = None
-        """When it is cancelled at the latest (`time.monotonic`); set at the start, moved by `progress()`."""
+        """When it is cancelled at the latest (`time.monotonic`): the run budget; set at the start, moved by
+        `progress()`."""
         self.outcome: Outcome | None = None
         self._execution: Execution | None = None
         self._ended: anyio.Event | None = None
-        self._streams: list[_EventStream] = []
+        self._streams: list[EventStream] | None = None
+        self._threads: list[threading.Event] | None = None
         self._dropped_events = 0
 
     def __repr__(self) -> str:
@@ -130,33 +146,63 @@ class Run:
     async def wait(self) -> Outcome:
         """Wait until the run has ended, or was abandoned; never raises what the run raised. A checkpoint.
 
-        Cancelling the waiter leaves the run as it is.
+        Cancelling the waiter leaves the run as it is. A run that waits for another one in its own task (not in a child
+        task) lends its group slot meanwhile, and takes one again before it goes on.
+
+        Raises:
+            DeadlockError: the run can only end after the run that wants to wait for it. Nothing has changed.
         """
         if self.outcome is None:
             if self._ended is None:
                 self._ended = anyio.Event()
-            await self._ended.wait()
+            waiter = _current.get()
+            asking = waiter._execution if waiter is not None else None
+            if asking is None:
+                await self._ended.wait()
+            else:
+                await asking.wait_for(self, self._ended)
             assert self.outcome is not None
         else:
             await checkpoint()
         return self.outcome
 
     async def result(self) -> Any:
-        """Wait for the run and return what its body returned. A checkpoint.
+        """Wait for the run and return what its body returned. A checkpoint; waits as `wait` does.
 
         Raises:
             RunError: it timed out, was cancelled, superseded or abandoned.
             Exception: whatever the body raised.
+            DeadlockError: as `wait`.
         """
-        outcome = await self.wait()
-        if outcome.error is None:
-            return outcome.value
-        raise _copy(outcome.error)
+        return _value_of(await self.wait())
+
+    def result_sync(self, timeout: float | None = None) -> Any:
+        """As `result`, from another thread, which it blocks.
+
+        Args:
+            timeout: seconds to wait at most; `None`: until the run has ended, which its own deadline bounds.
+
+        Raises:
+            What `result` raises, and besides:
+            WrongThread: on an event loop's thread, which it would block.
+            TimeoutError: the run goes on.
+        """
+        if on_loop_thread():
+            raise WrongThread("result_sync would block the event loop; use `await run.result()` there")
+        ended = threading.Event()
+        if self._threads is None:
+            self._threads = []
+        self._threads.append(ended)
+        if self.outcome is None and not ended.wait(timeout):  # looked at after the append: `_end` misses nobody
+            raise TimeoutError(f"run {self.id} on lane {self.lane} has not ended within {timeout:g} s")
+        assert self.outcome is not None
+        return _value_of(self.outcome)
 
     def cancel(self, reason: str = "cancelled") -> bool:
         """Ask the run to end; returns whether it could still be asked. It ends within its lane's grace.
 
-        A queued one ends at once and never starts.
+        A queued one ends at once and never starts. One whose message another run has taken (`answered_by`) asks that
+        one to end.
         """
         execution = self._execution
         return execution is not None and execution.ask_to_end(RunState.CANCELLED, reason)
@@ -164,19 +210,28 @@ class Run:
     def events(self, buffer: int = 256) -> AsyncIterator[Any]:
         """What the body emits from now on, until the run has ended.
 
-        A reader that falls more than `buffer` events behind misses the oldest; it never slows the run.
+        Args:
+            buffer: events that are kept for this reader; one that falls further behind misses the oldest. It never
+                slows the run.
+
+        Raises:
+            InvalidLane: `buffer` is no whole number from 1.
         """
-        stream = _EventStream(self, buffer)
+        stream = EventStream(self, buffer)
         if self.outcome is None:
+            if self._streams is None:
+                self._streams = []
             self._streams.append(stream)
         return stream.read()
 
     def _emit(self, event: Any) -> None:
-        if self.outcome is not None:
-            self._dropped_events += 1
-            return
-        for stream in self._streams:
-            stream.put(event)
+        if self._streams is not None:
+            for stream in self._streams:
+                stream.put(event)
+
+    def _forget_stream(self, stream: EventStream) -> None:
+        if self._streams is not None and stream in self._streams:
+            self._streams.remove(stream)
 
     def _end(self, outcome: Outcome) -> None:
         """Record how it ended and wake whoever waits. Called once."""
@@ -185,86 +240,16 @@ class Run:
         self._execution = None
         if self._ended is not None:
             self._ended.set()
-        streams, self._streams = self._streams, []
-        for stream in streams:
-            stream.wake()
+        if self._streams is not None:
+            streams, self._streams = self._streams, None
+            for stream in streams:
+                stream.wake()
+        if self._threads is not None:
+            for waiter in self._threads:
+                waiter.set()
 
 
-class _EventStream:
-    """One reader's buffer."""
-
-    __slots__ = ("_buffer", "_more", "_run", "dropped")
-
-    def __init__(self, run: Run, buffer: int) -> None:
-        if buffer < 1:
-            raise ValueError(f"buffer: {buffer!r} is not allowed; allowed: 1 and more")
-        self._run = run
-        self._buffer: deque[Any] = deque(maxlen=buffer)
-        self._more = anyio.Event()
-        self.dropped = 0
-
-    def put(self, event: Any) -> None:
-        self.dropped += len(self._buffer) == self._buffer.maxlen
-        self._buffer.append(event)
-        self.wake()
-
-    def wake(self) -> None:
-        self._more.set()
-
-    async def read(self) -> AsyncIterator[Any]:
-        """Yield what is emitted until the run has ended; closing it takes the buffer off the run."""
-        try:
-            while True:
-                while self._buffer:
-                    yield self._buffer.popleft()
-                if self._run.outcome is not None:
-                    return
-                self._more = anyio.Event()
-                await self._more.wait()
-        finally:
-            if self in self._run._streams:
-                self._run._streams.remove(self)
-
-
-def _copy(error: BaseException) -> BaseException:
-    """An exception of its own for each who waits: raising the outcome's would hang the waiter's frames on it.
-
-    Made without the class's `__init__`, whose arguments nobody knows.
-    """
-    kind = type(error)
-    try:
-        if isinstance(error, BaseExceptionGroup):
-            again: BaseException = error.derive(error.exceptions)
-        else:
-            again = kind.__new__(kind, *error.args)
-            again.args = error.args
-        again.__dict__.update(error.__dict__)
-    except Exception:
-        return error.with_traceback(None)  # cannot be copied; better the same one than none
-    again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
-    return again
-
-
-def scrub(error: BaseException) -> str:
-    """Take the frames off an exception and all it refers to; returns its traceback as text."""
-    try:
-        text = "".join(traceback.format_exception(error, limit=-30))[-_TRACEBACK_CHARS:]
-    except Exception as second:
-        text = f"{type(error).__name__} (its traceback cannot be written: {second!r})"
-    todo: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while todo:
-        one = todo.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        one.__traceback__ = None
-        if isinstance(one, AttributeError):
-            one.obj = None  # it may be the whole context of the run
-        todo += (one.__cause__, one.__context__)
-        if isinstance(one, BaseExceptionGroup):
-            todo += one.exceptions
-    return text
-
-
-Body = Callable[..., Any]
+def _value_of(outcome: Outcome) -> Any:
+    if outcome.error is None:
+        return outcome.value
+    raise copied(outcome.error)

@@ -1,17 +1,17 @@
-"""The scheduler: from a submitted piece of work to its outcome.
+"""The scheduler: from a queued piece of work to its outcome.
 
-How a run moves. `submit` makes an execution and queues it on its lane and, if it conducts a session, for the session's
-turn. At the front of its session it is *ready*; a ready one is admitted when its lane has a place and its group a slot;
-admitted, it takes the session's turn in the lock registry (another process may have it: then it gives place and slot
-back and waits outside) and starts. Whatever asks it to end goes through `end`, whoever lets go of it goes through
-`_leave`; both are synchronous, so no cancellation can come in between.
+How a run moves. `Intake` makes an execution, and `queue` puts it on its lane and, if it conducts a session, into the
+session's queue. At the front of its session, and not held back, it is *ready*; a ready one is admitted when its lane
+has a place and its group a slot; admitted, it takes the session's turn in the lock registry (another process may have
+it: then it gives place and slot back and waits outside) and starts. Whatever asks it to end goes through `end`, whoever
+lets go of it goes through `_leave`; both are synchronous, so no cancellation can come in between. A run that is tried
+again leaves like one that has ended, but for its place in the session, and its next attempt is a new execution.
 """
 
 from __future__ import annotations
 
 import contextvars
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from itertools import count
@@ -20,22 +20,28 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from locks import Fence, LeaseLost, LockRegistry, Right, _clock
+from locks import Fence, LeaseLost, LockRegistry, Right, RunEnded, Superseded, _clock
 from locks._events import described, log
 from locks._loop import scope_type
 
 from .admission import Group
+from .checks import Priority
 from .ending import deadline_reason, fields, log_timeout, outcome_of, queue_reason
-from .errors import Draining, InvalidLane, LaneFull
 from .execution import Execution
-from .hooks import Hook, Hooks
-from .lane import Lane, LaneHost, spawn
-from .layout import SessionLayout, session_of_lane
-from .run import Body, Run, RunState, current_run
+from .history import History
+from .hooks import Hooks
+from .host import LaneHost, spawn
+from .intake import Intake
+from .lane import Lane
+from .layout import SessionLayout
+from .pace import Pace
+from .run import Run, RunState
 from .session import Session
-from .spec import Priority, SpecTable, priority, seconds
+from .stacks import stack_of
+from .table import SpecTable
 from .timers import Timers
 from .turns import Turns
+from .waits import Waits
 
 _LEAST_GRACE_S = 0.02
 
@@ -53,8 +59,7 @@ class Scheduler:
         layout: SessionLayout,
         *,
         keep_outcomes: int = 1000,
-        on_run_start: Hook | None = None,
-        on_run_end: Hook | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         self.specs = specs
         self.registry = registry
@@ -62,137 +67,165 @@ class Scheduler:
         self.services: Mapping[str, Any] = {}
         self.new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
         self.accepting = False
-        """Whether `submit` takes work."""
+        """Whether work is taken from outside."""
         self.starting = False
-        """Whether queued work is started."""
+        """Whether queued work is started. While it is not, children of running runs are."""
         self.lanes: dict[str, Lane] = {}
         self.groups = {name: Group(spec) for name, spec in specs.groups.items()}
         self.turns = Turns()
         self.live: dict[int, Execution] = {}
-        self.abandoned: set[Execution] = set()
+        self.bodies: dict[Execution, None] = {}
+        """Those that hold a place, in the order in which they started."""
+        self.history = History(keep_outcomes)
+        self.abandoned: dict[Execution, tuple[float, str]] = {}
+        """Bodies that ignored their cancellation and still run: since when, and where they stood then."""
         self.late_writes_refused = 0
+        self.late_events_dropped = 0
         self._refusals = threading.Lock()
         self.ended: dict[RunState, int] = dict.fromkeys((s for s in RunState if s.ended), 0)
         self.timers = Timers()
-        self._finished: OrderedDict[int, Run] = OrderedDict()
-        self._keep = keep_outcomes
-        self._hooks = Hooks(on_run_start, on_run_end)
-        self._ids = count(1)
+        self.pace = Pace()
+        self.waits = Waits(self.turns, self.live, registry, self.groups, self.admit_group)
+        self.hooks = hooks or Hooks(None, None, None)
+        self.intake = Intake(self)
         self._group: TaskGroup | None = None
         self._to_admit: dict[Group, None] = {}
         """Groups in which something may start."""
         self._admitting = False
+        self._paced: set[Group] = set()
+        """Groups that a timer will look at again, since admission is slowed."""
         self._calm: anyio.Event | None = None
         self._gone: anyio.Event | None = None
-        self._own_context = contextvars.Context()
+        self._front_ranks = count(-1, -1)
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the task group whose children are the lanes, until cancelled."""
-        async with anyio.create_task_group() as group:
-            self._group = group
-            self._own_context = contextvars.copy_context()
-            self.new_scope = scope_type()
-            task_status.started()
-            await self.timers.serve()
+        self.registry.wait_sources.append(self.waits.tasks_before)
+        try:
+            async with anyio.create_task_group() as group:
+                self._group, self.intake.thread = group, threading.get_ident()
+                self.hooks.context = contextvars.copy_context()
+                self.new_scope = scope_type()
+                task_status.started()
+                await self.timers.serve()
+        finally:
+            self._group = None
+            self.registry.wait_sources.remove(self.waits.tasks_before)
 
-    def _context(self) -> contextvars.Context:
-        """The variables of whoever started the supervisor, not those of the run in which it happens to be called."""
-        return self._own_context.copy()
+    @property
+    def serving(self) -> bool:
+        """Whether anything can start."""
+        return self._group is not None
 
-    # Submitting
+    # Queueing
 
-    def submit(
-        self,
-        lane: str,
-        body: Body,
-        args: tuple[Any, ...],
-        *,
-        session: str | None = None,
-        turn: bool = True,
-        timeout: float | None = None,
-        priority_name: str | None = None,
-    ) -> Run:
-        """Queue a piece of work. Never blocks.
+    def queue(self, execution: Execution, *, first: bool = False) -> None:
+        """Put a new execution where it has to wait, and start it if it need not.
 
-        Raises:
-            Draining: nothing is accepted now.
-            InvalidLane: the lane is unknown, or a value is not allowed.
-            InvalidSession: the session's key is not allowed.
-            LaneFull: the lane's queue has reached its limit.
+        Args:
+            first: before everybody who waits for its session, or for its lane.
         """
-        if not self.accepting:
-            raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
-        if not callable(body):
-            raise InvalidLane(f"fn: {body!r:.80} cannot be called; allowed: an async function that takes the context")
-        name: object = lane
-        queue = self.lanes.get(name) if isinstance(name, str) else None
-        if queue is None:
-            queue = Lane(lane, self.specs.find(lane))
-        spec = queue.spec
-        session = session_of_lane(lane, session)
-        file = self.layout.file_of(session) if session is not None else None
-        hard = spec.timeout if timeout is None else seconds("timeout", timeout)
-        if spec.idle_timeout is not None and spec.idle_timeout > hard:
-            raise InvalidLane(
-                f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), "
-                "which it would hide"
-            )
-        urgency = queue.urgency if priority_name is None else priority(priority_name)
-        needs_turn = file if turn else None
-        if (
-            spec.queue_limit is not None
-            and len(queue.queued) >= spec.queue_limit
-            and not self._would_start(queue, needs_turn, urgency)
-        ):
-            raise LaneFull(
-                f"lane {lane!r} is full: {len(queue.queued)} queued; allowed: {spec.queue_limit} (queue_limit)",
-                lane=lane,
-                queued=len(queue.queued),
-                limit=spec.queue_limit,
-            )
-        now = _clock.clock.now()
-        parent = current_run()
-        if parent is not None and parent.outcome is not None:
-            parent = None
-        run = Run(next(self._ids), lane, session, turn and session is not None, parent.id if parent else None, now)
-        execution = Execution(
-            self,
-            run,
-            queue,
-            body=body,
-            args=args,
-            context=contextvars.copy_context(),
-            fence=Fence(lane=lane, run_id=run.id, on_refused=self._refused),
-            file=needs_turn,
-            timeout=hard,
-            urgency=urgency,
-        )
-        run._execution = execution
-        self._queue(execution)
-        return run
-
-    def _would_start(self, lane: Lane, file: str | None, urgency: Priority) -> bool:
-        """Whether one more would start at once, so that a limit of 0 means: no waiting, not: no work."""
-        return (
-            self.starting
-            and not lane.queued
-            and len(lane.running) < lane.spec.capacity
-            and (file is None or self.turns.front(file) is None)
-            and self.groups[lane.spec.group].would_start(urgency)
-        )
-
-    def _queue(self, execution: Execution) -> None:
-        run, lane, spec = execution.run, execution.lane, execution.spec
+        run, lane = execution.run, execution.lane
         self.lanes[lane.name] = lane
         self.live[run.id] = execution
-        lane.queued.add(execution)
-        if spec.queue_timeout is not None:
-            execution.timer = self.timers.at(
-                run.enqueued_at + spec.queue_timeout, partial(self._queue_timeout, execution)
-            )
-        if execution.file is None or self.turns.join(execution.file, execution):
-            lane.make_ready(execution)
-            self._admit(lane)
+        lane.enqueue(execution)
+        if run.wait_deadline is not None:
+            execution.timer = self.timers.at(run.wait_deadline, partial(self._queue_timeout, execution))
+        self._stand_in_line(execution, first=first)
+        if run.state is RunState.QUEUED and run.outcome is None:
+            self.hooks.waits(run)
+
+    def hand_over(self, execution: Execution, target: Execution) -> None:
+        """Put a new execution's message into the inbox of a run that is under way; it is queued if it stays unread."""
+        run, lane = execution.run, execution.lane
+        self.lanes[lane.name] = lane
+        self.live[run.id] = execution
+        lane.enqueue(execution)
+        if run.wait_deadline is not None:
+            execution.timer = self.timers.at(run.wait_deadline, partial(self._queue_timeout, execution))
+        execution.steered_into = target
+        run.answered_by = target.run.id
+        target.inbox.put(execution)
+        self.hooks.waits(run)
+
+    def message_read(self, execution: Execution, taken: Execution) -> None:
+        """A body has read a message from its inbox: whoever sent it gets what that body's run ends with."""
+        self.timers.cancel(taken.timer)
+        taken.lane.forget(taken)
+        run = taken.run
+        run.state, run.started_at, run.deadline = RunState.RUNNING, _clock.clock.now(), execution.run.deadline
+        if execution.answering is None:
+            execution.answering = []
+        execution.answering.append(taken)
+
+    def _stand_in_line(self, execution: Execution, *, first: bool = False) -> None:
+        file = execution.file
+        if first:
+            execution.rank = next(self._front_ranks)
+        if file is None:
+            self._make_ready(execution)
+            return
+        execution.in_line = True
+        if first:
+            behind = self.turns.join_next(file, execution)
+            if behind is not None:
+                self._hold_back(behind)
+            at_front = self.turns.front(file) is execution
+        else:
+            at_front = self.turns.join(file, execution)
+        if at_front:
+            self._make_ready(execution)
+        else:
+            self._lend_priority(file)
+
+    def _lend_priority(self, file: str) -> None:
+        """Give who is at the front of a session the class of the most urgent one that waits behind it."""
+        front = self.turns.front(file)
+        assert front is not None
+        urgency = self.turns.most_urgent(file)
+        if not front.is_queued() or urgency >= front.urgency:
+            return
+        front.urgency, front.rank = urgency, next(self._front_ranks)
+        if front.is_ready:
+            front.lane.make_unready(front)
+            front.lane.make_ready(front)
+            self.groups[front.spec.group].offer(front.lane)
+
+    def _hold_back(self, execution: Execution) -> None:
+        """Somebody goes before one that was at the front of its session: it waits for its turn again."""
+        execution.lane.make_unready(execution)
+        execution.urgency = execution.given_urgency
+        self.timers.cancel(execution.hold_timer)
+        if execution.turn_scope is not None:
+            execution.turn_scope.cancel()
+            execution.turn_scope = None
+        self.groups[execution.spec.group].offer(execution.lane)
+
+    def may_start(self, execution: Execution) -> bool:
+        """Whether it may be started at all: draining starts nothing but children of what runs."""
+        return self.starting or (execution.parent is not None and not execution.parent.over)
+
+    def _make_ready(self, execution: Execution) -> None:
+        """One that has its session's turn before it, if it needs one: let it start when it may."""
+        if not self.may_start(execution):
+            return
+        if execution.in_line and execution.file is not None:
+            urgency = self.turns.most_urgent(execution.file)
+            if urgency < execution.urgency:
+                execution.urgency, execution.rank = urgency, next(self._front_ranks)
+        if execution.held_until > _clock.clock.now():
+            self.timers.cancel(execution.hold_timer)
+            execution.hold_timer = self.timers.at(execution.held_until, partial(self._let_go, execution))
+            return
+        execution.lane.make_ready(execution)
+        self._admit(execution.lane)
+
+    def _let_go(self, execution: Execution) -> None:
+        """The instant has come before which an execution must not start; or it was moved on."""
+        if execution.over or not execution.is_queued():
+            return
+        if self._is_next(execution):
+            self._make_ready(execution)
 
     # Starting
 
@@ -200,6 +233,10 @@ class Scheduler:
         """Start whatever may start now in the lane's group."""
         group = self.groups[lane.spec.group]
         group.offer(lane)
+        self.admit_group(group)
+
+    def admit_group(self, group: Group) -> None:
+        """Start whatever may start now in a group."""
         self._to_admit[group] = None
         if self._admitting:
             return  # a run that ends while others are admitted lets its successors in from there: no recursion
@@ -207,18 +244,64 @@ class Scheduler:
         try:
             while self._to_admit:
                 group, _ = self._to_admit.popitem()
-                while self.starting and (admitted := group.admit()) is not None:
+                if group.returning:
+                    group.let_return()
+                while self.serving and (admitted := self._next(group)) is not None:
                     self._start(*admitted)
         finally:
             self._admitting = False
 
+    def _next(self, group: Group) -> tuple[Lane, Execution] | None:
+        """Who starts next in a group, at the pace that the process can keep."""
+        if not self.pace.why or group.spec.name == "control":
+            return group.admit()
+        now, barred, soonest = _clock.clock.now(), list[Priority](), float("inf")
+        while (urgency := group.next_class(barred)) is not None:
+            at = self.pace.may_start_at(group.spec.name, urgency)
+            if at <= now:
+                self.pace.started(group.spec.name, urgency, now)
+                return group.admit(barred)
+            barred.append(urgency)
+            soonest = min(soonest, at)
+        if barred and group not in self._paced:
+            self._paced.add(group)
+            self.timers.at(soonest, partial(self._look_again, group))
+        return None
+
+    def _look_again(self, group: Group) -> None:
+        self._paced.discard(group)
+        self.admit_group(group)
+
+    def open(self) -> None:
+        """Take work, and start what waits."""
+        self.accepting = self.starting = True
+        for execution in sorted(self.live.values()):
+            if execution.is_queued() and not execution.is_ready and self._is_next(execution):
+                self._make_ready(execution)
+
+    def _is_next(self, execution: Execution) -> bool:
+        """Whether nobody is before it in its session, and it stands in no inbox."""
+        if execution.file is None or not execution.in_line:
+            return execution.steered_into is None
+        return self.turns.front(execution.file) is execution
+
+    def shut(self) -> None:
+        """Take nothing more, and start nothing but children of what runs."""
+        self.accepting = self.starting = False
+        for lane in self.lanes.values():
+            for execution in lane.queued:
+                if execution.is_ready and not self.may_start(execution):
+                    lane.make_unready(execution)
+            self.groups[lane.spec.group].offer(lane)
+
     def admit_all(self) -> None:
-        """Start whatever may start now; after `starting` was set."""
-        for lane in list(self.lanes.values()):
-            self._admit(lane)
+        """Start whatever may start now, in all groups."""
+        for group in self.groups.values():
+            self.admit_group(group)
 
     def _start(self, lane: Lane, execution: Execution) -> None:
         execution.begin()
+        self.bodies[execution] = None
         failure: Exception | None = None
         turn = False
         try:
@@ -239,13 +322,13 @@ class Scheduler:
             lane.host = LaneHost()
             self._spawn(lane.host.serve, f"lane {lane.name}")
         execution.host = lane.host
-        self._hooks.started(run, self._own_context)
+        self.hooks.started(run)
         lane.host.start(execution)
 
     def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Start a task of our own, with none of the variables of whoever happened to call."""
         assert self._group is not None
-        self._context().run(spawn, self._group, body, name)
+        self.hooks.context.copy().run(spawn, self._group, body, name)
 
     def _wait_outside(self, lane: Lane, execution: Execution) -> None:
         """Give place and slot back, and wait until the other process has finished its turn."""
@@ -254,6 +337,7 @@ class Scheduler:
         fence.deadline = fence.end_at = float("inf")
         execution.claim = None
         lane.put_back(execution)
+        del self.bodies[execution]
         self.groups[lane.spec.group].give_back(execution)
         execution.turn_scope = scope = anyio.CancelScope()
         self._spawn(partial(self._wait_for_turn, execution, scope), f"turn for run {run.id}")
@@ -272,12 +356,11 @@ class Scheduler:
             except Exception as error:
                 failure = error
             else:
-                if execution.is_over():
+                if execution.is_over() or execution.turn_scope is not scope:
                     self.registry.release(claim)
                     return
                 execution.claim, execution.turn_scope = claim, None
-                execution.lane.make_ready(execution)
-                self._admit(execution.lane)
+                self._make_ready(execution)
                 if execution.run.state is RunState.QUEUED:
                     # No place or no slot is free: nobody may have to wait for a run that only waits. Its place in the
                     # order of arrival is kept, so it is next again.
@@ -287,16 +370,18 @@ class Scheduler:
 
     # Ending
 
-    def end(self, execution: Execution, state: RunState, reason: str) -> None:
+    def end(self, execution: Execution, state: RunState, reason: str) -> bool:
         """Ask a run to end, for the first cause that comes: cancel its body, let it clean up, and see that it does."""
         run = execution.run
-        if execution.cause is not None or run.outcome is not None:
-            return
+        if execution.cause is not None or execution.over:
+            return False
         now = _clock.clock.now()
         if run.state is RunState.QUEUED:
             execution.cause = (state, reason)
             self._finish(execution, state, reason)
-            return
+            return True
+        if execution.steered_into is not None:
+            return self.end(execution.steered_into, state, reason)  # that body has read its message, and answers it
         if state is RunState.TIMED_OUT:
             assert run.deadline is not None
             execution.late_s = max(0.0, now - run.deadline)
@@ -310,7 +395,14 @@ class Scheduler:
         execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), partial(self._abandon, execution))
         if state is RunState.TIMED_OUT:
             log_timeout(execution, execution.run.reason)
+        execution.ask_children_to_end(reason)
         execution.cancel_body()
+        return True
+
+    def supersede(self, execution: Execution, successor: Execution) -> None:
+        """Have a newer run take the place of one that is under way."""
+        if self.end(execution, RunState.SUPERSEDED, f"superseded by run {successor.run.id}"):
+            execution.successor = successor
 
     def _queue_timeout(self, execution: Execution) -> None:
         """A run has waited for as long as it may: say for what."""
@@ -336,32 +428,34 @@ class Scheduler:
 
     def _abandon(self, execution: Execution) -> None:
         """The grace has passed and the body still runs: go on without it."""
-        run, lane = execution.run, execution.lane
-        if run.outcome is not None or execution.cause is None:
+        lane = execution.lane
+        if execution.over or execution.cause is None:
             return
         state, reason = execution.cause
         if not execution.began:
             self._finish(execution, state, reason)
             return
+        stack = stack_of(execution.fence.task)
         execution.stop_telling_body()
-        self.abandoned.add(execution)
+        self.abandoned[execution] = (_clock.clock.now(), stack)
         if lane.host is not None and lane.host is execution.host:
             lane.host.close()
             lane.host = None
         reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
-        log("run_abandoned", level="error", **fields(execution), reason=reason, abandoned=len(self.abandoned))
+        log(
+            "run_abandoned",
+            level="error",
+            **fields(execution),
+            reason=reason,
+            abandoned=len(self.abandoned),
+            stack=stack,
+        )
         self._finish(execution, RunState.ABANDONED, reason)
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
-        """Turn what the body did into the run's outcome."""
-        run = execution.run
-        if run.outcome is not None:
-            self.abandoned.discard(execution)
-            if not self.abandoned and self._gone is not None:
-                self._gone.set()
-                self._gone = None
-            log("abandoned_body_ended", **fields(execution))
-            self._settle()
+        """Turn what the body did into the run's outcome, or into its next attempt."""
+        if execution.over:
+            self._abandoned_ended(execution)
             return
         cancelled = error is not None and isinstance(error, anyio.get_cancelled_exc_class())
         if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
@@ -371,11 +465,20 @@ class Scheduler:
         if execution.cause is None:
             if error is None:
                 self._finish(execution, RunState.DONE, "", value=value)
-            else:
+            elif not self._try_again(execution, RunState.FAILED, error):
                 self._finish(execution, RunState.FAILED, described(error), error=error)
             return
         state, reason = execution.cause
-        self._finish(execution, state, reason, value=value, error=None if cancelled else error)
+        if not self._try_again(execution, state, error):
+            self._finish(execution, state, reason, value=value, error=None if cancelled else error)
+
+    def _abandoned_ended(self, execution: Execution) -> None:
+        self.abandoned.pop(execution, None)
+        if not self.abandoned and self._gone is not None:
+            self._gone.set()
+            self._gone = None
+        log("abandoned_body_ended", **fields(execution))
+        self._settle()
 
     def _finish(
         self,
@@ -388,42 +491,53 @@ class Scheduler:
     ) -> None:
         """End a run, in whatever state it was, and let its successors go on."""
         run = execution.run
-        execution.release_turn(self.registry)
-        self.registry.end(execution.fence)
-        self.timers.cancel(execution.timer)
+        self._close(execution)
         outcome = outcome_of(execution, state, reason, value, error)
         if state is RunState.TIMED_OUT and run.started_at is None:
             log_timeout(execution, reason)
         self.ended[state] += 1
+        execution.lane.tally.add(outcome)
+        self.groups[execution.spec.group].tally.add(outcome)
         self.live.pop(run.id, None)
-        self._finished[run.id] = run
-        while len(self._finished) > self._keep:
-            self._finished.popitem(last=False)
+        self.history.add(run)
+        if execution.parent is not None and execution.parent.children:
+            execution.parent.children.pop(execution, None)
+        self._park_if_failed(execution, state)
         if state is not RunState.ABANDONED:
-            execution.body, execution.args, execution.context = None, (), None
+            execution.forget()
         run._end(outcome)
-        self._hooks.ended(run, self._own_context)
+        self.hooks.ended(run)
+        execution.ask_children_to_end(reason or "has ended")
+        if execution.answering is not None:
+            for answered in execution.answering:
+                self._finish(answered, state, reason, value=value, error=error)
         self._leave(execution)
         if state is RunState.FAILED:
-            log("run_failed", level="warning", **fields(execution), error=reason)
+            log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
         self._settle()
+
+    def _close(self, execution: Execution) -> None:
+        """Take from an execution what it may no longer do."""
+        execution.over = True
+        execution.release_turn(self.registry)
+        if execution.successor is not None:
+            execution.fence.close(Superseded, execution.successor.fence.holder)
+        self.registry.end(execution.fence, RunEnded)
+        self.timers.cancel(execution.timer)
+        self.timers.cancel(execution.hold_timer)
+        target = execution.steered_into
+        if target is not None and not target.over:
+            target.inbox.discard(execution)
 
     def _leave(self, execution: Execution) -> None:
         """Give back place, slot and queue positions, and let the next ones in."""
         lane = execution.lane
-        if execution.turn_scope is not None:
-            execution.turn_scope.cancel()
-            execution.turn_scope = None
-        if execution in lane.running:
-            lane.running.discard(execution)
-            self.groups[lane.spec.group].give_back(execution)
-        lane.forget(execution)
-        if execution.file is not None:
+        self._leave_lane(execution)
+        self._queue_unread(execution)
+        if execution.in_line and execution.file is not None:
             follower = self.turns.leave(execution.file, execution)
             if follower is not None:
-                follower.lane.make_ready(follower)
-                if follower.lane is not lane:
-                    self._admit(follower.lane)
+                self._make_ready(follower)
         self._admit(lane)
         if lane.spec.wild and lane.idle and self.lanes.get(lane.name) is lane:
             del self.lanes[lane.name]
@@ -431,20 +545,101 @@ class Scheduler:
                 lane.host.close()
                 lane.host = None
 
+    def _leave_lane(self, execution: Execution) -> None:
+        if execution.turn_scope is not None:
+            execution.turn_scope.cancel()
+            execution.turn_scope = None
+        self.groups[execution.spec.group].give_back(execution)
+        self.bodies.pop(execution, None)
+        execution.lane.forget(execution)
+
+    def _queue_unread(self, execution: Execution) -> None:
+        """Queue the messages that a body has left unread, before everybody who waits."""
+        unread = execution.unread()
+        for one in unread:
+            one.steered_into = None
+            one.run.answered_by = None
+        for one in reversed(unread):
+            self._stand_in_line(one, first=True)
+
+    # Trying again
+
+    def _try_again(self, execution: Execution, state: RunState, error: BaseException | None) -> bool:
+        """Queue the next attempt of a run whose body has failed, if there is one to come."""
+        retry, run = execution.spec.retry, execution.run
+        if retry is None or run.attempt >= retry.attempts or not self.may_start(execution):
+            return False
+        if state is RunState.FAILED:
+            if error is None or not retry.is_for(error):
+                return False
+            why = described(error)
+        elif state is RunState.TIMED_OUT and retry.timeouts:
+            why = run.reason
+        else:
+            return False
+        if execution.parent is not None and (execution.parent.over or execution.parent.ending):
+            return False
+        self._close(execution)
+        wait_s = retry.wait_after(run.attempt)
+        follower = execution.next_attempt(self.new_fence(run.lane, run.id))
+        follower.held_until = _clock.clock.now() + wait_s
+        reason = f"attempt {run.attempt} of {retry.attempts} failed ({why}); again in {wait_s:.3g} s"
+        log("run_retried", level="warning", **fields(execution), attempt=run.attempt, error=why, wait_s=wait_s)
+        execution.lane.tally.retries += 1
+        self.groups[execution.spec.group].tally.retries += 1
+        run.attempt += 1
+        run.state, run.reason, run.started_at, run.deadline = RunState.QUEUED, reason, None, None
+        execution.ask_children_to_end(f"tries again: {why}")
+        self._hand_on(execution, follower)
+        self._settle()
+        return True
+
+    def _hand_on(self, execution: Execution, follower: Execution) -> None:
+        """Put the next attempt where the one before it stood."""
+        lane = execution.lane
+        self.live[execution.run.id] = follower
+        self._leave_lane(execution)
+        lane.enqueue(follower)
+        self._take_messages_along(execution, follower)
+        if execution.file is not None:
+            follower.in_line = True
+            self.turns.replace(execution.file, execution, follower)
+        self._make_ready(follower)
+        self._admit(lane)
+
+    def _take_messages_along(self, execution: Execution, follower: Execution) -> None:
+        """What the failed attempt has read from its inbox, the next one must read again; unread ones first come too."""
+        again = execution.answering or []
+        for one in again:
+            one.run.state, one.run.started_at, one.run.deadline = RunState.QUEUED, None, None
+            one.lane.enqueue(one)
+        for one in [*again, *execution.unread()]:
+            one.steered_into = follower
+            follower.inbox.put(one)
+
+    def _park_if_failed(self, execution: Execution, state: RunState) -> None:
+        """Keep what will not be tried again for somebody to decide, on a lane where things are tried again."""
+        retry = execution.spec.retry
+        if retry is None or execution.body is None or execution.steered_into is not None:
+            return
+        overran = state is RunState.TIMED_OUT and retry.timeouts and execution.run.started_at is not None
+        if state is RunState.FAILED or overran:
+            self.intake.park(execution)
+
     # Looking and waiting
 
     def find(self, run_id: int) -> Run | None:
-        """A live or recently finished run."""
+        """A live run, or one that is over and still kept."""
         execution = self.live.get(run_id)
-        return execution.run if execution is not None else self._finished.get(run_id)
+        return execution.run if execution is not None else self.history.find(run_id)
 
     def running(self) -> list[Execution]:
         """The executions whose bodies run and are not abandoned."""
-        return [e for lane in self.lanes.values() for e in lane.running]
+        return list(self.bodies)
 
     def is_calm(self) -> bool:
         """Whether no body runs that is not abandoned."""
-        return not any(group.running for group in self.groups.values())
+        return not self.bodies
 
     async def calm(self) -> None:
         """Wait until no body runs that is not abandoned. A checkpoint."""
@@ -470,6 +665,10 @@ class Scheduler:
     def session(self, key: str, fence: Fence) -> Session:
         """A session, for the run that `fence` belongs to."""
         return Session(key, self.layout, self.registry, fence)
+
+    def new_fence(self, lane: str, run_id: int) -> Fence:
+        """A run's permission to write."""
+        return Fence(lane=lane, run_id=run_id, on_refused=self._refused)
 
     def _refused(self) -> None:
         with self._refusals:  # late writes come from threads

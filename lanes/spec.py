@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Literal, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, get_args
 
+from . import checks
+from .checks import Priority
 from .errors import InvalidLane
+from .message import Message
+from .retry import RetrySpec
+from .run import Run
 
-T = TypeVar("T")
 PriorityName = Literal["foreground", "normal", "background"]
-
-
-class Priority(IntEnum):
-    """The three classes of admission, most urgent first."""
-
-    FOREGROUND = 0
-    NORMAL = 1
-    BACKGROUND = 2
-
-
-def priority(name: str) -> Priority:
-    """The class of that name.
-
-    Raises:
-        InvalidLane: there is none.
-    """
-    try:
-        return Priority[name.upper()]
-    except (KeyError, AttributeError):
-        allowed = ", ".join(repr(p.name.lower()) for p in Priority)
-        raise InvalidLane(f"priority: {name!r} is unknown; allowed: {allowed}") from None
-
-
-def seconds(field: str, value: Any, *, zero: bool = False) -> float:
-    """A finite duration.
-
-    Raises:
-        InvalidLane: it is no number, negative, NaN or infinite.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise InvalidLane(f"{field}: {value!r} is no duration; allowed: seconds {'from 0' if zero else 'above 0'}")
-    return float(value)
-
-
-def whole(field: str, value: Any, least: int) -> int:
-    """A whole number of at least `least`.
-
-    Raises:
-        InvalidLane: it is none.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidLane(f"{field}: {value!r} is not allowed; allowed: a whole number from {least}")
-    return value
+WhenBusy = Literal["queue", "reject", "interrupt", "collect", "steer"]
+WhenFull = Literal["reject", "drop_oldest", "summarize"]
+DropHandler = Callable[[Run, Sequence[Message]], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +31,28 @@ class LaneSpec:
         priority: the class of its runs when slots are scarce: `foreground`, `normal` or `background`.
         timeout: seconds a run may take, from its start. Hard: nothing extends it.
         idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`.
-        queue_timeout: seconds a run may wait, from being submitted to its start.
-        queue_limit: runs that may wait on one lane; `None` for any number.
+        queue_timeout: seconds a run may wait, from being submitted to its (first) start.
+        queue_limit: messages and runs that may wait on one lane; `None` for any number.
+        when_full: what becomes of one more: `reject` raises `LaneFull`; `drop_oldest` ends the run that has waited
+            longest, whose sender is told; `summarize` does so too, and what `on_drop` returns is put in front of the
+            messages that come next in that session.
+        when_busy: what becomes of work for a session whose turn somebody has or waits for (for a run without a session:
+            for a lane at its capacity): `queue` behind; `reject` raises `LaneBusy`; `interrupt` ends the run that is
+            under way and goes next; `collect` joins the message that is queued last, if that one has the same route;
+            `steer` hands it to the run that is under way (`ctx.inbox`), if that one has the same route. What is not
+            possible, and work that is no message, is queued.
+        debounce: seconds of quiet that a message waits for before its run may start; messages of one route that come
+            meanwhile join it. At most ten times as long in all.
         grace: seconds a cancelled run may take to clean up before it is abandoned.
+        retry: when a body that failed is called again; never by default.
+        on_drop: called with the run that was dropped and its messages, on the event loop; an exception in it is logged.
 
     Raises:
         InvalidLane: naming the field, its value and what is allowed.
     """
 
     pattern: str
+    _: KW_ONLY
     handler: Callable[..., Awaitable[Any]] | None = None
     capacity: int = 1
     group: str = "main"
@@ -89,30 +61,64 @@ class LaneSpec:
     idle_timeout: float | None = None
     queue_timeout: float | None = None
     queue_limit: int | None = 20
+    when_full: WhenFull = "reject"
+    when_busy: WhenBusy = "queue"
+    debounce: float = 0.0
     grace: float = 2.0
+    retry: RetrySpec | None = None
+    on_drop: DropHandler | None = None
 
     def __post_init__(self) -> None:
-        where = f"lane {self.pattern!r}, "
+        where = f"lane {self.pattern!r:.80}, "
         pattern: object = self.pattern
         if not isinstance(pattern, str) or not pattern or "*" in pattern[:-1] or not pattern.isprintable():
             raise InvalidLane(
                 f"pattern: {self.pattern!r:.80} is not allowed; allowed: a printable name, or a prefix and `*`"
             )
         if self.handler is not None:
-            _check_handler(where, self.handler)
-        whole(where + "capacity", self.capacity, 1)
-        priority(self.priority)
-        seconds(where + "timeout", self.timeout)
-        seconds(where + "grace", self.grace, zero=True)
-        if self.queue_timeout is not None:
-            seconds(where + "queue_timeout", self.queue_timeout)
+            checks.handler(where + "handler", self.handler)
+        checks.whole(where + "capacity", self.capacity, 1)
+        checks.priority(self.priority)
+        checks.choice(where + "when_full", self.when_full, get_args(WhenFull))
+        checks.choice(where + "when_busy", self.when_busy, get_args(WhenBusy))
         if self.queue_limit is not None:
-            whole(where + "queue_limit", self.queue_limit, 0)
-        if self.idle_timeout is not None and seconds(where + "idle_timeout", self.idle_timeout) > self.timeout:
+            checks.whole(where + "queue_limit", self.queue_limit, 0)
+        self._check_times(where)
+        if self.retry is not None and not isinstance(self.retry, RetrySpec):
+            raise InvalidLane(f"{where}retry: {self.retry!r:.80} is not allowed; allowed: a RetrySpec, or None")
+        self._check_drops(where)
+
+    def _check_times(self, where: str) -> None:
+        checks.seconds(where + "timeout", self.timeout)
+        checks.seconds(where + "grace", self.grace, zero=True)
+        checks.seconds(where + "debounce", self.debounce, zero=True)
+        if (
+            self.queue_timeout is not None
+            and checks.seconds(where + "queue_timeout", self.queue_timeout) <= self.debounce
+        ):
             raise InvalidLane(
-                f"{where}idle_timeout: {self.idle_timeout} s is longer than timeout ({self.timeout} s), "
-                "which ends it first"
+                f"{where}debounce: {self.debounce} s is not shorter than queue_timeout ({self.queue_timeout} s), "
+                "which ends every run before it may start"
             )
+        idle = self.idle_timeout
+        if idle is not None and checks.seconds(where + "idle_timeout", idle) > self.timeout:
+            raise InvalidLane(
+                f"{where}idle_timeout: {idle} s is longer than timeout ({self.timeout} s), which ends it first"
+            )
+
+    def _check_drops(self, where: str) -> None:
+        if self.on_drop is not None:
+            checks.callback(where + "on_drop", self.on_drop, "on_drop(run, messages)", 2)
+        if self.when_full == "reject":
+            if self.on_drop is not None:
+                raise InvalidLane(f"{where}on_drop: is never called, since when_full is 'reject'")
+            return
+        if not self.queue_limit:
+            raise InvalidLane(
+                f"{where}when_full: {self.when_full!r} drops nothing, since queue_limit is {self.queue_limit}"
+            )
+        if self.when_full == "summarize" and self.on_drop is None:
+            raise InvalidLane(f"{where}on_drop: is missing; when_full 'summarize' needs what it returns")
 
     @property
     def wild(self) -> bool:
@@ -123,19 +129,10 @@ class LaneSpec:
         """Whether a lane of that name is of this kind."""
         return name.startswith(self.pattern[:-1]) if self.wild else name == self.pattern
 
-
-def _check_handler(where: str, handler: Any) -> None:
-    target: Any = handler
-    while isinstance(target, functools.partial):
-        target = target.func
-    if not inspect.isroutine(target) and callable(target):
-        target = type(target).__call__
-    if not callable(handler) or not inspect.iscoroutinefunction(target):
-        raise InvalidLane(f"{where}handler: {handler!r:.80} is not async; allowed: `async def handler(ctx, messages)`")
-    try:
-        inspect.signature(handler).bind(None, ())
-    except TypeError as error:
-        raise InvalidLane(f"{where}handler: {handler!r:.80} {error}; allowed: `handler(ctx, messages)`") from None
+    @property
+    def urgency(self) -> Priority:
+        """Its class."""
+        return checks.priority(self.priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +153,22 @@ class GroupSpec:
     reserve: int = 0
 
     def __post_init__(self) -> None:
-        whole(f"group {self.name!r}, slots", self.slots, 1)
-        whole(f"group {self.name!r}, reserve", self.reserve, 0)
+        name: object = self.name
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise InvalidLane(f"name: {self.name!r:.80} is not allowed; allowed: a printable name")
+        checks.whole(f"group {self.name!r}, slots", self.slots, 1)
+        checks.whole(f"group {self.name!r}, reserve", self.reserve, 0)
         if self.reserve >= self.slots:
             raise InvalidLane(
                 f"group {self.name!r}, reserve: {self.reserve} leaves no slot of {self.slots} (slots) to other classes"
             )
 
 
-DEFAULT_GROUPS = (GroupSpec("main", slots=32, reserve=4), GroupSpec("background", slots=8))
+DEFAULT_GROUPS = (
+    GroupSpec("main", slots=32, reserve=4),
+    GroupSpec("background", slots=8),
+    GroupSpec("control", slots=64),
+)
 DEFAULT_LANES = (
     LaneSpec("session:*", priority="foreground"),
     LaneSpec("main", capacity=32, priority="foreground", queue_limit=1000),
@@ -172,49 +176,6 @@ DEFAULT_LANES = (
         LaneSpec(name, capacity=8, group="background", priority="background", queue_limit=1000)
         for name in ("cron", "heartbeat", "subagent")
     ),
+    # Status, stop, reset: short work that must never wait behind the work that it is about.
+    LaneSpec("control", capacity=64, group="control", priority="foreground", timeout=60.0, queue_limit=1000),
 )
-
-
-class SpecTable:
-    """The lanes and groups of a supervisor, by name; those given override the defaults.
-
-    Raises:
-        InvalidLane: two specifications of one name, or a lane whose group does not exist.
-    """
-
-    def __init__(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec]) -> None:
-        self.lanes = _merged(DEFAULT_LANES, lanes, lambda spec: spec.pattern, "pattern", LaneSpec)
-        self.groups = _merged(DEFAULT_GROUPS, groups, lambda spec: spec.name, "group", GroupSpec)
-        self._by_specificity = sorted(self.lanes.values(), key=lambda s: (s.wild, -len(s.pattern)))
-        for spec in self.lanes.values():
-            if spec.group not in self.groups:
-                known = ", ".join(sorted(self.groups))
-                raise InvalidLane(f"lane {spec.pattern!r}, group: {spec.group!r} is unknown; allowed: {known}")
-
-    def find(self, name: Any) -> LaneSpec:
-        """The specification of a lane.
-
-        Raises:
-            InvalidLane: no pattern matches.
-        """
-        if isinstance(name, str):
-            for spec in self._by_specificity:
-                if spec.matches(name):
-                    return spec
-        known = ", ".join(sorted(self.lanes))
-        raise InvalidLane(f"lane: {name!r:.80} is unknown; allowed: {known}")
-
-
-def _merged(
-    defaults: Iterable[T], given: Iterable[T], name: Callable[[T], str], field: str, kind: type[T]
-) -> dict[str, T]:
-    merged = {name(spec): spec for spec in defaults}
-    seen: set[str] = set()
-    for spec in given:
-        if not isinstance(spec, kind):
-            raise InvalidLane(f"{field}: {spec!r:.80} is no {kind.__name__}")
-        if name(spec) in seen:
-            raise InvalidLane(f"{field}: {name(spec)!r} is specified twice")
-        seen.add(name(spec))
-        merged[name(spec)] = spec
-    return merged

@@ -29,7 +29,7 @@ from ._loop import current_loop, current_task, poster, scope_type
 from ._os import FileId
 from .checks import flag, seconds
 from .claim import Claim, ClaimState, without
-from .deadlock import WaitGraph
+from .deadlock import WaitGraph, WaitSource, tasks_of
 from .engines.choose import EngineName, engine_for
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry
@@ -85,7 +85,9 @@ class Arbiter:
             allow_network_fs=allow_network_fs,
         )
         self._room = WaitingRoom(self._now_held, self._let_in)
-        self._waits = WaitGraph()
+        self.wait_sources: list[WaitSource] = []
+        """Each says for which tasks a task waits by other means than a right, so that rings through them are found."""
+        self._waits = WaitGraph(self.wait_sources)
         self._steward = Steward(self._settle)
         self._loop: object = None
         self._token: EventLoopToken | None = None
@@ -270,6 +272,19 @@ class Arbiter:
         """Have the steward look again at `at` at the latest: a run's fence got its instants."""
         self._steward.look_by(at)
 
+    def blockers(self, task: object) -> tuple[object, ...]:
+        """The tasks that have to go on before a task gets the right that it waits for here.
+
+        Empty when it waits for none, or another process has it.
+        """
+        found = self._waits.in_the_way(task)
+        return () if found is None else tasks_of(found[1])
+
+    def waiting_for(self, task: object) -> tuple[str, str] | None:
+        """The path that a task waits for here, and who holds it, in words; `None` where `blockers` knows nobody."""
+        found = self._waits.in_the_way(task)
+        return None if found is None else (found[0].path, str(found[1].holder))
+
     def moved(self, entry: Entry, fd: int, file_id: FileId) -> None:
         """Note that an entry goes on with the file that was renamed into its place."""
         self._files.moved(entry, fd, file_id)
@@ -285,7 +300,7 @@ class Arbiter:
                     claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
         self._files.abandon()
         self._room = WaitingRoom(self._now_held, self._let_in)
-        self._waits = WaitGraph()
+        self._waits = WaitGraph(self.wait_sources)
         self._steward = Steward(self._settle)
         self._loop = None
 

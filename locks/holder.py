@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from .errors import LeaseLost, Revoked, RunEnded, Superseded
 
 if TYPE_CHECKING:
     from .claim import Claim
+
+_NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,23 @@ class Holder:
 class Fence:
     """One run's permission to write, until it is closed or its last instant passes.
 
-    Thread-safe: `close` and `end_by` are single assignments under the interpreter lock, and each write asks `check`
-    while it holds the mutex of its file, which revocation takes too.
+    Thread-safe: `close`, `bar` and `end_by` are single assignments under the interpreter lock, and each write asks
+    `check` while it holds the mutex of its file, which revocation takes too.
     """
 
-    __slots__ = ("_by", "_closed", "_holder", "claims", "deadline", "end_at", "lane", "on_refused", "run_id", "task")
+    __slots__ = (
+        "_barred",
+        "_by",
+        "_closed",
+        "_holder",
+        "claims",
+        "deadline",
+        "end_at",
+        "lane",
+        "on_refused",
+        "run_id",
+        "task",
+    )
 
     def __init__(
         self,
@@ -85,6 +99,8 @@ class Fence:
         """The task that runs its body: what the run holds is not given back before it goes on."""
         self._closed: type[LeaseLost] | None = None
         self._by: Holder | None = None
+        self._barred = _NOTHING
+        """Of which files it may write no more, and why; replaced whole, never changed."""
 
     def __repr__(self) -> str:
         state = self._closed.__name__ if self._closed else f"open for {self.end_at - _clock.clock.now():.3f} s"
@@ -117,17 +133,32 @@ class Fence:
             self._by = by
             self._closed = kind
 
+    def bar(self, path: str, why: str) -> None:
+        """Refuse every later write to one file, and every lease on it; all else stays allowed. The last reason counts.
+
+        What it holds of the file already stays held, until it is given back or taken away, but is good for no write.
+        Call it on the event loop's thread; writers may be on any.
+
+        Args:
+            path: the file, in the very text by which the run asks for it: another name of it is not barred.
+            why: what follows "may no longer write to …: " in the error.
+        """
+        self._barred = {**self._barred, path: why}
+
     def check(self, path: str) -> None:
-        """Raise if the run may not write any more.
+        """Raise if the run may not write any more, or no more to this file.
 
         Raises:
-            RunEnded: the run has ended or overstayed.
+            RunEnded: the run has ended or overstayed, or the file is barred to it.
             Superseded: a newer run took its place.
         """
-        if self._closed is None and _clock.clock.now() < self.end_at:
+        if self._closed is None and _clock.clock.now() < self.end_at and path not in self._barred:
             return
         if self.on_refused is not None:
             self.on_refused()
+        if not self.closed:
+            message = f"{self.holder} may no longer write to {path}: {self._barred[path]}"
+            raise RunEnded(message, path=path, holder=self.holder)
         kind = self._closed or RunEnded
         why = {Superseded: "was superseded", Revoked: "was revoked"}.get(kind, "has ended")
         whom = f" by {self._by}" if self._by is not None else ""

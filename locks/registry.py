@@ -23,6 +23,7 @@ from .entry import Entry
 from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder, current_fence
 from .lease import Lease
+from .setting_aside import set_aside
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
 from .transcript.syncing import GroupSync
@@ -59,8 +60,8 @@ class LockRegistry(Arbiter):
     Users need `lease`, `turn`, `append`, `read`, `stream`, `revoke`, `statistics` and `holders`. All other methods are
     for schedulers, such as the floor above, which own the scopes that claims live in, and for `Lease` itself:
     `lease_for`, `new_lease`, `new_claim`, `acquire`, `acquire_nowait`, `release`, `end`, `end_by`, `end_claim_by`,
-    `look_by`, `lose_all`, `moved`, `write`, `written`, `append_lines`, `append_lines_sync`, `synced` and `synced_now`.
-    Those take what they get as it is.
+    `look_by`, `lose_all`, `moved`, `write`, `written`, `append_lines`, `append_lines_sync`, `synced`, `synced_now`,
+    `set_aside`, `wait_sources`, `blockers` and `waiting_for`. Those take what they get as it is.
 
     Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its
     own.
@@ -347,6 +348,32 @@ class LockRegistry(Arbiter):
             return await self.append_lines(path, data, under=under, header=header)
 
         return from_thread.run(append, token=self._token)
+
+    async def set_aside(self, path: str, to: str | None, *, under: Fence) -> bool:
+        """Rename a session's file, or remove it; the next append by anyone begins a new one. A checkpoint.
+
+        It waits for the write right in order of arrival, like an append. Who waits for a right of the file, here or in
+        another process, starts over with the new one; what conducts it goes on holding the turn of the old one, and
+        gives it back as usual, but should write nothing more: another process may conduct the new file by then.
+
+        Cancelled, the file has its name, unless `durability="sync"` was waiting for the disk: then it is set aside.
+
+        Args:
+            path: the transcript; of a symlink, its target is set aside.
+            to: what it is called from then on, in the same directory; `None` to remove it.
+            under: the run that conducts the session: it has the turn, in this registry.
+
+        Returns whether there was a file.
+
+        Raises:
+            LeaseLost: that run does not conduct the file of that name, or may not write any more. The file stays.
+            DeadlockError: who has the write right waits, over any number of steps, for something that the calling task
+                holds. The file stays.
+            TranscriptError: something is called `to` already; the file has several names (hard links); a block of the
+                run holds the write lease; or the operating system refused. The file stays, but for a sync that failed:
+                the message says so.
+        """
+        return await set_aside(self, path, to, under)
 
     # Internals
 

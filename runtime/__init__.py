@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .drain import DrainReport
     from .lag import Quantiles
-    from .statistics import GroupStatistics, LaneStatistics, Statistics
+    from .statistics import AbandonedBody, GroupStatistics, LaneStatistics, Statistics
     from .supervisor import AbandonedBodies, Supervisor
 
 __all__ = [
     "AbandonedBodies",
+    "AbandonedBody",
     "DrainReport",
     "GroupStatistics",
     "LaneStatistics",
@@ -22,7 +23,7 @@ __all__ = [
 ]
 
 _HOMES = {"DrainReport": "drain", "Quantiles": "lag"} | dict.fromkeys(
-    ("GroupStatistics", "LaneStatistics", "Statistics"), "statistics"
+    ("AbandonedBody", "GroupStatistics", "LaneStatistics", "Statistics"), "statistics"
 )
 
 

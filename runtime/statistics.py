@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lanes import Run, Totals
+from lanes.lane import Lane
 from lanes.scheduler import Scheduler
 from locks import RegistryStatistics
 
@@ -20,6 +23,8 @@ class LaneStatistics:
     capacity: int
     oldest_wait_s: float
     """How long the longest-waiting run has waited; 0 when none does."""
+    totals: Totals
+    """Of what has ended since the lane was made; a lane of a pattern is gone when it is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +32,27 @@ class GroupStatistics:
     """One group."""
 
     running: int
-    """Slots taken."""
+    """Slots taken. A run that waits for another one has lent its own."""
     slots: int
     reserve: int
+    queued: int
+    """Runs that wait on the group's lanes."""
+    returning: int
+    """Runs that have waited for another one, and go on when they have a slot again."""
+    oldest_wait_s: float
+    """How long the longest-waiting run has waited; 0 when none does."""
+    totals: Totals
+    """Of what has ended since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedBody:
+    """A body that ignored its cancellation past its grace, and still runs. It is fenced, and nobody waits for it."""
+
+    run: Run
+    abandoned_for_s: float
+    stack: str
+    """Where it stood when it was abandoned, outermost call first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +67,80 @@ class Statistics:
     leases: RegistryStatistics
     abandoned: int
     """Bodies that ignored their cancellation and still run."""
+    parked: int
+    """Runs that failed for the last time, kept for somebody to decide."""
     late_writes_refused: int
     """Writes of dead runs that were refused since the start."""
+    late_events_dropped: int
+    """What dead runs have emitted since the start."""
+    admission_slowed: str
+    """Why runs are started slowly; empty when they are not."""
+    problems: tuple[str, ...]
+    """What makes the process unhealthy, in words."""
     loop_lag: Quantiles
     """Of the last minute, in seconds."""
 
+    @property
+    def healthy(self) -> bool:
+        """Whether there is no problem."""
+        return not self.problems
 
-def take(scheduler: Scheduler, lag: Quantiles, now: float) -> Statistics:
+
+def take(scheduler: Scheduler, lag: Quantiles, now: float, max_abandoned: int) -> Statistics:
     """Look at a scheduler."""
+    queued, oldest = Counter[str](), dict[str, float]()
+    for lane in scheduler.lanes.values():
+        group = lane.spec.group
+        queued[group] += len(lane.queued)
+        oldest[group] = max(oldest.get(group, 0.0), _oldest_wait(lane, now))
     runs = {state.value: number for state, number in scheduler.ended.items()}
-    runs["queued"] = sum(len(lane.queued) for lane in scheduler.lanes.values())
-    runs["running"] = len(scheduler.running())
+    runs["queued"] = queued.total()
+    runs["running"] = len(scheduler.bodies)
     return Statistics(
         lanes={
             name: LaneStatistics(
                 running=len(lane.running),
                 queued=len(lane.queued),
                 capacity=lane.spec.capacity,
-                oldest_wait_s=max((now - e.run.enqueued_at for e in lane.queued), default=0.0),
+                oldest_wait_s=_oldest_wait(lane, now),
+                totals=lane.tally.frozen(),
             )
             for name, lane in scheduler.lanes.items()
         },
         groups={
-            name: GroupStatistics(running=group.running, slots=group.spec.slots, reserve=group.spec.reserve)
+            name: GroupStatistics(
+                running=group.running,
+                slots=group.spec.slots,
+                reserve=group.spec.reserve,
+                queued=queued[name],
+                returning=group.returning,
+                oldest_wait_s=oldest.get(name, 0.0),
+                totals=group.tally.frozen(),
+            )
             for name, group in scheduler.groups.items()
         },
         runs=runs,
         leases=scheduler.registry.statistics(),
         abandoned=len(scheduler.abandoned),
+        parked=len(scheduler.history.parked),
         late_writes_refused=scheduler.late_writes_refused,
+        late_events_dropped=scheduler.late_events_dropped,
+        admission_slowed=scheduler.pace.why,
+        problems=problems(scheduler, max_abandoned),
         loop_lag=lag,
     )
+
+
+def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
+    """What makes a process unhealthy."""
+    abandoned = len(scheduler.abandoned)
+    if abandoned <= max_abandoned:
+        return ()
+    lanes = Counter(execution.run.lane for execution in scheduler.abandoned)
+    where = ", ".join(f"{number} on lane {lane}" for lane, number in lanes.most_common(5))
+    return (f"{abandoned} abandoned bodies still run ({where}); allowed: {max_abandoned} (max_abandoned)",)
+
+
+def _oldest_wait(lane: Lane, now: float) -> float:
+    first = next(iter(lane.queued), None)
+    return 0.0 if first is None else now - first.run.enqueued_at

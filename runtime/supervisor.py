@@ -12,18 +12,19 @@ from typing import Any, Literal, Self
 
 import anyio
 
-from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Run, RunState, SessionLayout, current_run
-from lanes.hooks import Hook
-from lanes.run import Body
+from lanes import GroupSpec, LaneSpec, Run, RunState, SessionLayout, current_run
+from lanes.checks import callback, seconds, whole
+from lanes.hooks import Hook, Hooks
 from lanes.scheduler import Scheduler
-from lanes.spec import SpecTable, seconds, whole
-from locks import DeadlockError, InvalidSession, LockRegistry, _clock
+from lanes.table import SpecTable
+from locks import DeadlockError, InvalidSession, LockRegistry
 from locks._events import log
+from locks._loop import poster
 
 from .background import Background
 from .drain import DrainReport, finish_or_cancel
-from .lag import LagMeter
-from .statistics import Statistics, take
+from .lag import LagMeter, Limits
+from .work import Work
 
 ServiceFactory = Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -36,10 +37,11 @@ class AbandonedBodies(RuntimeError):
         self.runs = runs
 
 
-class Supervisor:
+class Supervisor(Work):
     """Owns everything in one process: its task group's children are lanes, whose children are runs.
 
-    Use it as an async context manager, or call `start` and `stop`, from different tasks if need be. Not thread-safe.
+    Use it as an async context manager, or call `start` and `stop`, from different tasks if need be. To be used on the
+    event loop's thread, but for `submit_threadsafe` and `post_threadsafe`.
 
     Args:
         sessions: the directory of the transcripts, created when missing, or a `SessionLayout` for an existing one.
@@ -50,7 +52,13 @@ class Supervisor:
         registry: the lock registry; by default one of its own.
         drain_timeout: seconds that running runs get to finish when the context manager is left without an exception.
         keep_outcomes: how many finished runs `find` still knows.
-        on_run_start, on_run_end: called with each run; an exception in one is logged and harms nothing.
+        lag_limit: seconds that the event loop may be late; past it, runs are started slowly until it is well again.
+        memory_limit: bytes that the process may have resident; past it, the same. `None` for any number.
+        max_abandoned: bodies that may ignore their cancellation; with more, `statistics().healthy` is false.
+        on_run_start: called with each run when it starts, and again for each further attempt.
+        on_run_end: called with each run when it has its outcome.
+        on_wait: called with each run that does not start when it is submitted. The three are plain functions, called on
+            the event loop; an exception in one is logged and harms nothing.
 
     Raises:
         InvalidLane: a specification is not allowed, or contradicts another.
@@ -66,8 +74,12 @@ class Supervisor:
         registry: LockRegistry | None = None,
         drain_timeout: float = 30.0,
         keep_outcomes: int = 1000,
+        lag_limit: float = 1.0,
+        memory_limit: int | None = None,
+        max_abandoned: int = 10,
         on_run_start: Hook | None = None,
         on_run_end: Hook | None = None,
+        on_wait: Hook | None = None,
     ) -> None:
         self.layout = sessions if isinstance(sessions, SessionLayout) else SessionLayout(os.fspath(sessions))
         self.registry = registry if registry is not None else LockRegistry()
@@ -77,11 +89,12 @@ class Supervisor:
             self.registry,
             self.layout,
             keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),
-            on_run_start=on_run_start,
-            on_run_end=on_run_end,
+            hooks=_hooks(on_run_start=on_run_start, on_run_end=on_run_end, on_wait=on_wait),
         )
         self._services = dict(services or {})
-        self._lag = LagMeter()
+        memory = None if memory_limit is None else whole("memory_limit", memory_limit, 1)
+        self._lag = LagMeter(self._scheduler.pace, Limits(seconds("lag_limit", lag_limit), memory))
+        self._max_abandoned = whole("max_abandoned", max_abandoned, 0)
         self._state: Literal["new", "running", "draining", "stopped"] = "new"
         self._services_task, self._lanes_task = Background(), Background()
         self._services_ready = anyio.Event()
@@ -123,7 +136,8 @@ class Supervisor:
         except BaseException:
             await self._end_background()
             raise
-        self._scheduler.accepting = self._scheduler.starting = True
+        self._to_loop = poster()
+        self._scheduler.open()
         log("supervisor_started", sessions=os.fspath(self.layout.root), pid=os.getpid())
 
     async def stop(self, *, drain_timeout: float | None = None) -> DrainReport:
@@ -169,11 +183,12 @@ class Supervisor:
     async def drain(self, timeout: float) -> DrainReport:
         """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
 
+        Children of running runs are still taken and started: their parents wait for them.
         Lasts until `stop`. Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
         """
         scheduler = self._scheduler
         self._refuse_inside("drain")
-        scheduler.accepting = scheduler.starting = False
+        scheduler.shut()
         if self._state == "running":
             self._state = "draining"
         return await finish_or_cancel(scheduler, timeout)
@@ -231,7 +246,7 @@ class Supervisor:
                 await leave.wait()
                 group.cancel_scope.cancel()
         finally:
-            self._scheduler.accepting = self._scheduler.starting = False
+            self._scheduler.shut()
             ready.set()
             if not leave.is_set() and self._block is not None:
                 self._block.cancel()  # it failed by itself: whoever uses the supervisor must not go on
@@ -257,112 +272,12 @@ class Supervisor:
             if task.error is not None and not isinstance(task.error, anyio.get_cancelled_exc_class()):
                 raise task.error
 
-    # Work
 
-    def submit(
-        self,
-        lane: str,
-        fn: Body,
-        *args: Any,
-        session: str | None = None,
-        turn: bool = True,
-        timeout: float | None = None,
-        priority: str | None = None,
-    ) -> Run:
-        """Queue `fn(ctx, *args)` on a lane. Never blocks.
-
-        Args:
-            lane: made on first use after the specification that matches its name.
-            fn: an async function; its first argument is the `RunContext`.
-            session: the session it conducts; a `session:<key>` lane's runs conduct `<key>`.
-            turn: `False` to append to that session without conducting it.
-            timeout: seconds it may run, instead of the lane's.
-            priority: `"foreground"`, `"normal"` or `"background"`, instead of the lane's.
-
-        Raises:
-            Draining, InvalidLane, InvalidSession, LaneFull: no run exists.
-        """
-        return self._scheduler.submit(
-            lane, fn, args, session=session, turn=turn, timeout=timeout, priority_name=priority
-        )
-
-    def post(
-        self,
-        lane: str,
-        message: Any,
-        *,
-        session: str | None = None,
-        timeout: float | None = None,
-        priority: str | None = None,
-    ) -> Run:
-        """Queue a message for the lane's handler, called as `handler(ctx, [message])`. Never blocks.
-
-        Args:
-            message: a `Message`; anything else becomes the body of one.
-
-        Raises:
-            Draining, InvalidLane, InvalidSession, LaneFull: no run exists.
-        """
-        handler = self._scheduler.specs.find(lane).handler
-        if handler is None:
-            raise InvalidLane(f"lane {lane!r:.80} has no handler; post needs LaneSpec(handler=...), or use submit")
-        wrapped = message if isinstance(message, Message) else Message(message)
-        return self._scheduler.submit(
-            lane, handler, ([wrapped],), session=session, timeout=timeout, priority_name=priority
-        )
-
-    async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
-        """Submit, wait, and return what the body returned; cancelling the waiter cancels the run. A checkpoint.
-
-        Raises:
-            What `submit` and `Run.result` raise.
-        """
-        run = self.submit(lane, fn, *args, **options)
-        try:
-            return await run.result()
-        finally:
-            if run.outcome is None:
-                run.cancel("whoever waited for it was cancelled")
-
-    def cancel(
-        self, *, lane: str | None = None, session: str | None = None, reason: str = "cancelled", queued: bool = True
-    ) -> int:
-        """Ask all runs of a lane, of a session, or all to end; returns how many were asked.
-
-        Args:
-            queued: whether to cancel the queued ones too.
-        """
-        chosen = [
-            execution
-            for execution in list(self._scheduler.live.values())
-            if (lane is None or execution.run.lane == lane)
-            and (session is None or execution.run.session == session)
-            and (queued or execution.run.state is RunState.RUNNING)
-        ]
-        # The latest first, lest each one that goes starts the next one just to cancel it.
-        return sum(execution.ask_to_end(RunState.CANCELLED, reason) for execution in reversed(chosen))
-
-    # Looking
-
-    def find(self, run_id: int) -> Run | None:
-        """A live run, or one of the last `keep_outcomes` finished ones."""
-        return self._scheduler.find(run_id)
-
-    def runs(self, *, session: str | None = None) -> list[Run]:
-        """The queued and running runs, oldest first."""
-        return [
-            execution.run
-            for execution in self._scheduler.live.values()
-            if session is None or execution.run.session == session
-        ]
-
-    def sessions(self) -> list[str]:
-        """The keys of the sessions that live runs name."""
-        return sorted({e.run.session for e in self._scheduler.live.values() if e.run.session is not None})
-
-    def statistics(self) -> Statistics:
-        """What it holds at this instant; cheap enough to ask ten times a second."""
-        return take(self._scheduler, self._lag.quantiles(), _clock.clock.now())
+def _hooks(**hooks: Hook | None) -> Hooks:
+    for name, hook in hooks.items():
+        if hook is not None:
+            callback(name, hook, f"{name}(run)", 1)
+    return Hooks(*hooks.values())
 
 
 def _check_root(root: str) -> None:

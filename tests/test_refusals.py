@@ -96,7 +96,9 @@ def test_edges_that_are_allowed(tmp_path):
 
 
 def test_a_lane_of_an_unknown_group_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(InvalidLane, match=r"lane 'work', group: 'nowhere' is unknown; allowed: background, main"):
+    with pytest.raises(
+        InvalidLane, match=r"lane 'work', group: 'nowhere' is unknown; allowed: background, control, main"
+    ):
         Supervisor(tmp_path, lanes=[LaneSpec("work", group="nowhere")])
 
 
@@ -130,6 +132,7 @@ async def test_the_default_lanes_and_groups_are_those_of_the_design(virtual, tmp
         assert {name: (group.slots, group.reserve) for name, group in groups.items()} == {
             "main": (32, 4),
             "background": (8, 0),
+            "control": (64, 0),
         }
         found = {
             name: sup._scheduler.specs.find(name) for name in ("session:x", "main", "cron", "heartbeat", "subagent")
@@ -161,7 +164,9 @@ async def sup(virtual, tmp_path):
 
 async def test_an_unknown_lane_is_refused_with_the_known_ones(sup):
     for name in ("nowhere", "sessions:a", "", "main "):
-        with pytest.raises(InvalidLane, match=rf"lane: {name!r} is unknown; allowed: cron, heartbeat, idle, main, "):
+        with pytest.raises(
+            InvalidLane, match=rf"lane: {name!r} is unknown; allowed: control, cron, heartbeat, idle, main, "
+        ):
             sup.submit(name, body)
 
 

@@ -298,7 +298,7 @@ async def test_the_buffer_is_bounded_by_256_unless_told(sup):
     await run.result()
     assert len([event async for event in events]) == 256
     for wrong in (0, -1):
-        with pytest.raises(ValueError, match=f"buffer: {wrong} is not allowed; allowed: 1 and more"):
+        with pytest.raises(ValueError, match=f"buffer: {wrong} is not allowed; allowed: a whole number from 1"):
             run.events(buffer=wrong)
 
 

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from lanes import GroupSpec, LaneError, LaneSpec, SessionLayout
-from lanes.spec import DEFAULT_LANES, PriorityName, SpecTable
+from lanes.spec import DEFAULT_LANES, PriorityName
+from lanes.table import SpecTable
 from locks import InvalidSession
 
 from . import traffic

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from lanes import InvalidLane, LaneError, SessionLayout
-from lanes.spec import SpecTable
+from lanes.table import SpecTable
 from locks import InvalidSession
 
 from .explain import explain

@@ -1,0 +1,124 @@
+"""One checker per kind of value; each names the field, the value and what is allowed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any
+
+from .errors import InvalidLane
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+"""The most text that a message may carry: a queue holds many, and each becomes a line of a transcript."""
+
+
+class Priority(IntEnum):
+    """The three classes of admission, most urgent first."""
+
+    FOREGROUND = 0
+    NORMAL = 1
+    BACKGROUND = 2
+
+
+def priority(name: str) -> Priority:
+    """The class of that name.
+
+    Raises:
+        InvalidLane: there is none.
+    """
+    try:
+        return Priority[name.upper()]
+    except (KeyError, AttributeError):
+        allowed = ", ".join(repr(p.name.lower()) for p in Priority)
+        raise InvalidLane(f"priority: {name!r:.80} is unknown; allowed: {allowed}") from None
+
+
+def seconds(field: str, value: Any, *, zero: bool = False) -> float:
+    """A finite duration.
+
+    Raises:
+        InvalidLane: it is no number, negative, NaN or infinite.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise InvalidLane(f"{field}: {value!r:.80} is no duration; allowed: seconds {'from 0' if zero else 'above 0'}")
+    return float(value)
+
+
+def whole(field: str, value: Any, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        InvalidLane: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidLane(f"{field}: {value!r:.80} is not allowed; allowed: a whole number from {least}")
+    return value
+
+
+def choice(field: str, value: Any, allowed: Iterable[str]) -> None:
+    """One of some names.
+
+    Raises:
+        InvalidLane: it is none of them.
+    """
+    names = tuple(allowed)
+    if not isinstance(value, str) or value not in names:
+        raise InvalidLane(f"{field}: {value!r:.80} is unknown; allowed: {', '.join(map(repr, names))}")
+
+
+def handler(field: str, value: Any) -> None:
+    """An async function of a context and a list of messages.
+
+    Raises:
+        InvalidLane: it is not async, or does not take the two.
+    """
+    if not callable(value) or not inspect.iscoroutinefunction(_plain(value)):
+        raise InvalidLane(f"{field}: {value!r:.80} is not async; allowed: `async def handler(ctx, messages)`")
+    try:
+        inspect.signature(value).bind(None, ())
+    except TypeError as error:
+        raise InvalidLane(f"{field}: {value!r:.80} {error}; allowed: `handler(ctx, messages)`") from None
+
+
+def callback(field: str, value: Any, shape: str, arguments: int) -> None:
+    """A plain function, called on the event loop, which it must not keep waiting.
+
+    Raises:
+        InvalidLane: it cannot be called, is async, or does not take so many arguments.
+    """
+    if not callable(value) or inspect.iscoroutinefunction(_plain(value)):
+        raise InvalidLane(f"{field}: {value!r:.80} is not allowed; allowed: a plain function `{shape}`")
+    try:
+        inspect.signature(value).bind(*(None,) * arguments)
+    except TypeError as error:
+        raise InvalidLane(f"{field}: {value!r:.80} {error}; allowed: `{shape}`") from None
+    except ValueError:
+        return  # a builtin without a signature; calling it will tell
+
+
+def _plain(value: Any) -> Any:
+    """The function behind partials and callable objects."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    return type(value).__call__ if not inspect.isroutine(value) and callable(value) else value
+
+
+def size(body: Any) -> int:
+    """Roughly how much text a message's body carries, in bytes; stops counting past the limit.
+
+    Only text, bytes, lists, tuples and mappings are looked into: what else a body may be is its sender's to bound.
+    """
+    total, todo, seen = 0, [body], set[int]()
+    while todo and total <= MAX_MESSAGE_BYTES:
+        one = todo.pop()
+        if isinstance(one, (str, bytes, bytearray)):
+            total += len(one)
+        elif isinstance(one, (list, tuple, dict)) and id(one) not in seen:
+            seen.add(id(one))
+            total += len(one)
+            todo += [*one.keys(), *one.values()] if isinstance(one, dict) else one
+    return total

@@ -1,0 +1,409 @@
+"""Taking work in: what is asked for is checked, and what is busy or full is dealt with, before anything has changed.
+
+The order is that of the questions a sender would ask. Is anything taken at all? Is it allowed? Have I said this before
+(`dedupe`)? Does it join what waits already (`debounce`, `collect`)? Is the session busy, and what does that mean for it
+(`when_busy`)? Is there room, and who gives way if not (`when_full`)? Only then is there a run.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
+
+from locks import DeadlockError, _clock
+from locks._events import log
+
+from . import checks
+from .checks import Priority
+from .errors import Draining, InvalidLane, LaneBusy, LaneFull, WrongThread
+from .execution import Execution
+from .history import DedupeKey, Parked
+from .lane import Lane
+from .layout import session_of_lane
+from .message import Message, message_of
+from .run import Body, Run, RunState, current_run
+from .spec import LaneSpec, WhenBusy
+
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+DEBOUNCE_AT_MOST = 10
+"""A message waits for quiet at most so many times its lane's `debounce`: a stream without a gap is answered too."""
+_MOST_KEY_CHARS = 1024
+
+
+@dataclass(slots=True)
+class Request:
+    """Work that is asked for, checked."""
+
+    lane: Lane
+    session: str | None
+    file: str | None
+    """The transcript whose turn it needs."""
+    timeout: float
+    urgency: Priority
+    body: Body
+    args: tuple[Any, ...] = ()
+    messages: list[Message] | None = None
+    parent: Run | None = None
+    bound_to: Execution | None = None
+    """The run that it ends with."""
+
+    @property
+    def spec(self) -> LaneSpec:
+        """The lane's."""
+        return self.lane.spec
+
+    @property
+    def route(self) -> Any:
+        """Where the answer goes."""
+        return self.messages[0].route if self.messages else None
+
+
+class Intake:
+    """The way in of one scheduler. On the event loop's thread, as `submit` and `post` see to."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._next_id = 0
+        self.thread = 0
+        """The event loop's thread."""
+
+    def submit(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        *,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+        bound_to: Execution | None = None,
+    ) -> Run:
+        """Queue a piece of work. Never blocks.
+
+        Args:
+            bound_to: the run whose child it is.
+
+        Raises:
+            Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
+        """
+        if not callable(body):
+            raise InvalidLane(f"fn: {body!r:.80} cannot be called; allowed: an async function that takes the context")
+        request = self._checked(lane, body, session, turn, timeout, priority, bound_to)
+        request.args = args
+        return self._admitted(request, request.spec.when_busy)
+
+    def post(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        priority: str | None = None,
+        when_busy: WhenBusy | None = None,
+        dedupe: str | None = None,
+    ) -> Run:
+        """Queue a message for the lane's handler. Never blocks.
+
+        Raises:
+            Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
+        """
+        handler = self._scheduler.specs.find(lane).handler
+        if handler is None:
+            raise InvalidLane(f"lane {lane!r:.80} has no handler; post needs LaneSpec(handler=...), or use submit")
+        given = message_of(message)
+        request = self._checked(lane, handler, session, True, timeout, priority, None)
+        request.messages = [given]
+        policy = request.spec.when_busy
+        if when_busy is not None:
+            checks.choice("when_busy", when_busy, get_args(WhenBusy))
+            policy = when_busy
+        if dedupe is None:
+            return self._admitted(request, policy)
+        history, key = self._scheduler.history, self._dedupe_key(request, dedupe)
+        known = history.known(key)
+        if known is not None:
+            return known
+        run = self._admitted(request, policy)
+        history.know(key, run)
+        return run
+
+    def _dedupe_key(self, request: Request, given: Any) -> DedupeKey:
+        if not isinstance(given, str) or not 0 < len(given) <= _MOST_KEY_CHARS:
+            raise InvalidLane(
+                f"dedupe: {given!r:.80} is not allowed; allowed: 1 to {_MOST_KEY_CHARS} characters of text"
+            )
+        return request.lane.name, request.session, given
+
+    def _checked(
+        self,
+        lane: str,
+        body: Body,
+        session: str | None,
+        turn: bool,
+        timeout: float | None,
+        priority: str | None,
+        bound_to: Execution | None,
+    ) -> Request:
+        scheduler = self._scheduler
+        if threading.get_ident() != self.thread and scheduler.serving:
+            raise WrongThread(
+                "submit and post belong to the event loop's thread; use submit_threadsafe, post_threadsafe"
+            )
+        if not scheduler.accepting and (bound_to is None or not scheduler.serving):
+            raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
+        name: object = lane
+        queue = scheduler.lanes.get(name) if isinstance(name, str) else None
+        if queue is None:
+            queue = Lane(lane, scheduler.specs.find(lane))
+        spec = queue.spec
+        session = session_of_lane(lane, session)
+        file = scheduler.layout.file_of(session) if session is not None else None
+        hard = spec.timeout if timeout is None else checks.seconds("timeout", timeout)
+        if spec.idle_timeout is not None and spec.idle_timeout > hard:
+            raise InvalidLane(
+                f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), "
+                "which it would hide"
+            )
+        if not isinstance(turn, bool):
+            raise InvalidLane(f"turn: {turn!r:.80} is not allowed; allowed: True or False")
+        urgency = queue.urgency if priority is None else checks.priority(priority)
+        needs_turn = file if turn else None
+        if bound_to is not None and needs_turn is not None:
+            _refuse_inherited_turn(bound_to, needs_turn, session)
+        parent = current_run() if bound_to is None else bound_to.run
+        if parent is not None and parent.outcome is not None:
+            parent = None
+        return Request(queue, session, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
+
+    def _admitted(self, request: Request, policy: WhenBusy) -> Run:
+        """The run that does what is asked for: a new one, or one that it joins."""
+        scheduler, lane, spec = self._scheduler, request.lane, request.lane.spec
+        if request.messages is not None and (policy == "collect" or spec.debounce):
+            joined = self._join(request, policy)
+            if joined is not None:
+                return joined.run
+        target: Execution | None = None
+        if policy in ("reject", "interrupt", "steer"):
+            target = self._underway(request)
+            if policy == "reject" and self._is_busy(request):
+                raise self._busy(request)
+        full = spec.queue_limit is not None and lane.waiting >= spec.queue_limit and not self._would_start(request)
+        if full and (spec.when_full == "reject" or not lane.queued):
+            raise _full(lane)
+        execution = self._execution_of(request)
+        if full:
+            self._make_room(execution)
+        if spec.debounce and request.messages is not None:
+            now = execution.run.enqueued_at
+            execution.held_until, execution.hold_at_most = now + spec.debounce, now + DEBOUNCE_AT_MOST * spec.debounce
+        if target is None:
+            scheduler.queue(execution, first=policy == "interrupt" and self._is_busy(request))
+        elif policy == "steer" and request.messages is not None and target.route == request.route:
+            execution.held_until = -float("inf")
+            scheduler.hand_over(execution, target)
+        elif policy == "interrupt":
+            scheduler.queue(execution, first=True)
+            scheduler.supersede(target, execution)
+        else:
+            scheduler.queue(execution)
+        return execution.run
+
+    def _execution_of(self, request: Request) -> Execution:
+        scheduler, lane = self._scheduler, request.lane
+        self._next_id += 1
+        now = _clock.clock.now()
+        run = Run(self._next_id, lane.name, request.session, request.file is not None, request.parent, now)
+        if lane.spec.queue_timeout is not None:
+            run.wait_deadline = now + lane.spec.queue_timeout
+        execution = Execution(
+            scheduler,
+            run,
+            lane,
+            body=request.body,
+            args=request.args,
+            messages=request.messages,
+            context=contextvars.copy_context(),
+            fence=scheduler.new_fence(lane.name, run.id),
+            file=request.file,
+            timeout=request.timeout,
+            urgency=request.urgency,
+        )
+        run._execution = execution
+        parent = request.bound_to
+        if parent is not None:
+            execution.parent = parent
+            if parent.children is None:
+                parent.children = {}
+            parent.children[execution] = None
+        return execution
+
+    # Busy
+
+    def _is_busy(self, request: Request) -> bool:
+        if request.file is not None:
+            return self._scheduler.turns.front(request.file) is not None
+        return len(request.lane.running) >= request.lane.spec.capacity
+
+    def _underway(self, request: Request) -> Execution | None:
+        """Who runs where the request would have to wait, and was not asked to end yet."""
+        if request.file is not None:
+            front = self._scheduler.turns.front(request.file)
+            return front if front is not None and front.is_underway() else None
+        if not self._is_busy(request):
+            return None
+        return next((one for one in request.lane.running if one.is_underway()), None)
+
+    def _busy(self, request: Request) -> LaneBusy:
+        front = self._scheduler.turns.front(request.file) if request.file is not None else None
+        if front is not None:
+            waits = "waits for" if front.is_queued() else "has"
+            why = f"{front.fence.holder} {waits} the turn of session {request.session!r:.80}"
+        else:
+            why = f"{len(request.lane.running)} of {request.spec.capacity} run on it"
+        return LaneBusy(
+            f"lane {request.lane.name!r} is busy: {why}",
+            lane=request.lane.name,
+            session=request.session,
+            holder=front.run.id if front is not None else None,
+        )
+
+    def _join(self, request: Request, policy: WhenBusy) -> Execution | None:
+        """Add a message to the run that waits last in its session, if the two may be answered together."""
+        scheduler, lane = self._scheduler, request.lane
+        if request.file is not None:
+            last = scheduler.turns.last(request.file)
+        else:
+            last = next(reversed(lane.queued), None) if lane.queued else None
+        now = _clock.clock.now()
+        if (
+            last is None
+            or not last.is_queued()
+            or last.lane is not lane
+            or last.messages is None
+            or last.steered_into is not None
+            or last.run.attempt > 1
+            or last.run.session != request.session
+            or last.route != request.route
+            or (last.timeout, last.given_urgency) != (request.timeout, request.urgency)
+            or (policy != "collect" and last.held_until <= now)
+        ):
+            return None
+        limit = lane.spec.queue_limit
+        if limit is not None and lane.waiting >= max(limit, 1):
+            return None  # as much as one more run would be: the queue's limit decides
+        assert request.messages is not None
+        last.messages += request.messages
+        last.joined += len(request.messages)
+        lane.joined += len(request.messages)
+        if lane.spec.debounce:
+            last.held_until = min(now + lane.spec.debounce, last.hold_at_most)
+        return last
+
+    # Full
+
+    def _would_start(self, request: Request) -> bool:
+        """Whether it would start at once, so that a limit of 0 means: no waiting, not: no work."""
+        lane, scheduler = request.lane, self._scheduler
+        return (
+            scheduler.starting
+            and not lane.queued
+            and len(lane.running) < lane.spec.capacity
+            and (request.file is None or scheduler.turns.front(request.file) is None)
+            and scheduler.groups[lane.spec.group].would_start(request.urgency)
+        )
+
+    def _make_room(self, execution: Execution) -> None:
+        """Drop the run that has waited longest and tell its sender; have its messages summarized if so specified."""
+        scheduler, lane = self._scheduler, execution.lane
+        victim = next(iter(lane.queued))
+        messages, route = list(victim.messages or ()), victim.route
+        lane.tally.dropped += 1
+        scheduler.groups[lane.spec.group].tally.dropped += 1
+        limit = lane.spec.queue_limit
+        summarized = lane.spec.when_full == "summarize"
+        scheduler.end(
+            victim,
+            RunState.CANCELLED,
+            f"dropped{', to be summarized' if summarized and messages else ''}: lane {lane.name!r} was full "
+            f"({limit} queued) when run {execution.run.id} came",
+        )
+        log("run_dropped", level="warning", run=victim.run.id, lane=lane.name, limit=limit, by=execution.run.id)
+        summary = scheduler.hooks.dropped(lane.spec.on_drop, victim.run, messages)
+        if not summarized or summary is None:
+            return
+        heir = next((one for one in (*lane.queued, execution) if _may_inherit(one, victim, route)), None)
+        if heir is None or heir.messages is None:
+            log("summary_without_heir", level="warning", run=victim.run.id, lane=lane.name)
+            return
+        heir.messages.insert(0, summary if isinstance(summary, Message) else Message(summary, route))
+
+    # Parked
+
+    def park(self, execution: Execution) -> None:
+        """Keep a run that will not be tried again, with what it takes to submit it anew."""
+        run, body, args = execution.run, execution.body, execution.args
+        messages = None if execution.messages is None else [*execution.messages]
+        for one in execution.answering or ():
+            messages = [*(messages or ()), *(one.messages or ())]
+        assert body is not None
+        options = (run.session, run.turn, execution.timeout, execution.given_urgency)
+        again = partial(self._submit_again, run.lane, body, args, messages, *options)
+        self._scheduler.history.park(Parked(run, tuple(messages or ()), _clock.clock.now(), again))
+        log("run_parked", level="error", run=run.id, lane=run.lane, session=run.session, attempts=run.attempt)
+
+    def _submit_again(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        messages: list[Message] | None,
+        session: str | None,
+        turn: bool,
+        timeout: float,
+        urgency: Priority,
+    ) -> Run:
+        turn = turn or session is None
+        request = self._checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
+        request.args, request.messages = args, messages
+        return self._admitted(request, "queue")
+
+
+def _may_inherit(one: Execution, victim: Execution, route: Any) -> bool:
+    return (
+        one.messages is not None
+        and one.is_queued()
+        and not one.over
+        and one.steered_into is None
+        and one.run.session == victim.run.session
+        and one.route == route
+    )
+
+
+def _full(lane: Lane) -> LaneFull:
+    return LaneFull(
+        f"lane {lane.name!r} is full: {lane.waiting} queued; allowed: {lane.spec.queue_limit} (queue_limit)",
+        lane=lane.name,
+        queued=lane.waiting,
+        limit=lane.spec.queue_limit,
+    )
+
+
+def _refuse_inherited_turn(parent: Execution, file: str, session: str | None) -> None:
+    """A child that conducts what its parent conducts would wait for it, while the parent waits for the child."""
+    above: Execution | None = parent
+    while above is not None:
+        if above.file == file and not above.over:
+            raise DeadlockError(
+                f"a child of run {parent.run.id} would wait for the turn of session {session!r:.80}, which "
+                f"{above.fence.holder} has; allowed: turn=False, or detached=True",
+                path=file,
+                chain=((parent.fence.holder, file, above.fence.holder),),
+            )
+        above = above.parent

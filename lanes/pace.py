@@ -1,0 +1,53 @@
+"""Starting less when the process cannot keep up.
+
+When the event loop is late, or memory is short, one more run makes every run slower. So admission goes on, but slowly:
+at most one start in so many seconds for each class. Lanes in group `control` are not slowed. Whoever measures calls
+`slow` and `restore`; the scheduler asks before each start.
+"""
+
+from __future__ import annotations
+
+from locks._events import log
+
+from .checks import Priority
+
+INTERVAL_S = {Priority.FOREGROUND: 0.05, Priority.NORMAL: 0.5, Priority.BACKGROUND: 2.0}
+"""Seconds between two starts of a class in one group while admission is slowed."""
+
+
+class Pace:
+    """How fast runs are started.
+
+    Invariant: `why` is empty exactly while admission is not slowed.
+    """
+
+    def __init__(self) -> None:
+        self.why = ""
+        """Why admission is slowed, in words."""
+        self._last: dict[tuple[str, Priority], float] = {}
+
+    def slow(self, why: str) -> bool:
+        """Slow down; returns whether that is new."""
+        new = not self.why
+        self.why = why
+        if new:
+            log("admission_slowed", level="warning", reason=why)
+        return new
+
+    def restore(self) -> bool:
+        """Start at full speed again; returns whether that is new."""
+        if not self.why:
+            return False
+        log("admission_restored", reason=self.why)
+        self.why = ""
+        self._last.clear()
+        return True
+
+    def may_start_at(self, group: str, urgency: Priority) -> float:
+        """When the next run of that class may start."""
+        last = self._last.get((group, urgency))
+        return -float("inf") if last is None else last + INTERVAL_S[urgency]
+
+    def started(self, group: str, urgency: Priority, now: float) -> None:
+        """Note a start."""
+        self._last[group, urgency] = now

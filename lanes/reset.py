@@ -1,0 +1,48 @@
+"""`reset(key)`: a session starts afresh, and nothing of what went before can reach into it.
+
+Every run that names the session is ended and told why. The reset itself is a run on lane `control`: it takes the turn
+before everybody who comes later, so what is posted meanwhile finds the new session. Every older run that lives on, for
+another session, is barred from writing to this one: its late announcements belong to the old one.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .context import RunContext
+from .run import RunState
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .scheduler import Scheduler
+
+LANE = "control"
+
+
+def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
+    """End and bar every run of a session, and queue the run that puts its file away. Its value: where the file is now.
+
+    Raises:
+        Draining, InvalidSession: nothing has changed.
+    """
+    file = scheduler.layout.file_of(key)
+    older = list(scheduler.live.values())
+    run = scheduler.intake.submit(LANE, partial(_put_away, file=file, archive=archive), (), session=key)
+    if run._execution is not None:
+        run._execution.goes_first = True
+    for execution in reversed(older):
+        execution.fence.bar(file, "the session was reset")
+        if execution.run.session == key:
+            execution.ask_to_end(RunState.CANCELLED, "ended by a reset of its session")
+    return run
+
+
+async def _put_away(ctx: RunContext, *, file: str, archive: bool) -> str | None:
+    """Move the transcript aside, or delete it. Returns its new path; `None` when there was none, or it was deleted."""
+    execution = ctx._execution
+    registry = execution.owner.registry
+    to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
+    moved = await registry.set_aside(file, to, under=execution.fence)
+    return to if moved else None

@@ -1,0 +1,59 @@
+"""The specifications of one supervisor, by name; the most specific pattern wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from .errors import InvalidLane
+from .spec import DEFAULT_GROUPS, DEFAULT_LANES, GroupSpec, LaneSpec
+
+T = TypeVar("T")
+
+
+class SpecTable:
+    """The lanes and groups of a supervisor, by name; those given override the defaults.
+
+    Raises:
+        InvalidLane: two specifications of one name, or a lane whose group does not exist.
+    """
+
+    def __init__(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec]) -> None:
+        self.lanes = _merged(DEFAULT_LANES, lanes, lambda spec: spec.pattern, "pattern", LaneSpec)
+        self.groups = _merged(DEFAULT_GROUPS, groups, lambda spec: spec.name, "group", GroupSpec)
+        self._exact = {spec.pattern: spec for spec in self.lanes.values() if not spec.wild}
+        self._wild = sorted((s for s in self.lanes.values() if s.wild), key=lambda s: -len(s.pattern))
+        for spec in self.lanes.values():
+            if spec.group not in self.groups:
+                known = ", ".join(sorted(self.groups))
+                raise InvalidLane(f"lane {spec.pattern!r}, group: {spec.group!r} is unknown; allowed: {known}")
+
+    def find(self, name: Any) -> LaneSpec:
+        """The specification of a lane: that of its name, else the one with the longest prefix of it.
+
+        Raises:
+            InvalidLane: no pattern matches.
+        """
+        if isinstance(name, str):
+            if (exact := self._exact.get(name)) is not None:
+                return exact
+            for spec in self._wild:
+                if spec.matches(name):
+                    return spec
+        known = ", ".join(sorted(self.lanes))
+        raise InvalidLane(f"lane: {name!r:.80} is unknown; allowed: {known}")
+
+
+def _merged(
+    defaults: Iterable[T], given: Iterable[T], name: Callable[[T], str], field: str, kind: type[T]
+) -> dict[str, T]:
+    merged = {name(spec): spec for spec in defaults}
+    seen: set[str] = set()
+    for spec in given:
+        if not isinstance(spec, kind):
+            raise InvalidLane(f"{field}: {spec!r:.80} is no {kind.__name__}")
+        if name(spec) in seen:
+            raise InvalidLane(f"{field}: {name(spec)!r} is specified twice")
+        seen.add(name(spec))
+        merged[name(spec)] = spec
+    return merged
