@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from lanes import RunState, admission, ending, execution, scheduler, spec, turns
+from lanes import LaneSpec, RunState, admission, ending, execution, scheduler, turns
+from lanes.checks import Priority
 from lanes.lane import Lane
+from lanes.table import SpecTable
 from locks.holder import Fence
 
 reached: Counter[str] = Counter()
@@ -67,7 +69,7 @@ def order_by_chance() -> None:
     leave = turns.Turns.leave
 
     def leave_to_the_last(self: turns.Turns, file: str, one: execution.Execution) -> execution.Execution | None:
-        queue = self._by_file[file]
+        queue = self._by_file[file].order
         if len(queue) > 2 and next(iter(queue)) is one:
             reached["order_by_chance"] += 1
             queue.move_to_end(next(reversed(queue)), last=False)
@@ -79,20 +81,20 @@ def order_by_chance() -> None:
 
 def limit_off_by_one() -> None:
     """`>` for `>=`: a queue takes one more than its limit."""
-    find = spec.SpecTable.find
+    find = SpecTable.find
 
-    def find_with_more(self: spec.SpecTable, name: str) -> spec.LaneSpec:
+    def find_with_more(self: SpecTable, name: str) -> LaneSpec:
         reached["limit_off_by_one"] += 1
         found = find(self, name)
         return found if found.queue_limit is None else dataclasses.replace(found, queue_limit=found.queue_limit + 1)
 
-    spec.SpecTable.find = find_with_more  # type: ignore[method-assign]
+    SpecTable.find = find_with_more  # type: ignore[method-assign]
 
 
 def reserve_ignored() -> None:
     """Gives the reserved slots to anyone."""
 
-    def has_slot(self: admission.Group, urgency: spec.Priority) -> bool:
+    def has_slot(self: admission.Group, urgency: Priority) -> bool:
         reached["reserve_ignored"] += 1
         return self.running < self.spec.slots
 
@@ -102,7 +104,7 @@ def reserve_ignored() -> None:
 def age_ignored() -> None:
     """The most urgent always goes first, however long others have waited."""
     reached["age_ignored"] += 1
-    for urgency in spec.Priority:
+    for urgency in Priority:
         admission.HANDICAP_S[urgency] = 1e6 * urgency
 
 
