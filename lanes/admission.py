@@ -166,7 +166,13 @@ class Group:
 
     def would_start(self, urgency: Priority) -> bool:
         """Whether one more of that class would start at once: there is a slot, and nobody waits for one."""
-        return self.has_slot(urgency) and not self._returning and not any(self._rings.values())
+        return self.has_slot(urgency) and not self.has_work
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anybody could go on or start if there were slots."""
+        foreground, normal, background = self._rings.values()
+        return bool(foreground or normal or background or self._returning)
 
     @property
     def returning(self) -> int:

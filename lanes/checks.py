@@ -22,6 +22,8 @@ class Priority(IntEnum):
     NORMAL = 1
     BACKGROUND = 2
 
+    __hash__ = int.__hash__  # `Enum`'s own is Python code, and a class is looked up for each run
+
 
 def priority(name: str) -> Priority:
     """The class of that name.

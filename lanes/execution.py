@@ -38,6 +38,7 @@ class Owner(Protocol):
     registry: LockRegistry
     new_scope: Callable[[], anyio.CancelScope]
     """Makes a cancel scope on the running loop."""
+    new_event: Callable[[], anyio.Event]
     waits: Waits
     intake: Intake
     late_events_dropped: int
@@ -105,6 +106,8 @@ class Execution:
     _inbox: Inbox | None = None
     killers: set[Callable[[], None]] | None = None
     """What ends the processes that it runs."""
+    barred: dict[str, str] | None = None
+    """Of which files its run may write no more, and why."""
 
     def __init__(
         self,
@@ -165,7 +168,14 @@ class Execution:
         """What is said to it while it runs."""
         if self._inbox is None:
             self._inbox = Inbox(partial(self.owner.message_read, self))
+            if self.over:
+                self._inbox.shut()
         return self._inbox
+
+    @property
+    def has_inbox(self) -> bool:
+        """Whether anybody has looked for its inbox, or put something into it."""
+        return self._inbox is not None
 
     def unread(self) -> list[Execution]:
         """Close the inbox; returns what was not read."""
@@ -240,7 +250,7 @@ class Execution:
     def progress(self) -> None:
         """Start the idle budget anew, within the hard deadline."""
         idle = self.spec.idle_timeout
-        if idle is None or self.cause is not None or self.run.deadline is None:
+        if idle is None or self.cause is not None or self.over or self.run.deadline is None:
             return
         self.run.deadline = min(self.hard_deadline, _clock.clock.now() + idle)
 
@@ -265,8 +275,16 @@ class Execution:
         """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
         if self._body_scope is not None:
             self._body_scope.shield = True
+
+    def kill_processes(self) -> None:
+        """End what it still runs, now."""
         for kill in list(self.killers or ()):
             kill()
+
+    def bar(self, file: str, why: str) -> None:
+        """Refuse what this attempt, and each further one, still writes to a file."""
+        self.barred = {**(self.barred or {}), file: why}
+        self.fence.bar(file, why)
 
     def tell_body_again(self) -> None:
         """Let the cancellation of the whole loop reach an abandoned body."""
@@ -331,7 +349,9 @@ class Execution:
             timeout=self.timeout,
             urgency=self.given_urgency,
         )
-        again.joined = self.joined
+        again.joined, again.goes_first = self.joined, self.goes_first
+        for file, why in (self.barred or {}).items():
+            again.bar(file, why)
         started = self.run.started_at
         again.ran_before_s = self.ran_before_s + (0.0 if started is None else _clock.clock.now() - started)
         again.parent, self.run._execution = self.parent, again

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from locks._events import log
 
@@ -38,7 +37,9 @@ class History:
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
-        self._finished: OrderedDict[int, Run] = OrderedDict()
+        self._finished: dict[int, Run] = {}
+        self._order: deque[int] = deque()
+        """Their ids, oldest first: a plain dictionary is slow to find its first entry when many before it are gone."""
         self._known: dict[DedupeKey, Run] = {}
         self._keys: dict[int, list[DedupeKey]] = {}
         self.parked: OrderedDict[int, Parked] = OrderedDict()
@@ -46,8 +47,10 @@ class History:
     def add(self, run: Run) -> None:
         """Keep a finished run; the oldest ones go."""
         self._finished[run.id] = run
-        while len(self._finished) > self._keep:
-            gone, _ = self._finished.popitem(last=False)
+        self._order.append(run.id)
+        if len(self._order) > self._keep:
+            gone = self._order.popleft()
+            del self._finished[gone]
             for key in self._keys.pop(gone, ()):
                 self._known.pop(key, None)
 
@@ -64,6 +67,8 @@ class History:
 
     def know(self, key: DedupeKey, run: Run) -> None:
         """Give the same run to whoever comes with this key again."""
+        if run.outcome is not None and run.id not in self._finished:
+            return  # it ended as it was submitted, and is forgotten already: nothing would ever take the key away
         self._known[key] = run
         self._keys.setdefault(run.id, []).append(key)
 
@@ -74,7 +79,19 @@ class History:
             gone, _ = self.parked.popitem(last=False)
             log("parked_run_forgotten", level="warning", run=gone, kept=self._keep)
 
+    def resubmit(self, run_id: int) -> Run:
+        """Submit a parked run anew. It is parked no more, unless that is refused.
 
-def dedupe_key(lane: str, session: str | None, given: Any) -> DedupeKey:
-    """A sender's key, for this lane and session."""
-    return lane, session, given
+        Raises:
+            KeyError: no such run is parked.
+            Exception: what refuses it; it stands where it stood.
+        """
+        # Taken out first: a hook that is called by the submission must not find it, and submit it once more.
+        parked = self.parked.pop(run_id)
+        try:
+            return parked.again()
+        except BaseException:
+            self.parked[run_id] = parked
+            for later in [one for one in self.parked.values() if one.parked_at > parked.parked_at]:
+                self.parked.move_to_end(later.run.id)
+            raise

@@ -12,7 +12,6 @@ from .tally import Tally
 
 if TYPE_CHECKING:
     from .execution import Execution
-    from .host import LaneHost
 
 
 class Lane:
@@ -23,7 +22,7 @@ class Lane:
     has an entry in `ready` with its rank. Other entries are stale.
     """
 
-    __slots__ = ("host", "joined", "name", "queued", "ready", "ring", "ring_at", "running", "spec", "tally", "urgency")
+    __slots__ = ("joined", "name", "queued", "ready", "ring", "ring_at", "running", "spec", "tally", "urgency")
 
     def __init__(self, name: str, spec: LaneSpec) -> None:
         self.name = name
@@ -38,7 +37,6 @@ class Lane:
         """The class in whose ring of lanes that could start something the group has it."""
         self.ring_at = 0.0
         """When the run that it could start was submitted, as the ring knows it."""
-        self.host: LaneHost | None = None
         self.tally = Tally()
 
     def __repr__(self) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 from anyio.lowlevel import checkpoint
 
 from locks._loop import on_loop_thread
 
+from . import checks
 from .errors import WrongThread
 from .events import EventStream
 from .unframed import copied
 
 if TYPE_CHECKING:
     from .execution import Execution
+
+_waiting_threads = threading.Lock()
+"""For the list of the threads that wait for a run: several may come at once."""
 
 _current: ContextVar[Run | None] = ContextVar("lanes.current_run", default=None)
 
@@ -43,14 +47,15 @@ class RunState(StrEnum):
     SUPERSEDED = "superseded"
     ABANDONED = "abandoned"
 
+    __hash__ = str.__hash__  # `Enum`'s own is Python code, and a state is looked up for each run
+
     @property
     def ended(self) -> bool:
         """Whether it is one of the last six."""
         return self not in (RunState.QUEUED, RunState.RUNNING)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """How a run ended. Holds no frames of its body."""
 
     state: RunState
@@ -154,7 +159,8 @@ class Run:
         """
         if self.outcome is None:
             if self._ended is None:
-                self._ended = anyio.Event()
+                assert self._execution is not None
+                self._ended = self._execution.owner.new_event()
             waiter = _current.get()
             asking = waiter._execution if waiter is not None else None
             if asking is None:
@@ -185,16 +191,24 @@ class Run:
         Raises:
             What `result` raises, and besides:
             WrongThread: on an event loop's thread, which it would block.
+            InvalidLane: `timeout` is no duration.
             TimeoutError: the run goes on.
         """
         if on_loop_thread():
             raise WrongThread("result_sync would block the event loop; use `await run.result()` there")
+        if timeout is not None:
+            timeout = min(checks.seconds("timeout", timeout, zero=True), threading.TIMEOUT_MAX)
         ended = threading.Event()
-        if self._threads is None:
-            self._threads = []
-        self._threads.append(ended)
-        if self.outcome is None and not ended.wait(timeout):  # looked at after the append: `_end` misses nobody
-            raise TimeoutError(f"run {self.id} on lane {self.lane} has not ended within {timeout:g} s")
+        with _waiting_threads:
+            if self._threads is None:
+                self._threads = []
+            self._threads.append(ended)
+        try:
+            if self.outcome is None and not ended.wait(timeout):  # looked at after the append: `_end` misses nobody
+                raise TimeoutError(f"run {self.id} on lane {self.lane} has not ended within {timeout:g} s")
+        finally:
+            with _waiting_threads:
+                self._threads.remove(ended)
         assert self.outcome is not None
         return _value_of(self.outcome)
 
@@ -245,8 +259,9 @@ class Run:
             for stream in streams:
                 stream.wake()
         if self._threads is not None:
-            for waiter in self._threads:
-                waiter.set()
+            with _waiting_threads:
+                for waiter in self._threads:
+                    waiter.set()
 
 
 def _value_of(outcome: Outcome) -> Any:

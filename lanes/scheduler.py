@@ -11,6 +11,7 @@ again leaves like one that has ended, but for its place in the session, and its 
 from __future__ import annotations
 
 import contextvars
+import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
@@ -22,7 +23,7 @@ from anyio.abc import TaskGroup
 
 from locks import Fence, LeaseLost, LockRegistry, Right, RunEnded, Superseded, _clock
 from locks._events import described, log
-from locks._loop import scope_type
+from locks._loop import event_type, know_loop, scope_type
 
 from .admission import Group
 from .checks import Priority
@@ -41,9 +42,13 @@ from .stacks import stack_of
 from .table import SpecTable
 from .timers import Timers
 from .turns import Turns
+from .unframed import scrub
 from .waits import Waits
 
 _LEAST_GRACE_S = 0.02
+_NOT_HELD = -math.inf
+# An enumeration's member costs more to look up than a global name, and these are asked for several times per run.
+_QUEUED, _RUNNING, _DONE = RunState.QUEUED, RunState.RUNNING, RunState.DONE
 
 
 class Scheduler:
@@ -66,11 +71,14 @@ class Scheduler:
         self.layout = layout
         self.services: Mapping[str, Any] = {}
         self.new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
+        self.new_event: Callable[[], anyio.Event] = anyio.Event
         self.accepting = False
         """Whether work is taken from outside."""
         self.starting = False
         """Whether queued work is started. While it is not, children of running runs are."""
         self.lanes: dict[str, Lane] = {}
+        self.hosts: dict[str, LaneHost] = {}
+        """The task group in which bodies are started now, by their lane's pattern."""
         self.groups = {name: Group(spec) for name, spec in specs.groups.items()}
         self.turns = Turns()
         self.live: dict[int, Execution] = {}
@@ -82,7 +90,6 @@ class Scheduler:
         self.late_writes_refused = 0
         self.late_events_dropped = 0
         self._refusals = threading.Lock()
-        self.ended: dict[RunState, int] = dict.fromkeys((s for s in RunState if s.ended), 0)
         self.timers = Timers()
         self.pace = Pace()
         self.waits = Waits(self.turns, self.live, registry, self.groups, self.admit_group)
@@ -105,7 +112,10 @@ class Scheduler:
             async with anyio.create_task_group() as group:
                 self._group, self.intake.thread = group, threading.get_ident()
                 self.hooks.context = contextvars.copy_context()
-                self.new_scope = scope_type()
+                know_loop(self.hooks.context)
+                self.new_scope, self.new_event = scope_type(), event_type()
+                for pattern in self.specs.lanes:
+                    self._open_host(pattern)
                 task_status.started()
                 await self.timers.serve()
         finally:
@@ -128,12 +138,44 @@ class Scheduler:
         run, lane = execution.run, execution.lane
         self.lanes[lane.name] = lane
         self.live[run.id] = execution
-        lane.enqueue(execution)
+        at_once = self._starts_at_once(execution)
+        if at_once:
+            self._start_at_once(execution)
+            if run.state is not _QUEUED:
+                return
+        else:
+            lane.enqueue(execution)
         if run.wait_deadline is not None:
             execution.timer = self.timers.at(run.wait_deadline, partial(self._queue_timeout, execution))
-        self._stand_in_line(execution, first=first)
-        if run.state is RunState.QUEUED and run.outcome is None:
+        if not at_once:
+            self._stand_in_line(execution, first=first)
+        if run.state is _QUEUED:
             self.hooks.waits(run)
+
+    def _start_at_once(self, execution: Execution) -> None:
+        """Start a new execution that has nobody before it, without a way through the queues."""
+        lane = execution.lane
+        if execution.file is not None:
+            execution.in_line = True
+            self.turns.join(execution.file, execution)
+        self.groups[lane.spec.group].take(execution)
+        lane.running[execution] = None
+        self._start(lane, execution)
+
+    def _starts_at_once(self, execution: Execution) -> bool:
+        """Whether a new execution would be admitted in the moment that it is ready: nobody is before it anywhere."""
+        lane, file = execution.lane, execution.file
+        return (
+            self.starting
+            and not lane.queued
+            and len(lane.running) < lane.spec.capacity
+            and (file is None or self.turns.front(file) is None)
+            and execution.held_until == _NOT_HELD
+            and self._group is not None
+            and not self._admitting
+            and not self.pace.why
+            and self.groups[lane.spec.group].would_start(execution.urgency)
+        )
 
     def hand_over(self, execution: Execution, target: Execution) -> None:
         """Put a new execution's message into the inbox of a run that is under way; it is queued if it stays unread."""
@@ -318,12 +360,14 @@ class Scheduler:
         self.timers.cancel(execution.timer)
         assert run.deadline is not None
         execution.timer = self.timers.at(run.deadline, partial(self._deadline, execution))
-        if lane.host is None:
-            lane.host = LaneHost()
-            self._spawn(lane.host.serve, f"lane {lane.name}")
-        execution.host = lane.host
+        execution.host = host = self.hosts[lane.spec.pattern]
         self.hooks.started(run)
-        lane.host.start(execution)
+        host.start(execution)
+
+    def _open_host(self, pattern: str) -> None:
+        """Have a task group for the bodies of a pattern's lanes."""
+        self.hosts[pattern] = host = LaneHost()
+        self._spawn(host.serve, f"lanes {pattern}")
 
     def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
         """Start a task of our own, with none of the variables of whoever happened to call."""
@@ -339,7 +383,7 @@ class Scheduler:
         lane.put_back(execution)
         del self.bodies[execution]
         self.groups[lane.spec.group].give_back(execution)
-        execution.turn_scope = scope = anyio.CancelScope()
+        execution.turn_scope = scope = self.new_scope()
         self._spawn(partial(self._wait_for_turn, execution, scope), f"turn for run {run.id}")
         self.groups[lane.spec.group].offer(lane)  # its place is free again
 
@@ -428,7 +472,6 @@ class Scheduler:
 
     def _abandon(self, execution: Execution) -> None:
         """The grace has passed and the body still runs: go on without it."""
-        lane = execution.lane
         if execution.over or execution.cause is None:
             return
         state, reason = execution.cause
@@ -438,9 +481,10 @@ class Scheduler:
         stack = stack_of(execution.fence.task)
         execution.stop_telling_body()
         self.abandoned[execution] = (_clock.clock.now(), stack)
-        if lane.host is not None and lane.host is execution.host:
-            lane.host.close()
-            lane.host = None
+        host = execution.host
+        if host is not None and self.hosts.get(execution.spec.pattern) is host:
+            host.close()
+            self._open_host(execution.spec.pattern)
         reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
         log(
             "run_abandoned",
@@ -456,6 +500,9 @@ class Scheduler:
         """Turn what the body did into the run's outcome, or into its next attempt."""
         if execution.over:
             self._abandoned_ended(execution)
+            return
+        if error is None and execution.cause is None and _clock.clock.now() < execution.fence.end_at:
+            self._finish(execution, _DONE, "", value=value)
             return
         cancelled = error is not None and isinstance(error, anyio.get_cancelled_exc_class())
         if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
@@ -492,39 +539,50 @@ class Scheduler:
         """End a run, in whatever state it was, and let its successors go on."""
         run = execution.run
         self._close(execution)
+        if run.attempt > 1 and run.started_at is None:
+            run.attempt -= 1  # the next attempt never was
         outcome = outcome_of(execution, state, reason, value, error)
         if state is RunState.TIMED_OUT and run.started_at is None:
             log_timeout(execution, reason)
-        self.ended[state] += 1
         execution.lane.tally.add(outcome)
         self.groups[execution.spec.group].tally.add(outcome)
         self.live.pop(run.id, None)
         self.history.add(run)
         if execution.parent is not None and execution.parent.children:
             execution.parent.children.pop(execution, None)
-        self._park_if_failed(execution, state)
+        if execution.spec.retry is not None:
+            self._park_if_failed(execution, state)
         if state is not RunState.ABANDONED:
             execution.forget()
         run._end(outcome)
         self.hooks.ended(run)
-        execution.ask_children_to_end(reason or "has ended")
+        if execution.children:
+            execution.ask_children_to_end(reason or "has ended")
         if execution.answering is not None:
             for answered in execution.answering:
                 self._finish(answered, state, reason, value=value, error=error)
         self._leave(execution)
         if state is RunState.FAILED:
             log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
-        self._settle()
+        if self._calm is not None:
+            self._settle()
 
     def _close(self, execution: Execution) -> None:
         """Take from an execution what it may no longer do."""
         execution.over = True
-        execution.release_turn(self.registry)
+        if execution.claim is not None:
+            execution.release_turn(self.registry)
+        if execution.killers:
+            execution.kill_processes()
+        fence = execution.fence
         if execution.successor is not None:
-            execution.fence.close(Superseded, execution.successor.fence.holder)
-        self.registry.end(execution.fence, RunEnded)
+            fence.close(Superseded, execution.successor.fence.holder)
+        fence.close(RunEnded)
+        if fence.claims:
+            self.registry.end(fence)
         self.timers.cancel(execution.timer)
-        self.timers.cancel(execution.hold_timer)
+        if execution.hold_timer is not None:
+            self.timers.cancel(execution.hold_timer)
         target = execution.steered_into
         if target is not None and not target.over:
             target.inbox.discard(execution)
@@ -533,17 +591,19 @@ class Scheduler:
         """Give back place, slot and queue positions, and let the next ones in."""
         lane = execution.lane
         self._leave_lane(execution)
-        self._queue_unread(execution)
+        if execution.has_inbox:
+            self._queue_unread(execution)
         if execution.in_line and execution.file is not None:
             follower = self.turns.leave(execution.file, execution)
             if follower is not None:
                 self._make_ready(follower)
-        self._admit(lane)
+        group = self.groups[lane.spec.group]
+        if lane.ready or lane.ring is not None:
+            group.offer(lane)
+        if group.has_work:
+            self.admit_group(group)
         if lane.spec.wild and lane.idle and self.lanes.get(lane.name) is lane:
             del self.lanes[lane.name]
-            if lane.host is not None:
-                lane.host.close()
-                lane.host = None
 
     def _leave_lane(self, execution: Execution) -> None:
         if execution.turn_scope is not None:
@@ -581,6 +641,8 @@ class Scheduler:
             return False
         self._close(execution)
         wait_s = retry.wait_after(run.attempt)
+        if error is not None:
+            scrub(error)  # what the attempt held must be free before the next one begins
         follower = execution.next_attempt(self.new_fence(run.lane, run.id))
         follower.held_until = _clock.clock.now() + wait_s
         reason = f"attempt {run.attempt} of {retry.attempts} failed ({why}); again in {wait_s:.3g} s"
@@ -600,6 +662,7 @@ class Scheduler:
         self.live[execution.run.id] = follower
         self._leave_lane(execution)
         lane.enqueue(follower)
+        lane.queued.move_to_end(follower, last=False)  # it came before those that have not started
         self._take_messages_along(execution, follower)
         if execution.file is not None:
             follower.in_line = True
@@ -622,8 +685,9 @@ class Scheduler:
         retry = execution.spec.retry
         if retry is None or execution.body is None or execution.steered_into is not None:
             return
-        overran = state is RunState.TIMED_OUT and retry.timeouts and execution.run.started_at is not None
-        if state is RunState.FAILED or overran:
+        overran = execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT
+        # One that had to be abandoned is not tried again, but its sender's work is not lost for that.
+        if state is RunState.FAILED or (overran and retry.timeouts and execution.run.started_at is not None):
             self.intake.park(execution)
 
     # Looking and waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .run import Outcome, RunState
@@ -24,9 +25,10 @@ class Tally:
 
     def add(self, outcome: Outcome) -> None:
         """Count a run that has ended."""
-        if self.outcomes is None:
-            self.outcomes = {}
-        self.outcomes[outcome.state] = self.outcomes.get(outcome.state, 0) + 1
+        outcomes = self.outcomes
+        if outcomes is None:
+            outcomes = self.outcomes = {}
+        outcomes[outcome.state] = outcomes.get(outcome.state, 0) + 1
         waited = outcome.waited_s
         self.waited_s += waited
         self.ran_s += outcome.ran_s
@@ -49,7 +51,7 @@ class Tally:
 class Totals:
     """Totals of a lane or a group, of the runs that have ended."""
 
-    outcomes: dict[str, int]
+    outcomes: Mapping[str, int]
     """How many ended in each state: `done`, `failed`, `timed_out`, `cancelled`, `superseded`, `abandoned`."""
     waited_s: float
     """Seconds that they waited, together."""

@@ -6,9 +6,11 @@ import asyncio
 import sys
 from asyncio import _get_running_loop  # exported, and the only look at the loop that does not raise
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
-from anyio import CancelScope
+from anyio import CancelScope, Event
+from sniffio import current_async_library_cvar
 
 Post = Callable[[Callable[[], Any]], None]
 """Have the event loop call something soon; from any thread, without waiting."""
@@ -46,6 +48,20 @@ def current_loop() -> object:
 def scope_type() -> Callable[[], CancelScope]:
     """What makes a cancel scope on the running event loop; `CancelScope()` finds that out anew each time."""
     return type(CancelScope())
+
+
+def event_type() -> Callable[[], Event]:
+    """What makes an event on the running event loop; `Event()` finds that out anew each time."""
+    return type(Event())
+
+
+def know_loop(context: Context) -> None:
+    """Note in a context which event loop runs, for tasks that a callback of the loop starts in it.
+
+    anyio asks `sniffio`, which knows it by the running task. But a callback of asyncio is none, and its context may be
+    that of a thread, or of a program that does not use anyio.
+    """
+    context.run(current_async_library_cvar.set, "asyncio" if _get_running_loop() is not None else "trio")
 
 
 def on_loop_thread() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 
 from lanes import Run, Totals
 from lanes.lane import Lane
@@ -13,16 +14,21 @@ from locks import RegistryStatistics
 
 from .lag import Quantiles
 
+_ENQUEUED_AT = attrgetter("run.enqueued_at")
+
 
 @dataclass(frozen=True, slots=True)
 class LaneStatistics:
     """One live lane."""
 
     running: int
+    """Places taken, also by runs that were asked to end."""
     queued: int
+    """Runs that wait on it: for a place, a slot, their session's turn, their next attempt, or in another's inbox."""
     capacity: int
+    """Runs that it has places for."""
     oldest_wait_s: float
-    """How long the longest-waiting run has waited; 0 when none does."""
+    """How long ago the oldest of the queued runs was submitted; 0 when there is none."""
     totals: Totals
     """Of what has ended since the lane was made; a lane of a pattern is gone when it is idle."""
 
@@ -34,13 +40,15 @@ class GroupStatistics:
     running: int
     """Slots taken. A run that waits for another one has lent its own."""
     slots: int
+    """Runs of the group that may run at a time."""
     reserve: int
+    """Of the slots, those that only foreground runs may take."""
     queued: int
     """Runs that wait on the group's lanes."""
     returning: int
     """Runs that have waited for another one, and go on when they have a slot again."""
     oldest_wait_s: float
-    """How long the longest-waiting run has waited; 0 when none does."""
+    """How long ago the oldest of the runs that wait on its lanes was submitted; 0 when there is none."""
     totals: Totals
     """Of what has ended since the start."""
 
@@ -50,7 +58,9 @@ class AbandonedBody:
     """A body that ignored its cancellation past its grace, and still runs. It is fenced, and nobody waits for it."""
 
     run: Run
+    """The run, which has ended."""
     abandoned_for_s: float
+    """Seconds since it was abandoned."""
     stack: str
     """Where it stood when it was abandoned, outermost call first."""
 
@@ -62,9 +72,12 @@ class Statistics:
     lanes: Mapping[str, LaneStatistics]
     """The live ones, by name."""
     groups: Mapping[str, GroupStatistics]
+    """All of them, by name."""
     runs: Mapping[str, int]
-    """Runs by state: `queued` and `running` now, the others since the start."""
+    """Runs by state: `queued` and `running` now, the others since the start. Those whose message another run has read
+    are `running` with that one."""
     leases: RegistryStatistics
+    """What the lock registry holds."""
     abandoned: int
     """Bodies that ignored their cancellation and still run."""
     parked: int
@@ -88,21 +101,25 @@ class Statistics:
 
 def take(scheduler: Scheduler, lag: Quantiles, now: float, max_abandoned: int) -> Statistics:
     """Look at a scheduler."""
+    waited = {name: _oldest_wait(lane, now) for name, lane in scheduler.lanes.items()}
     queued, oldest = Counter[str](), dict[str, float]()
-    for lane in scheduler.lanes.values():
-        group = lane.spec.group
-        queued[group] += len(lane.queued)
-        oldest[group] = max(oldest.get(group, 0.0), _oldest_wait(lane, now))
-    runs = {state.value: number for state, number in scheduler.ended.items()}
+    for name, lane in scheduler.lanes.items():
+        group_name = lane.spec.group
+        queued[group_name] += len(lane.queued)
+        oldest[group_name] = max(oldest.get(group_name, 0.0), waited[name])
+    ended = Counter[str]()
+    for group in scheduler.groups.values():
+        ended.update(group.tally.frozen().outcomes)
+    runs = dict(ended)
     runs["queued"] = queued.total()
-    runs["running"] = len(scheduler.bodies)
+    runs["running"] = len(scheduler.live) - queued.total()
     return Statistics(
         lanes={
             name: LaneStatistics(
                 running=len(lane.running),
                 queued=len(lane.queued),
                 capacity=lane.spec.capacity,
-                oldest_wait_s=_oldest_wait(lane, now),
+                oldest_wait_s=waited[name],
                 totals=lane.tally.frozen(),
             )
             for name, lane in scheduler.lanes.items()
@@ -142,5 +159,5 @@ def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
 
 
 def _oldest_wait(lane: Lane, now: float) -> float:
-    first = next(iter(lane.queued), None)
-    return 0.0 if first is None else now - first.run.enqueued_at
+    # Not simply the first: those that come back to be tried again stand before the others, the latest comer first.
+    return max(0.0, now - min(map(_ENQUEUED_AT, lane.queued), default=now))

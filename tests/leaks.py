@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,18 +25,32 @@ ENDS_WITHIN = 2.0
 
 
 def tasks() -> dict[object, str]:
-    """All tasks of the running loop, by coroutine (which, unlike an id, is not used twice while it is referenced)."""
-    return {info.coro: f"{info.name} ({info.coro!r})" for info in anyio.get_running_tasks()}
+    """The names of all tasks of the running loop, by coroutine: unlike an id, it is not used twice while referenced."""
+    return {info.coro: str(info.name) for info in anyio.get_running_tasks()}
 
 
-async def leaked_tasks(before: Iterable[object]) -> list[str]:
-    """The tasks that are not among `before` and do not end within a few rounds of the loop."""
-    known = set(map(id, before))
+async def leaked_tasks(before: Mapping[object, str]) -> list[str]:
+    """The tasks that are not among `before`, took no such one's place, and do not end within a few rounds of the loop.
+
+    A task takes the place of another when it has its name and that one has ended: the task group for a lane's bodies is
+    replaced when one of them is abandoned.
+    """
+    found: list[str] = []
     for _ in range(10):
-        if all(id(coro) in known for coro in tasks()):
+        now = tasks()
+        ended = Counter(name for coro, name in before.items() if coro not in now)
+        found = []
+        for coro, name in now.items():
+            if coro in before:
+                continue
+            if ended[name]:
+                ended[name] -= 1
+            else:
+                found.append(f"{name} ({coro!r})")
+        if not found:
             return []
         await checkpoint()
-    return [name for coro, name in tasks().items() if id(coro) not in known]
+    return found
 
 
 def busy_registries() -> list[tuple[object, str]]:
