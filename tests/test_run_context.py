@@ -271,14 +271,14 @@ async def emits(ctx, number, pause=0.0):
 async def test_events_reach_every_reader_in_order_until_the_run_has_ended(sup):
     heard: dict[str, list[int]] = {"one": [], "two": []}
 
-    async def listen(name):
-        async for event in run.events():
+    async def listen(name, events):
+        async for event in events:
             heard[name].append(event)
 
     run = sup.submit("session:a", emits, 10, 0.1)
     async with anyio.create_task_group() as group:
         for name in heard:
-            group.start_soon(listen, name)
+            group.start_soon(listen, name, run.events())  # from this moment on, not from when that task begins
     assert heard["one"] == heard["two"] == list(range(10))
     assert run.outcome is not None
 
