@@ -119,9 +119,9 @@ class Run:
         self.parent: int | None = None
         """The id of the run that submitted it."""
         self.lineage: tuple[int, ...] = ()
-        """The ids of the runs above it, the first one first; `parent` is the last."""
+        """The ids of the runs that it ends with, the first one first; empty for one that goes on by itself."""
         if parent is not None:
-            self.parent, self.lineage = parent.id, (*parent.lineage, parent.id)
+            self.parent = parent.id
         self.state = RunState.QUEUED
         self.reason = ""
         """Why it was asked to end, once it was; why it waits to be tried again."""

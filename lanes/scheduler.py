@@ -15,7 +15,7 @@ import math
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from itertools import count
+from itertools import count, takewhile
 from typing import Any
 
 import anyio
@@ -146,7 +146,7 @@ class Scheduler:
         else:
             lane.enqueue(execution)
         if run.wait_deadline is not None:
-            execution.timer = self.timers.at(run.wait_deadline, partial(self._queue_timeout, execution))
+            execution.timer = self.timers.at(run.wait_deadline, self._queue_timeout, execution)
         if not at_once:
             self._stand_in_line(execution, first=first)
         if run.state is _QUEUED:
@@ -184,7 +184,7 @@ class Scheduler:
         self.live[run.id] = execution
         lane.enqueue(execution)
         if run.wait_deadline is not None:
-            execution.timer = self.timers.at(run.wait_deadline, partial(self._queue_timeout, execution))
+            execution.timer = self.timers.at(run.wait_deadline, self._queue_timeout, execution)
         execution.steered_into = target
         run.answered_by = target.run.id
         target.inbox.put(execution)
@@ -257,7 +257,7 @@ class Scheduler:
                 execution.urgency, execution.rank = urgency, next(self._front_ranks)
         if execution.held_until > _clock.clock.now():
             self.timers.cancel(execution.hold_timer)
-            execution.hold_timer = self.timers.at(execution.held_until, partial(self._let_go, execution))
+            execution.hold_timer = self.timers.at(execution.held_until, self._let_go, execution)
             return
         execution.lane.make_ready(execution)
         self._admit(execution.lane)
@@ -307,7 +307,7 @@ class Scheduler:
             soonest = min(soonest, at)
         if barred and group not in self._paced:
             self._paced.add(group)
-            self.timers.at(soonest, partial(self._look_again, group))
+            self.timers.at(soonest, self._look_again, group)
         return None
 
     def _look_again(self, group: Group) -> None:
@@ -359,7 +359,7 @@ class Scheduler:
         run = execution.run
         self.timers.cancel(execution.timer)
         assert run.deadline is not None
-        execution.timer = self.timers.at(run.deadline, partial(self._deadline, execution))
+        execution.timer = self.timers.at(run.deadline, self._deadline, execution)
         execution.host = host = self.hosts[lane.spec.pattern]
         self.hooks.started(run)
         host.start(execution)
@@ -436,7 +436,7 @@ class Scheduler:
         self.registry.end_by(execution.fence, end_at)
         self.timers.cancel(execution.timer)
         # However short the grace, a body that does end gets a few rounds of the loop to do it in.
-        execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), partial(self._abandon, execution))
+        execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), self._abandon, execution)
         if state is RunState.TIMED_OUT:
             log_timeout(execution, execution.run.reason)
         execution.ask_children_to_end(reason)
@@ -458,7 +458,7 @@ class Scheduler:
         deadline = execution.run.deadline
         assert deadline is not None
         if _clock.clock.now() < deadline:  # `progress()` has moved it
-            execution.timer = self.timers.at(deadline, partial(self._deadline, execution))
+            execution.timer = self.timers.at(deadline, self._deadline, execution)
             return
         self.end(execution, RunState.TIMED_OUT, "")
 
@@ -559,7 +559,9 @@ class Scheduler:
         if execution.children:
             execution.ask_children_to_end(reason or "has ended")
         if execution.answering is not None:
-            for answered in execution.answering:
+            answering, execution.answering = execution.answering, None
+            for answered in answering:
+                answered.cause, answered.late_s = execution.cause, execution.late_s
                 self._finish(answered, state, reason, value=value, error=error)
         self._leave(execution)
         if state is RunState.FAILED:
@@ -614,13 +616,37 @@ class Scheduler:
         execution.lane.forget(execution)
 
     def _queue_unread(self, execution: Execution) -> None:
-        """Queue the messages that a body has left unread, before everybody who waits."""
+        """Queue the messages that a body has left unread, before everybody who waits but those who interrupted it."""
         unread = execution.unread()
         for one in unread:
             one.steered_into = None
             one.run.answered_by = None
+        if not unread:
+            return
+        if execution.file is None:
+            ahead = sorted((one for one in execution.lane.queued if one.interrupts), key=lambda one: one.rank)
+            self._go_first(ahead, unread)
+            return
+        others = [one for one in self.turns.of(execution.file) if one is not execution]
+        ahead = list(takewhile(lambda one: one.interrupts or one.goes_first, others))
         for one in reversed(unread):
-            self._stand_in_line(one, first=True)
+            if ahead:
+                one.in_line = True
+                self.turns.join_behind(execution.file, ahead[-1], one)
+                self._lend_priority(execution.file)
+            else:
+                self._stand_in_line(one, first=True)
+
+    def _go_first(self, ahead: list[Execution], unread: list[Execution]) -> None:
+        """Queue unread messages that need no turn, behind those who go ahead of them."""
+        for one in reversed([*ahead, *unread]):
+            one.rank = next(self._front_ranks)
+        for one in ahead:
+            if one.is_ready:
+                one.lane.make_unready(one)
+                one.lane.make_ready(one)
+        for one in unread:  # the first one first: the place that has become free is for whoever is ready
+            self._make_ready(one)
 
     # Trying again
 
@@ -675,6 +701,8 @@ class Scheduler:
         again = execution.answering or []
         for one in again:
             one.run.state, one.run.started_at, one.run.deadline = RunState.QUEUED, None, None
+            # Its lane may have been retired meanwhile, and be there anew.
+            one.lane = self.lanes.setdefault(one.lane.name, one.lane)
             one.lane.enqueue(one)
         for one in [*again, *execution.unread()]:
             one.steered_into = follower

@@ -17,11 +17,12 @@ from locks._events import described, log
 class Timer:
     """One instant. Cancelled, it keeps nothing alive."""
 
-    __slots__ = ("call", "due")
+    __slots__ = ("args", "call", "due")
 
-    def __init__(self, due: float, call: Callable[[], Any]) -> None:
+    def __init__(self, due: float, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.due = due
-        self.call: Callable[[], Any] | None = call
+        self.call: Callable[..., Any] | None = call
+        self.args = args
 
 
 class Timers:
@@ -41,9 +42,9 @@ class Timers:
     def __len__(self) -> int:
         return len(self._heap) - self._dead
 
-    def at(self, due: float, call: Callable[[], Any]) -> Timer:
-        """Have `call` called at `due`, or soon after."""
-        timer = Timer(due, call)
+    def at(self, due: float, call: Callable[..., Any], *args: Any) -> Timer:
+        """Have `call(*args)` called at `due`, or soon after."""
+        timer = Timer(due, call, args)
         heapq.heappush(self._heap, (due, next(self._order), timer))
         if due < self._wakes_at:
             self._earlier.set()
@@ -53,7 +54,7 @@ class Timers:
         """Forget a timer; nothing happens when it has rung already."""
         if timer is None or timer.call is None:
             return
-        timer.call = None
+        timer.call, timer.args = None, ()
         self._dead += 1
         if self._dead > 64 and self._dead * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].call is not None]
@@ -70,9 +71,9 @@ class Timers:
             if timer.call is None:
                 self._dead -= 1
                 continue
-            call, timer.call = timer.call, None
+            call, args, timer.call, timer.args = timer.call, timer.args, None, ()
             try:
-                call()
+                call(*args)
             except Exception as error:
                 log("timer_failed", level="error", error=described(error))
         return math.inf
