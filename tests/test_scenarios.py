@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from lanes import SessionLayout
 from runtime.cli.generate import InvalidLoad, Load, generate
 from runtime.cli.problem import Problem, one_line
 from runtime.cli.scenario import Overrides, described, plan, shipped
-from tests.command import lanes, result_of
+from tests.command import lanes, records, result_of
 
 NOWHERE = SessionLayout("/nowhere")
 
@@ -31,10 +33,131 @@ def test_a_shipped_scenario_is_green(tmp_path, name, scale, backend):
     assert result["timed_out"] > 0
 
 
+# A scenario for each policy: green, and not by leaving the policy out.
+
+both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
+
+
+def served(directory, name, backend, scale):
+    """Run a shipped scenario; returns its result and what its sessions say, in the order in which it was written."""
+    done = lanes("run", name, "--scale", str(scale), "--backend", backend, "--json", "--sessions", directory)
+    result = result_of(done)
+    assert (done.returncode, result["verdict"], result["backend"]) == (0, "green", backend), done.stderr
+    assert result["messages"] == result["answered"] + result["timed_out"] + result["failed"]
+    assert result["acknowledged"] == result["verified"] > 0
+    return result, sorted(records(directory), key=lambda record: int(record["id"].rpartition("-")[2]))
+
+
+def by_run(written, role):
+    """What each run wrote in a role."""
+    found = defaultdict(list)
+    for record in written:
+        if record["role"] == role:
+            found[record["run"]].append(record)
+    return found
+
+
+@both
+def test_queue_answers_in_the_order_of_arrival_over_both_lanes(tmp_path, backend):
+    result, written = served(tmp_path, "queue", backend, 0.02)
+    arrived = [f"at {second}.{half}" for second in range(1, 6) for half in ("0", "5")]
+    assert [record["content"] for record in written] == [
+        line for text in arrived for line in (text, f"answer to: {text}")
+    ]
+    assert result["answered"] == 10
+
+
+@both
+def test_reject_turns_senders_away_and_leaves_nothing_of_their_messages(tmp_path, backend):
+    result, written = served(tmp_path, "reject", backend, 0.03)
+    assert 0 < result["answered"] < result["failed"]
+    assert [record["role"] for record in written].count("user") == result["answered"]
+
+
+@both
+def test_interrupt_cuts_answers_short_and_says_for_whom(tmp_path, backend):
+    result, written = served(tmp_path, "interrupt", backend, 0.03)
+    cut = [record["stopped"] for record in written if "stopped" in record]
+    assert result["superseded"] == result["failed"] >= len(cut) > 3
+    assert all(re.fullmatch(r"superseded by run \d+", reason) for reason in cut)
+    last = {record["run"]: record for record in written}
+    assert result["answered"] >= 3 and [*last.values()][-1]["content"].startswith("answer to: ")
+
+
+@both
+def test_collect_answers_a_burst_in_one_run_and_a_repetition_once(tmp_path, backend):
+    result, written = served(tmp_path, "collect", backend, 0.02)
+    asked, answers = by_run(written, "user"), by_run(written, "assistant")
+    assert {len(found) for found in answers.values()} == {1}
+    assert all(len({record.get("route") for record in found}) == 1 for found in asked.values())
+    texts = [[record["content"] for record in found] for found in asked.values()]
+    once = [f"message {n}" for n in range(1, 26)] + [f"word {n}" for n in range(1, 11)]
+    assert sorted(text for found in texts for text in found) == sorted(once)
+    assert max(len(found) for found in texts if found[0].startswith("message")) > 1, "nothing was collected"
+    assert max(len(found) for found in texts if found[0].startswith("word")) > 1, "nobody waited for quiet"
+    assert (result["answered"], result["repeated"], result["collected"]) == (60, 25, 35 - len(asked))
+
+
+@both
+def test_steer_messages_are_read_by_the_run_under_way_and_share_its_answer(tmp_path, backend):
+    result, written = served(tmp_path, "steer", backend, 0.03)
+    asked, answers = by_run(written, "user"), by_run(written, "assistant")
+    steered = [record for found in asked.values() for record in found[1:]]
+    assert len(steered) == result["steered"] > 5
+    assert all(record["steered"] for record in steered)
+    for run, found in asked.items():
+        assert answers[run][0]["content"] == "answer to: " + "; ".join(record["content"] for record in found)
+    assert result["answered"] == sum(map(len, asked.values())) == 24
+
+
+@both
+def test_drop_oldest_tells_each_sender_and_answers_the_newest(tmp_path, backend):
+    result, written = served(tmp_path, "drop-oldest", backend, 0.02)
+    assert result["dropped"] == result["failed"] > 10
+    assert written[-1]["content"] == "answer to: message 40 to agent:main:main"
+
+
+@both
+def test_summarize_tells_each_sender_and_hands_on_what_was_said(tmp_path, backend):
+    result, written = served(tmp_path, "summarize", backend, 0.02)
+    assert result["dropped"] == result["failed"] > 10
+    answered = [record["content"] for record in written if record["role"] == "user"]
+    handed_on = [line for line in answered if line.startswith("dropped meanwhile: ")]
+    assert handed_on
+    said = [text for line in answered for text in line.removeprefix("dropped meanwhile: ").split("; ")]
+    assert sorted(said) == sorted(f"message {n} to agent:main:main" for n in range(1, 41))
+
+
+@both
+def test_retry_answers_what_failed_at_first_and_parks_what_fails_for_good(tmp_path, backend):
+    result, written = served(tmp_path, "retry", backend, 0.02)
+    attempts = {record["run"].partition(".")[2] for record in written if record["role"] == "assistant"}
+    assert {"", "2", "3"} <= attempts, "nothing was answered in a later attempt"
+    assert result["parked"] == result["failed"] + result["timed_out"] > 0
+    assert result["timed_out"] > 0 and result["retried"] >= 2 * result["parked"]
+    assert [record["content"] for record in written if record["content"].startswith("answer to: stubborn")]
+
+
+@both
+def test_background_flood_lets_foreground_work_start_before_jobs_that_came_first(tmp_path, backend):
+    result, written = served(tmp_path, "background-flood", backend, 0.02)
+    questions = [record["content"] for record in written if record["role"] == "user"]
+    assert result["answered"] == len(questions) == 260
+    behind = [
+        sum(text.startswith("job") for text in questions[at:])
+        for at, text in enumerate(questions)
+        if text.startswith("message")
+    ]
+    assert behind[0] > 100, "jobs that had all been posted before it"
+    assert behind[len(behind) // 2] > 40
+
+
 def test_the_list_shows_every_shipped_scenario_with_a_line():
     done = lanes("run", "--list")
     assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["mixed", "dual-lane", "run-timeout"]
+    listed = [line.split()[0] for line in done.stdout.splitlines()]
+    assert listed == ["mixed", *sorted(set(shipped()) - {"mixed"})]
+    assert {"queue", "reject", "interrupt", "collect", "steer", "drop-oldest", "summarize", "retry"} < set(listed)
     assert all(description and description == one_line(description) for _, description in described())
     assert {path.suffix for path in shipped().values()} == {".toml"}
 
@@ -77,6 +200,41 @@ def test_scale_shortens_every_limit_and_keeps_the_rest_of_a_default_lane(tmp_pat
     assert next(spec for spec in found.lanes if spec.pattern == "main").timeout == 3.0
 
 
+POLICIES = """
+[[lanes]]
+pattern = "session:*"
+when_busy = "collect"
+when_full = "summarize"
+debounce = 10.0
+retry = { attempts = 5, wait = 20.0, max_wait = 40.0, timeouts = true }
+
+[[load]]
+lane = "session:{session}"
+sessions = ["a"]
+count = 3
+routes = ["phone", "desk"]
+dedupe = "{session}/{number}"
+when_busy = "steer"
+behave = "flaky"
+fails = 2
+"""
+
+
+def test_a_lane_has_policies_whose_times_are_scaled_too(tmp_path):
+    found = planned(tmp_path / "s.toml", POLICIES, scale=0.01)
+    chats = next(spec for spec in found.lanes if spec.pattern == "session:*")
+    assert (chats.when_busy, chats.when_full, chats.debounce) == ("collect", "summarize", pytest.approx(0.1))
+    assert chats.on_drop is not None
+    assert (chats.retry.attempts, chats.retry.wait, chats.retry.max_wait, chats.retry.timeouts) == (5, 0.2, 0.4, True)
+    assert found.sleeps_at_most == pytest.approx((300.0 + 2.0 + 100.0) * 0.01)
+
+
+def test_a_load_names_routes_in_turn_and_fills_in_names(tmp_path):
+    found = planned(tmp_path / "s.toml", POLICIES)
+    assert [(line.route, line.dedupe) for line in found.lines] == [("phone", "a/1"), ("desk", "a/2"), ("phone", "a/3")]
+    assert {(line.when_busy, line.behave, line.fails) for line in found.lines} == {("steer", "flaky", 2)}
+
+
 def test_duration_is_counted_on_the_wall_clock(tmp_path):
     text = 'scale = 0.5\n[[load]]\nlane = "main"\nevery = 0.1\n'
     found = planned(tmp_path / "s.toml", text, duration=2.0)
@@ -107,7 +265,7 @@ def test_a_traffic_file_lies_beside_its_scenario(tmp_path):
         ),
         (
             '[[lanes]]\npattern = "cron"\ngroup = "nope"',
-            "lane 'cron', group: 'nope' is unknown; allowed: background, main",
+            "lane 'cron', group: 'nope' is unknown; allowed: background, control, main",
         ),
         (
             '[[lanes]]\npattern = "cron"\ntimeout = 5\nidle_timeout = 10',
@@ -115,8 +273,21 @@ def test_a_traffic_file_lies_beside_its_scenario(tmp_path):
         ),
         ('[[lanes]]\npattern = "cron"\n[[lanes]]\npattern = "cron"', "'cron' is specified twice"),
         (
+            '[[lanes]]\npattern = "cron"\nwhen_busy = "shout"',
+            "lanes[0].when_busy: 'shout' is not allowed; allowed: 'queue', 'reject', 'interrupt', 'collect', 'steer'",
+        ),
+        ('[[lanes]]\npattern = "cron"\n[lanes.retry]\nattempts = 1', "retry, attempts: 1 is not allowed; allowed: "),
+        (
+            '[[lanes]]\npattern = "cron"\n[lanes.retry]\ntries = 1',
+            "lanes[0].retry.tries: unknown field; allowed: attempts, wait, max_wait, timeouts",
+        ),
+        (
+            '[[lanes]]\npattern = "cron"\nwhen_full = "drop_oldest"\nqueue_limit = 0',
+            "when_full: 'drop_oldest' drops nothing, since queue_limit is 0",
+        ),
+        (
             '[[load]]\nlane = "crn"\ncount = 1',
-            "lane: 'crn' is unknown; allowed: cron, heartbeat, main, session:*, subagent",
+            "lane: 'crn' is unknown; allowed: control, cron, heartbeat, main, session:*, subagent",
         ),
         (
             '[[load]]\nlane = "main"\ncount = 1\nbehave = { ok = 1, bad = 2 }',
@@ -142,9 +313,15 @@ def test_a_scenario_that_cannot_be_used_is_refused_in_one_line(tmp_path, text, c
         ("[1]", "[1] is not allowed; allowed: a table"),
         ('{"lane": "main", "foo": 1}', "foo: unknown field; allowed: lane, at, session, text, think, behave,"),
         ('{"text": "x"}', "lane: is missing"),
-        ('{"lane": "nolane"}', "lane: 'nolane' is unknown; allowed: cron,"),
-        ('{"lane": "main", "behave": "die"}', "behave: 'die' is not allowed; allowed: 'ok', 'raise', 'hang',"),
+        ('{"lane": "nolane"}', "lane: 'nolane' is unknown; allowed: control, cron,"),
+        ('{"lane": "main", "behave": "die"}', "behave: 'die' is not allowed; allowed: 'ok', 'flaky', 'raise', 'hang',"),
         ('{"lane": "main", "think": "x"}', "think: 'x' is not allowed; allowed: a number"),
+        ('{"lane": "main", "fails": -1}', "fails: -1 is not allowed; allowed: a whole number from 0"),
+        ('{"lane": "main", "dedupe": ""}', "dedupe: '' is not allowed; allowed: 1 to 1024 characters of text"),
+        (
+            '{"lane": "main", "session": "a", "turn": false, "when_busy": "steer"}',
+            "when_busy: is for messages, and turn = false makes it a note",
+        ),
         ('{"lane": "main", "at": -1}', "at: -1.0 is not allowed; allowed: 0 to 1e+08"),
         ('{"lane": "main", "session": ""}', "session: '' has 0 characters; allowed: 1 byte to 1 KiB"),
         ('{"lane": "session:"}', "session: '' has 0 characters"),

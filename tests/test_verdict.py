@@ -15,8 +15,9 @@ from lanes import (
     RunState,
     RunTimedOut,
 )
-from runtime.cli.ledger import Ledger
+from runtime.cli.ledger import Ledger, Sent
 from runtime.cli.report import Result
+from runtime.cli.traffic import Line
 from runtime.cli.verdict import Survey, examine, survey
 
 HEADER = {"lanes.session": "a", "format": 1}
@@ -241,10 +242,72 @@ def test_a_turn_that_came_after_the_deadline_recovers_nothing():
 )
 def test_every_end_is_told_as_one_of_three(state, error, told):
     ledger, run = Ledger(), turn(1, 0.0, 1.0)
-    ledger.run_started(run)
-    run.outcome = Outcome(state, error=error)
-    ledger.run_ended(run)
-    assert ledger.told == {told: 1}
+    ledger.accepted(Sent(Line(lane="main"), answered=state is RunState.DONE), run)
+    end(ledger, run, state, error)
+    assert (ledger.told, ledger.posted, ledger.unanswered) == ({told: 1}, 1, [])
+
+
+def test_of_a_program_each_run_counts_as_a_message():
+    ledger = Ledger(runs_count=True)
+    end(ledger, turn(1, 0.0, 1.0))
+    assert ledger.told == {"answered": 1}
+
+
+def test_every_message_of_a_shared_run_is_told():
+    ledger, run, messages = Ledger(), turn(1, 0.0, 1.0), sent(3)
+    for message in messages:
+        ledger.accepted(message, run)
+        message.answered = True
+    assert (ledger.posted, ledger.told, ledger.shared) == (3, {}, {"collected": 2})
+    end(ledger, run)
+    assert (ledger.told, ledger.states, ledger.unanswered) == ({"answered": 3}, {"done": 3}, [])
+
+
+def test_a_message_that_no_body_has_answered_makes_the_verdict_red_though_its_run_is_done():
+    result, run, (first, forgotten) = make(), turn(1, 0.0, 1.0), sent(2)
+    for message in (first, forgotten):
+        result.ledger.accepted(message, run)
+    first.answered = True
+    end(result.ledger, run)
+    assert result.ledger.unanswered == ["message 2"]
+    assert result.verdict == "red"
+    assert any("'message 2': its run was done without it" in line for line in result.lines())
+
+
+def test_a_repetition_is_told_with_the_first_one_also_when_that_is_over():
+    ledger, run, (first, again, late) = Ledger(), turn(1, 0.0, 1.0), sent(3, dedupe="x")
+    ledger.accepted(first, run)
+    ledger.accepted(again, run)
+    first.answered = True
+    end(ledger, run)
+    ledger.accepted(late, run)
+    assert (ledger.told, ledger.shared, ledger.unanswered) == ({"answered": 3}, {"repeated": 2}, [])
+
+
+def test_another_run_for_the_same_name_is_no_repetition():
+    ledger, (first, again) = Ledger(), sent(2, dedupe="x")
+    for number, message in enumerate((first, again)):
+        run = turn(number, 0.0, 1.0)
+        ledger.accepted(message, run)
+        end(ledger, run)
+    assert (ledger.shared, ledger.unanswered) == ({}, ["message 1", "message 2"])
+
+
+def test_a_message_that_was_read_by_a_run_under_way_recovers_no_session():
+    ledger, late, read, (message,) = Ledger(), turn(1, 0.0, 1.0), turn(2, 5.0, 6.0), sent(1)
+    ledger.accepted(message, read)
+    read.answered_by = late.id
+    ledger.run_started(late)
+    time_out(ledger, late, at=11.0)
+    time_out(ledger, read, at=11.0)
+    assert (ledger.recoveries_s, ledger.told) == ([], {"timed_out": 1})
+
+
+def test_what_policies_did_is_named_where_they_did_anything():
+    result = make(policies={"superseded": 2, "parked": 1})
+    assert list(json.loads(result.as_json()))[len(NAMES.split()) :] == ["superseded", "parked"]
+    assert "  policies     2 superseded, 1 parked" in list(result.lines())
+    assert not any(line.startswith("  policies") for line in make().lines())
 
 
 def turn(number, enqueued_at, started_at):
@@ -255,5 +318,13 @@ def turn(number, enqueued_at, started_at):
 
 def time_out(ledger, run, at):
     run.deadline = at
-    run.outcome = Outcome(RunState.TIMED_OUT, error=RunTimedOut(""))
+    end(ledger, run, RunState.TIMED_OUT, RunTimedOut(""))
+
+
+def end(ledger, run, state=RunState.DONE, error=None):
+    run.outcome = Outcome(state=state, error=error)
     ledger.run_ended(run)
+
+
+def sent(number, **fields):
+    return [Sent(Line(lane="main", text=f"message {n}", **fields)) for n in range(1, number + 1)]

@@ -1,4 +1,8 @@
-"""What a run of the harness does: it takes the question down, calls a model that behaves as told, and answers."""
+"""What a run of the harness does: it takes the questions down, calls a model that behaves as told, and answers.
+
+A run may have several messages to answer: those that were collected, and those that it reads from its inbox while the
+model thinks. They share one call and one answer.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,25 @@ from typing import Any
 import anyio
 from anyio import get_cancelled_exc_class, to_thread
 
-from lanes import Message, RunContext
+from lanes import Message, Run, RunContext
 from locks import LeaseLost
 
-from .ledger import Ledger
-from .traffic import Line
+from .ledger import Ledger, Sent
+from .traffic import BEHAVIOURS, Line
+
+_STEPS = 4
+"""Pauses of a model call in which the body looks for what was said meanwhile."""
+_DROPPED = "dropped meanwhile: "
 
 
 class ToolFailed(Exception):
     """A tool of the scenario failed, as it was told to."""
+
+
+def summarize(run: Run, messages: Sequence[Message]) -> Sent:
+    """The `on_drop` of lanes whose full queues are summarized: what is said to the model instead of the messages."""
+    dropped = "; ".join(message.body.line.text.removeprefix(_DROPPED) for message in messages)
+    return Sent(Line(lane=run.lane, text=_DROPPED + dropped))
 
 
 class Bodies:
@@ -37,35 +51,56 @@ class Bodies:
         self._released.set()
 
     async def handle(self, ctx: RunContext, messages: Sequence[Message]) -> str:
-        """The handler of every lane."""
-        return " ".join([await self.answer(ctx, message.body) for message in messages])
-
-    async def answer(self, ctx: RunContext, line: Line) -> str:
-        """Answer one message; the question is written first, for a crash must not lose it."""
-        context = _memory(line.context_mb)
-        await self._write(ctx, "user", line.text)
-        reply = f"answer to: {line.text}"
+        """The handler of every lane: the questions are written first, for a crash must not lose them."""
+        asked: list[Sent] = [message.body for message in messages]
+        context = _memory(sum(sent.line.context_mb for sent in asked))
+        for sent in asked:
+            await self._take_down(ctx, sent)
         try:
-            await anyio.sleep(line.think * self._scale)
-            written = await self._misbehave(ctx, line, reply)
+            await self._think(ctx, asked)
+            written = await self._misbehave(ctx, _worst(asked), _reply(asked))
         except get_cancelled_exc_class():
+            reply = _reply(asked)
             async with ctx.cleanup():
                 await self._write(ctx, "assistant", reply[: len(reply) // 2], stopped=ctx.run.reason)
             raise
         if not written:
-            await self._write(ctx, "assistant", reply)
+            await self._write(ctx, "assistant", _reply(asked))
+        for sent in asked:
+            sent.answered = True
         del context
-        return reply
+        return _reply(asked)
 
-    async def note(self, ctx: RunContext, line: Line) -> None:
+    async def note(self, ctx: RunContext, sent: Sent) -> None:
         """Append to a session that somebody else may be conducting."""
+        line = sent.line
         await anyio.sleep(line.think * self._scale)
         await self._misbehave(ctx, line, line.text)
         await self._write(ctx, "note", line.text)
+        sent.answered = True
+
+    async def _take_down(self, ctx: RunContext, sent: Sent, **more: Any) -> None:
+        """Write a question, unless an earlier attempt has."""
+        line = sent.line
+        if not sent.asked:
+            more |= {} if line.route is None else {"route": line.route}
+            await self._write(ctx, "user", line.text, **more)
+            sent.asked = True
+
+    async def _think(self, ctx: RunContext, asked: list[Sent]) -> None:
+        """Call the model, and add to what is asked whatever is said before its last step."""
+        think_s = max(sent.line.think for sent in asked) * self._scale
+        for _ in range(_STEPS):
+            for message in ctx.inbox.take():
+                asked.append(message.body)
+                await self._take_down(ctx, message.body, steered=True)
+            await anyio.sleep(think_s / _STEPS)
 
     async def _misbehave(self, ctx: RunContext, line: Line, reply: str) -> bool:
         """What the call ends in; returns whether the answer is written already."""
         match line.behave:
+            case "flaky" if ctx.run.attempt <= line.fails:
+                raise ToolFailed(f"the tool failed on {line.text!r:.60}, attempt {ctx.run.attempt}")
             case "raise":
                 raise ToolFailed(f"the tool failed on {line.text!r:.60}")
             case "hang":
@@ -117,10 +152,12 @@ class Bodies:
     def _record(self, ctx: RunContext, role: str, content: str, **more: Any) -> dict[str, Any] | None:
         if ctx.run.session is None:
             return None
+        run = ctx.run
         return {
             "id": self._ledger.new_id(),
-            "run": f"{self._ledger.instance}-{ctx.run.id}",
-            "turn": ctx.run.turn,
+            # Each attempt is a writer of its own, whose time is over when the next one begins.
+            "run": f"{self._ledger.instance}-{run.id}" + (f".{run.attempt}" if run.attempt > 1 else ""),
+            "turn": run.turn,
             "role": role,
             "content": content,
             **more,
@@ -129,6 +166,15 @@ class Bodies:
     def _acknowledge(self, ctx: RunContext, record: dict[str, Any], over: bool) -> None:
         self._ledger.acknowledge(record, ctx.session.path)
         self._ledger.dead_writes += over
+
+
+def _worst(asked: Sequence[Sent]) -> Line:
+    """The message that decides what the call ends in."""
+    return max((sent.line for sent in asked), key=lambda line: BEHAVIOURS.index(line.behave))
+
+
+def _reply(asked: Sequence[Sent]) -> str:
+    return f"answer to: {'; '.join(sent.line.text for sent in asked)}"
 
 
 def _memory(megabytes: float) -> mmap.mmap | None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from lanes.spec import WhenBusy
+
 from .traffic import BEHAVIOURS, Behaviour, Line
 
 _MOST_LINES = 1_000_000
@@ -34,10 +36,16 @@ class Load(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     think: float | tuple[float, float] = 0.0
     behave: Behaviour | dict[Behaviour, float] = "ok"
     """One behaviour, or the weight of each."""
+    fails: int = 1
     hold: float | tuple[float, float] | None = None
     turn: bool = True
     context_mb: float = 0.0
     again: int = 0
+    routes: list[str] = []
+    """Where the answers go, one after the other; nowhere in particular by default."""
+    dedupe: str | None = None
+    """`{number}` and `{session}` in it stand for the message's own."""
+    when_busy: WhenBusy | None = None
 
 
 def generate(loads: Sequence[Load], *, duration: float, seed: int) -> list[Line]:
@@ -88,21 +96,32 @@ def _lines(load: Load, rng: random.Random, duration: float, where: str) -> list[
         order = order or rng.sample(keys, len(keys))
         key = order.pop()
         named = load.lane.replace("{session}", key or "")
+        of_its_own = {"{number}": str(number + 1), "{session}": key or "nobody"}
         found.append(
             Line(
                 lane=named,
                 at=at,
                 session=key,
-                text=load.text.replace("{number}", str(number + 1)).replace("{session}", key or "nobody"),
+                text=_filled(load.text, of_its_own),
                 think=_drawn(load.think, rng),
                 behave=rng.choices([*weights], [*weights.values()])[0],
+                fails=load.fails,
                 hold=None if load.hold is None else _drawn(load.hold, rng),
                 turn=load.turn,
                 context_mb=load.context_mb,
                 again=load.again,
+                route=load.routes[number % len(load.routes)] if load.routes else None,
+                dedupe=None if load.dedupe is None else _filled(load.dedupe, of_its_own),
+                when_busy=load.when_busy,
             )
         )
     return found
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
 
 
 def _keys(load: Load) -> list[str | None]:

@@ -14,7 +14,7 @@ from locks._events import log
 from runtime.signals import Signals
 from runtime.supervisor import AbandonedBodies, Supervisor
 
-from .report import Result
+from .report import Result, policies
 from .work import Work
 
 DRAIN_S = 5.0
@@ -77,6 +77,7 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
         beside.cancel_scope.cancel()
     statistics = sup.statistics()
     result.loop_lag, result.late_writes_refused = statistics.loop_lag, statistics.late_writes_refused
+    result.policies = policies(statistics, result.ledger)
     if result.appended is not None:
         result.appended = statistics.leases.appended
     result.untold = max(0, result.ledger.posted - sum(result.ledger.told.values()))
@@ -110,7 +111,7 @@ async def _settle(sup: Supervisor, work: Work, result: Result) -> None:
 
 async def _drain(sup: Supervisor, hurry: anyio.CancelScope) -> None:
     """Let running runs finish for a while; those that are queued are told that they will not start."""
-    running = sum(run.state is RunState.RUNNING for run in sup.runs())
+    running = sum(run.state is RunState.RUNNING and run.answered_by is None for run in sup.runs())
     log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=DRAIN_S)
     with hurry:
         _ = await sup.drain(DRAIN_S)

@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from lanes import Run, RunState
 from lanes.errors import RunAbandonedAfterTimeout
+
+from .traffic import Line
 
 
 def fingerprint(record: Mapping[str, Any]) -> bytes:
@@ -28,14 +30,28 @@ class Acknowledged:
     fingerprint: bytes
 
 
+@dataclass(slots=True, eq=False)
+class Sent:
+    """A message of a scenario on its way, and what bodies have done about it."""
+
+    line: Line
+    asked: bool = False
+    """Whether it stands in its session."""
+    answered: bool = False
+    """Whether a body has got to the end of answering it."""
+
+
 class Ledger:
     """The harness's own books. Filled from the event loop's thread; `acknowledge` from worker threads too.
 
+    What counts is the message: several may share a run (`collect`, `debounce`, `dedupe`), and a run may have none (the
+    one that puts a file away). A program's messages are not known: there, each run counts as one.
+
     Invariant: every run that began or ended went through the two hooks, so `posted` minus `told` are the messages whose
-    senders still wait.
+    senders still wait; the runs that they wait for are in `_waiting`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, runs_count: bool = False) -> None:
         self.instance = os.urandom(4).hex()
         """Tells this process's records from those of others and of earlier starts on the same directory."""
         self.acknowledged: dict[str, Acknowledged] = {}
@@ -44,11 +60,19 @@ class Ledger:
         self.posted = 0
         self.told: Counter[str] = Counter()
         """Messages by what became of them: answered, timed_out, failed."""
+        self.unanswered: list[str] = []
+        """Messages whose run was done, though no body has answered them. Must stay empty."""
         self.states: Counter[str] = Counter()
+        """Messages by the state that their run ended in, and those that were refused."""
+        self.shared: Counter[str] = Counter()
+        """Messages that did not get a run of their own: collected, steered, repeated."""
         self.waits_s: list[float] = []
         self.recoveries_s: list[float] = []
         self.on_change: Callable[[], object] | None = None
-        self.on_end: Callable[[Run], object] | None = None
+        self.on_end: Callable[[Run, Sequence[Sent]], object] | None = None
+        self._runs_count = runs_count
+        self._waiting: dict[int, list[Sent]] = {}
+        self._dedupe: dict[tuple[str, str | None, str], int] = {}
         self._numbers = count(1)
         self._overdue: dict[str, float] = {}
         self._last_turn: dict[str, tuple[int, float, float]] = {}
@@ -60,6 +84,23 @@ class Ledger:
     def acknowledge(self, record: Mapping[str, Any], path: str) -> None:
         """Note that an append has returned."""
         self.acknowledged[record["id"]] = Acknowledged(os.path.realpath(path), fingerprint(record))
+
+    def accepted(self, sent: Sent, run: Run) -> None:
+        """Note the run that is to answer a message; it may be over already."""
+        self.posted += 1
+        line = sent.line
+        if line.dedupe is not None:
+            key = line.lane, line.conducted, line.dedupe
+            if self._dedupe.get(key) == run.id:
+                self.shared["repeated"] += 1
+                sent.answered = True  # what was said first is answered, or the message that says so is not
+            self._dedupe[key] = run.id
+        before = self._waiting.setdefault(run.id, [])
+        if before and not sent.answered:
+            self.shared["collected"] += 1
+        before.append(sent)
+        if run.outcome is not None:
+            self._tell(run)
 
     def refused(self) -> None:
         """Note a message that was not even accepted; its sender was told by the exception."""
@@ -80,22 +121,37 @@ class Ledger:
         """The hook `on_run_end`."""
         outcome = run.outcome
         assert outcome is not None
-        overdue = outcome.state is RunState.TIMED_OUT or isinstance(outcome.error, RunAbandonedAfterTimeout)
-        if outcome.state is RunState.DONE:
-            self.told["answered"] += 1
-        else:
-            self.told["timed_out" if overdue else "failed"] += 1
-        self.states[outcome.state.value] += 1
         self.waits_s.append(outcome.waited_s)
-        if overdue and run.turn and run.session is not None and run.started_at is not None and run.deadline is not None:
+        read_by_another = run.answered_by is not None
+        if _is_overdue(run) and not read_by_another:
+            self._note_overdue(run)
+        if read_by_another and outcome.state is RunState.DONE:
+            self.shared["steered"] += 1
+        self._tell(run)
+        self._changed()
+
+    def _tell(self, run: Run) -> None:
+        """The senders of a run's messages know now what became of them."""
+        outcome = run.outcome
+        assert outcome is not None
+        messages = self._waiting.pop(run.id, [])
+        number = 1 if self._runs_count else len(messages)
+        self.states[outcome.state.value] += number
+        if outcome.state is RunState.DONE:
+            self.told["answered"] += number
+            self.unanswered += [sent.line.text for sent in messages if not sent.answered]
+        else:
+            self.told["timed_out" if _is_overdue(run) else "failed"] += number
+        if self.on_end is not None:
+            self.on_end(run, messages)
+
+    def _note_overdue(self, run: Run) -> None:
+        if run.turn and run.session is not None and run.started_at is not None and run.deadline is not None:
             # The successor may have begun already: a run lets go of its session before its end is told.
             if self._last_turn[run.session][0] == run.id:
                 self._overdue[run.session] = run.deadline
             else:
                 self._recovered(run.session, run.deadline)
-        if self.on_end is not None:
-            self.on_end(run)
-        self._changed()
 
     def _recovered(self, session: str, deadline: float) -> None:
         """The session's next turn has begun; it counts when it was waiting already."""
@@ -106,3 +162,9 @@ class Ledger:
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
+
+
+def _is_overdue(run: Run) -> bool:
+    """Whether a deadline ended it."""
+    assert run.outcome is not None
+    return run.outcome.state is RunState.TIMED_OUT or isinstance(run.outcome.error, RunAbandonedAfterTimeout)

@@ -12,6 +12,7 @@ from runtime.supervisor import Supervisor
 from .harness import Display
 from .ledger import Ledger
 from .output import Output
+from .report import policies
 
 _EVERY_S = 1.0
 
@@ -31,8 +32,9 @@ def plain(output: Output, ledger: Ledger) -> Display:
 def progress(sup: Supervisor, ledger: Ledger, elapsed_s: float) -> str:
     """How far it is, in one line."""
     now, told = sup.statistics(), ledger.told
+    done = "".join(f"{number} {name}, " for name, number in policies(now, ledger).items())
     return (
         f"t={elapsed_s:.1f}s  {now.runs[RunState.RUNNING]} running, {now.runs[RunState.QUEUED]} queued, "
         f"{told['answered']} answered, {told['timed_out']} timed out, {told['failed']} failed, "
-        f"{now.abandoned} abandoned, loop lag p99 {now.loop_lag.p99 * 1000:.1f} ms"
+        f"{done}{now.abandoned} abandoned, loop lag p99 {now.loop_lag.p99 * 1000:.1f} ms"
     )

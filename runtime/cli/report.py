@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lanes import RunState
 from runtime.lag import Quantiles, quantiles
+from runtime.statistics import Statistics
 
 from .ledger import Ledger
 from .verdict import Findings, Survey
@@ -34,6 +36,8 @@ class Result:
     """Sessions whose turn somebody holds, or waits for, when everything should be over."""
     untold: int = 0
     """Messages whose senders were never told what became of them."""
+    policies: dict[str, int] = field(default_factory=dict)
+    """What the policies of busy, full and failing lanes have done, by name; what has not happened is not in it."""
     appended: int | None = None
     """Acknowledged writes as the registry counts them, where the harness has no books of its own."""
     abandoned: list[str] = field(default_factory=list)
@@ -68,8 +72,8 @@ class Result:
 
     @property
     def verdict(self) -> Literal["green", "red"]:
-        """Green only when nothing is lost, interleaved or stuck, and everybody was told."""
-        wrong = self.lost or self.interleaved or self.stuck or self.untold or self.failure
+        """Green only when nothing is lost, interleaved or stuck, and everybody was told, and told the truth."""
+        wrong = self.lost or self.interleaved or self.stuck or self.untold or self.ledger.unanswered or self.failure
         return "red" if wrong else "green"
 
     @property
@@ -82,7 +86,7 @@ class Result:
         return 0 if self.signal is None else 128 + self.signal
 
     def as_json(self) -> str:
-        """One object with the names that machines rely on."""
+        """One object with the names that machines rely on, and with those of `policies` as far as there are any."""
         told = self.ledger.told
         return json.dumps(
             {
@@ -103,6 +107,7 @@ class Result:
                 "duration_s": round(self.duration_s, 3),
                 "backend": self.backend,
                 "verdict": self.verdict,
+                **self.policies,
             }
         )
 
@@ -116,6 +121,8 @@ class Result:
             f"  messages     {self.ledger.posted}: {told['answered']} answered, {told['timed_out']} timed out, "
             f"{told['failed']} failed   ({', '.join(f'{n} {s}' for s, n in sorted(states.items())) or 'none'})"
         )
+        if self.policies:
+            yield f"  policies     {', '.join(f'{n} {name}' for name, n in self.policies.items())}"
         yield (
             f"  records      {self.acknowledged} acknowledged, {self.verified} verified, {self.lost} lost, "
             f"{self.interleaved} interleaved; {self.late_writes_refused} late writes refused"
@@ -138,6 +145,7 @@ class Result:
             yield f"  dead writes  {self.ledger.dead_writes} accepted from runs that were over"
         for title, found in (
             ("stuck", self.stuck),
+            ("unanswered", [f"{text!r:.80}: its run was done without it" for text in self.ledger.unanswered]),
             ("wrong", self.findings.complaints),
             ("abandoned", self.abandoned),
             ("before", [f"{broken} (left as it is)" for broken in self.before.broken]),
@@ -146,6 +154,23 @@ class Result:
                 yield f"  {title:<12} {one}"
             if len(found) > _COMPLAINTS_SHOWN:
                 yield f"  {title:<12} … and {len(found) - _COMPLAINTS_SHOWN} more"
+
+
+def policies(now: Statistics, ledger: Ledger) -> dict[str, int]:
+    """What the policies of busy, full and failing lanes have done so far; without what has not happened.
+
+    Messages that joined a waiting one (`collected`), were read by a run under way (`steered`), or said again
+    (`repeated`); runs that were `superseded`, `dropped` from a full queue, `retried`, or `parked` now.
+    """
+    totals = [group.totals for group in now.groups.values()]
+    found = {
+        **{name: ledger.shared[name] for name in ("collected", "steered", "repeated")},
+        "superseded": now.runs[RunState.SUPERSEDED],
+        "dropped": sum(one.dropped for one in totals),
+        "retried": sum(one.retries for one in totals),
+        "parked": now.parked,
+    }
+    return {name: number for name, number in found.items() if number}
 
 
 def _milliseconds(figures: Quantiles) -> dict[str, float]:

@@ -15,12 +15,14 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from lanes import GroupSpec, LaneError, LaneSpec, SessionLayout
-from lanes.spec import DEFAULT_LANES, PriorityName
+from lanes import GroupSpec, LaneError, LaneSpec, RetrySpec, SessionLayout
+from lanes.intake import DEBOUNCE_AT_MOST
+from lanes.spec import DEFAULT_LANES, PriorityName, WhenBusy, WhenFull
 from lanes.table import SpecTable
 from locks import InvalidSession
 
 from . import traffic
+from .bodies import summarize
 from .explain import explain
 from .generate import InvalidLoad, Load, generate
 from .problem import Problem
@@ -28,7 +30,16 @@ from .traffic import Line
 
 SHIPPED = Path(__file__).parent.parent / "scenarios"
 BUILT_IN = "mixed"
-_TIMES = ("timeout", "idle_timeout", "queue_timeout", "grace")
+_TIMES = ("timeout", "idle_timeout", "queue_timeout", "debounce", "grace")
+
+
+class RetryTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """When a failed run of a lane is tried again."""
+
+    attempts: int = 3
+    wait: float = 1.0
+    max_wait: float = 60.0
+    timeouts: bool = False
 
 
 class LaneTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -43,6 +54,10 @@ class LaneTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     queue_timeout: float | UnsetType = UNSET
     queue_limit: int | UnsetType = UNSET
     grace: float | UnsetType = UNSET
+    when_busy: WhenBusy | UnsetType = UNSET
+    when_full: WhenFull | UnsetType = UNSET
+    debounce: float | UnsetType = UNSET
+    retry: RetryTable | UnsetType = UNSET
 
 
 class GroupTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -174,7 +189,7 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
         lines=tuple(traffic.in_order(lines)),
         scale=scale,
         seed=seed,
-        sleeps_at_most=max(spec.timeout + spec.grace for spec in used) * scale,
+        sleeps_at_most=max(map(_sleeps_at_most, used)) * scale,
     )
 
 
@@ -182,14 +197,26 @@ def _lane(table: LaneTable) -> LaneSpec:
     given: dict[str, Any] = {
         name: value for name in LaneTable.__struct_fields__ if (value := getattr(table, name)) is not UNSET
     }
+    if isinstance(table.retry, RetryTable):
+        given["retry"] = RetrySpec(**msgspec.structs.asdict(table.retry))
+    if table.when_full == "summarize":
+        given["on_drop"] = summarize
     for default in DEFAULT_LANES:
         if default.pattern == table.pattern:
             return replace(default, **given)
     return LaneSpec(**given)
 
 
+def _sleeps_at_most(spec: LaneSpec) -> float:
+    """Seconds, unscaled, within which a run of a lane begins, is tried again, or ends, unless it waits for another."""
+    between = spec.retry.max_wait if spec.retry is not None else 0.0
+    return spec.timeout + spec.grace + max(between, spec.debounce * DEBOUNCE_AT_MOST)
+
+
 def _scaled(spec: LaneSpec, scale: float) -> LaneSpec:
-    times = {name: value * scale for name in _TIMES if (value := getattr(spec, name)) is not None}
+    times: dict[str, Any] = {name: value * scale for name in _TIMES if (value := getattr(spec, name)) is not None}
+    if spec.retry is not None:
+        times["retry"] = replace(spec.retry, wait=spec.retry.wait * scale, max_wait=spec.retry.max_wait * scale)
     return replace(spec, **times)
 
 

@@ -46,8 +46,10 @@ class Options:
 def list_scenarios() -> int:
     """Print the shipped scenarios, a line each; returns the exit code."""
     output = Output(json=False)
-    for name, description in described():
-        output.result(f"{name:<14} {description}")
+    found = described()
+    width = max(len(name) for name, _ in found)
+    for name, description in found:
+        output.result(f"{name:<{width}}  {description}")
     return int(output.failed)
 
 
@@ -65,7 +67,13 @@ def run(options: Options) -> int:
     logging.configure(options.log_format)
     with Signals() as signals:
         before = _surveyed(directory)
-        result = Result(Ledger(), before, options.backend, directory, seed=todo.seed if todo is not None else None)
+        result = Result(
+            Ledger(runs_count=todo is None),
+            before,
+            options.backend,
+            directory,
+            seed=todo.seed if todo is not None else None,
+        )
         output.line(f"sessions: {directory}")
         for broken in before.broken:
             output.line(f"broken before: {broken} (left as it is)")

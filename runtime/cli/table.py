@@ -127,7 +127,7 @@ def lane_rows(sup: Supervisor) -> list[LaneRow]:
     now = sup.statistics()
     running: dict[str, list[str]] = {}
     for run in sup.runs():
-        if run.state is RunState.RUNNING:
+        if run.state is RunState.RUNNING and run.answered_by is None:
             running.setdefault(run.lane, []).append(str(run.id))
     rows = [
         LaneRow(
@@ -151,6 +151,8 @@ def session_rows(runs: Iterable[Run]) -> list[SessionRow]:
     for run in runs:
         if run.session is None or not run.turn:
             continue
+        if run.state is RunState.RUNNING and run.answered_by is not None:
+            continue  # another run has read its message, and conducts the session
         if run.state is RunState.RUNNING:
             conductors[run.session] = run
         else:

@@ -9,14 +9,16 @@ from typing import Literal
 import msgspec
 
 from lanes import InvalidLane, LaneError, SessionLayout
+from lanes.spec import WhenBusy
 from lanes.table import SpecTable
 from locks import InvalidSession
 
 from .explain import explain
 from .problem import Problem
 
-Behaviour = Literal["ok", "raise", "hang", "block", "swallow"]
-BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "raise", "hang", "block", "swallow")
+Behaviour = Literal["ok", "flaky", "raise", "hang", "block", "swallow"]
+BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "flaky", "raise", "hang", "block", "swallow")
+"""From the best to the worst: a call that several messages share ends in the worst of theirs."""
 _SESSION_PREFIX = "session:"
 _LONGEST_S = 1e8
 _MOST_CONTEXT_MB = 1000.0
@@ -34,8 +36,10 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     think: float = 0.0
     """How long the model call takes."""
     behave: Behaviour = "ok"
-    """What the call ends in: an answer, an exception, waiting for ever, a worker thread that blocks and hears of no
-    cancellation, a body that catches it and goes on."""
+    """What the call ends in: an answer, an exception in the first attempts, an exception, waiting for ever, a worker
+    thread that blocks and hears of no cancellation, a body that catches it and goes on."""
+    fails: int = 1
+    """How many attempts of a `flaky` one raise."""
     hold: float | None = None
     """How long `hang`, `block` and `swallow` last; by default until everything else is over."""
     turn: bool = True
@@ -44,6 +48,12 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     """Memory that the run needs while it lasts."""
     again: int = 0
     """How many times it is posted again when it was not answered."""
+    route: str | None = None
+    """Where the answer goes; messages of different routes are never answered together."""
+    dedupe: str | None = None
+    """The sender's name for it: said again under the same name, it is one message."""
+    when_busy: WhenBusy | None = None
+    """What to do when its session is busy, instead of the lane's policy."""
 
     @property
     def conducted(self) -> str | None:
@@ -63,8 +73,14 @@ def check(line: Line, specs: SpecTable, layout: SessionLayout) -> None:
         most = _MOST_CONTEXT_MB if field == "context_mb" else _LONGEST_S
         if value is not None and not 0 <= value <= most:
             raise InvalidLane(f"{field}: {value!r} is not allowed; allowed: 0 to {most:g}")
-    if line.again < 0:
-        raise InvalidLane(f"again: {line.again!r} is not allowed; allowed: a whole number from 0")
+    for field, number in (("again", line.again), ("fails", line.fails)):
+        if number < 0:
+            raise InvalidLane(f"{field}: {number!r} is not allowed; allowed: a whole number from 0")
+    for field in ("route", "dedupe", "when_busy"):
+        if getattr(line, field) is not None and not line.turn:
+            raise InvalidLane(f"{field}: is for messages, and turn = false makes it a note; allowed: one of the two")
+    if line.dedupe == "":
+        raise InvalidLane("dedupe: '' is not allowed; allowed: 1 to 1024 characters of text")
     specs.find(line.lane)
     key = line.conducted
     if key is not None:

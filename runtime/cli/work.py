@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
 import anyio
 import msgspec
 
-from lanes import Draining, LaneError, Run, RunState
+from lanes import Draining, LaneError, Message, Run, RunState
 from locks._events import log
 from locks._loop import Post, poster
 from runtime.supervisor import Supervisor
 
 from .bodies import Bodies
-from .ledger import Ledger
+from .ledger import Ledger, Sent
 from .report import Result
 from .scenario import Plan
 from .traffic import Line
@@ -43,7 +43,6 @@ class Scenario:
     def __init__(self, plan: Plan, bodies: Bodies, ledger: Ledger) -> None:
         self.sleeps_at_most = plan.sleeps_at_most
         self._plan, self._bodies, self._ledger = plan, bodies, ledger
-        self._pending: dict[int, Line] = {}
         self._sup: Supervisor | None = None
         self._soon: Post | None = None
         self._unsent = 0
@@ -69,29 +68,33 @@ class Scenario:
     def _post(self, line: Line) -> None:
         """Send one message; one that is refused counts as failed, for its sender was told so."""
         assert self._sup is not None
+        sent = Sent(line)
         try:
             if line.turn:
-                run = self._sup.post(line.lane, line, session=line.conducted)
+                message = Message(sent, line.route)
+                run = self._sup.post(
+                    line.lane, message, session=line.conducted, when_busy=line.when_busy, dedupe=line.dedupe
+                )
             else:
-                run = self._sup.submit(line.lane, self._bodies.note, line, session=line.conducted, turn=False)
+                run = self._sup.submit(line.lane, self._bodies.note, sent, session=line.conducted, turn=False)
         except Draining:
             return  # it stays with its sender: nothing was accepted, nothing counts
         except LaneError as error:
             self._ledger.refused()
             log("message_refused", level="warning", lane=line.lane, session=line.conducted, error=str(error))
             return
-        self._ledger.posted += 1
-        if line.again > 0:
-            self._pending[run.id] = line
+        self._ledger.accepted(sent, run)
 
-    def _ended(self, run: Run) -> None:
-        line = self._pending.pop(run.id, None)
-        if line is None or run.state in (RunState.DONE, RunState.CANCELLED):
+    def _ended(self, run: Run, messages: Sequence[Sent]) -> None:
+        if run.state in (RunState.DONE, RunState.CANCELLED, RunState.SUPERSEDED):
             return
         assert self._soon is not None
-        self._unsent += 1
-        # Not here: the scheduler is in the middle of ending this run.
-        self._soon(partial(self._post_again, msgspec.structs.replace(line, again=line.again - 1)))
+        for sent in messages:
+            if sent.line.again > 0:
+                self._unsent += 1
+                # Not here: the scheduler is in the middle of ending this run.
+                again = msgspec.structs.replace(sent.line, again=sent.line.again - 1)
+                self._soon(partial(self._post_again, again))
 
     def _post_again(self, line: Line) -> None:
         self._unsent -= 1
