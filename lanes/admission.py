@@ -1,17 +1,23 @@
 """Who gets the next slot of a group.
 
-Lanes that could start something stand in a ring per priority class; within a class they take turns. Between classes the
-oldest run that each could start competes with the instant it was submitted plus its class's handicap, and the earliest
-wins: urgent work goes first, but work that has waited longer than the difference of handicaps goes before it, so
-nothing starves. It is the oldest of the class that counts, not the one whose lane has its turn: else a lane that is
-always full of young work would hold its whole class back.
+Lanes that could start something stand in a ring per priority class; within a class they take turns. A class is *due*
+when the oldest run that it could start was submitted longer ago than the class's handicap; foreground always is. Of the
+due classes each gets a share of the slots, so neither starves the other, however much work one has. When none is due,
+the most urgent one goes first.
+
+The shares are kept by stride scheduling: a class that is given a slot moves on by its stride, and the one that is least
+far goes next. A class that could take nothing for a while (nothing to do, or no slot that is not reserved) stays where
+it is, and so goes next when it can; then it catches up with the others, lest it has their share for all that time. It
+is the oldest run of the class that makes it due, not the one whose lane has its turn: else a lane that is always full
+of young work would hold its whole class back. Rejected: the longest waiting run of all goes first, after handicaps.
+Then a backlog of background work, once it is old, goes before every user's new message, to its end.
 
 Runs of the other classes together never hold more than `slots - reserve`. It is how many they hold that counts, not how
 many are free: else foreground that fills every slot would starve them for ever.
 
-A run that waits for another one lends its slot to anyone. When it goes on it takes the next free slot, before everybody
-who has not started: it is older than they are, and holds a turn that others wait for. If it is cut short instead, it
-goes on at once without a slot, and takes the next free one.
+A run that waits for another one lends its slot to anyone. When that one has ended it takes the next free slot, before
+everybody who has not started: it is older than they are, and holds a turn that others wait for. If it is cut short
+instead, it goes on at once without a slot, and takes the next free one.
 
 `docs/lanes.md` derives from this how long a run waits at most.
 """
@@ -25,6 +31,8 @@ from itertools import count
 
 import anyio
 
+from locks import _clock
+
 from .checks import Priority
 from .execution import Execution
 from .lane import Lane
@@ -32,31 +40,43 @@ from .spec import GroupSpec
 from .tally import Tally
 
 HANDICAP_S = {Priority.FOREGROUND: 0.0, Priority.NORMAL: 1.0, Priority.BACKGROUND: 5.0}
+"""Seconds that a class leaves the slots to more urgent ones."""
+STRIDE = {Priority.FOREGROUND: 1, Priority.NORMAL: 2, Priority.BACKGROUND: 3}
+"""How far a slot takes a class: of eleven slots that all three want, they get six, three and two."""
 
 
 class Group:
     """The slots of one group.
 
     Invariants: after `offer` a lane is in the ring of class `p` exactly when the run that it could start is of class
-    `p`; `running` counts the executions with `has_slot`, and `others` those of them that are not foreground.
+    `p`; `holders` are the executions with `has_slot`, and `others` counts those of them that are not foreground.
     """
 
-    __slots__ = ("_ages", "_order", "_returning", "_rings", "others", "running", "spec", "tally")
+    __slots__ = ("_ages", "_got", "_order", "_passed", "_returning", "_rings", "holders", "others", "spec", "tally")
 
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
-        self.running = 0
+        self.holders: dict[Execution, None] = {}
         self.others = 0
         self.tally = Tally()
         self._rings: dict[Priority, OrderedDict[Lane, None]] = {p: OrderedDict() for p in Priority}
         self._ages: dict[Priority, list[tuple[float, int, Lane]]] = {p: [] for p in Priority}
         """A heap of when the runs that lanes could start were submitted; entries that a lane has left are stale."""
         self._returning: OrderedDict[Execution, anyio.Event | None] = OrderedDict()
-        """Runs that have waited for another one, and go on when they have a slot again."""
+        """Runs that have waited for another one and take a slot again; with what they wait for, if they do."""
         self._order = count()
+        self._got = dict.fromkeys(Priority, 0)
+        """How far each class has come."""
+        self._passed = 0
+        """How far the class was that got the last slot."""
 
     def __repr__(self) -> str:
         return f"<Group {self.spec.name}: {self.running} of {self.spec.slots} slots taken>"
+
+    @property
+    def running(self) -> int:
+        """How many slots are taken."""
+        return len(self.holders)
 
     def offer(self, lane: Lane) -> None:
         """Note what a lane could start; to be called whenever that may have changed."""
@@ -81,9 +101,13 @@ class Group:
         Args:
             barred: classes that may not start anything now.
         """
+        if self._returning:
+            self.let_return()
         urgency = self.next_class(barred)
         if urgency is None:
             return None
+        self._passed = max(self._passed, self._got[urgency])
+        self._got[urgency] = self._passed + STRIDE[urgency]
         lane, _ = self._rings[urgency].popitem(last=False)
         self._left(lane)
         execution = lane.take()
@@ -104,14 +128,12 @@ class Group:
 
     def next_class(self, barred: Collection[Priority] = ()) -> Priority | None:
         """The class of who would start next; `None` when nobody could."""
-        best: Priority | None = None
-        best_at = 0.0
-        for urgency, ring in self._rings.items():
-            if ring and urgency not in barred and self.has_slot(urgency):
-                at = self._oldest(urgency) + HANDICAP_S[urgency]
-                if best is None or at < best_at:
-                    best, best_at = urgency, at
-        return best
+        able = [p for p, ring in self._rings.items() if ring and p not in barred and self.has_slot(p)]
+        if len(able) < 2:
+            return able[0] if able else None
+        now = _clock.clock.now()
+        due = [p for p in able if p is Priority.FOREGROUND or self._oldest(p) + HANDICAP_S[p] <= now]
+        return min(due, key=self._got.__getitem__) if due else able[0]
 
     def _oldest(self, urgency: Priority) -> float:
         """When the oldest run of a class that could start was submitted."""
@@ -123,31 +145,25 @@ class Group:
     def take(self, execution: Execution) -> None:
         """Note that an execution holds a slot."""
         execution.has_slot = True
-        self.running += 1
+        self.holders[execution] = None
         self.others += execution.urgency is not Priority.FOREGROUND
 
     def give_back(self, execution: Execution) -> None:
         """Free the slot of an execution, if it has one, or its claim on one."""
         if not execution.has_slot:
-            self._returning.pop(execution, None)
+            event = self._returning.pop(execution, None)
+            if event is not None:
+                event.set()  # its run has ended without it; a body that still waits must not do so for ever
             return
         execution.has_slot = False
-        self.running -= 1
+        del self.holders[execution]
         self.others -= execution.urgency is not Priority.FOREGROUND
-        assert 0 <= self.others <= self.running, "a slot was given back twice"
+        assert 0 <= self.others <= len(self.holders), "a slot was given back twice"
 
-    def take_again(self, execution: Execution, *, waits: bool) -> anyio.Event | None:
-        """Take a slot for a run that goes on after it had lent its own.
-
-        Args:
-            waits: whether the run goes on only when it has one.
-
-        Returns:
-            What it has to wait for; `None` when it may go on.
-        """
-        self._returning[execution] = event = anyio.Event() if waits else None
+    def take_again(self, execution: Execution) -> None:
+        """Take a slot for a run that goes on after it had lent its own: now, or when the next one is free."""
+        self._returning[execution] = None
         self.let_return()
-        return None if execution.has_slot else event
 
     def let_return(self) -> None:
         """Give free slots to runs that go on, in order."""
@@ -158,9 +174,22 @@ class Group:
                 if event is not None:
                     event.set()
 
+    def turn_of(self, execution: Execution) -> anyio.Event | None:
+        """What a run that goes on has to wait for; `None` when it need not."""
+        if execution not in self._returning:
+            return None
+        event = self._returning[execution]
+        if event is None:
+            event = self._returning[execution] = anyio.Event()
+        return event
+
+    def keeps_waiting(self, execution: Execution) -> bool:
+        """Whether a run that goes on waits for its slot."""
+        return self._returning.get(execution) is not None
+
     def has_slot(self, urgency: Priority) -> bool:
         """Whether one of that class may take a slot now."""
-        if self.running >= self.spec.slots:
+        if len(self.holders) >= self.spec.slots:
             return False
         return urgency is Priority.FOREGROUND or self.others < self.spec.slots - self.spec.reserve
 

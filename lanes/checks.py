@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
@@ -13,6 +12,8 @@ from .errors import InvalidLane
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The most text that a message may carry: a queue holds many, and each becomes a line of a transcript."""
+MAX_SECONDS = 100 * 366 * 86400
+"""A hundred years: what is longer is a slip, or meant as "for ever", and some event loops cannot count to it."""
 
 
 class Priority(IntEnum):
@@ -25,7 +26,15 @@ class Priority(IntEnum):
     __hash__ = int.__hash__  # `Enum`'s own is Python code, and a class is looked up for each run
 
 
-def priority(name: str) -> Priority:
+def shown(value: Any) -> str:
+    """A value as an error shows it: short, and never an error of its own."""
+    try:
+        return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__} that cannot be printed"  # such as a number of more than 4300 digits
+
+
+def priority(name: str, field: str = "priority") -> Priority:
     """The class of that name.
 
     Raises:
@@ -33,20 +42,21 @@ def priority(name: str) -> Priority:
     """
     try:
         return Priority[name.upper()]
-    except (KeyError, AttributeError):
+    except (KeyError, AttributeError, TypeError):
         allowed = ", ".join(repr(p.name.lower()) for p in Priority)
-        raise InvalidLane(f"priority: {name!r:.80} is unknown; allowed: {allowed}") from None
+        raise InvalidLane(f"{field}: {shown(name)} is unknown; allowed: {allowed}") from None
 
 
 def seconds(field: str, value: Any, *, zero: bool = False) -> float:
-    """A finite duration.
+    """A duration that ends while anybody is alive.
 
     Raises:
-        InvalidLane: it is no number, negative, NaN or infinite.
+        InvalidLane: it is no number, negative, NaN, or more than a hundred years.
     """
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise InvalidLane(f"{field}: {value!r:.80} is no duration; allowed: seconds {'from 0' if zero else 'above 0'}")
+    if not number or not 0 <= value <= MAX_SECONDS or (value == 0 and not zero):
+        allowed = f"seconds {'from 0' if zero else 'above 0'} to {MAX_SECONDS}"
+        raise InvalidLane(f"{field}: {shown(value)} is no duration; allowed: {allowed}")
     return float(value)
 
 
@@ -57,7 +67,7 @@ def whole(field: str, value: Any, least: int) -> int:
         InvalidLane: it is none.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidLane(f"{field}: {value!r:.80} is not allowed; allowed: a whole number from {least}")
+        raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a whole number from {least}")
     return value
 
 
@@ -69,7 +79,7 @@ def choice(field: str, value: Any, allowed: Iterable[str]) -> None:
     """
     names = tuple(allowed)
     if not isinstance(value, str) or value not in names:
-        raise InvalidLane(f"{field}: {value!r:.80} is unknown; allowed: {', '.join(map(repr, names))}")
+        raise InvalidLane(f"{field}: {shown(value)} is unknown; allowed: {', '.join(map(repr, names))}")
 
 
 def handler(field: str, value: Any) -> None:
@@ -79,11 +89,11 @@ def handler(field: str, value: Any) -> None:
         InvalidLane: it is not async, or does not take the two.
     """
     if not callable(value) or not inspect.iscoroutinefunction(_plain(value)):
-        raise InvalidLane(f"{field}: {value!r:.80} is not async; allowed: `async def handler(ctx, messages)`")
+        raise InvalidLane(f"{field}: {shown(value)} is not async; allowed: `async def handler(ctx, messages)`")
     try:
         inspect.signature(value).bind(None, ())
     except TypeError as error:
-        raise InvalidLane(f"{field}: {value!r:.80} {error}; allowed: `handler(ctx, messages)`") from None
+        raise InvalidLane(f"{field}: {shown(value)} {error}; allowed: `handler(ctx, messages)`") from None
 
 
 def callback(field: str, value: Any, shape: str, arguments: int) -> None:
@@ -93,11 +103,11 @@ def callback(field: str, value: Any, shape: str, arguments: int) -> None:
         InvalidLane: it cannot be called, is async, or does not take so many arguments.
     """
     if not callable(value) or inspect.iscoroutinefunction(_plain(value)):
-        raise InvalidLane(f"{field}: {value!r:.80} is not allowed; allowed: a plain function `{shape}`")
+        raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a plain function `{shape}`")
     try:
         inspect.signature(value).bind(*(None,) * arguments)
     except TypeError as error:
-        raise InvalidLane(f"{field}: {value!r:.80} {error}; allowed: `{shape}`") from None
+        raise InvalidLane(f"{field}: {shown(value)} {error}; allowed: `{shape}`") from None
     except ValueError:
         return  # a builtin without a signature; calling it will tell
 
@@ -122,5 +132,6 @@ def size(body: Any) -> int:
         elif isinstance(one, (list, tuple, dict)) and id(one) not in seen:
             seen.add(id(one))
             total += len(one)
-            todo += [*one.keys(), *one.values()] if isinstance(one, dict) else one
+            if total <= MAX_MESSAGE_BYTES:  # else a copy of what is in it would cost more than what is refused
+                todo += [*one.keys(), *one.values()] if isinstance(one, dict) else one
     return total

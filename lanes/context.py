@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import anyio
 
 from locks import InvalidSession, LeaseLost, RunEnded, _clock
 
+from .errors import WrongThread
 from .inbox import Inbox
 from .processes import ProcessResult, run_process
 from .run import Body, Run
@@ -75,7 +77,17 @@ class RunContext:
         return self._execution.ending or self._execution.over
 
     def emit(self, event: Any) -> None:
-        """Hand something to whoever iterates `run.events()`. Never waits; after the end it is dropped and counted."""
+        """Hand something to whoever iterates `run.events()`. Never waits; after the end it is dropped and counted.
+
+        On the event loop's thread; a worker thread hands it over by `anyio.from_thread.run_sync(ctx.emit, event)`.
+
+        Raises:
+            WrongThread: on another thread, from which readers cannot be woken.
+        """
+        if threading.get_ident() != self._execution.owner.intake.thread:
+            raise WrongThread(
+                "emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)"
+            )
         if self._execution.over:
             self._execution.owner.late_events_dropped += 1
             self.run._dropped_events += 1
@@ -112,7 +124,14 @@ class RunContext:
             Draining, InvalidLane, InvalidSession, LaneFull, LaneBusy: no run exists.
         """
         execution = self._execution
-        self._check_alive(lane, detached)
+        self._check_alive(f"submitted to lane {lane!r:.80}")
+        if execution.ending and not detached:
+            holder = execution.fence.holder
+            raise RunEnded(
+                f"{holder} was asked to end: no child submitted to lane {lane!r:.80}; allowed: detached=True",
+                path="",
+                holder=holder,
+            )
         return execution.owner.intake.submit(
             lane,
             fn,
@@ -124,21 +143,18 @@ class RunContext:
             bound_to=None if detached else execution,
         )
 
-    def _check_alive(self, lane: str, detached: bool) -> None:
+    def _check_alive(self, what: str) -> None:
+        """Raise unless this attempt may still begin something.
+
+        Raises:
+            RunEnded, Superseded: it is over, or its grace has passed.
+        """
         fence = self._execution.fence
         if fence.closed or self._execution.over:
             try:
                 fence.check("")
             except LeaseLost as error:
-                raise type(error)(
-                    f"{fence.holder} has ended: nothing submitted to lane {lane!r:.80}", path="", holder=fence.holder
-                ) from None
-        if self._execution.ending and not detached:
-            raise RunEnded(
-                f"{fence.holder} was asked to end: no child submitted to lane {lane!r:.80}; allowed: detached=True",
-                path="",
-                holder=fence.holder,
-            )
+                raise type(error)(f"{fence.holder} has ended: nothing {what}", path="", holder=fence.holder) from None
 
     async def run_process(
         self,
@@ -153,7 +169,8 @@ class RunContext:
         """Run a program to its end, in a process group of its own that ends with the run. A checkpoint.
 
         When the run is cancelled, the group gets SIGTERM at once and SIGKILL when the grace is nearly over; when the
-        run is abandoned, SIGKILL. What the program leaves running in its group ends with it.
+        run ends or is abandoned, or is tried again, SIGKILL. What the program leaves running in its group ends with it.
+        A clean-up may run a program too, within its grace.
 
         Args:
             command: the program and its arguments; no shell.
@@ -164,9 +181,11 @@ class RunContext:
 
         Raises:
             ProcessFailed: it could not be started, or ended badly.
+            RunEnded, Superseded: this run has ended, or its grace has passed; nothing was started.
             ValueError: an argument is not allowed; nothing was started.
         """
         execution = self._execution
+        self._check_alive("started")
         if execution.killers is None:
             execution.killers = set()
         return await run_process(

@@ -78,6 +78,8 @@ class Execution:
     """Messages that came to it while it was queued."""
     goes_first = False
     """Whether nobody may go before it, and nobody may ask it to give way: it resets its session."""
+    interrupts = False
+    """Whether it was to go next, whoever waits."""
     held_until = -math.inf
     """When it may start: its sender may say more, or its last attempt has just failed."""
     hold_at_most = math.inf
@@ -168,6 +170,8 @@ class Execution:
         """What is said to it while it runs."""
         if self._inbox is None:
             self._inbox = Inbox(partial(self.owner.message_read, self))
+            if self.cause is not None or self.over:
+                self._inbox.shut()  # first looked for too late: nobody would ever close it
             if self.over:
                 self._inbox.shut()
         return self._inbox

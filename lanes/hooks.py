@@ -15,7 +15,7 @@ Hook = Callable[[Run], Any]
 
 
 class Hooks:
-    """The host's functions; an exception in one is logged, and that is all it does.
+    """The host's functions; whatever one raises is logged, and that is all it does. Only a `KeyboardInterrupt` passes.
 
     Each is called in a copy of the supervisor's own context, lest it sees the variables of the run in which something
     happened to end.
@@ -51,7 +51,10 @@ class Hooks:
     def _call(self, hook: Callable[..., Any], run: Run, *more: Any) -> Any:
         try:
             return self.context.copy().run(hook, run, *more)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise  # it is not the hook's own: somebody ends the process
+        except BaseException as error:
+            # A cancellation or a `SystemExit` too: let through in the middle of an end, it would keep turn and slot.
             name = getattr(hook, "__qualname__", type(hook).__name__)
             log("hook_failed", level="error", hook=name, run=run.id, error=described(error))
             return None

@@ -7,8 +7,8 @@ leaves unread is queued first when it has ended, so nothing that is posted is lo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
 
 import anyio
 
@@ -28,7 +28,7 @@ class Inbox:
 
     def __init__(self, on_read: Callable[[Execution], object]) -> None:
         self._unread: OrderedDict[Execution, None] = OrderedDict()
-        self._on_read = on_read
+        self._on_read: Callable[[Execution], object] | None = on_read
         self._more: anyio.Event | None = None
         self._closed = False
 
@@ -36,7 +36,8 @@ class Inbox:
         return f"<Inbox: {len(self._unread)} unread{', closed' if self._closed else ''}>"
 
     def __len__(self) -> int:
-        return len(self._unread)
+        """How many messages can be read now."""
+        return 0 if self._closed else len(self._unread)
 
     def receive_nowait(self) -> Message:
         """The next message.
@@ -50,7 +51,7 @@ class Inbox:
         if not self._unread:
             raise anyio.WouldBlock
         execution, _ = self._unread.popitem(last=False)
-        assert execution.messages is not None
+        assert execution.messages is not None and self._on_read is not None
         message = execution.messages[0]
         self._on_read(execution)
         return message
@@ -74,13 +75,16 @@ class Inbox:
         """All unread messages, which may be none. Never waits."""
         return [] if self._closed else [self.receive_nowait() for _ in range(len(self._unread))]
 
-    async def __aiter__(self) -> AsyncIterator[Message]:
+    def __aiter__(self) -> Self:
         """Each message as it comes, until the run is asked to end."""
+        return self
+
+    async def __anext__(self) -> Message:
+        # No generator: one that a `break` leaves unfinished would be for the garbage collector to complain about.
         try:
-            while True:
-                yield await self.receive()
+            return await self.receive()
         except anyio.EndOfStream:
-            return
+            raise StopAsyncIteration from None
 
     # For the scheduler
 
@@ -96,6 +100,7 @@ class Inbox:
     def close(self) -> list[Execution]:
         """Let nobody read any more; returns what was not read, in order."""
         self._closed = True
+        self._on_read = None  # it names the run, which names the inbox: a ring that only the collector would undo
         left, self._unread = list(self._unread), OrderedDict()
         self._wake()
         return left

@@ -18,13 +18,14 @@ from locks._events import log
 
 from . import checks
 from .checks import Priority
-from .errors import Draining, InvalidLane, LaneBusy, LaneFull, WrongThread
+from .errors import Draining, InvalidLane, LaneBusy, WrongThread
 from .execution import Execution
 from .history import DedupeKey, Parked
 from .lane import Lane
 from .layout import session_of_lane
-from .message import Message, message_of
-from .run import Body, Run, RunState, current_run
+from .message import Message, message_of, same_route
+from .overflow import drop_oldest, lane_full, would_start
+from .run import Body, Run, current_run
 from .spec import LaneSpec, WhenBusy
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Request:
     body: Body
     args: tuple[Any, ...] = ()
     messages: list[Message] | None = None
+    key: DedupeKey | None = None
     parent: Run | None = None
     bound_to: Execution | None = None
     """The run that it ends with."""
@@ -69,6 +71,8 @@ class Intake:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._next_id = 0
+        self._making_room: set[Lane] = set()
+        """Lanes that drop work now: what a callback of theirs submits must not drop more, and so on for ever."""
         self.thread = 0
         """The event loop's thread."""
 
@@ -93,7 +97,9 @@ class Intake:
             Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
         """
         if not callable(body):
-            raise InvalidLane(f"fn: {body!r:.80} cannot be called; allowed: an async function that takes the context")
+            raise InvalidLane(
+                f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
+            )
         request = self._checked(lane, body, session, turn, timeout, priority, bound_to)
         request.args = args
         return self._admitted(request, request.spec.when_busy)
@@ -116,7 +122,9 @@ class Intake:
         """
         handler = self._scheduler.specs.find(lane).handler
         if handler is None:
-            raise InvalidLane(f"lane {lane!r:.80} has no handler; post needs LaneSpec(handler=...), or use submit")
+            raise InvalidLane(
+                f"lane {checks.shown(lane)} has no handler; post needs LaneSpec(handler=...), or use submit"
+            )
         given = message_of(message)
         request = self._checked(lane, handler, session, True, timeout, priority, None)
         request.messages = [given]
@@ -124,20 +132,17 @@ class Intake:
         if when_busy is not None:
             checks.choice("when_busy", when_busy, get_args(WhenBusy))
             policy = when_busy
-        if dedupe is None:
-            return self._admitted(request, policy)
-        history, key = self._scheduler.history, self._dedupe_key(request, dedupe)
-        known = history.known(key)
-        if known is not None:
-            return known
-        run = self._admitted(request, policy)
-        history.know(key, run)
-        return run
+        if dedupe is not None:
+            request.key = self._dedupe_key(request, dedupe)
+            known = self._scheduler.history.known(request.key)
+            if known is not None:
+                return known
+        return self._admitted(request, policy)
 
     def _dedupe_key(self, request: Request, given: Any) -> DedupeKey:
         if not isinstance(given, str) or not 0 < len(given) <= _MOST_KEY_CHARS:
             raise InvalidLane(
-                f"dedupe: {given!r:.80} is not allowed; allowed: 1 to {_MOST_KEY_CHARS} characters of text"
+                f"dedupe: {checks.shown(given)} is not allowed; allowed: 1 to {_MOST_KEY_CHARS} characters of text"
             )
         return request.lane.name, request.session, given
 
@@ -172,7 +177,7 @@ class Intake:
                 "which it would hide"
             )
         if not isinstance(turn, bool):
-            raise InvalidLane(f"turn: {turn!r:.80} is not allowed; allowed: True or False")
+            raise InvalidLane(f"turn: {checks.shown(turn)} is not allowed; allowed: True or False")
         urgency = queue.urgency if priority is None else checks.priority(priority)
         needs_turn = file if turn else None
         if bound_to is not None and needs_turn is not None:
@@ -185,35 +190,49 @@ class Intake:
     def _admitted(self, request: Request, policy: WhenBusy) -> Run:
         """The run that does what is asked for: a new one, or one that it joins."""
         scheduler, lane, spec = self._scheduler, request.lane, request.lane.spec
-        if request.messages is not None and (policy == "collect" or spec.debounce):
+        target = self._target(request, policy)
+        if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
             joined = self._join(request, policy)
             if joined is not None:
+                if request.key is not None:
+                    scheduler.history.know(request.key, joined.run)
                 return joined.run
-        target: Execution | None = None
-        if policy in ("reject", "interrupt", "steer"):
-            target = self._underway(request)
-            if policy == "reject" and self._is_busy(request):
-                raise self._busy(request)
-        full = spec.queue_limit is not None and lane.waiting >= spec.queue_limit and not self._would_start(request)
-        if full and (spec.when_full == "reject" or not lane.queued):
-            raise _full(lane)
+        if policy == "reject" and self._is_busy(request):
+            raise self._busy(request)
+        before = lane.waiting
+        if spec.queue_limit is None or before < spec.queue_limit or would_start(scheduler, request):
+            return self._taken(request, policy, target).run
+        if spec.when_full == "reject" or not lane.queued or lane in self._making_room:
+            raise lane_full(lane)
+        self._making_room.add(lane)
+        try:
+            # Taken first: whatever is called when another one is dropped finds the lane as full as it is.
+            execution = self._taken(request, policy, target)
+            while lane.waiting > max(spec.queue_limit, before) and drop_oldest(scheduler, execution):
+                pass
+        finally:
+            self._making_room.discard(lane)
+        return execution.run
+
+    def _taken(self, request: Request, policy: WhenBusy, target: Execution | None) -> Execution:
+        """A new run, put where its policy wants it: nothing is in its way any more."""
+        scheduler, spec = self._scheduler, request.spec
         execution = self._execution_of(request)
-        if full:
-            self._make_room(execution)
+        if policy == "steer" and target is not None:
+            scheduler.hand_over(execution, target)
+            return execution
         if spec.debounce and request.messages is not None:
             now = execution.run.enqueued_at
-            execution.held_until, execution.hold_at_most = now + spec.debounce, now + DEBOUNCE_AT_MOST * spec.debounce
-        if target is None:
-            scheduler.queue(execution, first=policy == "interrupt" and self._is_busy(request))
-        elif policy == "steer" and request.messages is not None and target.route == request.route:
-            execution.held_until = -float("inf")
-            scheduler.hand_over(execution, target)
-        elif policy == "interrupt":
-            scheduler.queue(execution, first=True)
+            most = DEBOUNCE_AT_MOST * spec.debounce
+            if spec.queue_timeout is not None:
+                # Else what is said without a pause would end in the queue, for want of quiet alone.
+                most = max(spec.debounce, min(most, spec.queue_timeout / 2))
+            execution.held_until, execution.hold_at_most = now + spec.debounce, now + most
+        execution.interrupts = policy == "interrupt"
+        scheduler.queue(execution, first=execution.interrupts and self._is_busy(request))
+        if target is not None:
             scheduler.supersede(target, execution)
-        else:
-            scheduler.queue(execution)
-        return execution.run
+        return execution
 
     def _execution_of(self, request: Request) -> Execution:
         scheduler, lane = self._scheduler, request.lane
@@ -235,10 +254,14 @@ class Intake:
             timeout=request.timeout,
             urgency=request.urgency,
         )
+        if request.messages is not None:
+            execution.joined = len(request.messages) - 1  # more than one message only comes from what was parked
         run._execution = execution
+        if request.key is not None:  # before anything is called that could say the same once more
+            scheduler.history.know(request.key, run)
         parent = request.bound_to
         if parent is not None:
-            execution.parent = parent
+            execution.parent, run.lineage = parent, (*parent.run.lineage, parent.run.id)
             if parent.children is None:
                 parent.children = {}
             parent.children[execution] = None
@@ -251,6 +274,17 @@ class Intake:
             return self._scheduler.turns.front(request.file) is not None
         return len(request.lane.running) >= request.lane.spec.capacity
 
+    def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
+        """The run that the policy turns to: to take its place, or to be told the message."""
+        if policy == "interrupt":
+            return self._underway(request)
+        if policy != "steer" or request.messages is None:
+            return None
+        target = self._underway(request)
+        if target is None or target.run.session != request.session or not same_route(target.route, request.route):
+            return None
+        return target
+
     def _underway(self, request: Request) -> Execution | None:
         """Who runs where the request would have to wait, and was not asked to end yet."""
         if request.file is not None:
@@ -258,7 +292,7 @@ class Intake:
             return front if front is not None and front.is_underway() else None
         if not self._is_busy(request):
             return None
-        return next((one for one in request.lane.running if one.is_underway()), None)
+        return next((one for one in request.lane.running if one.is_underway() and not _is_above(one, request)), None)
 
     def _busy(self, request: Request) -> LaneBusy:
         front = self._scheduler.turns.front(request.file) if request.file is not None else None
@@ -276,12 +310,8 @@ class Intake:
 
     def _join(self, request: Request, policy: WhenBusy) -> Execution | None:
         """Add a message to the run that waits last in its session, if the two may be answered together."""
-        scheduler, lane = self._scheduler, request.lane
-        if request.file is not None:
-            last = scheduler.turns.last(request.file)
-        else:
-            last = next(reversed(lane.queued), None) if lane.queued else None
-        now = _clock.clock.now()
+        lane, now = request.lane, _clock.clock.now()
+        last = self._last(request)
         if (
             last is None
             or not last.is_queued()
@@ -290,9 +320,10 @@ class Intake:
             or last.steered_into is not None
             or last.run.attempt > 1
             or last.run.session != request.session
-            or last.route != request.route
             or (last.timeout, last.given_urgency) != (request.timeout, request.urgency)
             or (policy != "collect" and last.held_until <= now)
+            or not self._may_share(request, policy, last)
+            or not same_route(last.route, request.route)
         ):
             return None
         limit = lane.spec.queue_limit
@@ -306,43 +337,19 @@ class Intake:
             last.held_until = min(now + lane.spec.debounce, last.hold_at_most)
         return last
 
-    # Full
+    def _last(self, request: Request) -> Execution | None:
+        """Who came last of those that the request would wait behind."""
+        if request.file is not None:
+            return self._scheduler.turns.last(request.file)
+        return next(reversed(request.lane.queued), None) if request.lane.queued else None
 
-    def _would_start(self, request: Request) -> bool:
-        """Whether it would start at once, so that a limit of 0 means: no waiting, not: no work."""
-        lane, scheduler = request.lane, self._scheduler
-        return (
-            scheduler.starting
-            and not lane.queued
-            and len(lane.running) < lane.spec.capacity
-            and (request.file is None or scheduler.turns.front(request.file) is None)
-            and scheduler.groups[lane.spec.group].would_start(request.urgency)
-        )
-
-    def _make_room(self, execution: Execution) -> None:
-        """Drop the run that has waited longest and tell its sender; have its messages summarized if so specified."""
-        scheduler, lane = self._scheduler, execution.lane
-        victim = next(iter(lane.queued))
-        messages, route = list(victim.messages or ()), victim.route
-        lane.tally.dropped += 1
-        scheduler.groups[lane.spec.group].tally.dropped += 1
-        limit = lane.spec.queue_limit
-        summarized = lane.spec.when_full == "summarize"
-        scheduler.end(
-            victim,
-            RunState.CANCELLED,
-            f"dropped{', to be summarized' if summarized and messages else ''}: lane {lane.name!r} was full "
-            f"({limit} queued) when run {execution.run.id} came",
-        )
-        log("run_dropped", level="warning", run=victim.run.id, lane=lane.name, limit=limit, by=execution.run.id)
-        summary = scheduler.hooks.dropped(lane.spec.on_drop, victim.run, messages)
-        if not summarized or summary is None:
-            return
-        heir = next((one for one in (*lane.queued, execution) if _may_inherit(one, victim, route)), None)
-        if heir is None or heir.messages is None:
-            log("summary_without_heir", level="warning", run=victim.run.id, lane=lane.name)
-            return
-        heir.messages.insert(0, summary if isinstance(summary, Message) else Message(summary, route))
+    def _may_share(self, request: Request, policy: WhenBusy, last: Execution) -> bool:
+        """Whether joining the last one keeps the policy: `reject` waits for nobody, `interrupt` goes next."""
+        if policy not in ("reject", "interrupt") or (policy == "interrupt" and last.interrupts):
+            return True
+        if request.file is not None:
+            return self._scheduler.turns.front(request.file) is last
+        return not self._is_busy(request)
 
     # Parked
 
@@ -375,24 +382,12 @@ class Intake:
         return self._admitted(request, "queue")
 
 
-def _may_inherit(one: Execution, victim: Execution, route: Any) -> bool:
-    return (
-        one.messages is not None
-        and one.is_queued()
-        and not one.over
-        and one.steered_into is None
-        and one.run.session == victim.run.session
-        and one.route == route
-    )
-
-
-def _full(lane: Lane) -> LaneFull:
-    return LaneFull(
-        f"lane {lane.name!r} is full: {lane.waiting} queued; allowed: {lane.spec.queue_limit} (queue_limit)",
-        lane=lane.name,
-        queued=lane.waiting,
-        limit=lane.spec.queue_limit,
-    )
+def _is_above(one: Execution, request: Request) -> bool:
+    """Whether the request comes from a child, at whatever depth, of that run: it would end with whom it interrupts."""
+    above = request.bound_to
+    while above is not None and above is not one:
+        above = above.parent
+    return above is not None
 
 
 def _refuse_inherited_turn(parent: Execution, file: str, session: str | None) -> None:
@@ -401,7 +396,7 @@ def _refuse_inherited_turn(parent: Execution, file: str, session: str | None) ->
     while above is not None:
         if above.file == file and not above.over:
             raise DeadlockError(
-                f"a child of run {parent.run.id} would wait for the turn of session {session!r:.80}, which "
+                f"a child of run {parent.run.id} would wait for the turn of session {checks.shown(session)}, which "
                 f"{above.fence.holder} has; allowed: turn=False, or detached=True",
                 path=file,
                 chain=((parent.fence.holder, file, above.fence.holder),),

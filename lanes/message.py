@@ -31,3 +31,11 @@ def message_of(value: Any) -> Message:
             f"allowed: {MAX_MESSAGE_BYTES} bytes of text"
         )
     return message
+
+
+def same_route(one: Any, other: Any) -> bool:
+    """Whether two routes are the same. Those that cannot be compared are not, lest an answer goes astray."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:
+        return False

@@ -31,6 +31,8 @@ from typing import Any
 import anyio
 from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled_exc_class, to_thread
 
+from . import commands
+
 KEPT_BY_ERRORS = 16_384
 """Bytes of each output that a `ProcessFailed` keeps: an error lives as long as the outcome of its run."""
 
@@ -119,10 +121,10 @@ async def run_process(
         ProcessFailed: it could not be started, or `check` is set and it did not end with exit code 0.
         ValueError: an argument is not allowed; names field, value and what is allowed. Nothing was started.
     """
-    words = _checked_command(command)
-    directory = None if cwd is None else _checked_text("cwd", cwd)
-    variables = None if env is None else _checked_environment(env)
-    _check_options(input, output_limit, check)
+    words = commands.words(command)
+    directory = None if cwd is None else commands.text("cwd", cwd)
+    variables = None if env is None else commands.environment(env)
+    commands.check_options(input, output_limit, check)
 
     def start() -> subprocess.Popen[bytes]:
         source = subprocess.PIPE if input else subprocess.DEVNULL
@@ -366,59 +368,3 @@ def _name_of_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"  # a real-time signal has no name
-
-
-# What is allowed
-
-
-def _refused(field: str, shown: str, allowed: str) -> ValueError:
-    return ValueError(f"{field}: {shown:.80} is not allowed; allowed: {allowed}")
-
-
-def _text(value: Any) -> str | None:
-    """What the system takes for a text, or `None`."""
-    text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or "\0" in text:
-        return None
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return None  # a lone surrogate
-    return text
-
-
-def _checked_text(field: str, value: Any) -> str:
-    text = _text(value)
-    if text is None:
-        raise _refused(field, repr(value), "a str or PathLike of one, without NUL or lone surrogates")
-    return text
-
-
-def _checked_command(command: Any) -> tuple[str, ...]:
-    if not isinstance(command, Sequence) or isinstance(command, (str, bytes, bytearray, memoryview)) or not command:
-        raise _refused("command", repr(command), "the program and its arguments, such as ['git', 'status']")
-    words = tuple(_checked_text(f"command[{number}]", word) for number, word in enumerate(command))
-    if not words[0]:
-        raise _refused("command[0]", "''", "the name or path of a program")
-    return words
-
-
-def _checked_environment(env: Any) -> dict[str, str]:
-    # No value is shown: environments are where secrets are.
-    if not isinstance(env, Mapping):
-        raise _refused("env", f"a {type(env).__name__}", "a mapping of str to str, or None")
-    for name, value in env.items():
-        if not isinstance(name, str) or not _text(name) or "=" in name:
-            raise _refused("env", f"the name {name!r:.60}", "a non-empty str without '=', NUL or lone surrogates")
-        if not isinstance(value, str) or _text(value) is None:
-            raise _refused(f"env[{name!r:.60}]", f"that {type(value).__name__}", "a str without NUL or lone surrogates")
-    return dict(env)
-
-
-def _check_options(given: Any, output_limit: Any, check: Any) -> None:
-    if given is not None and not isinstance(given, bytes):
-        raise _refused("input", f"a {type(given).__name__}", "bytes or None")
-    if not isinstance(output_limit, int) or isinstance(output_limit, bool) or output_limit < 0:
-        raise _refused("output_limit", repr(output_limit), "a whole number of bytes, 0 and more")
-    if not isinstance(check, bool):
-        raise _refused("check", repr(check), "True, False")

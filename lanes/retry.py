@@ -12,6 +12,8 @@ from typing import Any
 
 import tenacity
 
+from locks._events import described, log
+
 from . import checks
 from .errors import InvalidLane
 
@@ -28,7 +30,8 @@ class RetrySpec:
         attempts: how often the body is called at most, the first time included.
         wait: seconds before the second attempt; doubled before each further one.
         max_wait: what these seconds grow to at most, jitter included.
-        on: the exceptions that are worth another attempt. One with an attribute `retryable` that is false never is.
+        on: the exceptions that are worth another attempt. One with an attribute `retryable` that is false never is. Of
+            an exception group, each member has to be worth it: a lock error in a task group is one still.
         timeouts: whether an attempt that passed its run's deadline is tried again too. A body that had to be abandoned
             never is, since it still runs.
 
@@ -58,16 +61,37 @@ class RetrySpec:
 
     def is_for(self, error: BaseException) -> bool:
         """Whether a body that raised this is worth another attempt."""
-        return isinstance(error, self.on) and getattr(error, "retryable", True) is not False
+        todo = [error]
+        while todo:
+            one = todo.pop()
+            if isinstance(one, BaseExceptionGroup):
+                todo += one.exceptions
+            elif not isinstance(one, self.on) or not _is_retryable(one):
+                return False
+        return True
 
     def wait_after(self, attempt: int) -> float:
         """Seconds to wait after that attempt (1, 2, …) has failed: `wait` doubled each time, plus up to `wait`, within
         `max_wait`.
         """
-        doubling = tenacity.wait_exponential(multiplier=self.wait, max=self.max_wait)
-        strategy = doubling + tenacity.wait_random(0, self.wait)
+        if not self.wait:
+            return 0.0  # which tenacity doubles to its maximum once the power of two is too large for a float
+        # The doubling ends early enough to leave room for the jitter: those who failed together for long need it most.
+        top = max(self.wait, self.max_wait - self.wait)
+        strategy = tenacity.wait_exponential(multiplier=self.wait, max=top) + tenacity.wait_random(
+            0, min(self.wait, self.max_wait - top)
+        )
         state: Any = _Attempt(attempt)  # a strategy reads nothing else of tenacity's state
-        return min(self.max_wait, float(strategy(state)))
+        return float(strategy(state))
+
+
+def _is_retryable(error: BaseException) -> bool:
+    try:
+        return getattr(error, "retryable", True) is not False
+    except Exception as second:
+        # It is the user's class; what it raises here must not keep the run from ending.
+        log("retryable_failed", level="warning", kind=type(error).__name__, error=described(second))
+        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,7 +231,7 @@ class Scheduler:
         if front.is_ready:
             front.lane.make_unready(front)
             front.lane.make_ready(front)
-            self.groups[front.spec.group].offer(front.lane)
+            self._admit(front.lane)  # what it was lent may be all that it lacked
 
     def _hold_back(self, execution: Execution) -> None:
         """Somebody goes before one that was at the front of its session: it waits for its turn again."""
@@ -555,6 +555,7 @@ class Scheduler:
         if state is not RunState.ABANDONED:
             execution.forget()
         run._end(outcome)
+        self.waits.ended(run)
         self.hooks.ended(run)
         if execution.children:
             execution.ask_children_to_end(reason or "has ended")
@@ -614,6 +615,9 @@ class Scheduler:
         self.groups[execution.spec.group].give_back(execution)
         self.bodies.pop(execution, None)
         execution.lane.forget(execution)
+        if execution.lane.ring is not None:
+            # Before anybody is let in: it may be the one for whom its lane stands in the ring.
+            self.groups[execution.spec.group].offer(execution.lane)
 
     def _queue_unread(self, execution: Execution) -> None:
         """Queue the messages that a body has left unread, before everybody who waits but those who interrupted it."""

@@ -32,20 +32,24 @@ class LaneSpec:
         timeout: seconds a run may take, from its start. Hard: nothing extends it.
         idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`.
         queue_timeout: seconds a run may wait, from being submitted to its (first) start.
-        queue_limit: messages and runs that may wait on one lane; `None` for any number.
+        queue_limit: messages and runs that may wait on one lane; `None` for any number. What can start at once need
+            not wait, so 0 is allowed.
         when_full: what becomes of one more: `reject` raises `LaneFull`; `drop_oldest` ends the run that has waited
-            longest, whose sender is told; `summarize` does so too, and what `on_drop` returns is put in front of the
-            messages that come next in that session.
+            longest, whose sender is told; `summarize` does so too, and what `on_drop` returns (a `Message` or a body;
+            `None` for nothing) is put in front of the messages that wait next in that session and have the same route,
+            the new one's included. Where there are none, a log line says so.
         when_busy: what becomes of work for a session whose turn somebody has or waits for (for a run without a session:
             for a lane at its capacity): `queue` behind; `reject` raises `LaneBusy`; `interrupt` ends the run that is
             under way and goes next; `collect` joins the message that is queued last, if that one has the same route;
             `steer` hands it to the run that is under way (`ctx.inbox`), if that one has the same route. What is not
-            possible, and work that is no message, is queued.
+            possible, and work that is no message, is queued. A run of the session that was asked to end is under way no
+            more. Who interrupts goes before everybody who waits, earlier ones who did so too.
         debounce: seconds of quiet that a message waits for before its run may start; messages of one route that come
-            meanwhile join it. At most ten times as long in all.
+            meanwhile join it. At most ten times as long in all, and no longer than half the `queue_timeout`.
         grace: seconds a cancelled run may take to clean up before it is abandoned.
         retry: when a body that failed is called again; never by default.
         on_drop: called with the run that was dropped and its messages, on the event loop; an exception in it is logged.
+            What it submits to the same lane, which is full, is refused.
 
     Raises:
         InvalidLane: naming the field, its value and what is allowed.
@@ -69,23 +73,27 @@ class LaneSpec:
     on_drop: DropHandler | None = None
 
     def __post_init__(self) -> None:
-        where = f"lane {self.pattern!r:.80}, "
+        where = f"lane {checks.shown(self.pattern)}, "
         pattern: object = self.pattern
         if not isinstance(pattern, str) or not pattern or "*" in pattern[:-1] or not pattern.isprintable():
             raise InvalidLane(
-                f"pattern: {self.pattern!r:.80} is not allowed; allowed: a printable name, or a prefix and `*`"
+                f"pattern: {checks.shown(self.pattern)} is not allowed; allowed: a printable name, or a prefix and `*`"
             )
         if self.handler is not None:
             checks.handler(where + "handler", self.handler)
         checks.whole(where + "capacity", self.capacity, 1)
-        checks.priority(self.priority)
+        group: object = self.group
+        if not isinstance(group, str):
+            raise InvalidLane(f"{where}group: {checks.shown(group)} is not allowed; allowed: the name of a group")
+        checks.priority(self.priority, where + "priority")
         checks.choice(where + "when_full", self.when_full, get_args(WhenFull))
         checks.choice(where + "when_busy", self.when_busy, get_args(WhenBusy))
         if self.queue_limit is not None:
             checks.whole(where + "queue_limit", self.queue_limit, 0)
         self._check_times(where)
+        self._check_room(where)
         if self.retry is not None and not isinstance(self.retry, RetrySpec):
-            raise InvalidLane(f"{where}retry: {self.retry!r:.80} is not allowed; allowed: a RetrySpec, or None")
+            raise InvalidLane(f"{where}retry: {checks.shown(self.retry)} is not allowed; allowed: a RetrySpec, or None")
         self._check_drops(where)
 
     def _check_times(self, where: str) -> None:
@@ -104,6 +112,20 @@ class LaneSpec:
         if idle is not None and checks.seconds(where + "idle_timeout", idle) > self.timeout:
             raise InvalidLane(
                 f"{where}idle_timeout: {idle} s is longer than timeout ({self.timeout} s), which ends it first"
+            )
+
+    def _check_room(self, where: str) -> None:
+        if self.queue_limit != 0:
+            return
+        if self.when_busy in ("interrupt", "collect", "steer"):
+            raise InvalidLane(
+                f"{where}when_busy: {self.when_busy!r} lets work wait, if only for a moment, and queue_limit is 0; "
+                "allowed: 'queue', 'reject', or a queue_limit from 1"
+            )
+        if self.debounce:
+            raise InvalidLane(
+                f"{where}debounce: {self.debounce} s lets every message wait, and queue_limit is 0; "
+                "allowed: 0, or a queue_limit from 1"
             )
 
     def _check_drops(self, where: str) -> None:
@@ -155,7 +177,7 @@ class GroupSpec:
     def __post_init__(self) -> None:
         name: object = self.name
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise InvalidLane(f"name: {self.name!r:.80} is not allowed; allowed: a printable name")
+            raise InvalidLane(f"name: {checks.shown(self.name)} is not allowed; allowed: a printable name")
         checks.whole(f"group {self.name!r}, slots", self.slots, 1)
         checks.whole(f"group {self.name!r}, reserve", self.reserve, 0)
         if self.reserve >= self.slots:

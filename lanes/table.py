@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from .checks import shown
 from .errors import InvalidLane
 from .spec import DEFAULT_GROUPS, DEFAULT_LANES, GroupSpec, LaneSpec
 
@@ -19,8 +20,8 @@ class SpecTable:
     """
 
     def __init__(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec]) -> None:
-        self.lanes = _merged(DEFAULT_LANES, lanes, lambda spec: spec.pattern, "pattern", LaneSpec)
-        self.groups = _merged(DEFAULT_GROUPS, groups, lambda spec: spec.name, "group", GroupSpec)
+        self.lanes = _merged(DEFAULT_LANES, lanes, lambda spec: spec.pattern, ("lanes", "pattern"), LaneSpec)
+        self.groups = _merged(DEFAULT_GROUPS, groups, lambda spec: spec.name, ("groups", "group"), GroupSpec)
         self._exact = {spec.pattern: spec for spec in self.lanes.values() if not spec.wild}
         self._wild = sorted((s for s in self.lanes.values() if s.wild), key=lambda s: -len(s.pattern))
         for spec in self.lanes.values():
@@ -41,19 +42,22 @@ class SpecTable:
                 if spec.matches(name):
                     return spec
         known = ", ".join(sorted(self.lanes))
-        raise InvalidLane(f"lane: {name!r:.80} is unknown; allowed: {known}")
+        raise InvalidLane(f"lane: {shown(name)} is unknown; allowed: {known}")
 
 
 def _merged(
-    defaults: Iterable[T], given: Iterable[T], name: Callable[[T], str], field: str, kind: type[T]
+    defaults: Iterable[T], given: Iterable[T], name: Callable[[T], str], fields: tuple[str, str], kind: type[T]
 ) -> dict[str, T]:
     merged = {name(spec): spec for spec in defaults}
     seen: set[str] = set()
+    whole, part = fields
+    if not isinstance(given, Iterable):
+        raise InvalidLane(f"{whole}: {shown(given)} is not allowed; allowed: a list of {kind.__name__}")
     for spec in given:
         if not isinstance(spec, kind):
-            raise InvalidLane(f"{field}: {spec!r:.80} is no {kind.__name__}")
+            raise InvalidLane(f"{whole}: {shown(spec)} is not allowed; allowed: {kind.__name__}")
         if name(spec) in seen:
-            raise InvalidLane(f"{field}: {name(spec)!r} is specified twice")
+            raise InvalidLane(f"{part}: {name(spec)!r} is specified twice; allowed: once")
         seen.add(name(spec))
         merged[name(spec)] = spec
     return merged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import takewhile
 
 from .checks import Priority
 from .execution import Execution
@@ -56,7 +57,7 @@ class Turns:
             return None
         front = next(iter(queue.order))
         if any(one.goes_first for one in queue.order):
-            self._insert(queue, execution)
+            self._insert(queue, execution, [one for one in queue.order if one.goes_first][-1])
             return None
         queue.order[execution] = None
         queue.order.move_to_end(execution, last=False)
@@ -67,11 +68,14 @@ class Turns:
         queue.waiting[execution.given_urgency] += 1
         return None
 
+    def join_behind(self, file: str, ahead: Execution, execution: Execution) -> None:
+        """Queue up right behind one that is in the queue."""
+        self._insert(self._by_file[file], execution, ahead)
+
     @staticmethod
-    def _insert(queue: _Queue, execution: Execution) -> None:
-        """Put one behind the last of those before whom nobody goes."""
+    def _insert(queue: _Queue, execution: Execution, ahead: Execution) -> None:
         order = list(queue.order)
-        behind = max(index for index, one in enumerate(order) if one.goes_first) + 1
+        behind = order.index(ahead) + 1
         for one in order[behind:]:
             del queue.order[one]
         queue.order |= dict.fromkeys([execution, *order[behind:]])
@@ -104,6 +108,10 @@ class Turns:
         """Who conducts a session, or will next."""
         queue = self._by_file.get(file)
         return next(iter(queue.order)) if queue is not None else None
+
+    def ahead(self, file: str, execution: Execution) -> list[Execution]:
+        """Everybody who goes before one in its session, in order."""
+        return list(takewhile(lambda one: one is not execution, self._by_file[file].order))
 
     def last(self, file: str) -> Execution | None:
         """Who came last of those that conduct a session or wait for it."""

@@ -2,13 +2,17 @@
 
 A run counts as waiting while the task that runs its body waits: what its child tasks do leaves the body free to go on.
 What a run needs in order to end is a list of alternatives each: all of them must come true, each by any one of the runs
-in it. A run that waits for another needs that one. A queued one needs whoever is in front of it in its session, and,
-when its lane is full, any one of those that run there. Group slots never close a ring, since who waits lends its own.
-Rights in the lock registry count too (`LockRegistry.blockers`); the registry asks `tasks_before` in return. So a ring
-is found whatever it is made of, by whoever would close it; a plain search for cycles would refuse a wait for a lane of
-two places because of one that is stuck.
+in it. A run that waits for another needs that one. A queued one needs everybody who is before it in its session, any
+one of those that run on its lane when that is full, and any one of those that have the slots of its group when there is
+none left for it. Who waits for a run has lent its slot, but who waits for a right in the lock registry has not.
+Rights count too (`LockRegistry.blockers`); the registry asks `tasks_before` in return. So a ring is found whatever it
+is made of, by whoever would close it; a plain search for cycles would refuse a wait for a lane of two places because of
+one that is stuck.
 
-Not seen: a body that waits for one of its own child tasks. Deadlines bound that.
+A run that goes on takes a slot again, and does not wait for one where that would never end: it goes on without.
+
+Not seen: a body that waits for one of its own child tasks; a ring that is closed by no wait, but by a run that is put
+before another one; and, when a right is asked for, a ring through alternatives. Deadlines bound those.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import anyio
 from locks import DeadlockError, LockRegistry
 from locks._loop import current_task
 
+from .checks import Priority
 from .run import RunState
 
 if TYPE_CHECKING:
@@ -29,13 +34,15 @@ if TYPE_CHECKING:
     from .run import Run
     from .turns import Turns
 
-_Needs = list[list["Execution"]]
+# What for, and any one of whom.
+_Needs = list[tuple[str, list["Execution"]]]
 
 
 class Waits:
     """Which run waits for which, in one scheduler. On the event loop's thread.
 
-    Invariant: an execution is in it exactly while the task of its body waits in `wait`.
+    Invariants: an execution is in `_waiting`, and in the list in `_awaited` of the run that it waits for, exactly while
+    the task of its body waits in `wait` and that run has not ended; in `_by_task` until that task goes on.
     """
 
     def __init__(
@@ -52,13 +59,16 @@ class Waits:
         self._groups = groups
         self._admit = admit
         self._waiting: dict[Execution, Run] = {}
+        self._awaited: dict[Run, list[Execution]] = {}
         self._by_task: dict[object, Execution] = {}
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._by_task)
 
     async def wait(self, asking: Execution, run: Run, ended: anyio.Event) -> None:
         """Wait until a run has ended, on behalf of another one. A checkpoint.
+
+        Cancelled, the asking run goes on at once; it takes the next free slot.
 
         Raises:
             DeadlockError: the run can only end after the asking one. Nothing has changed.
@@ -67,24 +77,33 @@ class Waits:
         if task is None or task is not current_task() or run._execution is None:
             await ended.wait()
             return
-        self._begin(asking, run, task)
         group = self._groups[asking.spec.group]
-        lends = asking.has_slot
-        if lends:
-            group.give_back(asking)
-            self._admit(group)
+        self._begin(asking, run, task)
+        group.give_back(asking)
+        self._admit(group)
         try:
             await ended.wait()
-        except BaseException:
-            self._end(asking, task)
-            if lends and asking.is_underway():
-                group.take_again(asking, waits=False)
-            raise
-        self._end(asking, task)
-        if lends and asking.is_underway():
-            turn = group.take_again(asking, waits=True)
-            if turn is not None:
+            turn = group.turn_of(asking)
+            if turn is not None and self._stuck(asking) is None:
                 await turn.wait()
+        finally:
+            self._by_task.pop(task, None)
+            if self._waiting.pop(asking, None) is not None:
+                self._forget(asking, run)
+                self._go_on(asking)
+
+    def ended(self, run: Run) -> None:
+        """Have those that wait for a run go on, before its own slot is given to anybody else."""
+        for asking in self._awaited.pop(run, ()):
+            del self._waiting[asking]
+            self._go_on(asking)
+
+    def _go_on(self, asking: Execution) -> None:
+        if not asking.is_underway():
+            return  # it was asked to end: its clean-up is bounded, and waits for no slot
+        if asking.in_line and asking.file is not None:
+            asking.urgency = self._turns.most_urgent(asking.file)  # who waits for its turn lends it its priority
+        self._groups[asking.spec.group].take_again(asking)
 
     def tasks_before(self, task: object) -> Iterable[object]:
         """The tasks that must go on before a task that waits here can: what the lock registry asks.
@@ -102,42 +121,66 @@ class Waits:
             if one is not asking and one.fence.task is not None:
                 yield one.fence.task
                 continue
-            todo += [needed[0] for needed in self._needs(one) if len(needed) == 1]
+            todo += [some[0] for _, some in self._needs(one) if len(some) == 1]
 
     def _begin(self, asking: Execution, run: Run, task: object) -> None:
         self._waiting[asking] = run
-        self._by_task[task] = asking
         stuck = self._stuck(asking)
         if stuck is None:
+            self._by_task[task] = asking
+            self._awaited.setdefault(run, []).append(asking)
             return
-        chain = self._chain(asking, stuck)
-        self._end(asking, task)
+        del self._waiting[asking]
+        chain = _chain(asking, stuck)
         told = "; ".join(f"{who} waits for {what}" for who, what, _ in chain)
         raise DeadlockError(f"waiting for run {run.id} on lane {run.lane} would never end: {told}", chain=chain)
 
-    def _end(self, asking: Execution, task: object) -> None:
-        self._waiting.pop(asking, None)
-        self._by_task.pop(task, None)
+    def _forget(self, asking: Execution, run: Run) -> None:
+        others = self._awaited[run]
+        others.remove(asking)
+        if not others:
+            del self._awaited[run]
 
     def _needs(self, one: Execution) -> _Needs:
         """Who must end before it can: all of the lists, each by any of its members. Empty: it can go on by itself."""
+        waits = one.owner.waits
+        if waits is not self:
+            return waits._needs(one)  # a run of another supervisor
         if one.over:
             return []
         if one.steered_into is not None:
-            return [[one.steered_into]]
+            return [("reader", [one.steered_into])]
         if one.run.state is RunState.RUNNING:
-            awaited = self._waiting.get(one)
-            if awaited is not None:
-                target = awaited._execution
-                return [[target]] if target is not None else []
-            return [[holder] for holder in map(self._holder, self._registry.blockers(one.fence.task)) if holder]
+            return self._needs_of_running(one)
         needs: _Needs = []
         if one.in_line and one.file is not None:
-            front = self._turns.front(one.file)
-            if front is not None and front is not one:
-                needs.append([front])
+            needs += [("turn", [ahead]) for ahead in self._turns.ahead(one.file, one)]
         if len(one.lane.running) >= one.lane.spec.capacity:
-            needs.append(list(one.lane.running))
+            needs.append(("place", list(one.lane.running)))
+        return needs + self._slot(one)
+
+    def _needs_of_running(self, one: Execution) -> _Needs:
+        awaited = self._waiting.get(one)
+        if awaited is not None:
+            target = awaited._execution
+            return [("run", [target])] if target is not None else []
+        if self._groups[one.spec.group].keeps_waiting(one):
+            return self._slot(one)
+        return [("right", [holder]) for holder in map(self._holder, self._registry.blockers(one.fence.task)) if holder]
+
+    def _slot(self, one: Execution) -> _Needs:
+        """Who keeps it from a slot; the one who asks has lent its own by then."""
+        group = self._groups[one.spec.group]
+        if group.has_slot(one.urgency):
+            return []
+        spec = group.spec
+        holders = [holder for holder in group.holders if holder not in self._waiting]
+        others = [holder for holder in holders if holder.urgency is not Priority.FOREGROUND]
+        needs: _Needs = []
+        if len(holders) >= spec.slots:
+            needs.append(("slot", holders))
+        if one.urgency is not Priority.FOREGROUND and len(others) >= spec.slots - spec.reserve:
+            needs.append(("slot", others))
         return needs
 
     def _holder(self, task: object) -> Execution | None:
@@ -154,36 +197,42 @@ class Waits:
             one = todo.pop()
             if one not in needs:
                 needs[one] = self._needs(one)
-                todo += [other for needed in needs[one] for other in needed]
+                todo += [other for _, some in needs[one] for other in some]
         can_end: set[Execution] = set()
         found = True
         while found:
             found = False
             for one, needed in needs.items():
-                if one not in can_end and all(any(other in can_end for other in some) for some in needed):
+                if one not in can_end and all(any(other in can_end for other in some) for _, some in needed):
                     can_end.add(one)
                     found = True
         if asking in can_end:
             return None
         return {one: needed for one, needed in needs.items() if one not in can_end}
 
-    def _chain(self, asking: Execution, stuck: dict[Execution, _Needs]) -> tuple[tuple[object, str, object], ...]:
-        """One way round the ring, as the lock registry tells it: who waits, for what, and who keeps them waiting."""
-        steps: list[tuple[object, str, object]] = []
-        one = asking
-        seen: set[Execution] = set()
-        while one not in seen:
-            seen.add(one)
-            blocked = next(some for some in stuck[one] if all(other in stuck for other in some))
-            other = blocked[0]
-            if one.run.state is RunState.RUNNING:
-                what = (
-                    f"run {other.run.id}" if self._waiting.get(one) is other.run else f"a right of {other.fence.holder}"
-                )
-            elif one.lane is other.lane and other in one.lane.running:
-                what = f"a place on lane {one.lane.name}, where run {other.run.id} runs"
-            else:
-                what = f"the turn of session {one.run.session}, which run {other.run.id} has"
-            steps.append((one.fence.holder, what, other.fence.holder))
-            one = other
-        return tuple(steps)
+
+def _chain(asking: Execution, stuck: dict[Execution, _Needs]) -> tuple[tuple[object, str, object], ...]:
+    """One way round the ring, as the lock registry tells it: who waits, for what, and who keeps them waiting."""
+    steps: list[tuple[object, str, object]] = []
+    one = asking
+    seen: set[Execution] = set()
+    while one not in seen:
+        seen.add(one)
+        kind, some = next((kind, some) for kind, some in stuck[one] if all(other in stuck for other in some))
+        steps.append((one.fence.holder, _told(kind, one, some[0]), some[0].fence.holder))
+        one = some[0]
+    return tuple(steps)
+
+
+def _told(kind: str, one: Execution, other: Execution) -> str:
+    if kind == "turn":
+        return f"the turn of session {one.run.session}, which run {other.run.id} has before it"
+    if kind == "place":
+        return f"a place on lane {one.lane.name}, where run {other.run.id} runs"
+    if kind == "slot":
+        return f"a slot of group {one.spec.group}, where run {other.run.id} has one"
+    if kind == "right":
+        return f"a right of {other.fence.holder}"
+    if kind == "reader":
+        return f"run {other.run.id}, which has its message"
+    return f"run {other.run.id}"

@@ -74,12 +74,20 @@ class LagMeter:
                 self._look()
 
     def _look(self) -> None:
-        resident = self._process.memory_info().rss if self._process is not None else 0
+        resident = self._resident()
         limit = self._limits.memory
         if limit is not None and resident > limit:
             self._pace.slow(f"{resident / 1e6:.0f} MB are resident; allowed: {limit / 1e6:.0f} MB")
         elif max(islice(reversed(self.samples), _LOOKS), default=0.0) <= self._limits.lag_s / 2:
             self._pace.restore()
+
+    def _resident(self) -> int:
+        if self._process is None:
+            return 0
+        try:
+            return self._process.memory_info().rss
+        except (OSError, psutil.Error):
+            return 0  # no descriptor is left to ask with; that must not end the supervisor, whose task this is
 
     def quantiles(self) -> Quantiles:
         """Over the last minute, in seconds."""

@@ -155,7 +155,7 @@ def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
         return ()
     lanes = Counter(execution.run.lane for execution in scheduler.abandoned)
     where = ", ".join(f"{number} on lane {lane}" for lane, number in lanes.most_common(5))
-    return (f"{abandoned} abandoned bodies still run ({where}); allowed: {max_abandoned} (max_abandoned)",)
+    return (f"abandoned bodies that still run: {abandoned} ({where}); allowed: {max_abandoned} (max_abandoned)",)
 
 
 def _oldest_wait(lane: Lane, now: float) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from asyncio import _get_running_loop
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from typing import Any
 
 from lanes import Draining, InvalidLane, Parked, Run, RunState, WrongThread, current_run
@@ -17,6 +20,16 @@ from .lag import LagMeter
 from .statistics import AbandonedBody, Statistics, take
 
 _LOOK_S = 0.1
+
+
+def _say_which_loop(context: Context) -> None:
+    """anyio marks the context of its worker threads as one without an event loop: on the loop, take that back.
+
+    trio knows by its thread, whatever a context says.
+    """
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None and _get_running_loop() is not None:
+        context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
 
 class Work:
@@ -122,12 +135,14 @@ class Work:
         if self._to_loop is None:
             raise Draining("the supervisor does not accept work: it is not started yet")
         done: Future[Run] = Future()
+        context = copy_context()  # the caller's, not that of whatever the loop calls it from
 
         def call() -> None:
             if not done.set_running_or_notify_cancel():
                 return
             try:
-                done.set_result(getattr(self, name)(*args, **options))
+                _say_which_loop(context)
+                done.set_result(context.run(getattr(self, name), *args, **options))
             except BaseException as error:
                 done.set_exception(error)
 
@@ -185,17 +200,20 @@ class Work:
             archive: `False` to delete the file instead of moving it aside.
 
         Returns:
-            Where the file is now; `None` when there was none, or it was deleted.
+            Where the file is now; `None` when there was none, it was empty, or it was deleted.
 
         Raises:
-            DeadlockError: awaited inside a run of that session, which it would wait for. Nothing has changed.
-            Draining, InvalidSession: nothing has changed.
+            DeadlockError: awaited inside a run of that session, or a child of one, which it would wait for. Nothing has
+                changed.
+            Draining, InvalidSession, LaneFull: nothing has changed.
+            RunError: the supervisor has stopped meanwhile, or lane `control` has no time left for it; the runs have
+                ended all the same.
             TranscriptError: the file could not be put away; it stands as it was.
         """
-        inside = current_run()
-        if inside is not None and inside.outcome is None and inside.session == key and self._is_ours(inside):
+        above = self._conducting(key)
+        if above is not None:
             raise DeadlockError(
-                f"reset({key!r:.80}) waits for run {inside.id} on lane {inside.lane}, which awaits it", run_id=inside.id
+                f"reset({key!r:.80}) waits for run {above.id} on lane {above.lane}, which awaits it", run_id=above.id
             )
         run = begin_reset(self._scheduler, key, archive=archive)
         try:
@@ -205,8 +223,15 @@ class Work:
             if run.outcome is None:
                 run.cancel("whoever asked for the reset was cancelled")
 
-    def _is_ours(self, run: Run) -> bool:
-        return self._scheduler.find(run.id) is run
+    def _conducting(self, key: str) -> Run | None:
+        """The run that the caller is part of, or one that bounds it, if it names that session."""
+        inside = current_run()
+        one = self._scheduler.live.get(inside.id) if inside is not None else None
+        if one is None or one.run is not inside:
+            return None  # none of ours
+        while one is not None and one.run.session != key:
+            one = one.parent
+        return one.run if one is not None else None
 
     # What failed for good
 
@@ -225,9 +250,8 @@ class Work:
             InvalidLane: no such run is parked.
             What `submit` raises: then it stays parked.
         """
-        run = self._parked(run_id).again()
-        del self._scheduler.history.parked[run_id]
-        return run
+        self._parked(run_id)
+        return self._scheduler.history.resubmit(run_id)
 
     def discard(self, run_id: int) -> None:
         """Forget a parked run.
@@ -239,7 +263,7 @@ class Work:
         del self._scheduler.history.parked[run_id]
 
     def _parked(self, run_id: int) -> Parked:
-        found = self._scheduler.history.parked.get(run_id)
+        found = self._scheduler.history.parked.get(run_id) if type(run_id) is int else None
         if found is None:
             known = ", ".join(map(str, list(self._scheduler.history.parked)[:10])) or "none"
             raise InvalidLane(f"run_id: {run_id!r:.80} is not parked; parked: {known}")

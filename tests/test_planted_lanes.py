@@ -32,12 +32,28 @@ GUARDS = {
     "frames_kept": "run_memory::what_a_failed_or_timed_out_body_held_is_dead_without_gc",
     "logged_twice": "run_deadlines::a_timed_out_run_is_logged_exactly_once_with_everything_an_operator_asks",
     "never_retired": "lanes_retire::a_lane_of_a_pattern_is_there_while_it_has_work_and_gone_when_idle",
+    "routes_ignored": "when_busy::messages_of_different_routes_are_never_collected_together_and_stay_in_order",
+    "nobody_superseded": "when_busy::an_interrupting_run_ends_the_one_under_way_and_goes_next",
+    "unread_forgotten": "steering::what_is_left_unread_is_answered_first_and_in_order_however_the_run_ended",
+    "reader_keeps_the_outcome": "steering::who_was_read_shares_the_outcome_however_the_run_ends",
+    "drop_untold": "when_full::who_has_waited_longest_is_dropped_and_told",
+    "one_attempt_too_many": "retries::a_body_that_always_fails_is_called_so_many_times_and_its_lane_goes_on",
+    "no_wait_between": "retries::waits_double_with_jitter_and_stay_within_their_maximum",
+    "reset_bars_nobody": "reset::an_older_run_of_another_session_announces_nothing_in_the_new_one",
+    "children_left_alone": "retries::an_earlier_attempts_children_end_with_it",
+    "slot_not_lent": "statistics::a_run_that_waits_for_another_has_lent_its_slot_and_then_returns",
+    "ring_unseen": "steering::a_run_that_waits_for_what_was_said_to_it_is_a_deadlock",
+    "key_forgotten": "debounce_and_dedupe::the_same_key_again_gives_the_same_run_queued_running_and_over",
+    "quiet_without_end": "debounce_and_dedupe::a_stream_without_a_pause_waits_ten_times_as_long_and_no_longer",
+    "hook_uncontained": "hooks::whatever_a_hook_raises_is_logged_and_harms_nothing",
+    "always_healthy": "unhealthy::up_to_the_limit_it_is_healthy_and_above_it_says_what_and_where",
+    "late_events_heard": "retries::nothing_of_an_earlier_attempt_reaches_the_session_or_the_listeners",
 }
 
 
 def test_every_defect_has_a_guard():
     assert set(GUARDS) == set(DEFECTS)
-    assert len(DEFECTS) >= 6
+    assert len(DEFECTS) >= 20
 
 
 @pytest.mark.suite("G1")

@@ -8,11 +8,27 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from lanes import LaneSpec, RunState, admission, ending, execution, scheduler, turns
+from lanes import (
+    LaneSpec,
+    RetrySpec,
+    RunContext,
+    RunState,
+    admission,
+    ending,
+    execution,
+    history,
+    hooks,
+    intake,
+    scheduler,
+    turns,
+    waits,
+)
 from lanes.checks import Priority
 from lanes.lane import Lane
+from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
 from locks.holder import Fence
+from runtime import statistics
 
 reached: Counter[str] = Counter()
 
@@ -173,6 +189,167 @@ def never_retired() -> None:
     Lane.idle = property(idle)  # type: ignore[assignment, method-assign]
 
 
+def routes_ignored() -> None:
+    """Messages of different routes are answered together."""
+
+    def same(one: Any, other: Any) -> bool:
+        reached["routes_ignored"] += 1
+        return True
+
+    intake.same_route = same  # type: ignore[attr-defined]
+
+
+def nobody_superseded() -> None:
+    """An interrupting message leaves the run that is under way alone."""
+
+    def supersede(self: Scheduler, *args: Any) -> None:
+        reached["nobody_superseded"] += 1
+
+    Scheduler.supersede = supersede  # type: ignore[assignment, method-assign]
+
+
+def unread_forgotten() -> None:
+    """What a body leaves unread in its inbox goes with it."""
+
+    def queue_unread(self: Scheduler, one: execution.Execution) -> None:
+        reached["unread_forgotten"] += len(one.unread())
+
+    Scheduler._queue_unread = queue_unread  # type: ignore[assignment, method-assign]
+
+
+def reader_keeps_the_outcome() -> None:
+    """Whose message was read is told that all is well, whatever became of the reader."""
+    finish = Scheduler._finish
+
+    def finish_well(self: Scheduler, one: execution.Execution, state: RunState, reason: str, **more: Any) -> None:
+        if one.steered_into is not None and one.steered_into.over:
+            reached["reader_keeps_the_outcome"] += 1
+            state, reason, more = RunState.DONE, "", {}
+        finish(self, one, state, reason, **more)
+
+    Scheduler._finish = finish_well  # type: ignore[assignment, method-assign]
+
+
+def drop_untold() -> None:
+    """Whose message is dropped from a full queue waits on."""
+    end = Scheduler.end
+
+    def end_the_told(self: Scheduler, one: execution.Execution, state: RunState, reason: str) -> bool:
+        if reason.startswith("dropped"):
+            reached["drop_untold"] += 1
+            one.lane.forget(one)
+            return True
+        return end(self, one, state, reason)
+
+    Scheduler.end = end_the_told  # type: ignore[assignment, method-assign]
+
+
+def one_attempt_too_many() -> None:
+    """`<=` for `<`: a body is called once more than its lane allows."""
+    next_attempt = execution.Execution.next_attempt
+
+    def uncounted(self: execution.Execution, fence: Fence) -> execution.Execution:
+        again = next_attempt(self, fence)
+        if not reached["one_attempt_too_many"]:
+            again.run.attempt -= 1
+        reached["one_attempt_too_many"] += 1
+        return again
+
+    execution.Execution.next_attempt = uncounted  # type: ignore[method-assign]
+
+
+def no_wait_between() -> None:
+    """A failing body is called again at once."""
+
+    def wait_after(self: RetrySpec, attempt: int) -> float:
+        reached["no_wait_between"] += 1
+        return 0.0
+
+    RetrySpec.wait_after = wait_after  # type: ignore[method-assign]
+
+
+def reset_bars_nobody() -> None:
+    """A run from before a reset may write to the new session."""
+
+    def bar(self: Fence, *args: Any) -> None:
+        reached["reset_bars_nobody"] += 1
+
+    Fence.bar = bar  # type: ignore[assignment, method-assign]
+
+
+def children_left_alone() -> None:
+    """The end of a run is not the end of its children."""
+
+    def leave(self: execution.Execution, why: str) -> None:
+        reached["children_left_alone"] += 1
+
+    execution.Execution.ask_children_to_end = leave  # type: ignore[method-assign]
+
+
+def slot_not_lent() -> None:
+    """A run that waits for another one keeps its slot."""
+
+    async def wait(self: waits.Waits, asking: Any, run: Any, ended: Any) -> None:
+        reached["slot_not_lent"] += 1
+        await ended.wait()
+
+    waits.Waits.wait = wait  # type: ignore[method-assign]
+
+
+def ring_unseen() -> None:
+    """A wait that can never end begins."""
+
+    def stuck(self: waits.Waits, asking: Any) -> None:
+        reached["ring_unseen"] += 1
+
+    waits.Waits._stuck = stuck  # type: ignore[method-assign]
+
+
+def key_forgotten() -> None:
+    """The same message again is another message."""
+
+    def known(self: history.History, key: Any) -> None:
+        reached["key_forgotten"] += 1
+
+    history.History.known = known  # type: ignore[method-assign]
+
+
+def quiet_without_end() -> None:
+    """A stream of messages without a pause is never answered."""
+    reached["quiet_without_end"] += 1
+    intake.DEBOUNCE_AT_MOST = 10**9
+
+
+def hook_uncontained() -> None:
+    """What a hook raises comes out where it was called."""
+
+    def call(self: hooks.Hooks, hook: Callable[..., Any], *args: Any) -> Any:
+        reached["hook_uncontained"] += 1
+        return hook(*args)
+
+    hooks.Hooks._call = call  # type: ignore[assignment, method-assign]
+
+
+def always_healthy() -> None:
+    """However many bodies are abandoned, all is well."""
+
+    def none(*args: Any) -> tuple[str, ...]:
+        reached["always_healthy"] += 1
+        return ()
+
+    statistics.problems = none  # type: ignore[assignment]
+
+
+def late_events_heard() -> None:
+    """What a dead attempt emits reaches who reads along."""
+
+    def emit(self: RunContext, event: Any) -> None:
+        reached["late_events_heard"] += 1
+        self.run._emit(event)
+
+    RunContext.emit = emit  # type: ignore[method-assign]
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     defect.__name__: defect
     for defect in (
@@ -190,5 +367,21 @@ DEFECTS: dict[str, Callable[[], None]] = {
         frames_kept,
         logged_twice,
         never_retired,
+        routes_ignored,
+        nobody_superseded,
+        unread_forgotten,
+        reader_keeps_the_outcome,
+        drop_untold,
+        one_attempt_too_many,
+        no_wait_between,
+        reset_bars_nobody,
+        children_left_alone,
+        slot_not_lent,
+        ring_unseen,
+        key_forgotten,
+        quiet_without_end,
+        hook_uncontained,
+        always_healthy,
+        late_events_heard,
     )
 }

@@ -1,0 +1,309 @@
+"""Messages that wait for quiet (`debounce`), and messages that are sent twice (`dedupe`)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import anyio
+import pytest
+
+from lanes import InvalidLane, LaneBusy, LaneFull, LaneSpec, Message, RetrySpec
+from runtime import Supervisor
+from tests.supervised import about, assert_empty
+
+SESSION = partial(LaneSpec, "session:*", timeout=1000.0)
+WORK = partial(LaneSpec, "work", timeout=1000.0)
+
+
+class Answering:
+    """A handler that takes ten seconds for each answer, and notes what it was asked, and when."""
+
+    def __init__(self, clock, seconds=10.0) -> None:
+        self.clock, self.began, self.seconds = clock, clock.now(), seconds
+        self.asked: list[str] = []
+        self.at: list[float] = []
+
+    async def __call__(self, ctx, messages):
+        self.asked.append("+".join(message.body for message in messages))
+        self.at.append(self.clock.now() - self.began)
+        await anyio.sleep(self.seconds)
+
+
+# debounce
+
+
+async def test_a_message_waits_for_quiet_and_is_answered_with_what_comes_meanwhile(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        runs = []
+        for text in "123":
+            runs.append(sup.post("session:a", text))
+            await anyio.sleep(2)
+        assert runs == [runs[0]] * 3 and runs[0].state == "queued"
+        await runs[0].result()
+        assert (handler.asked, handler.at) == (["1+2+3"], [about(4 + 3)])
+        assert_empty(sup)
+
+
+async def test_a_stream_without_a_pause_waits_ten_times_as_long_and_no_longer(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=2.95, queue_limit=None)]) as sup:
+        for second in range(45):
+            last = sup.post("session:a", str(second))
+            await anyio.sleep(1)
+        await last.result()
+        assert handler.at[0] == about(29.5)
+        assert handler.asked[0] == "+".join(map(str, range(30)))
+        assert "+".join(handler.asked) == "+".join(map(str, range(45)))
+        assert_empty(sup)
+
+
+@pytest.mark.failure("D3")
+async def test_a_stream_without_a_pause_is_answered_though_its_wait_budget_is_shorter(virtual, tmp_path):
+    handler = Answering(virtual, seconds=1.0)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, queue_timeout=20.0)]) as sup:
+        runs = []
+        for second in range(40):
+            runs.append(sup.post("session:a", str(second)))
+            await anyio.sleep(1)
+        assert {(await run.wait()).state for run in runs} == {"done"}
+        assert handler.at[0] == about(10)
+        assert "+".join(handler.asked) == "+".join(map(str, range(40)))
+
+
+async def test_messages_of_different_routes_do_not_wait_for_each_others_quiet_and_stay_in_order(virtual, tmp_path):
+    handler = Answering(virtual, seconds=1.0)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        for text, route in (("1", "chat"), ("2", "mail"), ("3", "mail"), ("4", "chat")):
+            last = sup.post("session:a", Message(text, route))
+            await anyio.sleep(1)
+        await last.result()
+        assert (handler.asked, handler.at) == (["1", "2+3", "4"], [about(3), about(5), about(6)])
+
+
+async def test_sessions_and_limits_are_debounced_apart(virtual, tmp_path):
+    handler = Answering(virtual, seconds=1.0)
+    async with Supervisor(tmp_path, lanes=[WORK(handler=handler, debounce=3.0, capacity=9)]) as sup:
+        for text, options in (("1", {"session": "a"}), ("2", {"session": "b"}), ("3", {"session": "a", "timeout": 5})):
+            sup.post("work", text, **options)
+        await sup.post("work", "4", session="b").result()
+        for run in sup.runs():
+            await run.wait()
+        assert sorted(handler.asked) == ["1", "2+4", "3"]
+
+
+async def test_a_message_that_has_waited_for_quiet_behind_another_is_joined_no_more(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        sup.post("session:a", "1")
+        await anyio.sleep(4)
+        sup.post("session:a", "2")
+        await anyio.sleep(4)
+        await sup.post("session:a", "3").result()
+        assert handler.asked == ["1", "2", "3"]
+        assert handler.at == [about(3), about(13), about(23)]
+
+
+async def test_what_is_told_to_a_run_under_way_does_not_wait_for_quiet(virtual, tmp_path):
+    read: list[float] = []
+
+    async def handler(ctx, messages):
+        await ctx.inbox.receive()
+        read.append(virtual.now())
+
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, when_busy="steer")]) as sup:
+        began = virtual.now()
+        sup.post("session:a", "1")
+        await anyio.sleep(5)
+        await sup.post("session:a", "2").result()
+        assert read == [about(began + 5)]
+
+
+async def test_an_interrupt_ends_the_run_under_way_at_once_though_it_waits_for_quiet_itself(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        first = sup.post("session:a", "1")
+        await anyio.sleep(4)
+        queued = sup.post("session:a", "2")
+        await anyio.sleep(1)
+        new = sup.post("session:a", "3", when_busy="interrupt")
+        assert first.reason == f"superseded by run {new.id}" and new is not queued
+        await anyio.sleep(1)
+        assert sup.post("session:a", "4", when_busy="interrupt") is not queued
+        await queued.result()
+        assert handler.asked[0] == "1" and handler.asked[-1] == "2"
+
+
+async def test_interrupts_in_a_burst_are_answered_together(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, when_busy="interrupt")]) as sup:
+        for text, after in (("1", 1), ("2", 5), ("3", 1), ("4", 1)):
+            last = sup.post("session:a", text)
+            await anyio.sleep(after)
+        await last.result()
+        assert handler.asked == ["1+2", "3+4"]
+
+
+async def test_a_session_under_way_rejects_though_a_message_waits_for_quiet(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, when_busy="reject")]) as sup:
+        first = sup.post("session:a", "1")
+        assert sup.post("session:a", "2") is first  # it waits for just that: nobody is before it
+        await anyio.sleep(5)
+        sup.post("session:a", "3", when_busy="queue")
+        with pytest.raises(LaneBusy, match="has the turn of session 'a'"):
+            sup.post("session:a", "4")
+        await first.result()
+        assert handler.asked[0] == "1+2"
+
+
+async def test_the_queues_limit_counts_messages_that_wait_for_quiet(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, queue_limit=2)]) as sup:
+        for text in "12":
+            sup.post("session:a", text)
+        with pytest.raises(LaneFull, match="lane 'session:a' is full: 2 queued"):
+            sup.post("session:a", "3")
+        await anyio.sleep(4)
+        await sup.post("session:a", "4").result()
+        assert handler.asked == ["1+2", "4"]
+
+
+async def test_a_message_that_waits_for_quiet_is_told_when_it_is_cancelled_or_the_supervisor_stops(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        first, second = sup.post("session:a", "1"), sup.post("session:b", "2")
+        assert first.cancel("never mind") and first.outcome is not None
+        report = await sup.stop()
+        assert report.unstarted == (second,)
+        assert (await second.wait()).reason == "the supervisor stopped before it started"
+        assert handler.asked == []
+
+
+async def test_work_that_is_no_message_does_not_wait_for_quiet(virtual, tmp_path):
+    async def body(ctx):
+        return virtual.now()
+
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=Answering(virtual), debounce=3.0)]) as sup:
+        assert await sup.submit("session:a", body).result() == virtual.now()
+
+
+# dedupe
+
+
+async def test_the_same_key_again_gives_the_same_run_queued_running_and_over(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler)]) as sup:
+        busy = sup.post("session:a", "busy")
+        first = sup.post("session:a", "1", dedupe="id 1")
+        assert sup.post("session:a", "1", dedupe="id 1") is first
+        await busy.result()
+        assert first.state == "running" and sup.post("session:a", "anything", dedupe="id 1") is first
+        await first.result()
+        assert sup.post("session:a", "1", dedupe="id 1") is first
+        assert sup.post("session:a", "2", dedupe="id 2") is not first
+        assert handler.asked == ["busy", "1"]
+        sup.cancel()
+
+
+async def test_keys_belong_to_lane_and_session(virtual, tmp_path):
+    handler = Answering(virtual)
+    lanes = [SESSION(handler=handler), WORK(handler=handler, capacity=9)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        places = [("session:a", None), ("session:b", None), ("work", "a"), ("work", "b"), ("work", None)]
+        runs = {sup.post(lane, "1", session=session, dedupe="same") for lane, session in places for _ in range(2)}
+        assert len(runs) == len(places)
+        sup.cancel()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+async def test_a_key_lasts_as_long_as_the_outcome_is_kept(virtual, tmp_path, keep):
+    handler = Answering(virtual, seconds=0.0)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler)], keep_outcomes=keep) as sup:
+        first = sup.post("session:a", "1", dedupe="id")
+        await first.result()
+        for _ in range(keep):
+            assert sup.find(first.id) is first and sup.post("session:a", "1", dedupe="id") is first
+            await sup.post("session:a", "other").result()
+        assert sup.find(first.id) is None
+        assert sup.post("session:a", "1", dedupe="id") is not first
+        sup.cancel()
+        history = sup._scheduler.history
+        await virtual.settle()
+        assert len(history._known) <= keep and len(history._keys) <= keep
+
+
+async def test_a_refused_message_leaves_its_key_free(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, when_busy="reject")]) as sup:
+        busy = sup.post("session:a", "busy")
+        with pytest.raises(LaneBusy):
+            sup.post("session:a", "1", dedupe="id")
+        await busy.result()
+        await sup.post("session:a", "1", dedupe="id").result()
+        assert handler.asked == ["busy", "1"]
+
+
+@pytest.mark.parametrize("policy", ["collect", "steer"])
+async def test_a_repeated_message_is_not_said_twice_to_a_run_that_it_shares(virtual, tmp_path, policy):
+    asked: list[str] = []
+
+    async def handler(ctx, messages):
+        await anyio.sleep(10)
+        asked.append("+".join(message.body for message in [*messages, *ctx.inbox.take()]))
+
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, when_busy=policy)]) as sup:
+        sup.post("session:a", "1")
+        runs = [sup.post("session:a", text, dedupe=text) for text in ("2", "2", "3", "3", "2")]
+        assert runs == [runs[0], runs[0], runs[2], runs[2], runs[0]]
+        await runs[2].result()
+        assert asked == (["1", "2+3"] if policy == "collect" else ["1+2+3"])
+
+
+async def test_a_repeated_message_neither_interrupts_nor_waits_for_quiet_again(virtual, tmp_path):
+    handler = Answering(virtual)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, when_busy="interrupt", debounce=3.0)]) as sup:
+        first = sup.post("session:a", "1", dedupe="id")
+        await anyio.sleep(2)
+        assert sup.post("session:a", "1", dedupe="id") is first
+        await anyio.sleep(3)
+        assert sup.post("session:a", "1", dedupe="id") is first
+        await first.result()
+        assert (handler.asked, handler.at) == (["1"], [about(3)])
+
+
+async def test_a_repeated_message_finds_the_run_that_is_being_tried_again(virtual, tmp_path):
+    async def fails_once(ctx, messages):
+        if ctx.run.attempt == 1:
+            raise LookupError("once")
+        return "done in the end"
+
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=fails_once, retry=RetrySpec(2, wait=60.0))]) as sup:
+        first = sup.post("session:a", "1", dedupe="id")
+        await anyio.sleep(5)
+        assert sup.post("session:a", "1", dedupe="id") is first
+        assert await first.result() == "done in the end"
+        assert sup.post("session:a", "1", dedupe="id") is first
+
+
+async def test_a_message_that_repeats_itself_from_a_hook_is_still_one_message(virtual, tmp_path):
+    handler = Answering(virtual)
+    twins = []
+
+    def on_wait(run):
+        twins.append(sup.post("session:a", "1", dedupe="id"))
+
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler)], on_wait=on_wait) as sup:
+        sup.post("session:a", "busy")
+        first = sup.post("session:a", "1", dedupe="id")
+        assert twins == [first]
+        await first.result()
+        assert handler.asked == ["busy", "1"]
+
+
+@pytest.mark.parametrize("key", ["", 7, b"id", "x" * 1025, ["id"], float("nan")])
+async def test_a_key_that_cannot_be_names_itself_and_what_is_allowed(virtual, tmp_path, key):
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=Answering(virtual))]) as sup:
+        with pytest.raises(InvalidLane, match=r"dedupe: .* is not allowed; allowed: 1 to 1024 characters of text"):
+            sup.post("session:a", "1", dedupe=key)
+        assert_empty(sup)
