@@ -66,7 +66,7 @@ async def groups() -> None:
         await anyio.sleep(0.1)
 
     job = LaneSpec("job", capacity=10, priority="background")
-    chat = LaneSpec("session:*", handler=answer, priority="foreground")
+    chat = LaneSpec("session:*", handler=answer)
     shared = GroupSpec("main", slots=2, reserve=1)
 
     def started(run: Run) -> None:

@@ -172,8 +172,6 @@ class Execution:
             self._inbox = Inbox(partial(self.owner.message_read, self))
             if self.cause is not None or self.over:
                 self._inbox.shut()  # first looked for too late: nobody would ever close it
-            if self.over:
-                self._inbox.shut()
         return self._inbox
 
     @property

@@ -18,6 +18,8 @@ WhenBusy = Literal["queue", "reject", "interrupt", "collect", "steer"]
 WhenFull = Literal["reject", "drop_oldest", "summarize"]
 DropHandler = Callable[[Run, Sequence[Message]], Any]
 
+_BY_PATTERN: Any = object()  # not given: decided by the pattern
+
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
@@ -28,7 +30,8 @@ class LaneSpec:
         handler: `async def handler(ctx, messages)`, called for each message that is posted.
         capacity: runs of one lane at a time.
         group: the group whose slots its runs take.
-        priority: the class of its runs when slots are scarce: `foreground`, `normal` or `background`.
+        priority: the class of its runs when slots are scarce: `foreground`, `normal` or `background`. By default people
+            go first: `foreground` for `main` and all `session:` lanes, `normal` for others.
         timeout: seconds a run may take, from its start. Hard: nothing extends it.
         idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`.
         queue_timeout: seconds a run may wait, from being submitted to its (first) start.
@@ -60,7 +63,7 @@ class LaneSpec:
     handler: Callable[..., Awaitable[Any]] | None = None
     capacity: int = 1
     group: str = "main"
-    priority: PriorityName = "normal"
+    priority: PriorityName = _BY_PATTERN
     timeout: float = 300.0
     idle_timeout: float | None = None
     queue_timeout: float | None = None
@@ -85,6 +88,9 @@ class LaneSpec:
         group: object = self.group
         if not isinstance(group, str):
             raise InvalidLane(f"{where}group: {checks.shown(group)} is not allowed; allowed: the name of a group")
+        if self.priority is _BY_PATTERN:
+            people = self.pattern == "main" or self.pattern.startswith("session:")
+            object.__setattr__(self, "priority", "foreground" if people else "normal")
         checks.priority(self.priority, where + "priority")
         checks.choice(where + "when_full", self.when_full, get_args(WhenFull))
         checks.choice(where + "when_busy", self.when_busy, get_args(WhenBusy))
@@ -192,8 +198,8 @@ DEFAULT_GROUPS = (
     GroupSpec("control", slots=64),
 )
 DEFAULT_LANES = (
-    LaneSpec("session:*", priority="foreground"),
-    LaneSpec("main", capacity=32, priority="foreground", queue_limit=1000),
+    LaneSpec("session:*"),
+    LaneSpec("main", capacity=32, queue_limit=1000),
     *(
         LaneSpec(name, capacity=8, group="background", priority="background", queue_limit=1000)
         for name in ("cron", "heartbeat", "subagent")

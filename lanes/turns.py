@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import chain
 
 from .checks import Priority
 from .execution import Execution
@@ -109,9 +109,10 @@ class Turns:
         queue = self._by_file.get(file)
         return next(iter(queue.order)) if queue is not None else None
 
-    def ahead(self, file: str, execution: Execution) -> list[Execution]:
-        """Everybody who goes before one in its session, in order."""
-        return list(takewhile(lambda one: one is not execution, self._by_file[file].order))
+    def line(self, file: str) -> dict[Execution, Execution | None]:
+        """Who is right before each one in a session; `None` before the front."""
+        order = self._by_file[file].order
+        return dict(zip(order, chain((None,), order), strict=False))
 
     def last(self, file: str) -> Execution | None:
         """Who came last of those that conduct a session or wait for it."""

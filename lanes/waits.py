@@ -2,7 +2,7 @@
 
 A run counts as waiting while the task that runs its body waits: what its child tasks do leaves the body free to go on.
 What a run needs in order to end is a list of alternatives each: all of them must come true, each by any one of the runs
-in it. A run that waits for another needs that one. A queued one needs everybody who is before it in its session, any
+in it. A run that waits for another needs that one. A queued one needs whoever is right before it in its session, any
 one of those that run on its lane when that is full, and any one of those that have the slots of its group when there is
 none left for it. Who waits for a run has lent its slot, but who waits for a right in the lock registry has not.
 Rights count too (`LockRegistry.blockers`); the registry asks `tasks_before` in return. So a ring is found whatever it
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # What for, and any one of whom.
 _Needs = list[tuple[str, list["Execution"]]]
+# Who is right before each one in its session, as far as one search has looked.
+_Lines = dict["Execution", "Execution | None"]
 
 
 class Waits:
@@ -113,6 +115,7 @@ class Waits:
         asking = self._by_task.get(task)
         todo = [asking] if asking is not None else []
         seen: set[Execution] = set()
+        lines: _Lines = {}
         while todo:
             one = todo.pop()
             if one in seen:
@@ -121,7 +124,7 @@ class Waits:
             if one is not asking and one.fence.task is not None:
                 yield one.fence.task
                 continue
-            todo += [some[0] for _, some in self._needs(one) if len(some) == 1]
+            todo += [some[0] for _, some in self._needs(one, lines) if len(some) == 1]
 
     def _begin(self, asking: Execution, run: Run, task: object) -> None:
         self._waiting[asking] = run
@@ -141,11 +144,11 @@ class Waits:
         if not others:
             del self._awaited[run]
 
-    def _needs(self, one: Execution) -> _Needs:
+    def _needs(self, one: Execution, lines: _Lines) -> _Needs:
         """Who must end before it can: all of the lists, each by any of its members. Empty: it can go on by itself."""
         waits = one.owner.waits
         if waits is not self:
-            return waits._needs(one)  # a run of another supervisor
+            return waits._needs(one, lines)  # a run of another supervisor
         if one.over:
             return []
         if one.steered_into is not None:
@@ -154,7 +157,11 @@ class Waits:
             return self._needs_of_running(one)
         needs: _Needs = []
         if one.in_line and one.file is not None:
-            needs += [("turn", [ahead]) for ahead in self._turns.ahead(one.file, one)]
+            if one not in lines:
+                lines |= self._turns.line(one.file)
+            ahead = lines[one]
+            if ahead is not None:
+                needs.append(("turn", [ahead]))
         if len(one.lane.running) >= one.lane.spec.capacity:
             needs.append(("place", list(one.lane.running)))
         return needs + self._slot(one)
@@ -192,17 +199,19 @@ class Waits:
         Who can end is found step by step, from those who need nobody; the others are stuck.
         """
         needs: dict[Execution, _Needs] = {}
+        lines: _Lines = {}
         todo = [asking]
         while todo:
             one = todo.pop()
             if one not in needs:
-                needs[one] = self._needs(one)
+                needs[one] = self._needs(one, lines)
                 todo += [other for _, some in needs[one] for other in some]
         can_end: set[Execution] = set()
+        inside_out = list(reversed(needs.items()))  # so that one round is enough for a long queue
         found = True
         while found:
             found = False
-            for one, needed in needs.items():
+            for one, needed in inside_out:
                 if one not in can_end and all(any(other in can_end for other in some) for _, some in needed):
                     can_end.add(one)
                     found = True

@@ -1,4 +1,4 @@
-"""What nobody can have meant, at the lanes: a typed error at the call, naming it and what is allowed; nothing is lost."""
+"""What nobody can have meant, at the lanes: a typed error at the call, naming it and what is allowed; nothing lost."""
 
 from __future__ import annotations
 
@@ -323,6 +323,19 @@ async def test_an_enormous_message_is_refused_with_what_is_allowed(virtual, tmp_
             with pytest.raises(InvalidLane, match=r"message: .* of more than 16777216 bytes; allowed: 16777216 bytes"):
                 sup.post("work", message)
         assert_empty(sup)
+
+
+async def test_what_is_in_a_message_that_is_too_long_is_not_looked_at(virtual, tmp_path):
+    class Long(dict):
+        def __len__(self):
+            return MAX_MESSAGE_BYTES + 1
+
+        def keys(self):
+            raise AssertionError("looked at")
+
+    async with Supervisor(tmp_path, lanes=[LaneSpec("work", handler=answer)]) as sup:
+        with pytest.raises(InvalidLane, match="message: Long of more than"):
+            sup.post("work", Long())
 
 
 async def test_a_message_as_large_as_allowed_of_any_shape_is_taken(virtual, tmp_path):

@@ -119,6 +119,19 @@ async def test_what_is_told_to_a_run_under_way_does_not_wait_for_quiet(virtual, 
         assert read == [about(began + 5)]
 
 
+async def test_what_is_told_to_a_run_under_way_joins_none_that_waits_for_quiet(virtual, tmp_path):
+    async def handler(ctx, messages):
+        await anyio.sleep(5)
+        return [message.body for message in [*messages, *ctx.inbox.take()]]
+
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        sup.post("session:a", "1")
+        await anyio.sleep(4)
+        waits = sup.post("session:a", "2")
+        told = sup.post("session:a", "3", when_busy="steer")
+        assert (await told.result(), await waits.result()) == (["1", "3"], ["2"])
+
+
 async def test_an_interrupt_ends_the_run_under_way_at_once_though_it_waits_for_quiet_itself(virtual, tmp_path):
     handler = Answering(virtual)
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:

@@ -146,7 +146,7 @@ def raises(error):
 @pytest.mark.parametrize("name", ["on_run_start", "on_run_end", "on_wait"])
 async def test_whatever_a_hook_raises_is_logged_and_harms_nothing(virtual, tmp_path, name, error):
     async with Supervisor(tmp_path, lanes=LANES, **{name: raises(error)}) as sup:
-        with capture_logs() as logs:
+        with anyio.fail_after(60.0), capture_logs() as logs:
             runs = [sup.post("session:a", n) for n in range(3)]
             assert [await run.result() for run in runs] == [[0], [1], [2]]
         failed = [line for line in logs if line["event"] == "hook_failed"]

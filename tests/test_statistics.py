@@ -236,6 +236,18 @@ async def test_why_admission_is_slowed_is_said(sup):
     assert sup.statistics().admission_slowed == ""
 
 
+async def test_memory_that_cannot_be_looked_at_ends_nothing(virtual, tmp_path, monkeypatch):
+    def fails(process):
+        asked.append(process)
+        raise OSError(24, "Too many open files")
+
+    asked: list[object] = []
+    monkeypatch.setattr("psutil.Process.memory_info", fails)
+    async with Supervisor(tmp_path, memory_limit=10**12) as sup:
+        await sup.submit("main", sleeps).wait()
+        assert (asked != [], sup.statistics().admission_slowed) == (True, "")
+
+
 async def test_lanes_of_a_pattern_are_gone_when_idle_and_their_totals_stay_with_the_group(sup):
     for n in range(5):
         await sup.submit(f"session:{n}", sleeps, 1.0).wait()

@@ -7,7 +7,7 @@ from functools import partial
 import anyio
 import pytest
 
-from lanes import GroupSpec, LaneFull, LaneSpec, Message, RetrySpec, Run, RunCancelled
+from lanes import LaneFull, LaneSpec, Message, RetrySpec, Run, RunCancelled
 from runtime import Supervisor
 from tests.supervised import assert_empty
 
@@ -144,23 +144,23 @@ async def test_an_exception_in_on_drop_harms_nobody(virtual, tmp_path, when_full
         assert_empty(sup)
 
 
-async def test_only_as_many_are_dropped_as_come(virtual, tmp_path):
-    handler = Answering()
-
-    async def fails_once(ctx):
+async def test_one_goes_for_one_that_comes_though_more_wait_than_the_limit_to_be_tried_again(virtual, tmp_path):
+    async def handler(ctx, messages):
         await anyio.sleep(5)
-        if ctx.run.attempt == 1:
-            raise LookupError("once")
+        if messages[0].body == "1":
+            ctx.inbox.take()
+            raise LookupError("no such thing")
 
     lane = SESSION(handler=handler, queue_limit=2, when_full="drop_oldest", retry=RetrySpec(2, wait=60.0))
     async with Supervisor(tmp_path, lanes=[lane]) as sup:
-        again = sup.submit("session:a", fails_once)
-        runs = [sup.post("session:a", text) for text in "12"]
-        await anyio.sleep(6)
-        assert again.attempt == 2 and sup.statistics().lanes["session:a"].queued == 3
-        runs.append(sup.post("session:a", "3"))
+        sup.post("session:a", "1")
+        await anyio.sleep(4)
+        for text in ("read", "read too"):
+            sup.post("session:a", text, when_busy="steer")
+        await anyio.sleep(2)
+        assert sup.statistics().lanes["session:a"].queued == 3  # the failed one, and the two that it has read
+        sup.post("session:a", "2")
         assert sup.statistics().lanes["session:a"].totals.dropped == 1
-        assert sorted(run.state for run in (again, *runs)) == ["cancelled", "queued", "queued", "running"]
         sup.cancel()
 
 
@@ -370,12 +370,24 @@ async def test_a_summary_never_crosses_sessions(virtual, tmp_path):
         assert handler.asked == ["1", "(2)+4", "5"]
 
 
-async def test_a_summary_is_for_the_one_that_starts_because_another_was_dropped(virtual, tmp_path):
-    handler, dropped = Answering(), Dropped()
-    lanes = [SESSION(handler=handler, queue_limit=2, when_full="summarize", on_drop=dropped, group="one"), WORK()]
-    async with Supervisor(tmp_path, lanes=lanes, groups=[GroupSpec("one", slots=2)]) as sup:
-        sup.post("session:b", "takes a slot")
-        sup.post("session:c", "takes a slot")
-        runs = [sup.post("session:a", text) for text in "123"]
-        await runs[2].result()
-        assert handler.asked[2:] == ["(1)+2", "3"]
+async def test_a_summary_reaches_the_one_that_starts_because_the_one_before_it_was_dropped(virtual, tmp_path):
+    asked: list[str] = []
+
+    async def handler(ctx, messages):
+        asked.append("+".join(message.body for message in messages))
+        if asked == ["1"]:
+            raise LookupError("once")
+        await anyio.sleep(10)
+
+    retry = RetrySpec(2, wait=60.0)
+    lane = SESSION(handler=handler, queue_limit=2, when_full="summarize", on_drop=Dropped(), retry=retry)
+    async with Supervisor(tmp_path, lanes=[lane]) as sup:
+        first = sup.post("session:a", "1")
+        await anyio.sleep(1)
+        assert (first.state, first.attempt) == ("queued", 2)
+        sup.post("session:a", "2")
+        last = sup.post("session:a", "3")
+        assert "dropped" in await told(first)
+        await last.result()
+        assert asked == ["1", "(1)+2", "3"]
+        assert_empty(sup)
