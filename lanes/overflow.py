@@ -80,7 +80,9 @@ def drop_oldest(scheduler: Scheduler, newest: Execution) -> bool:
 def _bequeath(summary: Any, victim: Execution, route: Any, newest: Execution) -> None:
     """Put what was made of dropped messages in front of those that come next in that session, on that route."""
     message = summary if isinstance(summary, Message) else Message(summary, route)
-    heir = next((one for one in chain(victim.lane.queued, (newest,)) if _may_inherit(one, victim, route)), None)
+    # Who started because the victim was gone has not begun yet: it comes first.
+    those = chain(victim.lane.running, victim.lane.queued, (newest,))
+    heir = next((one for one in those if _may_inherit(one, victim, route)), None)
     if heir is None or heir.messages is None:
         log("summary_without_heir", level="warning", run=victim.run.id, lane=victim.run.lane)
         return
@@ -90,6 +92,7 @@ def _bequeath(summary: Any, victim: Execution, route: Any, newest: Execution) ->
 def _may_inherit(one: Execution, victim: Execution, route: Any) -> bool:
     return (
         one.messages is not None
+        and one.run.id > victim.run.id  # a summary is not put before what was said before it
         and not one.began
         and not one.over
         and one.steered_into is None

@@ -40,7 +40,7 @@ from .run import Run, RunState
 from .session import Session
 from .stacks import stack_of
 from .table import SpecTable
-from .timers import Timers
+from .timers import Timer, Timers
 from .turns import Turns
 from .unframed import scrub
 from .waits import Waits
@@ -99,7 +99,7 @@ class Scheduler:
         self._to_admit: dict[Group, None] = {}
         """Groups in which something may start."""
         self._admitting = False
-        self._paced: set[Group] = set()
+        self._paced: dict[Group, Timer] = {}
         """Groups that a timer will look at again, since admission is slowed."""
         self._calm: anyio.Event | None = None
         self._gone: anyio.Event | None = None
@@ -107,6 +107,7 @@ class Scheduler:
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the task group whose children are the lanes, until cancelled."""
+        self.registry.bind()  # here, in a task: the first work may come from a callback of the loop, which is none
         self.registry.wait_sources.append(self.waits.tasks_before)
         try:
             async with anyio.create_task_group() as group:
@@ -305,13 +306,14 @@ class Scheduler:
                 return group.admit(barred)
             barred.append(urgency)
             soonest = min(soonest, at)
-        if barred and group not in self._paced:
-            self._paced.add(group)
-            self.timers.at(soonest, self._look_again, group)
+        timer = self._paced.get(group)
+        if barred and (timer is None or soonest < timer.due):  # a more urgent class does not wait for a slower one
+            self.timers.cancel(timer)
+            self._paced[group] = self.timers.at(soonest, self._look_again, group)
         return None
 
     def _look_again(self, group: Group) -> None:
-        self._paced.discard(group)
+        self._paced.pop(group, None)
         self.admit_group(group)
 
     def open(self) -> None:

@@ -359,12 +359,18 @@ class Arbiter:
             woken.changed.set()
 
     def _enter(self, path: str) -> Entry:
-        loop = current_loop()
-        if loop is not self._loop:
-            self._bind(loop)
+        self.bind()
         return self._files.enter(path)
 
-    def _bind(self, loop: object) -> None:
+    def bind(self) -> None:
+        """Serve the event loop that is running. The first use does so by itself, but has to be made in a task.
+
+        Raises:
+            RuntimeError: it serves another one, on which something is held or waited for.
+        """
+        loop = current_loop()
+        if loop is self._loop:
+            return
         if len(self._files):
             raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
         self._loop, self._token, self.new_scope = loop, current_token(), scope_type()

@@ -254,7 +254,8 @@ class Supervisor(Work):
     async def _end_background(self) -> None:
         """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind."""
         for execution in reversed(list(self._scheduler.live.values())):
-            execution.ask_to_end(RunState.CANCELLED, "the supervisor stopped before it started")
+            what = "started" if execution.run.attempt == 1 else "was tried again"
+            execution.ask_to_end(RunState.CANCELLED, f"the supervisor stopped before it {what}")
         with anyio.CancelScope(shield=True):
             self._leave_lanes.set()
             if self._lanes_task.started and not self._scheduler.abandoned:

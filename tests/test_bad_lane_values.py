@@ -135,6 +135,7 @@ def test_a_value_that_is_not_allowed_names_lane_field_value_and_what_is(fields, 
 
 
 def test_a_value_that_cannot_be_printed_is_refused_all_the_same():
+    unprintable: Any = Unprintable()
     endless = 10**5000  # Python prints no number of more than 4300 digits
     with pytest.raises(InvalidLane, match="timeout: a int that cannot be printed is no duration; allowed: seconds"):
         LaneSpec("work", timeout=endless)
@@ -143,7 +144,7 @@ def test_a_value_that_cannot_be_printed_is_refused_all_the_same():
     ):
         LaneSpec("work", capacity=-endless)
     with pytest.raises(InvalidLane, match="pattern: a Unprintable that cannot be printed is not allowed; allowed: "):
-        LaneSpec(Unprintable())
+        LaneSpec(unprintable)
 
 
 async def too_few(ctx):

@@ -48,10 +48,11 @@ async def test_a_message_waits_for_quiet_and_is_answered_with_what_comes_meanwhi
 async def test_a_stream_without_a_pause_waits_ten_times_as_long_and_no_longer(virtual, tmp_path):
     handler = Answering(virtual)
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=2.95, queue_limit=None)]) as sup:
+        runs = []
         for second in range(45):
-            last = sup.post("session:a", str(second))
+            runs.append(sup.post("session:a", str(second)))
             await anyio.sleep(1)
-        await last.result()
+        await runs[-1].result()
         assert handler.at[0] == about(29.5)
         assert handler.asked[0] == "+".join(map(str, range(30)))
         assert "+".join(handler.asked) == "+".join(map(str, range(45)))
@@ -74,10 +75,11 @@ async def test_a_stream_without_a_pause_is_answered_though_its_wait_budget_is_sh
 async def test_messages_of_different_routes_do_not_wait_for_each_others_quiet_and_stay_in_order(virtual, tmp_path):
     handler = Answering(virtual, seconds=1.0)
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
+        runs = []
         for text, route in (("1", "chat"), ("2", "mail"), ("3", "mail"), ("4", "chat")):
-            last = sup.post("session:a", Message(text, route))
+            runs.append(sup.post("session:a", Message(text, route)))
             await anyio.sleep(1)
-        await last.result()
+        await runs[-1].result()
         assert (handler.asked, handler.at) == (["1", "2+3", "4"], [about(3), about(5), about(6)])
 
 
@@ -150,10 +152,11 @@ async def test_an_interrupt_ends_the_run_under_way_at_once_though_it_waits_for_q
 async def test_interrupts_in_a_burst_are_answered_together(virtual, tmp_path):
     handler = Answering(virtual)
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, when_busy="interrupt")]) as sup:
+        runs = []
         for text, after in (("1", 1), ("2", 5), ("3", 1), ("4", 1)):
-            last = sup.post("session:a", text)
+            runs.append(sup.post("session:a", text))
             await anyio.sleep(after)
-        await last.result()
+        await runs[-1].result()
         assert handler.asked == ["1+2", "3+4"]
 
 

@@ -10,7 +10,6 @@ import anyio
 import pytest
 
 from lanes import (
-    Inbox,
     LaneFull,
     LaneSpec,
     Message,
@@ -18,12 +17,13 @@ from lanes import (
     Run,
     RunAbandoned,
     RunCancelled,
+    RunContext,
     RunSuperseded,
     RunTimedOut,
 )
 from locks import DeadlockError
 from runtime import Supervisor
-from tests.supervised import Shielded, assert_empty, gone
+from tests.supervised import Shielded, about, assert_empty, gone
 
 SESSION = partial(LaneSpec, "session:*", timeout=100.0, when_busy="steer")
 WORK = partial(LaneSpec, "work", timeout=100.0, when_busy="steer")
@@ -171,7 +171,7 @@ async def test_an_inbox_is_waited_for(virtual, tmp_path):
         sup.post("session:a", "2")
         await anyio.sleep(5)
         sup.post("session:a", "3")
-        assert await first.result() == (["2", "3"], pytest.approx(10))
+        assert await first.result() == (["2", "3"], about(10))
 
 
 async def test_an_inbox_is_iterated_and_left_in_the_middle_without_complaint(virtual, tmp_path):
@@ -231,7 +231,7 @@ async def test_an_inbox_is_closed_when_its_run_is_asked_to_end(virtual, tmp_path
 
 async def test_an_inbox_that_nobody_has_looked_for_is_closed_all_the_same(virtual, tmp_path):
     ended: list[type[BaseException]] = []
-    kept: list[Inbox] = []
+    kept: list[RunContext] = []
 
     async def handler(ctx, messages):
         try:
@@ -459,7 +459,8 @@ async def test_a_message_that_was_read_has_waited_enough(virtual, tmp_path):
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, queue_timeout=20.0)]) as sup:
         sup.post("session:a", "1")
         outcome = await sup.post("session:a", "2").wait()
-        assert (outcome.value, outcome.waited_s, outcome.ran_s) == ("1+2", pytest.approx(10), pytest.approx(30))
+        assert outcome.value == "1+2"
+        assert (outcome.waited_s, outcome.ran_s) == (about(10), about(30))
 
 
 @pytest.mark.failure("D3")

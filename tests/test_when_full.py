@@ -146,9 +146,10 @@ async def test_an_exception_in_on_drop_harms_nobody(virtual, tmp_path, when_full
 
 async def test_one_goes_for_one_that_comes_though_more_wait_than_the_limit_to_be_tried_again(virtual, tmp_path):
     async def handler(ctx, messages):
-        await anyio.sleep(5)
-        if messages[0].body == "1":
+        for _ in range(2):
+            await anyio.sleep(5)
             ctx.inbox.take()
+        if messages[0].body == "1":
             raise LookupError("no such thing")
 
     lane = SESSION(handler=handler, queue_limit=2, when_full="drop_oldest", retry=RetrySpec(2, wait=60.0))
@@ -157,8 +158,10 @@ async def test_one_goes_for_one_that_comes_though_more_wait_than_the_limit_to_be
         await anyio.sleep(4)
         for text in ("read", "read too"):
             sup.post("session:a", text, when_busy="steer")
-        await anyio.sleep(2)
-        assert sup.statistics().lanes["session:a"].queued == 3  # the failed one, and the two that it has read
+        await anyio.sleep(4)
+        sup.post("session:a", "read later", when_busy="steer")
+        await anyio.sleep(4)
+        assert sup.statistics().lanes["session:a"].queued == 4  # the failed one, and the three that it has read
         sup.post("session:a", "2")
         assert sup.statistics().lanes["session:a"].totals.dropped == 1
         sup.cancel()
@@ -219,7 +222,7 @@ async def test_what_interrupts_a_full_lane_drops_one_that_waits_and_goes_next(vi
 async def test_a_message_that_is_posted_again_when_it_was_dropped_is_refused_and_drops_nobody_else(
     virtual, tmp_path, hook
 ):
-    handler, refused = Answering(), []
+    handler, refused = Answering(), list[int]()
 
     def again(run, messages=()):
         if run.reason.startswith("dropped"):
@@ -227,11 +230,9 @@ async def test_a_message_that_is_posted_again_when_it_was_dropped_is_refused_and
                 sup.post("session:a", "again")
             refused.append(caught.value.queued)
 
-    calls = {} if hook == "on_drop" else {"on_run_end": again}
-    lane = SESSION(
-        handler=handler, queue_limit=2, when_full="drop_oldest", on_drop=again if hook == "on_drop" else None
-    )
-    async with Supervisor(tmp_path, lanes=[lane], **calls) as sup:
+    on_drop, on_run_end = (again, None) if hook == "on_drop" else (None, again)
+    lane = SESSION(handler=handler, queue_limit=2, when_full="drop_oldest", on_drop=on_drop)
+    async with Supervisor(tmp_path, lanes=[lane], on_run_end=on_run_end) as sup:
         runs = [sup.post("session:a", text) for text in "1234"]
         assert [run.state for run in runs] == ["running", "cancelled", "queued", "queued"]
         assert len(refused) == 1
@@ -241,7 +242,7 @@ async def test_a_message_that_is_posted_again_when_it_was_dropped_is_refused_and
 
 
 async def test_what_was_dropped_can_be_posted_to_another_lane(virtual, tmp_path):
-    handler, moved = Answering(), []
+    handler, moved = Answering(), list[Run]()
 
     def on_drop(run, messages):
         moved.extend(sup.post("work", message) for message in messages)
@@ -336,8 +337,7 @@ async def test_a_summary_may_be_a_message_of_its_own_or_nothing(virtual, tmp_pat
     summaries = iter([Message("all of it", "log"), None])
     lane = SESSION(handler=handler, queue_limit=1, when_full="summarize", on_drop=lambda run, messages: next(summaries))
     async with Supervisor(tmp_path, lanes=[lane]) as sup:
-        for text in "123":
-            last = sup.post("session:a", text)
+        last = [sup.post("session:a", text) for text in "123"][-1]
         await last.result()
         assert asked == [[Message("1")], [Message("all of it", "log"), Message("3")]]
         for text in "45":
@@ -352,8 +352,7 @@ async def test_a_summary_never_crosses_routes(virtual, tmp_path):
     lane = SESSION(handler=handler, queue_limit=2, when_full="summarize", on_drop=dropped)
     async with Supervisor(tmp_path, lanes=[lane]) as sup:
         said = [("1", None), ("2", "mail"), ("3", "chat"), ("4", "mail"), ("5", "log")]
-        for text, route in said:
-            last = sup.post("session:a", Message(text, route))
+        last = [sup.post("session:a", Message(text, route)) for text, route in said][-1]
         await last.result()
         assert dropped.given == ["2", "3"]
         assert handler.asked == ["1", "(2)+4", "5"]
@@ -363,8 +362,10 @@ async def test_a_summary_never_crosses_sessions(virtual, tmp_path):
     handler, dropped = Answering(), Dropped()
     lane = WORK(handler=handler, queue_limit=2, when_full="summarize", on_drop=dropped)
     async with Supervisor(tmp_path, lanes=[lane]) as sup:
-        for text, session in (("1", None), ("2", "a"), ("3", "b"), ("4", "a"), ("5", None)):
-            last = sup.post("work", text, session=session)
+        last = [
+            sup.post("work", text, session=session)
+            for text, session in (("1", None), ("2", "a"), ("3", "b"), ("4", "a"), ("5", None))
+        ][-1]
         await last.result()
         assert dropped.given == ["2", "3"]
         assert handler.asked == ["1", "(2)+4", "5"]

@@ -1,0 +1,148 @@
+"""Suite M1: a day of conversations on fifty lanes leaves nothing behind, not even a kilobyte.
+
+Each conversation is a session of its own, on a lane of its own that is made for it and retired. One ends well, the next
+one fails, is cancelled while it waits, superseded, or passes its deadline. Memory is what `tracemalloc` counts when
+nothing runs, once an hour.
+
+The scheduler is driven directly: a supervisor's lag meter would wake four million times a day, for nothing that is
+asked here. `LANES_LONG=1` plays seven days.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+from statistics import linear_regression
+
+import anyio
+import pytest
+import structlog
+
+from lanes import LaneSpec, Outcome, RunState, SessionLayout
+from lanes.hooks import Hooks
+from lanes.scheduler import Scheduler
+from lanes.table import SpecTable
+from locks import LockRegistry
+from tests import leaks
+from tests.schedules import Host, left_behind
+from tests.virtual import virtual_time
+
+LANES = 50
+HOURS = 24 * (7 if os.environ.get("LANES_LONG") else 1)
+WARM_UP_HOURS = 8
+"""Until the kept outcomes and the interpreter's own caches are full."""
+AN_HOUR = 3600.0
+PER_HOUR = 8
+"""Conversations per lane and hour."""
+MOST_BYTES = 1000
+"""Growth that is allowed per 10,000 conversations."""
+
+ENDS = [RunState.DONE, RunState.FAILED, RunState.CANCELLED, RunState.SUPERSEDED, RunState.TIMED_OUT]
+
+
+class ModelFailed(Exception):
+    """What a body raises."""
+
+
+async def answer(ctx, messages):
+    """What is said decides how it ends."""
+    ctx.emit("token")
+    if messages[0].body is RunState.FAILED:
+        raise ModelFailed
+    await anyio.sleep(400 if messages[0].body is RunState.TIMED_OUT else 3)
+    return "an answer"
+
+
+class Churn:
+    """Fifty lanes of conversations, on one scheduler."""
+
+    def __init__(self, root) -> None:
+        self.registry = LockRegistry(engine="none", sidecar=False)
+        self.scheduler = Scheduler(
+            SpecTable([LaneSpec("session:*", handler=answer, queue_limit=None)], ()),
+            self.registry,
+            SessionLayout(root),
+            keep_outcomes=100,
+            hooks=Hooks(None, None, None),
+        )
+        self.host = Host(self.scheduler)
+        self.root = root
+        self.sessions = 0
+        self.memory: list[int] = []
+        """Bytes in use at the end of each hour after the warm-up."""
+        self.before: leaks.Look | None = None
+        self.tasks: list[int] = []
+
+    async def day(self):
+        """All hours, one after the other."""
+        async with anyio.create_task_group() as group:
+            await group.start(self.scheduler.serve)
+            self.scheduler.open()
+            for hour in range(HOURS):
+                async with anyio.create_task_group() as people:
+                    for lane in range(LANES):
+                        people.start_soon(self.person, lane)
+                self.look(hour)
+            self.scheduler.shut()
+            group.cancel_scope.cancel()
+
+    async def person(self, lane: int):
+        """An hour of one lane: one conversation after the other."""
+        for number in range(PER_HOUR):
+            await anyio.sleep(lane + 1)
+            self.sessions += 1
+            end = ENDS[(lane + number) % len(ENDS)]
+            assert await self.conversation(f"session:lane {lane}, conversation {self.sessions}", end) is end
+        await anyio.sleep(AN_HOUR)
+
+    async def conversation(self, lane: str, end: RunState) -> RunState:
+        """Say something and see how it ends."""
+        first = self.host.post(lane, end, timeout=300)
+        async for _ in first.events():
+            break
+        outcomes: list[Outcome] = []
+        if end is RunState.SUPERSEDED:
+            outcomes.append(await self.host.post(lane, "never mind", when_busy="interrupt").wait())
+        if end is RunState.CANCELLED:
+            waits = self.host.post(lane, "and another thing")
+            assert waits.cancel()
+            outcomes.append(await waits.wait())
+            first.cancel()
+        return (await first.wait()).state
+
+    def look(self, hour: int) -> None:
+        """At the end of an hour nothing is left; what memory is in use now?"""
+        for entry in os.scandir(self.root):
+            os.unlink(entry)
+        assert left_behind(self.scheduler) == []
+        gc.collect()
+        if hour == WARM_UP_HOURS:
+            self.before, self.sessions_before = leaks.Look(), self.sessions
+        if hour >= WARM_UP_HOURS:
+            self.memory.append(tracemalloc.get_traced_memory()[0])
+            self.tasks.append(len(anyio.get_running_tasks()))
+            assert self.before is not None
+            assert leaks.complaints(self.before) == []
+
+
+@pytest.mark.suite("M1")
+@pytest.mark.failure("E10")
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_day_of_conversations_leaves_no_lane_no_task_no_descriptor_and_no_memory(backend, tmp_path):
+    quiet = [lambda *_: (_ for _ in ()).throw(structlog.DropEvent)]
+    with virtual_time() as clock:
+        churn = Churn(tmp_path)
+        processors = structlog.get_config()["processors"]
+        structlog.configure(processors=quiet)
+        tracemalloc.start()
+        try:
+            clock.run(backend, churn.day)
+        finally:
+            tracemalloc.stop()
+            structlog.configure(processors=processors)
+    assert len(set(churn.tasks)) == 1
+    per_hour, _ = linear_regression(range(len(churn.memory)), churn.memory)
+    growth = per_hour / (LANES * PER_HOUR) * 10_000
+    print(f"{churn.sessions} conversations; {growth:.0f} bytes per 10,000 of them")
+    assert growth <= MOST_BYTES, churn.memory
