@@ -1,4 +1,4 @@
-"""Admission slows down when the event loop is late or memory is short, says so, and goes on at full speed afterwards."""
+"""Admission slows down when the event loop is late or memory is short, says so, and is restored afterwards."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_a_late_loop_slows_admission_and_says_so_until_it_is_well_again(su
         assert why.startswith("the event loop was 0.") and why.endswith("s late; allowed: 0.5 s")
         await anyio.sleep(0.9)
         assert sup.statistics().admission_slowed == why
-        await anyio.sleep(0.3)
+        await anyio.sleep(1.5)
         assert sup.statistics().admission_slowed == ""
     told = [(one["event"], one["reason"]) for one in logs if one["event"].startswith("admission_")]
     assert told == [("admission_slowed", why), ("admission_restored", why)]
@@ -182,7 +182,7 @@ async def test_a_supervisor_with_less_memory_than_a_process_needs_starts_slowly_
 async def test_a_loop_that_is_blocked_in_earnest_is_measured_and_recovers(tmp_path):
     async with Supervisor(tmp_path, lanes=LANES, lag_limit=0.2) as sup:
         with blocking.permitted("a body that does not let go of the loop"):
-            time.sleep(0.3)
+            time.sleep(0.3)  # noqa: ASYNC251 -- it is to block
         await eventually(lambda: sup.statistics().admission_slowed)
         assert sup.statistics().loop_lag.max > 0.2
         await eventually(lambda: not sup.statistics().admission_slowed, within=20.0)

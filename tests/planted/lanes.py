@@ -16,10 +16,10 @@ from lanes import (
     admission,
     ending,
     execution,
+    finishing,
     history,
     hooks,
     intake,
-    scheduler,
     turns,
     waits,
 )
@@ -176,7 +176,7 @@ def logged_twice() -> None:
         log_timeout(execution, reason)
         log_timeout(execution, reason)
 
-    scheduler.log_timeout = log_again  # type: ignore[attr-defined]
+    finishing.log_timeout = log_again  # type: ignore[attr-defined]
 
 
 def never_retired() -> None:

@@ -1,0 +1,304 @@
+"""From a cause to an outcome, or to the next attempt.
+
+Whatever asks a run to end goes through `end`, whoever lets go of it goes through `_leave`; both are synchronous, so no
+cancellation can come in between. A run that is tried again leaves like one that has ended, but for its place in its
+session, and its next attempt is a new execution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+
+from locks import LeaseLost, RunEnded, Superseded, _clock
+from locks._events import described, log
+
+from .ending import deadline_reason, fields, log_timeout, outcome_of, queue_reason
+from .execution import Execution
+from .run import RunState
+from .stacks import stack_of
+from .steering import Steering
+from .unframed import scrub
+
+_LEAST_GRACE_S = 0.02
+_DONE = RunState.DONE  # a member of an enumeration costs more to look up than a global name
+
+
+class Finishing(Steering):
+    """How runs end."""
+
+    def end(self, execution: Execution, state: RunState, reason: str) -> bool:
+        """Ask a run to end, for the first cause that comes: cancel its body, let it clean up, and see that it does."""
+        run = execution.run
+        if execution.cause is not None or execution.over:
+            return False
+        now = _clock.clock.now()
+        if run.state is RunState.QUEUED:
+            execution.cause = (state, reason)
+            self._finish(execution, state, reason)
+            return True
+        if execution.steered_into is not None:
+            return self.end(execution.steered_into, state, reason)  # that body has read its message, and answers it
+        if state is RunState.TIMED_OUT:
+            assert run.deadline is not None
+            execution.late_s = max(0.0, now - run.deadline)
+            reason = reason or deadline_reason(execution)
+        execution.cause = (state, reason)
+        run.reason = reason
+        end_at = now + execution.spec.grace
+        self.registry.end_by(execution.fence, end_at)
+        self.timers.cancel(execution.timer)
+        # However short the grace, a body that does end gets a few rounds of the loop to do it in.
+        execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), self._abandon, execution)
+        if state is RunState.TIMED_OUT:
+            log_timeout(execution, execution.run.reason)
+        execution.ask_children_to_end(reason)
+        execution.cancel_body()
+        return True
+
+    def supersede(self, execution: Execution, successor: Execution) -> None:
+        """Have a newer run take the place of one that is under way."""
+        if self.end(execution, RunState.SUPERSEDED, f"superseded by run {successor.run.id}"):
+            execution.successor = successor
+
+    def _queue_timeout(self, execution: Execution) -> None:
+        """A run has waited for as long as it may: say for what."""
+        front = self.turns.front(execution.file) if execution.file is not None else None
+        reason = queue_reason(execution, front, self.groups[execution.spec.group])
+        self.end(execution, RunState.TIMED_OUT, reason)
+
+    def _deadline(self, execution: Execution) -> None:
+        deadline = execution.run.deadline
+        assert deadline is not None
+        if _clock.clock.now() < deadline:  # `progress()` has moved it
+            execution.timer = self.timers.at(deadline, self._deadline, execution)
+            return
+        self.end(execution, RunState.TIMED_OUT, "")
+
+    def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
+        """The session was taken from a run: by hand, or by the steward because this loop was late."""
+        deadline = execution.run.deadline
+        if deadline is not None and _clock.clock.now() >= deadline:
+            self.end(execution, RunState.TIMED_OUT, "")
+        else:
+            self.end(execution, RunState.CANCELLED, f"its turn was revoked: {error}")
+
+    def _abandon(self, execution: Execution) -> None:
+        """The grace has passed and the body still runs: go on without it."""
+        if execution.over or execution.cause is None:
+            return
+        state, reason = execution.cause
+        if not execution.began:
+            self._finish(execution, state, reason)
+            return
+        stack = stack_of(execution.fence.task)
+        execution.stop_telling_body()
+        self.abandoned[execution] = (_clock.clock.now(), stack)
+        host = execution.host
+        if host is not None and self.hosts.get(execution.spec.pattern) is host:
+            host.close()
+            self._open_host(execution.spec.pattern)
+        reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
+        log(
+            "run_abandoned",
+            level="error",
+            **fields(execution),
+            reason=reason,
+            abandoned=len(self.abandoned),
+            stack=stack,
+        )
+        self._finish(execution, RunState.ABANDONED, reason)
+
+    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
+        """Turn what the body did into the run's outcome, or into its next attempt."""
+        if execution.over:
+            self._abandoned_ended(execution)
+            return
+        if error is None and execution.cause is None and _clock.clock.now() < execution.fence.end_at:
+            self._finish(execution, _DONE, "", value=value)
+            return
+        cancelled = error is not None and isinstance(error, anyio.get_cancelled_exc_class())
+        if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
+            self.end(execution, RunState.TIMED_OUT, "")  # it kept the loop, and its turn was taken from it meanwhile
+        if execution.cause is None and cancelled:
+            execution.cause = (RunState.CANCELLED, "cancelled from outside the supervisor")
+        if execution.cause is None:
+            if error is None:
+                self._finish(execution, RunState.DONE, "", value=value)
+            elif not self._try_again(execution, RunState.FAILED, error):
+                self._finish(execution, RunState.FAILED, described(error), error=error)
+            return
+        state, reason = execution.cause
+        if not self._try_again(execution, state, error):
+            self._finish(execution, state, reason, value=value, error=None if cancelled else error)
+
+    def _abandoned_ended(self, execution: Execution) -> None:
+        self.abandoned.pop(execution, None)
+        if not self.abandoned and self._gone is not None:
+            self._gone.set()
+            self._gone = None
+        log("abandoned_body_ended", **fields(execution))
+        self._settle()
+
+    def _finish(
+        self,
+        execution: Execution,
+        state: RunState,
+        reason: str,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """End a run, in whatever state it was, and let its successors go on."""
+        run = execution.run
+        self._close(execution)
+        if run.attempt > 1 and run.started_at is None:
+            run.attempt -= 1  # the next attempt never was
+        outcome = outcome_of(execution, state, reason, value, error)
+        if state is RunState.TIMED_OUT and run.started_at is None:
+            log_timeout(execution, reason)
+        execution.lane.tally.add(outcome)
+        self.groups[execution.spec.group].tally.add(outcome)
+        self.live.pop(run.id, None)
+        self.history.add(run)
+        if execution.parent is not None and execution.parent.children:
+            execution.parent.children.pop(execution, None)
+        if execution.spec.retry is not None:
+            self._park_if_failed(execution, state)
+        if state is not RunState.ABANDONED:
+            execution.forget()
+        run._end(outcome)
+        self.waits.ended(run)
+        self.hooks.ended(run)
+        if execution.children:
+            execution.ask_children_to_end(reason or "has ended")
+        if execution.answering is not None:
+            answering, execution.answering = execution.answering, None
+            for answered in answering:
+                answered.cause, answered.late_s = execution.cause, execution.late_s
+                self._finish(answered, state, reason, value=value, error=error)
+        self._leave(execution)
+        if state is RunState.FAILED:
+            log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
+        if self._calm is not None:
+            self._settle()
+
+    def _close(self, execution: Execution) -> None:
+        """Take from an execution what it may no longer do."""
+        execution.over = True
+        if execution.claim is not None:
+            execution.release_turn(self.registry)
+        if execution.killers:
+            execution.kill_processes()
+        fence = execution.fence
+        if execution.successor is not None:
+            fence.close(Superseded, execution.successor.fence.holder)
+        fence.close(RunEnded)
+        if fence.claims:
+            self.registry.end(fence)
+        self.timers.cancel(execution.timer)
+        if execution.hold_timer is not None:
+            self.timers.cancel(execution.hold_timer)
+        target = execution.steered_into
+        if target is not None and not target.over:
+            target.inbox.discard(execution)
+
+    def _leave(self, execution: Execution) -> None:
+        """Give back place, slot and queue positions, and let the next ones in."""
+        lane = execution.lane
+        self._leave_lane(execution)
+        if execution.has_inbox:
+            self._queue_unread(execution)
+        if execution.in_line and execution.file is not None:
+            follower = self.turns.leave(execution.file, execution)
+            if follower is not None:
+                self._make_ready(follower)
+        group = self.groups[lane.spec.group]
+        if lane.ready or lane.ring is not None:
+            group.offer(lane)
+        if group.has_work:
+            self.admit_group(group)
+        if lane.spec.wild and lane.idle and self.lanes.get(lane.name) is lane:
+            del self.lanes[lane.name]
+
+    def _leave_lane(self, execution: Execution) -> None:
+        if execution.turn_scope is not None:
+            execution.turn_scope.cancel()
+            execution.turn_scope = None
+        self.groups[execution.spec.group].give_back(execution)
+        self.bodies.pop(execution, None)
+        execution.lane.forget(execution)
+        if execution.lane.ring is not None:
+            # Before anybody is let in: it may be the one for whom its lane stands in the ring.
+            self.groups[execution.spec.group].offer(execution.lane)
+
+    # Trying again
+
+    def _try_again(self, execution: Execution, state: RunState, error: BaseException | None) -> bool:
+        """Queue the next attempt of a run whose body has failed, if there is one to come."""
+        retry, run = execution.spec.retry, execution.run
+        if retry is None or run.attempt >= retry.attempts or not self.may_start(execution):
+            return False
+        if state is RunState.FAILED:
+            if error is None or not retry.is_for(error):
+                return False
+            why = described(error)
+        elif state is RunState.TIMED_OUT and retry.timeouts:
+            why = run.reason
+        else:
+            return False
+        if execution.parent is not None and (execution.parent.over or execution.parent.ending):
+            return False
+        self._close(execution)
+        wait_s = retry.wait_after(run.attempt)
+        if error is not None:
+            scrub(error)  # what the attempt held must be free before the next one begins
+        follower = execution.next_attempt(self.new_fence(run.lane, run.id))
+        follower.held_until = _clock.clock.now() + wait_s
+        reason = f"attempt {run.attempt} of {retry.attempts} failed ({why}); again in {wait_s:.3g} s"
+        log("run_retried", level="warning", **fields(execution), attempt=run.attempt, error=why, wait_s=wait_s)
+        execution.lane.tally.retries += 1
+        self.groups[execution.spec.group].tally.retries += 1
+        run.attempt += 1
+        run.state, run.reason, run.started_at, run.deadline = RunState.QUEUED, reason, None, None
+        execution.ask_children_to_end(f"tries again: {why}")
+        self._hand_on(execution, follower)
+        self._settle()
+        return True
+
+    def _hand_on(self, execution: Execution, follower: Execution) -> None:
+        """Put the next attempt where the one before it stood."""
+        lane = execution.lane
+        self.live[execution.run.id] = follower
+        self._leave_lane(execution)
+        lane.enqueue(follower)
+        lane.queued.move_to_end(follower, last=False)  # it came before those that have not started
+        self._take_messages_along(execution, follower)
+        if execution.file is not None:
+            follower.in_line = True
+            self.turns.replace(execution.file, execution, follower)
+        self._make_ready(follower)
+        self._admit(lane)
+
+    def _take_messages_along(self, execution: Execution, follower: Execution) -> None:
+        """What the failed attempt has read from its inbox, the next one must read again; unread ones first come too."""
+        again = execution.answering or []
+        for one in again:
+            one.run.state, one.run.started_at, one.run.deadline = RunState.QUEUED, None, None
+            # Its lane may have been retired meanwhile, and be there anew.
+            one.lane = self.lanes.setdefault(one.lane.name, one.lane)
+            one.lane.enqueue(one)
+        for one in [*again, *execution.unread()]:
+            one.steered_into = follower
+            follower.inbox.put(one)
+
+    def _park_if_failed(self, execution: Execution, state: RunState) -> None:
+        """Keep what will not be tried again for somebody to decide, on a lane where things are tried again."""
+        retry = execution.spec.retry
+        if retry is None or execution.body is None or execution.steered_into is not None:
+            return
+        overran = execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT
+        # One that had to be abandoned is not tried again, but its sender's work is not lost for that.
+        if state is RunState.FAILED or (overran and retry.timeouts and execution.run.started_at is not None):
+            self.intake.park(execution)

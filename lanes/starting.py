@@ -1,0 +1,281 @@
+"""From a queued run to a body that runs: readiness, places and slots, turns.
+
+`queue` puts an execution on its lane and, if it conducts a session, into the session's queue. At the front of its
+session, and not held back, it is *ready*; a ready one is admitted when its lane has a place and its group a slot;
+admitted, it takes the session's turn in the lock registry and starts. Another process may have that turn: then place
+and slot go back, and the run waits outside. One that has nobody before it anywhere takes a shorter way to the same end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import anyio
+
+from locks import Right, _clock
+from locks._events import described
+
+from .admission import Group
+from .checks import Priority
+from .execution import Execution
+from .host import LaneHost, spawn
+from .lane import Lane
+from .run import RunState
+from .state import State
+
+_NOT_HELD = -math.inf
+_QUEUED = RunState.QUEUED  # a member of an enumeration costs more to look up than a global name
+
+
+class Starting(State):
+    """How runs start."""
+
+    # Queueing
+
+    def queue(self, execution: Execution, *, first: bool = False) -> None:
+        """Put a new execution where it has to wait, and start it if it need not.
+
+        Args:
+            first: before everybody who waits for its session, or for its lane.
+        """
+        run, lane = execution.run, execution.lane
+        self.lanes[lane.name] = lane
+        self.live[run.id] = execution
+        at_once = self._starts_at_once(execution)
+        if at_once:
+            self._start_at_once(execution)
+            if run.state is not _QUEUED:
+                return
+        else:
+            lane.enqueue(execution)
+        if run.wait_deadline is not None:
+            execution.timer = self.timers.at(run.wait_deadline, self._queue_timeout, execution)
+        if not at_once:
+            self._stand_in_line(execution, first=first)
+        if run.state is _QUEUED:
+            self.hooks.waits(run)
+
+    def _start_at_once(self, execution: Execution) -> None:
+        """Start a new execution that has nobody before it, without a way through the queues."""
+        lane = execution.lane
+        if execution.file is not None:
+            execution.in_line = True
+            self.turns.join(execution.file, execution)
+        self.groups[lane.spec.group].take(execution)
+        lane.running[execution] = None
+        self._start(lane, execution)
+
+    def _starts_at_once(self, execution: Execution) -> bool:
+        """Whether a new execution would be admitted in the moment that it is ready: nobody is before it anywhere."""
+        lane, file = execution.lane, execution.file
+        return (
+            self.starting
+            and not lane.queued
+            and len(lane.running) < lane.spec.capacity
+            and (file is None or self.turns.front(file) is None)
+            and execution.held_until == _NOT_HELD
+            and self._group is not None
+            and not self._admitting
+            and not self.pace.why
+            and self.groups[lane.spec.group].would_start(execution.urgency)
+        )
+
+    def _stand_in_line(self, execution: Execution, *, first: bool = False) -> None:
+        file = execution.file
+        if first:
+            execution.rank = next(self._front_ranks)
+        if file is None:
+            self._make_ready(execution)
+            return
+        execution.in_line = True
+        if first:
+            behind = self.turns.join_next(file, execution)
+            if behind is not None:
+                self._hold_back(behind)
+            at_front = self.turns.front(file) is execution
+        else:
+            at_front = self.turns.join(file, execution)
+        if at_front:
+            self._make_ready(execution)
+        else:
+            self._lend_priority(file)
+
+    def _lend_priority(self, file: str) -> None:
+        """Give who is at the front of a session the class of the most urgent one that waits behind it."""
+        front = self.turns.front(file)
+        assert front is not None
+        urgency = self.turns.most_urgent(file)
+        if not front.is_queued() or urgency >= front.urgency:
+            return
+        front.urgency, front.rank = urgency, next(self._front_ranks)
+        if front.is_ready:
+            front.lane.make_unready(front)
+            front.lane.make_ready(front)
+            self._admit(front.lane)  # what it was lent may be all that it lacked
+
+    def _hold_back(self, execution: Execution) -> None:
+        """Somebody goes before one that was at the front of its session: it waits for its turn again."""
+        execution.lane.make_unready(execution)
+        execution.urgency = execution.given_urgency
+        self.timers.cancel(execution.hold_timer)
+        if execution.turn_scope is not None:
+            execution.turn_scope.cancel()
+            execution.turn_scope = None
+        self.groups[execution.spec.group].offer(execution.lane)
+
+    def may_start(self, execution: Execution) -> bool:
+        """Whether it may be started at all: draining starts nothing but children of what runs."""
+        return self.starting or (execution.parent is not None and not execution.parent.over)
+
+    def _make_ready(self, execution: Execution) -> None:
+        """One that has its session's turn before it, if it needs one: let it start when it may."""
+        if not self.may_start(execution):
+            return
+        if execution.in_line and execution.file is not None:
+            urgency = self.turns.most_urgent(execution.file)
+            if urgency < execution.urgency:
+                execution.urgency, execution.rank = urgency, next(self._front_ranks)
+        if execution.held_until > _clock.clock.now():
+            self.timers.cancel(execution.hold_timer)
+            execution.hold_timer = self.timers.at(execution.held_until, self._let_go, execution)
+            return
+        execution.lane.make_ready(execution)
+        self._admit(execution.lane)
+
+    def _let_go(self, execution: Execution) -> None:
+        """The instant has come before which an execution must not start; or it was moved on."""
+        if execution.over or not execution.is_queued():
+            return
+        if self._is_next(execution):
+            self._make_ready(execution)
+
+    def _is_next(self, execution: Execution) -> bool:
+        """Whether nobody is before it in its session, and it stands in no inbox."""
+        if execution.file is None or not execution.in_line:
+            return execution.steered_into is None
+        return self.turns.front(execution.file) is execution
+
+    # Admission
+
+    def _admit(self, lane: Lane) -> None:
+        """Start whatever may start now in the lane's group."""
+        group = self.groups[lane.spec.group]
+        group.offer(lane)
+        self.admit_group(group)
+
+    def admit_group(self, group: Group) -> None:
+        """Start whatever may start now in a group."""
+        self._to_admit[group] = None
+        if self._admitting:
+            return  # a run that ends while others are admitted lets its successors in from there: no recursion
+        self._admitting = True
+        try:
+            while self._to_admit:
+                group, _ = self._to_admit.popitem()
+                if group.returning:
+                    group.let_return()
+                while self.serving and (admitted := self._next(group)) is not None:
+                    self._start(*admitted)
+        finally:
+            self._admitting = False
+
+    def _next(self, group: Group) -> tuple[Lane, Execution] | None:
+        """Who starts next in a group, at the pace that the process can keep."""
+        if not self.pace.why or group.spec.name == "control":
+            return group.admit()
+        now, barred, soonest = _clock.clock.now(), list[Priority](), float("inf")
+        while (urgency := group.next_class(barred)) is not None:
+            at = self.pace.may_start_at(group.spec.name, urgency)
+            if at <= now:
+                self.pace.started(group.spec.name, urgency, now)
+                return group.admit(barred)
+            barred.append(urgency)
+            soonest = min(soonest, at)
+        timer = self._paced.get(group)
+        if barred and (timer is None or soonest < timer.due):  # a more urgent class does not wait for a slower one
+            self.timers.cancel(timer)
+            self._paced[group] = self.timers.at(soonest, self._look_again, group)
+        return None
+
+    def _look_again(self, group: Group) -> None:
+        self._paced.pop(group, None)
+        self.admit_group(group)
+
+    def admit_all(self) -> None:
+        """Start whatever may start now, in all groups."""
+        for group in self.groups.values():
+            self.admit_group(group)
+
+    def _start(self, lane: Lane, execution: Execution) -> None:
+        execution.begin()
+        self.bodies[execution] = None
+        failure: Exception | None = None
+        turn = False
+        try:
+            turn = execution.take_turn(self.registry, self._turn_lost)
+        except Exception as error:
+            failure = error  # the file cannot be opened or locked: the run's failure, nobody else's
+        if failure is not None:
+            self._finish(execution, RunState.FAILED, described(failure), error=failure)
+            return
+        if not turn:
+            self._wait_outside(lane, execution)
+            return
+        run = execution.run
+        self.timers.cancel(execution.timer)
+        assert run.deadline is not None
+        execution.timer = self.timers.at(run.deadline, self._deadline, execution)
+        execution.host = host = self.hosts[lane.spec.pattern]
+        self.hooks.started(run)
+        host.start(execution)
+
+    def _open_host(self, pattern: str) -> None:
+        """Have a task group for the bodies of a pattern's lanes."""
+        self.hosts[pattern] = host = LaneHost()
+        self._spawn(host.serve, f"lanes {pattern}")
+
+    def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Start a task of our own, with none of the variables of whoever happened to call."""
+        assert self._group is not None
+        self.hooks.context.copy().run(spawn, self._group, body, name)
+
+    def _wait_outside(self, lane: Lane, execution: Execution) -> None:
+        """Give place and slot back, and wait until the other process has finished its turn."""
+        run, fence = execution.run, execution.fence
+        run.state, run.started_at, run.deadline = RunState.QUEUED, None, None
+        fence.deadline = fence.end_at = float("inf")
+        execution.claim = None
+        lane.put_back(execution)
+        del self.bodies[execution]
+        self.groups[lane.spec.group].give_back(execution)
+        execution.turn_scope = scope = self.new_scope()
+        self._spawn(partial(self._wait_for_turn, execution, scope), f"turn for run {run.id}")
+        self.groups[lane.spec.group].offer(lane)  # its place is free again
+
+    async def _wait_for_turn(self, execution: Execution, scope: anyio.CancelScope) -> None:
+        file, failure = execution.file, None
+        assert file is not None
+        with scope:
+            if execution.is_over():
+                return  # it was cancelled before this task began
+            try:
+                claim = await self.registry.acquire(
+                    file, Right.TURN, execution.turn_claim(self.registry, self._turn_lost)
+                )
+            except Exception as error:
+                failure = error
+            else:
+                if execution.is_over() or execution.turn_scope is not scope:
+                    self.registry.release(claim)
+                    return
+                execution.claim, execution.turn_scope = claim, None
+                self._make_ready(execution)
+                if execution.run.state is RunState.QUEUED:
+                    # No place or no slot is free: nobody may have to wait for a run that only waits. Its place in the
+                    # order of arrival is kept, so it is next again.
+                    execution.release_turn(self.registry)
+        if failure is not None and not execution.is_over():
+            self._finish(execution, RunState.FAILED, described(failure), error=failure)

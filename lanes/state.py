@@ -1,0 +1,166 @@
+"""What a scheduler holds, and how to look at it.
+
+The scheduler is one object in four layers, each a file with one subject: what it holds (here), how work starts
+(`starting`), what is said to a run that is under way (`steering`), and how it ends or is tried again (`finishing`).
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from locks import Fence, LeaseLost, LockRegistry
+
+from .admission import Group
+from .execution import Execution
+from .history import History
+from .hooks import Hooks
+from .host import LaneHost
+from .lane import Lane
+from .layout import SessionLayout
+from .pace import Pace
+from .run import Run, RunState
+from .session import Session
+from .table import SpecTable
+from .timers import Timer, Timers
+from .turns import Turns
+
+if TYPE_CHECKING:
+    from .intake import Intake
+    from .waits import Waits
+
+
+class State(ABC):
+    """Lanes, groups, turns and runs. To be used on the event loop's thread."""
+
+    intake: Intake
+    waits: Waits
+
+    def __init__(
+        self,
+        specs: SpecTable,
+        registry: LockRegistry,
+        layout: SessionLayout,
+        *,
+        keep_outcomes: int = 1000,
+        hooks: Hooks | None = None,
+    ) -> None:
+        self.specs = specs
+        self.registry = registry
+        self.layout = layout
+        self.services: Mapping[str, Any] = {}
+        self.new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
+        self.new_event: Callable[[], anyio.Event] = anyio.Event
+        self.accepting = False
+        """Whether work is taken from outside."""
+        self.starting = False
+        """Whether queued work is started. While it is not, children of running runs are."""
+        self.lanes: dict[str, Lane] = {}
+        self.hosts: dict[str, LaneHost] = {}
+        """The task group in which bodies are started now, by their lane's pattern."""
+        self.groups = {name: Group(spec) for name, spec in specs.groups.items()}
+        self.turns = Turns()
+        self.live: dict[int, Execution] = {}
+        self.bodies: dict[Execution, None] = {}
+        """Those that hold a place, in the order in which they started."""
+        self.history = History(keep_outcomes)
+        self.abandoned: dict[Execution, tuple[float, str]] = {}
+        """Bodies that ignored their cancellation and still run: since when, and where they stood then."""
+        self.late_writes_refused = 0
+        self.late_events_dropped = 0
+        self._refusals = threading.Lock()
+        self.timers = Timers()
+        self.pace = Pace()
+        self.hooks = hooks or Hooks(None, None, None)
+        self._group: TaskGroup | None = None
+        self._to_admit: dict[Group, None] = {}
+        """Groups in which something may start."""
+        self._admitting = False
+        self._paced: dict[Group, Timer] = {}
+        """Groups that a timer will look at again, since admission is slowed."""
+        self._calm: anyio.Event | None = None
+        self._gone: anyio.Event | None = None
+        self._front_ranks = count(-1, -1)
+
+    @property
+    def serving(self) -> bool:
+        """Whether anything can start."""
+        return self._group is not None
+
+    def find(self, run_id: int) -> Run | None:
+        """A live run, or one that is over and still kept."""
+        execution = self.live.get(run_id)
+        return execution.run if execution is not None else self.history.find(run_id)
+
+    def running(self) -> list[Execution]:
+        """The executions whose bodies run and are not abandoned."""
+        return list(self.bodies)
+
+    def is_calm(self) -> bool:
+        """Whether no body runs that is not abandoned."""
+        return not self.bodies
+
+    async def calm(self) -> None:
+        """Wait until no body runs that is not abandoned. A checkpoint."""
+        while not self.is_calm():
+            if self._calm is None:
+                self._calm = anyio.Event()
+            await self._calm.wait()
+        await anyio.lowlevel.checkpoint()
+
+    async def gone(self) -> None:
+        """Wait until no abandoned body runs any more. A checkpoint."""
+        while self.abandoned:
+            if self._gone is None:
+                self._gone = anyio.Event()
+            await self._gone.wait()
+        await anyio.lowlevel.checkpoint()
+
+    def _settle(self) -> None:
+        if self._calm is not None and self.is_calm():
+            self._calm.set()
+            self._calm = None
+
+    def session(self, key: str, fence: Fence) -> Session:
+        """A session, for the run that `fence` belongs to."""
+        return Session(key, self.layout, self.registry, fence)
+
+    def new_fence(self, lane: str, run_id: int) -> Fence:
+        """A run's permission to write."""
+        return Fence(lane=lane, run_id=run_id, on_refused=self._refused)
+
+    def _refused(self) -> None:
+        with self._refusals:  # late writes come from threads
+            self.late_writes_refused += 1
+
+    # What starting needs of ending
+
+    @abstractmethod
+    def _finish(
+        self,
+        execution: Execution,
+        state: RunState,
+        reason: str,
+        *,
+        value: Any = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """End a run, in whatever state it was, and let its successors go on."""
+
+    @abstractmethod
+    def _queue_timeout(self, execution: Execution) -> None:
+        """A run has waited for as long as it may."""
+
+    @abstractmethod
+    def _deadline(self, execution: Execution) -> None:
+        """The deadline of a run has come, unless `progress()` has moved it."""
+
+    @abstractmethod
+    def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
+        """The session was taken from a run."""
