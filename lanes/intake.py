@@ -53,6 +53,7 @@ class Request:
     parent: Run | None = None
     bound_to: Execution | None = None
     """The run that it ends with."""
+    goes_first: bool = False
 
     @property
     def spec(self) -> LaneSpec:
@@ -87,11 +88,13 @@ class Intake:
         timeout: float | None = None,
         priority: str | None = None,
         bound_to: Execution | None = None,
+        goes_first: bool = False,
     ) -> Run:
         """Queue a piece of work. Never blocks.
 
         Args:
             bound_to: the run whose child it is.
+            goes_first: whether nobody may go before it in its session, nor ask it to give way.
 
         Raises:
             Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
@@ -101,8 +104,8 @@ class Intake:
                 f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
             )
         request = self._checked(lane, body, session, turn, timeout, priority, bound_to)
-        request.args = args
-        return self._admitted(request, request.spec.when_busy)
+        request.args, request.goes_first = args, goes_first
+        return self._admitted(request, "queue" if goes_first else request.spec.when_busy)
 
     def post(
         self,
@@ -256,6 +259,7 @@ class Intake:
         )
         if request.messages is not None:
             execution.joined = len(request.messages) - 1  # more than one message only comes from what was parked
+        execution.goes_first = request.goes_first
         run._execution = execution
         if request.key is not None:  # before anything is called that could say the same once more
             scheduler.history.know(request.key, run)
@@ -358,7 +362,10 @@ class Intake:
         run, body, args = execution.run, execution.body, execution.args
         messages = None if execution.messages is None else [*execution.messages]
         for one in execution.answering or ():
-            messages = [*(messages or ()), *(one.messages or ())]
+            if messages is None:
+                self.park(one)  # work that is no message cannot answer them; their own lane's handler can
+            else:
+                messages += one.messages or ()
         assert body is not None
         options = (run.session, run.turn, execution.timeout, execution.given_urgency)
         again = partial(self._submit_again, run.lane, body, args, messages, *options)

@@ -32,9 +32,8 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     """
     file = scheduler.layout.file_of(key)
     older = list(scheduler.live.values())
-    run = scheduler.intake.submit(LANE, partial(_put_away, file=file, archive=archive), (), session=key)
-    if run._execution is not None:
-        run._execution.goes_first = True
+    put_away = partial(_put_away, file=file, archive=archive)
+    run = scheduler.intake.submit(LANE, put_away, (), session=key, goes_first=True)
     for execution in reversed(older):
         if execution.goes_first and execution.run.session == key:
             continue

@@ -149,8 +149,8 @@ class Waits:
         waits = one.owner.waits
         if waits is not self:
             return waits._needs(one, lines)  # a run of another supervisor
-        if one.over:
-            return []
+        if one.over or one.ending:
+            return []  # asked to end, it is woken from whatever it waits for
         if one.steered_into is not None:
             return [("reader", [one.steered_into])]
         if one.run.state is RunState.RUNNING:

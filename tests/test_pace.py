@@ -181,6 +181,7 @@ async def test_a_supervisor_with_less_memory_than_a_process_needs_starts_slowly_
 
 async def test_a_loop_that_is_blocked_in_earnest_is_measured_and_recovers(tmp_path):
     async with Supervisor(tmp_path, lanes=LANES, lag_limit=0.2) as sup:
+        await eventually(lambda: sup.statistics().loop_lag.max, awaited="a first measurement")
         with blocking.permitted("a body that does not let go of the loop"):
             time.sleep(0.3)  # noqa: ASYNC251 -- it is to block
         await eventually(lambda: sup.statistics().admission_slowed)
