@@ -91,7 +91,7 @@ async def _live() -> dict[str, Any]:
         await anyio.sleep_forever()
 
     with tempfile.TemporaryDirectory() as directory:
-        async with Supervisor(directory, groups=groups) as sup:
+        async with Supervisor(directory, groups=groups, lag_limit=60) as sup:  # the bulk of it is meant
 
             async def live(kind: str, count: int) -> None:
                 for number in range(count):

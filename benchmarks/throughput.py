@@ -37,7 +37,9 @@ def figures() -> list[Figure]:
 
 async def _figures(backend: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
-        async with Supervisor(directory, lanes=LANES, groups=GROUPS) as sup:
+        async with Supervisor(
+            directory, lanes=LANES, groups=GROUPS, lag_limit=60
+        ) as sup:  # to submit 200,000 keeps the loop
             found = [
                 await ratio(
                     f"submit → result / a bare start_soon ({backend})",

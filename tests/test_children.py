@@ -38,10 +38,6 @@ async def raises(ctx):
     raise LookupError("the child's own")
 
 
-async def handler(ctx, messages):
-    return None
-
-
 LANES = [
     LANE("parent:*"),
     LANE("child:*", timeout=100.0),
@@ -160,7 +156,7 @@ async def test_however_a_parent_ends_its_children_end_within_their_grace_and_say
     run = sup.submit("session:a", forks, then)
     await virtual.settle()
     if end in ("is cancelled", "is abandoned"):
-        await anyio.sleep(1)
+        await anyio.sleep(2)
         run.cancel("by its user")
     if end == "is superseded":
         await sup.submit("session:a", returns).wait()
@@ -300,8 +296,7 @@ async def _never_starts(sup, ctx):
 
 
 async def _cannot_open_its_session(sup, ctx):
-    (sup_path := sup.layout.file_of("directory"))
-    await anyio.Path(sup_path).mkdir()
+    await anyio.Path(sup.layout.file_of("directory")).mkdir()
     return ctx.submit("session:directory", returns)
 
 

@@ -20,7 +20,6 @@ import trio
 from anyio import CancelScope, create_task_group, get_cancelled_exc_class
 
 from lanes import Draining, GroupSpec, LaneSpec, RetrySpec, RunState
-from locks._loop import current_task
 from runtime import Supervisor
 from tests.supervised import assert_empty, path_of, texts
 
