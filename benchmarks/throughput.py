@@ -37,9 +37,8 @@ def figures() -> list[Figure]:
 
 async def _figures(backend: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
-        async with Supervisor(
-            directory, lanes=LANES, groups=GROUPS, lag_limit=60
-        ) as sup:  # to submit 200,000 keeps the loop
+        # Submitting 200,000 keeps the loop for longer than it may be late.
+        async with Supervisor(directory, lanes=LANES, groups=GROUPS, lag_limit=60) as sup:
             found = [
                 await ratio(
                     f"submit → result / a bare start_soon ({backend})",
