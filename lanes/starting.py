@@ -108,7 +108,12 @@ class Starting(State):
         front = self.turns.front(file)
         assert front is not None
         urgency = self.turns.most_urgent(file)
-        if not front.is_queued() or urgency >= front.urgency:
+        if urgency >= front.urgency:
+            return
+        if not front.is_queued():
+            if not front.has_slot:  # it has lent its slot: what it was lent may be all that it lacks to go on
+                front.urgency = urgency
+                self.groups[front.spec.group].let_return()
             return
         front.urgency, front.rank = urgency, next(self._front_ranks)
         if front.is_ready:

@@ -32,6 +32,7 @@ from lanes import GroupSpec, LaneError, LaneSpec, Message, RetrySpec, Run, RunCo
 from lanes.admission import Group
 from lanes.execution import Execution
 from lanes.hooks import Hooks
+from lanes.pace import INTERVAL_S
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
 from locks import LeaseLost, LockError, LockRegistry
@@ -189,6 +190,7 @@ class Schedule:
         self._told: Counter[int] = Counter()
         self._dropped: Counter[int] = Counter()
         self._limits: dict[int, float] = {}
+        self._contexts: list[RunContext] = []
         self._stubborn: set[int] = set()
         self._resubmitted: set[int] = set()
         self._inside: dict[str, list[Execution]] = {}
@@ -252,6 +254,8 @@ class Schedule:
         while self.scheduler.live:
             await next(iter(self.scheduler.live.values())).run.wait()
         await self.scheduler.gone()
+        if self.scheduler.pace.restore() or "pace" in self.scenario.acts:
+            await anyio.sleep(max(INTERVAL_S.values()))  # until admission has looked again
         await self.world.clock.settle()
         self._judge()
 
@@ -337,6 +341,13 @@ class Schedule:
 
     async def _revoke(self, given: tuple[int, str, float, bool]) -> None:
         self.world.registry.revoke(self.scheduler.layout.file_of(given[1]), "on purpose")
+
+    async def _pace(self, given: tuple[int, str, float, bool]) -> None:
+        """Slow admission down, or no more."""
+        if given[3]:
+            self.scheduler.pace.slow("on purpose")
+        else:
+            self.scheduler.pace.restore()
 
     async def _resubmit(self, given: tuple[int, str, float, bool]) -> None:
         parked = list(self.scheduler.history.parked)
@@ -473,6 +484,7 @@ class Schedule:
 
     def _leave(self, ctx: RunContext) -> None:
         self._note("left", self._name(ctx.run))
+        self._contexts.append(ctx)
         if ctx.run.turn and ctx.run.session is not None:
             self._inside[ctx.run.session].remove(ctx._execution)
 
@@ -525,7 +537,7 @@ class Schedule:
             others = sum(one.urgency > 0 for one in slots)
             if (group.running, group.others) != (len(slots), others):
                 wrong.append(f"{group!r}, others {group.others}; counted {len(slots)}, {others}")
-            if group.next_class() is not None:
+            if group.next_class() is not None and not scheduler.pace.why and group not in scheduler._paced:
                 wrong.append(f"{group!r} could start somebody, and does not")
             if group.running > group.spec.slots or group.others > group.spec.slots - group.spec.reserve:
                 wrong.append(f"{group!r} has given away more than it has, others {group.others}")
@@ -536,6 +548,11 @@ class Schedule:
             f"{lane!r}, joined {lane.joined}"
             for lane in scheduler.lanes.values()
             if len(lane.running) > lane.spec.capacity or lane.joined != sum(one.joined for one in lane.queued)
+        ]
+        wrong += [
+            f"{one!r} goes on without its parent"
+            for one in live
+            if one.parent is not None and one.parent.over and one.cause is None
         ]
         conducting = Counter(one.file for one in bodies if one.file is not None)
         wrong += [f"{count} bodies conduct {file}" for file, count in conducting.items() if count > 1]
@@ -561,6 +578,9 @@ class Schedule:
                 wrong.append(f"message {number} is lost: {run!r} is done with {outcome.value}")
             if self._handled[number] > 1 and not self._retries:
                 wrong.append(f"message {number} was handled {self._handled[number]} times")
+        for ctx in self._contexts:
+            with suppress(LeaseLost):
+                wrong.append(f"{ctx.submit('main', self._work, ())!r} comes from {ctx.run!r}, which is over")
         wrong += left_behind(self.scheduler)
         self.scheduler.history.parked.clear()
 
@@ -586,10 +606,6 @@ def left_behind(scheduler: Scheduler) -> list[str]:
         **{f"{name} work": int(group.has_work) for name, group in scheduler.groups.items()},
     }
     return [f"left behind: {what} {count}" for what, count in counts.items() if count]
-
-
-def _scenario(name: str, **given: Any) -> Scenario:
-    return Scenario(name, **given)
 
 
 SCENARIOS = {
@@ -659,6 +675,7 @@ SCENARIOS = {
             spec={"retry": RetrySpec(2, wait=0.25, max_wait=0.25)},
         ),
         Scenario("priorities", acts={"post": 4, "submit": 4, "cancel": 1}, slots=3, reserve=1),
+        Scenario("pace", acts={"post": 6, "submit": 2, "pace": 4, "cancel": 2, "cancel_session": 1}),
         Scenario(
             "writes",
             acts={"post": 6, "submit": 2, "revoke": 1, "reset": 1, "cancel": 1},

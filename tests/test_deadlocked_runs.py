@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 import pytest
 
-from lanes import GroupSpec, LaneSpec, RunState
+from lanes import GroupSpec, LaneSpec, RetrySpec, RunState
 from locks import DeadlockError, Holder
 from runtime import Supervisor
 from tests.supervised import about, assert_empty
@@ -413,8 +413,6 @@ async def test_a_run_that_has_ended_is_not_waited_for(sup):
 
 
 async def test_a_run_that_waits_to_be_tried_again_is_waited_for(virtual, tmp_path):
-    from lanes import RetrySpec
-
     async def fails_once(ctx):
         if ctx.run.attempt == 1:
             raise LookupError

@@ -155,6 +155,21 @@ async def test_classes_that_all_want_more_than_there_is_get_their_shares(virtual
 
 
 @pytest.mark.failure("E6")
+async def test_a_class_that_had_nothing_to_do_for_long_does_not_have_all_slots_for_as_long_when_it_comes_back(
+    virtual, tmp_path
+):
+    lanes = [LANE("old:*", priority="background"), LANE("user:*", priority="foreground")]
+    async with Supervisor(tmp_path, lanes=lanes, groups=[GroupSpec("few", 1)]) as sup:
+        for number in range(100):
+            sup.submit(f"user:{number}", sleeps)
+        await anyio.sleep(40)
+        old = [sup.submit(f"old:{number}", sleeps) for number in range(100)]
+        await anyio.sleep(5 + 12)
+        assert sum(run.state is not RunState.QUEUED for run in old) in (3, 4)
+        sup.cancel()
+
+
+@pytest.mark.failure("E6")
 async def test_a_users_message_does_not_wait_for_an_old_backlog_of_background_work(virtual, tmp_path):
     """Nor with no slot in reserve: the next slot or the one after it is the user's."""
     async with Supervisor(
@@ -269,6 +284,33 @@ async def test_a_run_that_goes_on_after_a_wait_has_the_priority_of_who_waits_for
         assert hog.state is RunState.RUNNING  # on the slot that is lent
         sup.submit("user", sleeps, session="a")
         assert await keeper.result() == about(began + 2.0)
+        sup.cancel()
+
+
+@pytest.mark.failure("E6")
+async def test_a_run_that_waits_to_go_on_is_lent_the_priority_of_who_comes_to_wait_for_its_turn(virtual, tmp_path):
+    async def outer(ctx):
+        await ctx.submit("inner", sleeps, 2.0).result()
+        return virtual.now()
+
+    lanes = [
+        LANE("quiet:*", priority="background"),
+        LANE("user", priority="foreground"),
+        LANE("inner", group="deep"),
+    ]
+    groups = [GroupSpec("few", 2, reserve=1), GroupSpec("deep", 1)]
+    async with Supervisor(tmp_path, lanes=lanes, groups=groups) as sup:
+        began = virtual.now()
+        keeper = sup.submit("quiet:0", outer, session="a")
+        await virtual.settle()
+        sup.submit("quiet:1", sleeps, 9.0)  # on the slot that is lent
+        await anyio.sleep(3)
+        assert sup.statistics().groups["few"].returning == 1
+        user = sup.submit("user", sleeps, session="a")
+        assert await keeper.result() == about(began + 3.0)
+        await user.result()
+        group = sup._scheduler.groups["few"]
+        assert (group.running, group.others) == (1, 1)
         sup.cancel()
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 
+import anyio
 import pytest
 import structlog
 import trio
 
+from lanes import GroupSpec, LaneSpec, RunState
+from runtime import Supervisor
 from tests.schedules import INTERNAL_ERRORS, SCENARIOS, Schedule, World
 from tests.virtual import virtual_time
 
@@ -52,3 +55,40 @@ def test_the_same_seed_gives_the_same_trace(name, backend, tmp_path):
     seeds.reverse()
     again = {seed: schedule.trace for seed, schedule in zip(seeds, play(name, backend, tmp_path, seeds), strict=True)}
     assert once == again
+
+
+# What schedules have found, by hand.
+
+
+async def test_a_queued_run_that_is_lent_its_followers_priority_takes_a_reserved_slot_at_once(virtual, tmp_path):
+    release = anyio.Event()
+
+    async def holds(ctx):
+        await release.wait()
+
+    specs = [LaneSpec("slow:*", priority="normal"), LaneSpec("fast", priority="foreground")]
+    async with Supervisor(tmp_path, lanes=specs, groups=[GroupSpec("main", slots=2, reserve=1)]) as sup:
+        sup.submit("slow:one", holds)  # has the only slot that is not for the foreground
+        waits = sup.submit("slow:two", holds, session="a")
+        assert waits.started_at is None
+        sup.submit("fast", holds, session="a")
+        assert waits.state is RunState.RUNNING
+        release.set()
+
+
+async def test_a_run_that_is_cancelled_in_the_instant_it_may_start_lets_its_follower_start(virtual, tmp_path):
+    release = anyio.Event()
+
+    async def holds(ctx):
+        await release.wait()
+
+    async with Supervisor(tmp_path, lanes=[LaneSpec("slow:*", priority="normal")]) as sup:
+        sup._scheduler.pace.slow("on purpose")
+        sup.submit("slow:one", holds)
+        leaves = sup.submit("slow:two", holds, session="a")
+        follows = sup.submit("slow:three", holds, session="a")
+        assert leaves.state is RunState.QUEUED
+        virtual.advance(0.5)  # the loop is late: admission has not looked again yet
+        assert leaves.cancel()
+        assert follows.state is RunState.RUNNING
+        release.set()

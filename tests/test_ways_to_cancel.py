@@ -420,23 +420,3 @@ def cancel_natively(run) -> None:
 
 def lines_written(sup) -> bool:
     return path_of(sup, "a").exists() and texts(sup, "a") != []
-
-
-async def test_a_run_that_leaves_a_queue_is_not_admitted_in_the_wake_of_who_stood_behind_it(virtual, tmp_path):
-    groups = [GroupSpec("main", slots=2, reserve=1)]
-    async with Supervisor(tmp_path, lanes=[LaneSpec("slow:*", priority="normal")], groups=groups) as sup:
-        release = anyio.Event()
-
-        async def holds(ctx):
-            await release.wait()
-
-        sup.submit("slow:other", holds)  # has the only slot that is not for the foreground
-        leaves = sup.submit("slow:x", answers, session="a")
-        behind = sup.submit("slow:y", answers, session="a")
-        urgent = sup.submit("slow:z", holds, session="b", priority="foreground")
-        await virtual.settle()
-        assert (leaves.state, urgent.state) == (RunState.QUEUED, RunState.RUNNING)
-        leaves.cancel()
-        release.set()
-        assert await behind.result() == "answered"
-        assert_empty(sup)
