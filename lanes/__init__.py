@@ -15,6 +15,7 @@ from .errors import (
     RunTimedOut,
     WrongThread,
 )
+from .events import EventStream
 from .history import Parked
 from .inbox import Inbox
 from .layout import SessionLayout
@@ -28,6 +29,7 @@ from .tally import Totals
 
 __all__ = [
     "Draining",
+    "EventStream",
     "GroupSpec",
     "Inbox",
     "InvalidLane",

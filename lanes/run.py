@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextvars import ContextVar
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import anyio
 import msgspec
@@ -139,7 +140,7 @@ class Run:
         self.outcome: Outcome | None = None
         self._execution: Execution | None = None
         self._ended: anyio.Event | None = None
-        self._streams: list[EventStream] | None = None
+        self._streams: WeakSet[EventStream] | None = None
         self._threads: list[threading.Event] | None = None
         self._dropped_events = 0
 
@@ -221,7 +222,7 @@ class Run:
         execution = self._execution
         return execution is not None and execution.ask_to_end(RunState.CANCELLED, reason)
 
-    def events(self, buffer: int = 256) -> AsyncIterator[Any]:
+    def events(self, buffer: int = 256) -> EventStream:
         """What the body emits from now on, until the run has ended.
 
         Args:
@@ -234,9 +235,9 @@ class Run:
         stream = EventStream(self, buffer)
         if self.outcome is None:
             if self._streams is None:
-                self._streams = []
-            self._streams.append(stream)
-        return stream.read()
+                self._streams = WeakSet()
+            self._streams.add(stream)
+        return stream
 
     def _emit(self, event: Any) -> None:
         if self._streams is not None:
@@ -244,8 +245,8 @@ class Run:
                 stream.put(event)
 
     def _forget_stream(self, stream: EventStream) -> None:
-        if self._streams is not None and stream in self._streams:
-            self._streams.remove(stream)
+        if self._streams is not None:
+            self._streams.discard(stream)
 
     def _end(self, outcome: Outcome) -> None:
         """Record how it ended and wake whoever waits. Called once."""

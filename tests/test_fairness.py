@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -22,7 +23,7 @@ from tests.supervised import TICK, about, assert_empty
 pytestmark = [pytest.mark.backends("asyncio", "trio"), pytest.mark.suite("Q1")]
 
 LANE = partial(LaneSpec, group="few", timeout=10.0, grace=0.0, queue_limit=None)
-HANDICAP = {"foreground": 0.0, "normal": 1.0, "background": 5.0}
+HANDICAP: dict[Any, float] = {"foreground": 0.0, "normal": 1.0, "background": 5.0}
 ONE_OF = {"foreground": 3, "normal": 5, "background": 7}
 """Of so many slots that are given away while a class wants one, it gets at least one."""
 
@@ -107,9 +108,7 @@ async def test_a_lane_with_a_hundredth_of_the_load_is_served_as_if_the_other_had
         for _ in range(1000):
             sup.submit("work:much", sleeps)
         few = [sup.submit("work:little", sleeps) for _ in range(10)]
-        for run in few:
-            await run.result()
-        assert [run.outcome.waited_s for run in few] == about([2.0 * n + 1.0 for n in range(10)])
+        assert [(await run.wait()).waited_s for run in few] == about([2.0 * n + 1.0 for n in range(10)])
         sup.cancel()
 
 
@@ -120,9 +119,7 @@ async def test_a_hog_with_places_for_every_slot_holds_others_up_for_one_of_its_r
             sup.submit("hog", sleeps, 10.0)
         await anyio.sleep(1)
         others = [sup.submit(f"work:{number}", sleeps) for number in range(3)]
-        for run in others:
-            await run.result()
-        assert [run.outcome.waited_s for run in others] == about([9.0] * 3)
+        assert [(await run.wait()).waited_s for run in others] == about([9.0] * 3)
         sup.cancel()
 
 
@@ -179,8 +176,7 @@ async def test_a_users_message_does_not_wait_for_an_old_backlog_of_background_wo
             sup.submit(f"old:{number}", sleeps)
         await anyio.sleep(20.5)
         user = sup.submit("user", sleeps, priority="foreground")
-        await user.result()
-        assert user.outcome.waited_s == about(0.5)
+        assert (await user.wait()).waited_s == about(0.5)
         sup.cancel()
 
 
@@ -206,10 +202,8 @@ async def test_sessions_wait_for_each_other_on_a_shared_inner_lane_beyond_its_ca
     async with Supervisor(tmp_path, lanes=lanes, groups=groups) as sup:
         began = virtual.now()
         runs = [sup.submit(f"session:{number}", outer) for number in range(9)]
-        for run in runs:
-            await run.result()
+        assert [(await run.wait()).waited_s for run in runs] == about([0.0] * 9)
         assert virtual.now() == about(began + 8.0)
-        assert [run.outcome.waited_s for run in runs] == about([0.0] * 9)
         assert_empty(sup)
 
 
@@ -227,9 +221,8 @@ async def test_a_foreground_run_that_waits_for_a_turn_lends_its_priority_to_the_
         others = [sup.submit("quiet", sleeps) for _ in range(3)]
         keeper = sup.submit("quiet", sleeps, session="a")
         user = sup.submit("user:1", sleeps, session="a")
-        await user.result()
+        assert (await user.wait()).waited_s == about(2.0)
         assert started[:3] == [holder.id, keeper.id, user.id]
-        assert user.outcome.waited_s == about(2.0)
         for run in others:
             await run.result()
         assert_empty(sup)
@@ -241,11 +234,10 @@ async def test_a_lent_priority_lets_the_turns_holder_have_a_reserved_slot(virtua
     async with Supervisor(tmp_path, lanes=lanes, groups=[GroupSpec("few", 2, reserve=1)]) as sup:
         sup.submit("quiet:0", sleeps, 10.0)
         keeper = sup.submit("quiet:1", sleeps, session="a")
-        assert keeper.state is RunState.QUEUED
+        states = [keeper.state]
         user = sup.submit("user", sleeps, session="a")
-        assert keeper.state is RunState.RUNNING
-        await user.result()
-        assert user.outcome.waited_s == about(1.0)
+        assert [*states, keeper.state] == [RunState.QUEUED, RunState.RUNNING]
+        assert (await user.wait()).waited_s == about(1.0)
         sup.cancel()
 
 
@@ -257,9 +249,9 @@ async def test_a_priority_is_lent_for_as_long_as_somebody_waits_with_it(virtual,
         keeper = sup.submit("quiet:2", sleeps, session="a")
         sup.submit("user", sleeps, session="a").cancel("not needed any more")
         await conductor.result()
-        assert keeper.state is RunState.QUEUED
+        states = [keeper.state]
         await first.result()
-        assert keeper.state is RunState.RUNNING
+        assert [*states, keeper.state] == [RunState.QUEUED, RunState.RUNNING]
         await keeper.result()
         assert_empty(sup)
 
@@ -329,9 +321,7 @@ async def test_quiet_runs_start_within_their_bound_though_the_foreground_would_f
         for number in range(1000):
             sup.submit(f"user:{number}", sleeps, 9.9)
         runs = [sup.submit(f"quiet:{number}", sleeps, 9.9) for _ in range(3) for number in range(4)]
-        for run in runs:
-            await run.result()
-        waited = [run.outcome.waited_s for run in runs]
+        waited = [(await run.wait()).waited_s for run in runs]
         limits = [bound.with_places(1 + index // 4) for index in range(12)]
         assert all(one <= limit + TICK for one, limit in zip(waited, limits, strict=True))
         assert waited[-1] > 0.2 * limits[-1], "nothing comes near the bound"
@@ -351,8 +341,7 @@ async def test_a_foreground_run_starts_within_its_bound_though_everything_else_i
             for _ in range(20):
                 sup.submit(f"user {number}", sleeps, 9.9, priority="foreground")
         user = sup.submit("user 10", sleeps, priority="foreground")
-        await user.result()
-        assert 0.2 * bound.with_places(1) < user.outcome.waited_s <= bound.with_places(1)
+        assert 0.2 * bound.with_places(1) < (await user.wait()).waited_s <= bound.with_places(1)
         sup.cancel()
 
 

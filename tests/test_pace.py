@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
@@ -157,7 +158,8 @@ async def test_a_loop_that_is_late_within_the_limit_slows_nothing(sup, virtual):
 async def test_short_memory_slows_admission_until_there_is_enough_again(virtual):
     pace, resident = Pace(), 150_000_000
     meter = LagMeter(pace, Limits(1.0, 100_000_000))
-    meter._process = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=resident))
+    process: Any = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=resident))
+    meter._process = process
     with capture_logs() as logs:
         async with anyio.create_task_group() as group:
             group.start_soon(meter.serve)

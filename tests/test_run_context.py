@@ -309,7 +309,12 @@ async def test_a_reader_that_leaves_early_is_forgotten(sup):
         if event == 3:
             break
     await events.aclose()
-    assert run._streams == []
+    assert not run._streams
+    assert [event async for event in events] == []
+    async for event in run.events():
+        if event == 5:
+            break
+    assert not run._streams  # nobody refers to it any more
     await run.result()
 
 

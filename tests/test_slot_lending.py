@@ -95,11 +95,11 @@ async def test_a_run_takes_a_slot_again_before_others_that_have_waited_longer(su
     run = sup.submit("work:parent", parent)
     await anyio.sleep(1)
     strangers = [sup.submit(f"work:{number}", stranger) for number in range(3)]
-    await run.result()
-    assert order == ["parent"]
-    assert run.outcome.ran_s == about(4.0)
-    for one in strangers:
+    for one in (run, *strangers):
         await one.result()
+    assert order == ["parent"] + ["stranger"] * 3
+    assert run.outcome.ran_s == about(4.0)
+    assert strangers[0].started_at == about(run.started_at + 4.0)
 
 
 async def test_a_run_whose_lent_slot_is_taken_waits_for_the_next_one(sup, virtual):
@@ -359,8 +359,8 @@ async def test_the_counts_never_drift(virtual, tmp_path, seed):
             raise LookupError
 
     def counted(run):
-        group = sup._scheduler.groups["tight"]
-        live = [one for one in sup._scheduler.live.values() if one.spec.group == "tight"]
+        group = supervisor._scheduler.groups["tight"]
+        live = [one for one in supervisor._scheduler.live.values() if one.spec.group == "tight"]
         assert set(group.holders) == {one for one in live if one.has_slot}
         assert group.running <= slots
         assert group.others == sum(one.urgency != 0 for one in group.holders) <= slots - reserve
@@ -378,17 +378,17 @@ async def test_the_counts_never_drift(virtual, tmp_path, seed):
         lanes=[LANE("work:*")],
         groups=[GroupSpec("tight", slots, reserve=reserve)],
         on_run_start=hook,
-    ) as sup:
-        runs = [sup.submit(f"work:root {number}", body, 3) for number in range(12)]
+    ) as supervisor:
+        runs = [supervisor.submit(f"work:root {number}", body, 3) for number in range(12)]
         for _ in range(6):
             await anyio.sleep(2)
-            live = sup.runs()
+            live = supervisor.runs()
             if live:
                 chance.choice(live).cancel("by chance")
         for run in runs:
             await run.wait()
-        sup.cancel()
+        supervisor.cancel()
         await virtual.settle()
-        assert_empty(sup)
-        assert_nothing_lent(sup)
+        assert_empty(supervisor)
+        assert_nothing_lent(supervisor)
     assert failures == []
