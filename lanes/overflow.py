@@ -41,7 +41,7 @@ def would_start(scheduler: Scheduler, request: Request) -> bool:
         and lane.next() is None
         and (request.file is None or scheduler.turns.front(request.file) is None)
         and not (lane.spec.debounce and request.messages is not None)
-        and not scheduler.pace.why
+        and not scheduler.pace.holds_back(lane.spec.group)
         and scheduler.groups[lane.spec.group].would_start(request.urgency)
     )
 

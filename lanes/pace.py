@@ -7,12 +7,18 @@ at most one start in so many seconds for each class. Lanes in group `control` ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from locks._events import log
 
 from .checks import Priority
 
 INTERVAL_S = {Priority.FOREGROUND: 0.05, Priority.NORMAL: 0.5, Priority.BACKGROUND: 2.0}
 """Seconds between two starts of a class in one group while admission is slowed."""
+
+
+EXEMPT = "control"
+"""The group that is not slowed: what is in it is there to look after the rest."""
 
 
 class Pace:
@@ -24,7 +30,13 @@ class Pace:
     def __init__(self) -> None:
         self.why = ""
         """Why admission is slowed, in words."""
+        self.on_restore: Callable[[], object] = bool
+        """Called when admission is at full speed again, to start what was held back."""
         self._last: dict[tuple[str, Priority], float] = {}
+
+    def holds_back(self, group: str) -> bool:
+        """Whether starts in a group are slowed."""
+        return bool(self.why) and group != EXEMPT
 
     def slow(self, why: str) -> bool:
         """Slow down; returns whether that is new."""
@@ -41,6 +53,7 @@ class Pace:
         log("admission_restored", reason=self.why)
         self.why = ""
         self._last.clear()
+        self.on_restore()
         return True
 
     def may_start_at(self, group: str, urgency: Priority) -> float:

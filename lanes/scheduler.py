@@ -36,6 +36,7 @@ class Scheduler(Finishing):
         super().__init__(specs, registry, layout, keep_outcomes=keep_outcomes, hooks=hooks)
         self.waits = Waits(self.turns, self.live, registry, self.groups, self.admit_group)
         self.intake = Intake(self)
+        self.pace.on_restore = self.admit_all
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the task group whose children are the lanes, until cancelled."""

@@ -79,7 +79,7 @@ class Starting(State):
             and execution.held_until == _NOT_HELD
             and self._group is not None
             and not self._admitting
-            and not self.pace.why
+            and not self.pace.holds_back(lane.spec.group)
             and self.groups[lane.spec.group].would_start(execution.urgency)
         )
 
@@ -189,7 +189,7 @@ class Starting(State):
 
     def _next(self, group: Group) -> tuple[Lane, Execution] | None:
         """Who starts next in a group, at the pace that the process can keep."""
-        if not self.pace.why or group.spec.name == "control":
+        if not self.pace.holds_back(group.spec.name):
             return group.admit()
         now, barred, soonest = _clock.clock.now(), list[Priority](), float("inf")
         while (urgency := group.next_class(barred)) is not None:

@@ -69,7 +69,7 @@ class LagMeter:
             number += 1
             if lag > self._limits.lag_s:
                 self._pace.slow(f"the event loop was {lag:.2f} s late; allowed: {self._limits.lag_s:g} s")
-                number = 1
+                number = 0  # well again is a whole window without it
             elif number % _LOOKS == 0:
                 self._look()
 

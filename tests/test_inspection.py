@@ -311,7 +311,9 @@ def test_what_may_be_all_that_is_left_of_a_session_stays(session, tmp_path):
 
 
 @pytest.mark.failure("B6", "B7")
-@pytest.mark.parametrize("data", [foreign(), ours(pid=os.getppid(), starttime=process.starttime(os.getppid()))])
+@pytest.mark.parametrize(
+    "data", [foreign(), ours(pid=os.getppid(), starttime=process.starttime(os.getppid()))], ids=["foreign", "ours"]
+)
 def test_a_live_lock_file_without_its_session_stays(session, tmp_path, data):
     os.unlink(session)
     beside(session, ".lock", data)

@@ -116,7 +116,7 @@ async def test_what_waits_starts_once_admission_is_restored(sup):
     runs = [sup.submit(f"work:{number}", instant, priority="background") for number in range(20)]
     for run in runs:
         await run.result()
-    assert max(run.outcome.waited_s for run in runs) == pytest.approx(2.0, abs=0.1)
+    assert max(run.outcome.waited_s for run in runs) == pytest.approx(1.0, abs=0.1)
     assert sup.statistics().admission_slowed == ""
 
 

@@ -290,7 +290,7 @@ def test_what_a_dead_process_of_ours_left_is_reclaimed_without_asking_how_old_it
 
 
 @pytest.mark.failure("B8")
-@pytest.mark.parametrize("pid", [1, 7, os.getpid()])
+@pytest.mark.parametrize("pid", [1, 7, os.getpid()], ids=["init", "7", "own"])
 def test_the_holder_on_another_machine_is_not_robbed(session, lock, pid):
     content = ours(pid=pid, instance="0123456789abcdef", host="elsewhere", bootId="another", starttime=5)
     lock.write_bytes(content)
