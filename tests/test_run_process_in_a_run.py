@@ -149,9 +149,10 @@ async def test_a_program_under_a_shield_is_killed_when_its_run_is_abandoned(sup,
 
 
 async def test_a_body_under_a_shield_starts_no_program_after_it_was_abandoned(sup, program):
-    refused, go_on = [], anyio.Event()
+    refused, begun, go_on = [], anyio.Event(), anyio.Event()
 
     async def body(ctx):
+        begun.set()
         with anyio.CancelScope(shield=True):
             await go_on.wait()
             try:
@@ -160,7 +161,7 @@ async def test_a_body_under_a_shield_starts_no_program_after_it_was_abandoned(su
                 refused.append(str(error))
 
     run = sup.submit("short:a", body)
-    await anyio.lowlevel.checkpoint()
+    await begun.wait()
     run.cancel()
     assert (await run.wait()).state is RunState.ABANDONED
     go_on.set()
