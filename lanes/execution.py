@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .host import LaneHost
     from .intake import Intake
     from .lane import Lane
+    from .layout import SessionLayout
     from .message import Message
     from .spec import LaneSpec
     from .timers import Timer
@@ -36,6 +37,7 @@ class Owner(Protocol):
 
     services: Mapping[str, Any]
     registry: LockRegistry
+    layout: SessionLayout
     new_scope: Callable[[], anyio.CancelScope]
     """Makes a cancel scope on the running loop."""
     new_event: Callable[[], anyio.Event]

@@ -71,7 +71,11 @@ class Finishing(Steering):
     def _deadline(self, execution: Execution) -> None:
         deadline = execution.run.deadline
         assert deadline is not None
-        if _clock.clock.now() < deadline:  # `progress()` has moved it
+        if deadline < execution.hard_deadline and execution in self.waits:
+            execution.progress()  # it has said what it waits for, and that has limits of its own
+            deadline = execution.run.deadline
+            assert deadline is not None
+        if _clock.clock.now() < deadline:  # it was moved
             execution.timer = self.timers.at(deadline, self._deadline, execution)
             return
         self.end(execution, RunState.TIMED_OUT, "")
@@ -174,19 +178,33 @@ class Finishing(Steering):
         if execution.children:
             execution.ask_children_to_end(reason or "has ended")
         if execution.answering is not None:
-            answering, execution.answering = execution.answering, None
-            for answered in answering:
-                answered.cause, answered.late_s = execution.cause, execution.late_s
-                self._finish(answered, state, reason, value=value, error=error)
+            self._tell_answered(execution, state, reason, value, error)
         self._leave(execution)
         if state is RunState.FAILED:
             log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
         if self._calm is not None:
             self._settle()
 
+    def _tell_answered(
+        self,
+        execution: Execution,
+        state: RunState,
+        reason: str,
+        value: Any = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """Those whose messages the body has read share its outcome."""
+        answering, execution.answering = execution.answering or (), None
+        for answered in answering:
+            answered.cause, answered.late_s = execution.cause, execution.late_s
+            self._finish(answered, state, reason, value=value, error=error)
+
     def _close(self, execution: Execution) -> None:
         """Take from an execution what it may no longer do."""
         execution.over = True
+        if execution.is_ready:  # before a hook is called, whose work may have its group admit somebody
+            execution.lane.make_unready(execution)
+            self.groups[execution.spec.group].offer(execution.lane)
         if execution.claim is not None:
             execution.release_turn(self.registry)
         if execution.killers:
@@ -200,9 +218,8 @@ class Finishing(Steering):
         self.timers.cancel(execution.timer)
         if execution.hold_timer is not None:
             self.timers.cancel(execution.hold_timer)
-        target = execution.steered_into
-        if target is not None and not target.over:
-            target.inbox.discard(execution)
+        if execution.steered_into is not None:
+            execution.steered_into.inbox.discard(execution)
 
     def _leave(self, execution: Execution) -> None:
         """Give back place, slot and queue positions, and let the next ones in."""
@@ -215,8 +232,6 @@ class Finishing(Steering):
             if follower is not None:
                 self._make_ready(follower)
         group = self.groups[lane.spec.group]
-        if lane.ready or lane.ring is not None:
-            group.offer(lane)
         if group.has_work:
             self.admit_group(group)
         if lane.spec.wild and lane.idle and self.lanes.get(lane.name) is lane:
@@ -229,8 +244,8 @@ class Finishing(Steering):
         self.groups[execution.spec.group].give_back(execution)
         self.bodies.pop(execution, None)
         execution.lane.forget(execution)
-        if execution.lane.ring is not None:
-            # Before anybody is let in: it may be the one for whom its lane stands in the ring.
+        if execution.lane.ready or execution.lane.ring is not None:
+            # Before anybody is let in: its place may be what another one of its lane lacked.
             self.groups[execution.spec.group].offer(execution.lane)
 
     # Trying again
@@ -263,7 +278,12 @@ class Finishing(Steering):
         run.attempt += 1
         run.state, run.reason, run.started_at, run.deadline = RunState.QUEUED, reason, None, None
         execution.ask_children_to_end(f"tries again: {why}")
-        self._hand_on(execution, follower)
+        if run.outcome is not None:
+            # A hook that was told of a child's end has ended it.
+            self._tell_answered(execution, run.outcome.state, run.outcome.reason)
+            self._leave(execution)
+        else:
+            self._hand_on(execution, follower)
         self._settle()
         return True
 

@@ -231,9 +231,9 @@ class Intake:
                 # Else what is said without a pause would end in the queue, for want of quiet alone.
                 most = max(spec.debounce, min(most, spec.queue_timeout / 2))
             execution.held_until, execution.hold_at_most = now + spec.debounce, now + most
-        execution.interrupts = policy == "interrupt"
+        execution.interrupts = policy == "interrupt" and _conducts(request)
         scheduler.queue(execution, first=execution.interrupts and self._is_busy(request))
-        if target is not None:
+        if target is not None and not execution.over:
             scheduler.supersede(target, execution)
         return execution
 
@@ -281,7 +281,7 @@ class Intake:
     def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
         """The run that the policy turns to: to take its place, or to be told the message."""
         if policy == "interrupt":
-            return self._underway(request)
+            return self._underway(request) if _conducts(request) else None
         if policy != "steer" or request.messages is None:
             return None
         target = self._underway(request)
@@ -395,6 +395,11 @@ def _is_above(one: Execution, request: Request) -> bool:
     while above is not None and above is not one:
         above = above.parent
     return above is not None
+
+
+def _conducts(request: Request) -> bool:
+    """Whether it conducts the session that it names, if it names one: a mere note interrupts nobody."""
+    return request.session is None or request.file is not None
 
 
 def _refuse_inherited_turn(parent: Execution, file: str, session: str | None) -> None:

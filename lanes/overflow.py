@@ -79,7 +79,7 @@ def drop_oldest(scheduler: Scheduler, newest: Execution) -> bool:
 
 def _bequeath(summary: Any, victim: Execution, route: Any, newest: Execution) -> None:
     """Put what was made of dropped messages in front of those that come next in that session, on that route."""
-    message = summary if isinstance(summary, Message) else Message(summary, route)
+    message = Message(summary.body if isinstance(summary, Message) else summary, route)
     # Who started because the victim was gone has not begun yet: it comes first.
     those = chain(victim.lane.running, victim.lane.queued, (newest,))
     heir = next((one for one in those if _may_inherit(one, victim, route)), None)

@@ -18,6 +18,7 @@ from .context import RunContext
 from .run import RunState
 
 if TYPE_CHECKING:
+    from .execution import Execution
     from .run import Run
     from .scheduler import Scheduler
 
@@ -35,12 +36,18 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     put_away = partial(_put_away, file=file, archive=archive)
     run = scheduler.intake.submit(LANE, put_away, (), session=key, goes_first=True)
     for execution in reversed(older):
-        if execution.goes_first and execution.run.session == key:
+        if execution.goes_first and concerns(execution, key, file):
             continue
         execution.bar(file, "the session was reset")
-        if execution.run.session == key:
+        if concerns(execution, key, file):
             execution.ask_to_end(RunState.CANCELLED, "ended by a reset of its session")
     return run
+
+
+def concerns(execution: Execution, key: str, file: str) -> bool:
+    """Whether a run names a session, by this key or by another one of the same file."""
+    session = execution.run.session
+    return session is not None and (session == key or execution.owner.layout.file_of(session) == file)
 
 
 async def _put_away(ctx: RunContext, *, file: str, archive: bool) -> str | None:

@@ -14,6 +14,7 @@ from .finishing import Finishing
 from .hooks import Hooks
 from .intake import Intake
 from .layout import SessionLayout
+from .run import RunState
 from .table import SpecTable
 from .waits import Waits
 
@@ -51,10 +52,20 @@ class Scheduler(Finishing):
                 for pattern in self.specs.lanes:
                     self._open_host(pattern)
                 task_status.started()
-                await self.timers.serve()
+                try:
+                    await self.timers.serve()
+                finally:
+                    self._end_queued()
         finally:
             self._group = None
             self.registry.wait_sources.remove(self.waits.tasks_before)
+
+    def _end_queued(self) -> None:
+        """Nothing starts any more: tell those who wait, the latest first, lest each one lets the next one in."""
+        self.shut()
+        for execution in sorted(self.live.values(), reverse=True):
+            if execution.is_queued():
+                self.end(execution, RunState.CANCELLED, "the supervisor was cancelled before it started")
 
     def open(self) -> None:
         """Take work, and start what waits."""
@@ -71,3 +82,6 @@ class Scheduler(Finishing):
                 if execution.is_ready and not self.may_start(execution):
                     lane.make_unready(execution)
             self.groups[lane.spec.group].offer(lane)
+        for execution in sorted(self.live.values(), reverse=True):
+            if execution.in_line and execution.is_queued() and self.may_start(execution):
+                self._pass_who_may_not_start(execution)

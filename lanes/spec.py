@@ -33,7 +33,8 @@ class LaneSpec:
         priority: the class of its runs when slots are scarce: `foreground`, `normal` or `background`. By default people
             go first: `foreground` for `main` and all `session:` lanes, `normal` for others.
         timeout: seconds a run may take, from its start. Hard: nothing extends it.
-        idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`.
+        idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`. Waiting for another run
+            does not count.
         queue_timeout: seconds a run may wait, from being submitted to its (first) start.
         queue_limit: messages and runs that may wait on one lane; `None` for any number. What can start at once need
             not wait, so 0 is allowed.

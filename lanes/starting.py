@@ -54,7 +54,8 @@ class Starting(State):
         if run.wait_deadline is not None:
             execution.timer = self.timers.at(run.wait_deadline, self._queue_timeout, execution)
         if not at_once:
-            self._stand_in_line(execution, first=first)
+            # While draining only children start: what may not must not stand before them.
+            self._stand_in_line(execution, first=first or not self.starting)
         if run.state is _QUEUED:
             self.hooks.waits(run)
 
@@ -131,13 +132,23 @@ class Starting(State):
             execution.turn_scope = None
         self.groups[execution.spec.group].offer(execution.lane)
 
+    def _pass_who_may_not_start(self, execution: Execution) -> None:
+        """Let a child of a running run go before work that is not started any more, and would keep both waiting."""
+        file = execution.file
+        assert file is not None
+        front = self.turns.front(file)
+        if front is not None and front is not execution and front.is_queued() and not self.may_start(front):
+            self.turns.leave(file, execution)
+            execution.in_line = False
+            self._stand_in_line(execution, first=True)
+
     def may_start(self, execution: Execution) -> bool:
         """Whether it may be started at all: draining starts nothing but children of what runs."""
         return self.starting or (execution.parent is not None and not execution.parent.over)
 
     def _make_ready(self, execution: Execution) -> None:
         """One that has its session's turn before it, if it needs one: let it start when it may."""
-        if not self.may_start(execution):
+        if execution.over or not self.may_start(execution):
             return
         if execution.in_line and execution.file is not None:
             urgency = self.turns.most_urgent(execution.file)

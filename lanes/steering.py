@@ -52,6 +52,8 @@ class Steering(Starting):
         others = [one for one in self.turns.of(execution.file) if one is not execution]
         ahead = list(takewhile(lambda one: one.interrupts or one.goes_first, others))
         for one in reversed(unread):
+            if one.over:
+                continue  # a hook has ended it meanwhile
             if ahead:
                 one.in_line = True
                 self.turns.join_behind(execution.file, ahead[-1], one)

@@ -67,6 +67,9 @@ class Waits:
     def __len__(self) -> int:
         return len(self._by_task)
 
+    def __contains__(self, execution: object) -> bool:
+        return execution in self._waiting
+
     async def wait(self, asking: Execution, run: Run, ended: anyio.Event) -> None:
         """Wait until a run has ended, on behalf of another one. A checkpoint.
 

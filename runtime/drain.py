@@ -18,7 +18,7 @@ class DrainReport:
     """What became of the work when a supervisor drained."""
 
     finished: int
-    """Runs that ended by themselves while draining."""
+    """Runs that had ended, in whatever way, when the drain was over."""
     cancelled: int
     """Runs that were cancelled at the end of the drain and ended within their grace."""
     abandoned: tuple[Run, ...]

@@ -56,7 +56,7 @@ class Supervisor(Work):
         memory_limit: bytes that the process may have resident; past it, the same. `None` for any number.
         max_abandoned: bodies that may ignore their cancellation; with more, `statistics().healthy` is false.
         on_run_start: called with each run when it starts, and again for each further attempt.
-        on_run_end: called with each run when it has its outcome.
+        on_run_end: called with each run when it has its outcome, just before its place and turn are passed on.
         on_wait: called with each run that does not start when it is submitted. The three are plain functions, called on
             the event loop; an exception in one is logged and harms nothing.
 
@@ -187,6 +187,7 @@ class Supervisor(Work):
         Lasts until `stop`. Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
         """
         scheduler = self._scheduler
+        timeout = seconds("timeout", timeout, zero=True)
         self._refuse_inside("drain")
         scheduler.shut()
         if self._state == "running":

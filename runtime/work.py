@@ -10,6 +10,7 @@ from typing import Any
 
 from lanes import Draining, InvalidLane, Parked, Run, RunState, WrongThread, current_run
 from lanes.reset import begin as begin_reset
+from lanes.reset import concerns
 from lanes.run import Body
 from lanes.scheduler import Scheduler
 from lanes.spec import WhenBusy
@@ -164,6 +165,9 @@ class Work:
         run = self.submit(lane, fn, *args, **options)
         try:
             return await run.result()
+        except DeadlockError:
+            run.cancel("waiting for it would never have ended")
+            raise
         finally:
             if run.outcome is None:
                 run.cancel("whoever waited for it was cancelled")
@@ -229,7 +233,8 @@ class Work:
         one = self._scheduler.live.get(inside.id) if inside is not None else None
         if one is None or one.run is not inside:
             return None  # none of ours
-        while one is not None and one.run.session != key:
+        file = self._scheduler.layout.file_of(key)
+        while one is not None and not concerns(one, key, file):
             one = one.parent
         return one.run if one is not None else None
 
