@@ -28,7 +28,7 @@ async def test_a_compaction_that_never_settles_ends_at_its_deadline_and_the_next
         message = sup.post("session:a", "hello")
         assert (await message.wait()).state is RunState.DONE
         assert virtual.now() == pytest.approx(began + 60)
-        assert stuck.outcome.state is RunState.TIMED_OUT
+        assert (await stuck.wait()).state is RunState.TIMED_OUT
         assert texts(sup, "a") == ["hello"]
         assert_empty(sup)
 
@@ -42,7 +42,7 @@ async def test_a_compaction_that_ignores_its_end_as_well_is_left_behind_at_its_g
         message = sup.post("session:a", "hello")
         assert (await message.wait()).state is RunState.DONE
         assert virtual.now() == pytest.approx(began + 62)
-        assert stuck.outcome.state is RunState.ABANDONED
+        assert (await stuck.wait()).state is RunState.ABANDONED
         stubborn.release()
         await gone(sup)
         assert_empty(sup)
