@@ -48,6 +48,10 @@ GUARDS = {
     "hook_uncontained": "hooks::whatever_a_hook_raises_is_logged_and_harms_nothing",
     "always_healthy": "unhealthy::up_to_the_limit_it_is_healthy_and_above_it_says_what_and_where",
     "late_events_heard": "retries::nothing_of_an_earlier_attempt_reaches_the_session_or_the_listeners",
+    "priority_not_lent": "fairness::a_foreground_run_that_waits_for_a_turn_lends_its_priority_to_the_one_before_it",
+    "deadline_not_inherited": "children::a_child_has_at_most_its_parents_deadline_at_whatever_depth",
+    "parents_turn_allowed": "children::a_child_that_names_the_session_of_a_run_above_it_is_refused",
+    "shares_ignored": "fairness::classes_that_all_want_more_than_there_is_get_their_shares",
 }
 
 

@@ -350,6 +350,47 @@ def late_events_heard() -> None:
     RunContext.emit = emit  # type: ignore[method-assign]
 
 
+def priority_not_lent() -> None:
+    """Who has a session's turn stays what it is, whoever waits for it."""
+
+    def most_urgent(self: turns.Turns, file: str) -> Priority:
+        reached["priority_not_lent"] += 1
+        front = self.front(file)
+        assert front is not None
+        return front.given_urgency
+
+    turns.Turns.most_urgent = most_urgent  # type: ignore[method-assign]
+
+
+def deadline_not_inherited() -> None:
+    """A child may run on behind its parent's deadline."""
+    begin = execution.Execution.begin
+
+    def begin_alone(self: execution.Execution) -> None:
+        parent, self.parent = self.parent, None
+        reached["deadline_not_inherited"] += parent is not None
+        begin(self)
+        self.parent = parent
+
+    execution.Execution.begin = begin_alone  # type: ignore[method-assign]
+
+
+def parents_turn_allowed() -> None:
+    """A child may wait for the turn that its parent has."""
+
+    def allow(*args: Any) -> None:
+        reached["parents_turn_allowed"] += 1
+
+    intake._refuse_inherited_turn = allow  # type: ignore[assignment]
+
+
+def shares_ignored() -> None:
+    """Of the classes that are due, the most urgent one gets every slot."""
+    reached["shares_ignored"] += 1
+    for urgency in Priority:
+        admission.STRIDE[urgency] = 10**6 * int(urgency)
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     defect.__name__: defect
     for defect in (
@@ -383,5 +424,9 @@ DEFECTS: dict[str, Callable[[], None]] = {
         hook_uncontained,
         always_healthy,
         late_events_heard,
+        priority_not_lent,
+        deadline_not_inherited,
+        parents_turn_allowed,
+        shares_ignored,
     )
 }
