@@ -126,6 +126,8 @@ class Finishing(Steering):
         if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
             self.end(execution, RunState.TIMED_OUT, "")  # it kept the loop, and its turn was taken from it meanwhile
         if execution.cause is None and cancelled:
+            if self._is_torn_down():
+                self._end_queued()  # before this one's end lets the next one in
             execution.cause = (RunState.CANCELLED, "cancelled from outside the supervisor")
         if execution.cause is None:
             if error is None:
@@ -136,6 +138,18 @@ class Finishing(Steering):
         state, reason = execution.cause
         if not self._try_again(execution, state, error):
             self._finish(execution, state, reason, value=value, error=None if cancelled else error)
+
+    def _is_torn_down(self) -> bool:
+        """Whether asyncio cancels all tasks, as at the end of `asyncio.run`; on trio the groups see to the order."""
+        return self._task is not None and bool(getattr(self._task, "cancelling", int)())
+
+    def _end_queued(self) -> None:
+        """Nothing starts any more: tell those who wait, the latest first, lest each one lets the next one in."""
+        self.accepting = self.starting = False
+        for execution in sorted(self.live.values(), reverse=True):
+            # One that another's end has let in just now has not begun either.
+            if execution.is_queued() or not (execution.began or execution.steered_into is not None):
+                self.end(execution, RunState.CANCELLED, "the supervisor was cancelled before it started")
 
     def _abandoned_ended(self, execution: Execution) -> None:
         self.abandoned.pop(execution, None)

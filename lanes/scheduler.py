@@ -8,13 +8,12 @@ import threading
 import anyio
 
 from locks import LockRegistry
-from locks._loop import event_type, know_loop, scope_type
+from locks._loop import current_task, event_type, know_loop, scope_type
 
 from .finishing import Finishing
 from .hooks import Hooks
 from .intake import Intake
 from .layout import SessionLayout
-from .run import RunState
 from .table import SpecTable
 from .waits import Waits
 
@@ -45,7 +44,7 @@ class Scheduler(Finishing):
         self.registry.wait_sources.append(self.waits.tasks_before)
         try:
             async with anyio.create_task_group() as group:
-                self._group, self.intake.thread = group, threading.get_ident()
+                self._group, self._task, self.intake.thread = group, current_task(), threading.get_ident()
                 self.hooks.context = contextvars.copy_context()
                 know_loop(self.hooks.context)
                 self.new_scope, self.new_event = scope_type(), event_type()
@@ -57,15 +56,8 @@ class Scheduler(Finishing):
                 finally:
                     self._end_queued()
         finally:
-            self._group = None
+            self._group, self._task = None, None
             self.registry.wait_sources.remove(self.waits.tasks_before)
-
-    def _end_queued(self) -> None:
-        """Nothing starts any more: tell those who wait, the latest first, lest each one lets the next one in."""
-        self.shut()
-        for execution in sorted(self.live.values(), reverse=True):
-            if execution.is_queued():
-                self.end(execution, RunState.CANCELLED, "the supervisor was cancelled before it started")
 
     def open(self) -> None:
         """Take work, and start what waits."""

@@ -79,6 +79,8 @@ class State(ABC):
         self.pace = Pace()
         self.hooks = hooks or Hooks(None, None, None)
         self._group: TaskGroup | None = None
+        self._task: Any = None
+        """The task that holds the group."""
         self._to_admit: dict[Group, None] = {}
         """Groups in which something may start."""
         self._admitting = False

@@ -67,8 +67,8 @@ class Waits:
     def __len__(self) -> int:
         return len(self._by_task)
 
-    def __contains__(self, execution: object) -> bool:
-        return execution in self._waiting
+    def __contains__(self, execution: Execution) -> bool:
+        return execution.fence.task in self._by_task
 
     async def wait(self, asking: Execution, run: Run, ended: anyio.Event) -> None:
         """Wait until a run has ended, on behalf of another one. A checkpoint.
@@ -92,7 +92,8 @@ class Waits:
             if turn is not None and self._stuck(asking) is None:
                 await turn.wait()
         finally:
-            self._by_task.pop(task, None)
+            if self._by_task.pop(task, None) is not None:
+                asking.progress()  # its idle budget counts from here again
             if self._waiting.pop(asking, None) is not None:
                 self._forget(asking, run)
                 self._go_on(asking)
