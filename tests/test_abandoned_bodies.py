@@ -171,7 +171,7 @@ async def test_a_second_clean_up_has_only_what_is_left_of_the_grace(sup, virtual
 async def test_60_hung_threads_starve_neither_appends_nor_leases_nor_stop(tmp_path):
     lanes = [
         LaneSpec("session:*", timeout=20.0, grace=0.2),
-        LaneSpec("hung:*", timeout=20.0, grace=0.2, capacity=60, group="hung"),
+        LaneSpec("hung:*", timeout=20.0, grace=1.5, capacity=60, group="hung"),
     ]
     sup = Supervisor(tmp_path, lanes=lanes, groups=[GroupSpec("hung", slots=60)])
     await sup.start()
