@@ -22,7 +22,7 @@ import psutil
 from anyio.lowlevel import checkpoint
 
 from lanes import GroupSpec, LaneSpec, RunContext
-from runtime import Supervisor
+from runtime import Limits, Supervisor
 
 from .measure import Figure, at_once, quiet
 
@@ -91,7 +91,7 @@ async def _live() -> dict[str, Any]:
         await anyio.sleep_forever()
 
     with tempfile.TemporaryDirectory() as directory:
-        async with Supervisor(directory, groups=groups, lag_limit=60) as sup:  # the bulk of it is meant
+        async with Supervisor(directory, groups=groups, limits=Limits(lag_s=60)) as sup:  # the bulk of it is meant
 
             async def live(kind: str, count: int) -> None:
                 for number in range(count):

@@ -13,7 +13,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from lanes import GroupSpec, LaneSpec, RunContext
-from runtime import Supervisor
+from runtime import Limits, Supervisor
 
 from .measure import Figure, per_operation, ratio
 
@@ -38,7 +38,7 @@ def figures() -> list[Figure]:
 async def _figures(backend: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
         # Submitting 200,000 keeps the loop for longer than it may be late.
-        async with Supervisor(directory, lanes=LANES, groups=GROUPS, lag_limit=60) as sup:
+        async with Supervisor(directory, lanes=LANES, groups=GROUPS, limits=Limits(lag_s=60)) as sup:
             found = [
                 await ratio(
                     f"submit → result / a bare start_soon ({backend})",

@@ -20,7 +20,7 @@ from anyio import to_thread
 
 from lanes import GroupSpec, LaneBusy, LaneFull, LaneSpec, Message, ProcessFailed, RetrySpec, Run, RunContext
 from locks import LeaseLost
-from runtime import Supervisor
+from runtime import Limits, Supervisor
 
 
 @asynccontextmanager
@@ -323,7 +323,7 @@ async def abandoned() -> None:
     async def quick(ctx: RunContext) -> str:
         return "the lane goes on"
 
-    async with gateway(LaneSpec("job", timeout=0.1, grace=0.05), max_abandoned=0) as sup:
+    async with gateway(LaneSpec("job", timeout=0.1, grace=0.05), limits=Limits(abandoned=0)) as sup:
         await tell(job=sup.submit("job", stubborn))
         (body,) = sup.abandoned()
         print("it stands in `released.wait()`:", "released.wait()" in body.stack)

@@ -87,6 +87,8 @@ class Execution:
     hold_at_most = math.inf
     hard_deadline = math.inf
     late_s = 0.0
+    forgiven = False
+    """Whether it got more time to end because the loop was late."""
     ran_before_s = 0.0
     """Seconds that earlier attempts ran."""
     cause: tuple[RunState, str] | None = None

@@ -16,6 +16,7 @@ from locks._events import described, log
 
 from .ending import deadline_reason, fields, log_timeout, outcome_of, queue_reason
 from .execution import Execution
+from .lateness import late_reason
 from .run import RunState
 from .stacks import stack_of
 from .steering import Steering
@@ -43,14 +44,15 @@ class Finishing(Steering):
         if state is RunState.TIMED_OUT:
             assert run.deadline is not None
             execution.late_s = max(0.0, now - run.deadline)
-            reason = reason or deadline_reason(execution)
+            reason = (reason or deadline_reason(execution)) + late_reason(self.lateness, run.deadline, now)
         execution.cause = (state, reason)
         run.reason = reason
         end_at = now + execution.spec.grace
         self.registry.end_by(execution.fence, end_at)
         self.timers.cancel(execution.timer)
         # However short the grace, a body that does end gets a few rounds of the loop to do it in.
-        execution.timer = self.timers.at(max(end_at, now + _LEAST_GRACE_S), self._abandon, execution)
+        due = max(end_at, now + _LEAST_GRACE_S)
+        execution.timer = self.timers.at(due, self._abandon, execution, due)
         if state is RunState.TIMED_OUT:
             log_timeout(execution, execution.run.reason)
         execution.ask_children_to_end(reason)
@@ -66,6 +68,10 @@ class Finishing(Steering):
         """A run has waited for as long as it may: say for what."""
         front = self.turns.front(execution.file) if execution.file is not None else None
         reason = queue_reason(execution, front, self.groups[execution.spec.group])
+        due, now = execution.run.wait_deadline, _clock.clock.now()
+        if due is not None and execution.is_queued():
+            execution.late_s = max(0.0, now - due)
+            reason += late_reason(self.lateness, due, now)
         self.end(execution, RunState.TIMED_OUT, reason)
 
     def _deadline(self, execution: Execution) -> None:
@@ -88,9 +94,14 @@ class Finishing(Steering):
         else:
             self.end(execution, RunState.CANCELLED, f"its turn was revoked: {error}")
 
-    def _abandon(self, execution: Execution) -> None:
+    def _abandon(self, execution: Execution, due: float) -> None:
         """The grace has passed and the body still runs: go on without it."""
         if execution.over or execution.cause is None:
+            return
+        more_s = self._more_grace(execution, due)
+        if more_s:
+            again = _clock.clock.now() + more_s
+            execution.forgiven, execution.timer = True, self.timers.at(again, self._abandon, execution, again)
             return
         state, reason = execution.cause
         if not execution.began:
@@ -113,6 +124,17 @@ class Finishing(Steering):
             stack=stack,
         )
         self._finish(execution, RunState.ABANDONED, reason)
+
+    def _more_grace(self, execution: Execution, due: float) -> float:
+        """How much longer a body may take, once, because the loop came late and it had no chance to end.
+
+        A timer that is merely late is no reason to wait, but for one more round of the loop. (What the body may write,
+        and how long it holds its session, does not depend on this: other processes wait for that.)
+        """
+        now, grace = _clock.clock.now(), execution.spec.grace
+        if now - due < _LEAST_GRACE_S or execution.forgiven:
+            return 0.0
+        return max(_LEAST_GRACE_S, min(grace, self.lateness.stood_still_s(due - grace, now)))
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Turn what the body did into the run's outcome, or into its next attempt."""

@@ -1,45 +1,182 @@
-"""Where a body stands, as text: for bodies that ignore their cancellation."""
+"""Where a body stands, as text: for bodies that ignore their cancellation, and for whoever asks where a run is stuck.
+
+A task that waits has no stack. It has a coroutine, which names the one that it awaits, which names the next; what is in
+between without naming anything (a step of an async generator, a foreign awaitable) the garbage collector can look into.
+It is asked for variables too, where one is needed: `f_locals` would leave a copy of them in the frame, and so keep what
+the body has long let go of.
+"""
 
 from __future__ import annotations
 
 import gc
 import linecache
+import os
+import sys
+import sysconfig
 from collections import deque
-from types import AsyncGeneratorType, CodeType
-from typing import Any
+from collections.abc import Iterator
+from types import AsyncGeneratorType, FrameType
+from typing import Any, NamedTuple
 
 _KEPT_FRAMES = 30
 _MOST_FRAMES = 10_000
+_KINDS = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+
+
+class Place(NamedTuple):
+    """A line of code."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line} in {self.function}"
+
+    def told(self) -> str:
+        """As a traceback tells it, with its source."""
+        text = linecache.getline(self.file, self.line).strip()
+        return f'  File "{self.file}", line {self.line}, in {self.function}' + (f"\n    {text}" if text else "")
+
+
+class Places(NamedTuple):
+    """A stack, outermost call first; of a deep one its inner end, which says what is waited for."""
+
+    kept: tuple[Place, ...]
+    left_out: int
+    """Outer calls that are not in `kept`."""
+
+    def told(self) -> str:
+        """As a traceback tells it."""
+        lines = [f"  … {self.left_out} outer calls …"] if self.left_out else []
+        return "\n".join(lines + [place.told() for place in self.kept])
+
+    def inner(self) -> Places:
+        """Without the outermost calls, those of the event library and ours that every task begins with."""
+        begins = next((n for n, place in enumerate(self.kept) if _distance(place.file) < _OURS), 0)
+        return Places(self.kept[begins:], self.left_out) if not self.left_out else self
+
+    @property
+    def guilty(self) -> Place | None:
+        """The innermost line of the user's own code, or else of what is nearest to it."""
+        return min(reversed(self.kept), key=lambda place: _distance(place.file), default=None)
 
 
 def stack_of(task: Any) -> str:
-    """The stack of a suspended task, outermost call first; of a deep one its inner end, which says what it waits for.
+    """The stack of a task, outermost call first; of a deep one its inner end, which says what it waits for.
 
     The frames themselves are not kept.
     """
-    if task is None:
-        return ""
-    coroutine = task.get_coro() if hasattr(task, "get_coro") else task.coro
-    places: deque[tuple[CodeType, int]] = deque(maxlen=_KEPT_FRAMES)
+    return places_of(coroutine_of(task)).told()
+
+
+def coroutine_of(task: Any) -> Any:
+    """What a task of asyncio or trio runs; `None` for no task."""
+    return task.get_coro() if hasattr(task, "get_coro") else getattr(task, "coro", None)
+
+
+def places_of(coroutine: Any, *, unseen: str = "") -> Places:
+    """Where a coroutine stands: suspended, or running on the calling thread. Keeps no frame, and never raises.
+
+    Args:
+        unseen: the name of a module whose own calls are no part of the answer: the one that asks.
+    """
+    places: deque[Place] = deque(maxlen=_KEPT_FRAMES)
     depth = 0
-    while coroutine is not None and depth < _MOST_FRAMES and (found := _where(coroutine)) is not None:
-        code, number, coroutine = found
-        places.append((code, number))
+    if is_running(coroutine):
+        inside = _running_places(coroutine, unseen)
+        places.extend(inside)
+        depth = len(inside)
+    for step in () if depth else steps(coroutine):
+        places.append(_place(step))
         depth += 1
-    lines = [f"  … {depth - len(places)} outer calls …"] if depth > len(places) else []
-    for code, number in places:
-        text = linecache.getline(code.co_filename, number).strip()
-        lines.append(f'  File "{code.co_filename}", line {number}, in {code.co_name}\n    {text}')
-    return "\n".join(lines)
+    return Places(tuple(places), depth - len(places))
 
 
-def _where(coroutine: Any) -> tuple[CodeType, int, Any] | None:
-    """Code and line of a coroutine, generator or async generator, and what it awaits."""
-    if type(coroutine).__name__ in ("async_generator_asend", "async_generator_athrow"):
-        # One step of an `async for`: it does not name its generator, but the garbage collector knows.
-        coroutine = next((one for one in gc.get_referents(coroutine) if isinstance(one, AsyncGeneratorType)), None)
-    for kind, awaited in (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await")):
-        frame = getattr(coroutine, f"{kind}_frame", None)
-        if frame is not None:
-            return frame.f_code, frame.f_lineno or 0, getattr(coroutine, awaited, None)
-    return None
+def is_running(coroutine: Any) -> bool:
+    """Whether a coroutine runs right now, rather than waits."""
+    return getattr(coroutine, "cr_running", None) is True or getattr(coroutine, "gi_running", None) is True
+
+
+def steps(coroutine: Any) -> Iterator[Any]:
+    """A coroutine, what it awaits, and so on down to what waits: coroutines, generators and async generators."""
+    seen: set[int] = set()
+    while coroutine is not None and len(seen) < _MOST_FRAMES:
+        step = coroutine if _is_step(coroutine) else _wrapped(coroutine)
+        if step is None or id(step) in seen:
+            return
+        seen.add(id(step))
+        yield step
+        coroutine = next((getattr(step, awaited) for _, awaited in _KINDS if hasattr(type(step), awaited)), None)
+
+
+def variables(coroutine: Any) -> list[Any]:
+    """What the local variables of a suspended coroutine hold, and what waits on its stack, such as a block's exit."""
+    return gc.get_referents(coroutine)
+
+
+def _is_step(one: Any) -> bool:
+    """Whether it is a coroutine or a generator that has not ended. Compiled ones may have no frame."""
+    kind = type(one)
+    for frame, awaited in _KINDS:
+        if hasattr(kind, awaited):
+            return getattr(one, frame, None) is not None or getattr(one, awaited, None) is not None
+    return False
+
+
+def _wrapped(awaitable: Any) -> Any:
+    """The coroutine in something that is awaited and does not name it: the first one that waits."""
+    found = gc.get_referents(awaitable)
+    found += [one for inside in found if type(inside) is dict for one in inside.values()]
+    waiting = [one for one in found if _is_step(one) and not is_running(one)]
+    # A step of an async generator: the generator, not the value that it is sent.
+    return next((one for one in waiting if isinstance(one, AsyncGeneratorType)), waiting[0] if waiting else None)
+
+
+def _place(step: Any) -> Place:
+    for name, _ in _KINDS:
+        frame = getattr(step, name, None)
+        if isinstance(frame, FrameType):
+            return Place(frame.f_code.co_filename, frame.f_lineno or 0, frame.f_code.co_name)
+    return Place("compiled", 0, str(getattr(step, "__qualname__", type(step).__qualname__)))
+
+
+def _running_places(coroutine: Any, unseen: str) -> list[Place]:
+    """The calling thread's stack from a coroutine inwards; nothing when it runs on another thread."""
+    outermost = getattr(coroutine, "cr_frame", None) or getattr(coroutine, "gi_frame", None)
+    places: list[Place] = []
+    frame: FrameType | None = sys._getframe(1)
+    try:
+        while frame is not None and len(places) < _MOST_FRAMES:
+            if places or frame.f_globals.get("__name__") not in (__name__, unseen):
+                places.append(Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+            if frame is outermost:
+                return places[::-1]
+            frame = frame.f_back
+        return []
+    finally:
+        del frame, outermost  # a frame that a local variable names would need the garbage collector
+
+
+_HERE = os.path.dirname(os.path.dirname(__file__))
+_PATHS = sysconfig.get_paths()
+_PACKAGES = {_PATHS[name] for name in ("purelib", "platlib")}
+_EVENTS = (
+    "<frozen",
+    *(os.path.join(_HERE, floor, "") for floor in ("locks", "lanes", "runtime")),
+    *(os.path.join(folder, name, "") for folder in _PACKAGES for name in ("anyio", "trio", "outcome", "sniffio")),
+)
+_LIBRARIES = tuple(os.path.join(folder, "") for folder in _PACKAGES)
+_STANDARD = tuple(os.path.join(_PATHS[name], "") for name in ("stdlib", "platstdlib"))
+
+
+_OURS = 3
+
+
+def _distance(file: str) -> int:
+    """How far code is from the user's own: that is nearest, then the libraries that it calls."""
+    if file.startswith(_EVENTS):
+        return _OURS
+    if file.startswith(_LIBRARIES):
+        return 1
+    return 2 if file.startswith(_STANDARD) else 0

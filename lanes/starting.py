@@ -204,7 +204,7 @@ class Starting(State):
             return group.admit()
         now, barred, soonest = _clock.clock.now(), list[Priority](), float("inf")
         while (urgency := group.next_class(barred)) is not None:
-            at = self.pace.may_start_at(group.spec.name, urgency)
+            at = self.pace.may_start_at(group.spec.name, urgency, now)
             if at <= now:
                 self.pace.started(group.spec.name, urgency, now)
                 return group.admit(barred)

@@ -23,6 +23,7 @@ from .history import History
 from .hooks import Hooks
 from .host import LaneHost
 from .lane import Lane
+from .lateness import Lateness, Unwatched
 from .layout import SessionLayout
 from .pace import Pace
 from .run import Run, RunState
@@ -76,6 +77,7 @@ class State(ABC):
         self.late_events_dropped = 0
         self._refusals = threading.Lock()
         self.timers = Timers()
+        self.lateness: Lateness = Unwatched()
         self.pace = Pace()
         self.hooks = hooks or Hooks(None, None, None)
         self._group: TaskGroup | None = None

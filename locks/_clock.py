@@ -18,6 +18,9 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+STEWARD = "locks-steward"
+"""The thread that ends leases; nothing of the host's may run on it."""
+
 Callback = Callable[[float], float]
 """Called with the current instant when an alarm rings; returns the next instant to ring at (`math.inf`: none)."""
 
@@ -35,38 +38,56 @@ class Clock(Protocol):
     def now(self) -> float:
         """The current instant, in seconds."""
 
-    def alarm(self, callback: Callback) -> Alarm:
-        """An alarm that calls `callback`, possibly on another thread, for as long as the alarm is referenced."""
+    def alarm(self, callback: Callback, thread: str = STEWARD) -> Alarm:
+        """An alarm that calls `callback`, possibly on a thread of that name, for as long as the alarm is referenced."""
 
 
 class SystemClock:
-    """`time.monotonic`, and one daemon thread per process that rings all alarms."""
+    """`time.monotonic`, and daemon threads that ring alarms: one per name and process, started by its first alarm."""
 
     def __init__(self) -> None:
         self.now = time.monotonic
-        self._changed = threading.Condition(threading.Lock())
-        self._alarms: weakref.WeakSet[_ThreadAlarm] = weakref.WeakSet()
-        self._thread: threading.Thread | None = None
+        self._ringers: dict[str, _Ringer] = {}
+        self._starting = threading.Lock()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
-    def alarm(self, callback: Callback) -> Alarm:
-        return _ThreadAlarm(self, callback)
+    def alarm(self, callback: Callback, thread: str = STEWARD) -> Alarm:
+        with self._starting:
+            ringer = self._ringers.get(thread)
+            if ringer is None:
+                ringer = self._ringers[thread] = _Ringer(thread)
+        return _ThreadAlarm(ringer, callback)
 
     def _after_fork(self) -> None:
-        # Only the forking thread lives on in the child: the ringing thread is gone and may have held the condition.
-        self._changed = threading.Condition(threading.Lock())
-        self._alarms = weakref.WeakSet()
-        self._thread = None
+        # Only the forking thread lives on in the child: the ringing threads are gone and may have held a lock.
+        self._starting = threading.Lock()
+        for ringer in self._ringers.values():
+            ringer.reset()
 
-    def _wake(self, alarm: _ThreadAlarm, at: float) -> None:
+
+class _Ringer:
+    """A thread that rings alarms, one after the other. What must not wait for another's callback has one of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, without a thread and without alarms."""
+        self._changed = threading.Condition(threading.Lock())
+        self._alarms: weakref.WeakSet[_ThreadAlarm] = weakref.WeakSet()
+        self._thread: threading.Thread | None = None
+
+    def wake(self, alarm: _ThreadAlarm, at: float) -> None:
+        """Ring an alarm at `at`, unless it rings earlier."""
         with self._changed:
             if at >= alarm.due:
                 return
             alarm.due = at
             self._alarms.add(alarm)
             if self._thread is None:
-                thread = threading.Thread(target=self._ring_for_ever, name="locks-steward", daemon=True)
+                thread = threading.Thread(target=self._ring_for_ever, name=self._name, daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:
@@ -88,21 +109,21 @@ class SystemClock:
                     alarm.due = math.inf
             for alarm in ringing:
                 # The callback owns its errors; what it returns is when it wants to be called next.
-                self._wake(alarm, alarm.callback(time.monotonic()))
+                self.wake(alarm, alarm.callback(time.monotonic()))
             del alarm, ringing
 
 
 class _ThreadAlarm:
-    __slots__ = ("__weakref__", "_clock", "callback", "due")
+    __slots__ = ("__weakref__", "_ringer", "callback", "due")
 
-    def __init__(self, clock: SystemClock, callback: Callback) -> None:
-        self._clock = clock
+    def __init__(self, ringer: _Ringer, callback: Callback) -> None:
+        self._ringer = ringer
         self.callback = callback
-        self.due = math.inf  # written under the clock's condition only
+        self.due = math.inf  # written under the ringer's condition only
 
     def ring_by(self, at: float) -> None:
         if at < self.due:  # an unlocked look is enough to skip: `due` only moves back to `inf` on the way to a new look
-            self._clock._wake(self, at)
+            self._ringer.wake(self, at)
 
 
 clock: Clock = SystemClock()

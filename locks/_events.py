@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _noted = False
+
+observers: tuple[Callable[[str, str, Mapping[str, Any]], object], ...] = ()
+"""Told each event, its level and its fields, on the thread that logs it, whatever the host's set-up shows. Replaced
+whole, never changed."""
 
 
 def prepare() -> None:
@@ -24,6 +29,8 @@ def log(event: str, /, *, level: str = "info", **fields: Any) -> None:
     """Write one event. Callable from any thread; never raises."""
     global _noted  # noqa: PLW0603 -- one note per process is the point
     try:
+        for observer in observers:
+            observer(event, level, fields)
         import structlog  # noqa: PLC0415 -- see the module's text
 
         getattr(structlog.get_logger("lanes"), level)(event, **fields)

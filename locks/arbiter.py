@@ -87,6 +87,8 @@ class Arbiter:
         self._room = WaitingRoom(self._now_held, self._let_in)
         self.wait_sources: list[WaitSource] = []
         """Each says for which tasks a task waits by other means than a right, so that rings through them are found."""
+        self.observers: tuple[Callable[[Claim], object], ...] = ()
+        """Told each claim that held its right and was given back, on the loop's thread. Must not raise."""
         self._waits = WaitGraph(self.wait_sources)
         self._steward = Steward(self._settle)
         self._loop: object = None
@@ -239,6 +241,9 @@ class Arbiter:
             claim.fence.claims.pop(claim, None)
         self._room.update(entry, queue)
         self._wake(woken)
+        for observer in self.observers:
+            if claim.acquired_at:
+                observer(claim)
         self._files.drop_if_idle(entry)
         if queue.trouble is not None or entry.notes:
             self._report(entry, queue)

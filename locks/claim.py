@@ -189,6 +189,8 @@ class Claim:
         """Start the grace afresh: nobody could have met a deadline while the process stood still."""
         if self.fence is None:
             self.revoke_at = now + self.grace
+        else:
+            self.fence.forgive(now)
 
     def holds_at_most(self, grace: float) -> float:
         """Seconds for which it will hold at most if it begins now, grace included."""

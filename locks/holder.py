@@ -119,9 +119,14 @@ class Fence:
         return self._closed is not None or _clock.clock.now() >= self.end_at
 
     def end_by(self, at: float) -> None:
-        """Let the run write until `at` at most. It never moves later."""
+        """Let the run write until `at` at most. It moves later only by `forgive`."""
         self.deadline = min(self.deadline, _clock.clock.now())
         self.end_at = min(self.end_at, at)
+
+    def forgive(self, now: float) -> None:
+        """Start the grace afresh, if the deadline has passed: the process stood still, and the run with it."""
+        if self.deadline <= now and not self._closed:
+            self.end_at = max(self.end_at, now + self.end_at - self.deadline)
 
     def close(self, kind: type[LeaseLost] = RunEnded, by: Holder | None = None) -> None:
         """Refuse every later write. The first cause stands.

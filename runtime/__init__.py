@@ -7,31 +7,57 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .drain import DrainReport
-    from .lag import Quantiles
+    from .owner import SessionsOwned
+    from .quantiles import Quantiles
+    from .restart import AbandonedBodies
+    from .services import ServicesStuck
     from .statistics import AbandonedBody, GroupStatistics, LaneStatistics, Statistics
-    from .supervisor import AbandonedBodies, Supervisor
+    from .status.place import StatusSocketError
+    from .supervisor import Supervisor
+    from .watch.limits import Limits
+    from .watch.resources import ProcessStatistics
+    from .watch.watchdog import Blocked
 
 __all__ = [
     "AbandonedBodies",
     "AbandonedBody",
+    "Blocked",
     "DrainReport",
     "GroupStatistics",
     "LaneStatistics",
+    "Limits",
+    "ProcessStatistics",
     "Quantiles",
+    "ServicesStuck",
+    "SessionsOwned",
     "Statistics",
+    "StatusSocketError",
     "Supervisor",
 ]
 
-_HOMES = {"DrainReport": "drain", "Quantiles": "lag"} | dict.fromkeys(
-    ("AbandonedBody", "GroupStatistics", "LaneStatistics", "Statistics"), "statistics"
-)
+_HOMES = {
+    "AbandonedBodies": "restart",
+    "AbandonedBody": "statistics",
+    "Blocked": "watch.watchdog",
+    "DrainReport": "drain",
+    "GroupStatistics": "statistics",
+    "LaneStatistics": "statistics",
+    "Limits": "watch.limits",
+    "ProcessStatistics": "watch.resources",
+    "Quantiles": "quantiles",
+    "ServicesStuck": "services",
+    "SessionsOwned": "owner",
+    "Statistics": "statistics",
+    "StatusSocketError": "status.place",
+    "Supervisor": "supervisor",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: the command line lives in this package too, and `--help` must not wait for an event loop.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES.get(name, 'supervisor')}", __name__), name)
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     value.__module__ = __name__
     globals()[name] = value
     return value

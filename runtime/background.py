@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any
 
 import anyio
@@ -27,8 +28,14 @@ class Background:
         self.over = anyio.Event()
         self.error: BaseException | None = None
 
-    def start(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """Start `body`, which must end by itself; a cancellation of the whole loop reaches it like any task."""
+    def start(
+        self, body: Callable[[], Coroutine[Any, Any, None]], name: str, *, context: Context | None = None
+    ) -> None:
+        """Start `body`, which must end by itself; a cancellation of the whole loop reaches it like any task.
+
+        Args:
+            context: its variables, instead of the caller's; trio has those of the loop in any case.
+        """
 
         self.started = True
 
@@ -45,7 +52,7 @@ class Background:
                 self.over.set()
 
         if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
-            task = loop.create_task(contained(), name=name)
+            task = loop.create_task(contained(), name=name, context=context)
             _tasks.add(task)
             task.add_done_callback(_tasks.discard)
         else:

@@ -9,8 +9,10 @@ import anyio
 from lanes import Run, RunState
 from lanes.execution import Execution
 from lanes.scheduler import Scheduler
+from locks._events import log
 
-_SETTLE_S = 1.0  # beyond the longest grace: for outcomes to be recorded after the last body was abandoned
+SETTLE_S = 1.0
+"""Beyond the longest grace: for outcomes to be recorded after the last body was abandoned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,29 +29,60 @@ class DrainReport:
     """Runs that were still queued."""
 
 
+class Drain:
+    """One drain of a scheduler that takes and starts nothing more."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._before = scheduler.running()
+        self._left: list[Execution] = []
+
+    async def let_finish(self, timeout: float) -> bool:
+        """Wait for running runs, for `timeout` seconds at most; returns whether all have ended. A checkpoint.
+
+        Cancelled, nothing has changed.
+        """
+        with anyio.move_on_after(timeout):
+            await self._scheduler.calm()
+        return self._scheduler.is_calm()
+
+    async def cancel_rest(self, reason: str) -> None:
+        """Cancel what still runs, and wait for its grace; not interrupted by cancellation. A checkpoint."""
+        self._left = self._scheduler.running()
+        for execution in self._left:
+            execution.ask_to_end(RunState.CANCELLED, reason)
+        grace = max((execution.spec.grace for execution in self._left), default=0.0)
+        # Twice: a body that had no chance to end, because the loop came late, gets its grace again.
+        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * grace + SETTLE_S):
+            if self._left:
+                await self._scheduler.calm()
+
+    def report(self) -> DrainReport:
+        """What became of them."""
+        zombies, left = self._scheduler.abandoned, self._left
+        queued = (execution.run for lane in self._scheduler.lanes.values() for execution in lane.queued)
+        return DrainReport(
+            finished=sum(execution not in left and execution not in zombies for execution in self._before),
+            cancelled=sum(execution not in zombies for execution in left),
+            abandoned=tuple(execution.run for execution in zombies),
+            unstarted=tuple(sorted(queued, key=lambda run: run.id)),
+        )
+
+
 async def finish_or_cancel(scheduler: Scheduler, timeout: float) -> DrainReport:
     """Let running runs finish for `timeout` seconds, then cancel them and wait for their grace. A checkpoint.
 
     Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
     """
-    before = scheduler.running()
-    left: list[Execution] = []
+    drain = Drain(scheduler)
     try:
-        with anyio.move_on_after(timeout):
-            await scheduler.calm()
+        await drain.let_finish(timeout)
     finally:
-        left = scheduler.running()
-        for execution in left:
-            execution.ask_to_end(RunState.CANCELLED, "the supervisor is stopping")
-        grace = max((execution.spec.grace for execution in left), default=0.0)
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + grace + _SETTLE_S):
-            if left:
-                await scheduler.calm()
-    zombies = scheduler.abandoned
-    unstarted = sorted((e.run for lane in scheduler.lanes.values() for e in lane.queued), key=lambda run: run.id)
-    return DrainReport(
-        finished=sum(execution not in left and execution not in zombies for execution in before),
-        cancelled=sum(execution not in zombies for execution in left),
-        abandoned=tuple(execution.run for execution in zombies),
-        unstarted=tuple(unstarted),
-    )
+        await drain.cancel_rest("the supervisor is stopping")
+    return drain.report()
+
+
+def log_unstarted(report: DrainReport) -> None:
+    """A line for each run that will not be started: its sender is told too, but whoever reads the log is not he."""
+    for run in report.unstarted:
+        log("run_not_started", level="warning", run=run.id, lane=run.lane, session=run.session)

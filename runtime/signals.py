@@ -1,8 +1,20 @@
-"""SIGINT and SIGTERM for a process that belongs to its supervisor: drain first, then at once, then out.
+"""SIGINT, SIGTERM, SIGHUP: drain first, then at once, then out. SIGUSR1: restart.
 
-The handlers are installed before the event loop exists and stay until after it is gone, so no signal falls into a gap
-in which it would mean a traceback. They run between two bytecodes of the main thread, so the third signal ends the
-process also when the event loop is frozen in Python code; a receiver inside the loop could not.
+The handlers are Python's own kind and run between two bytecodes of the main thread, so the third signal ends the
+process also when the event loop is frozen in Python code; a receiver inside the loop could not. All else is done by the
+loop: a handler only notes what has come and posts, because it may interrupt anything, the writing of a log line
+included.
+
+Entered before the event loop exists and left after it is gone, no signal falls into a gap in which it would mean a
+traceback. Entered inside a running loop, they lie over the handler by which `asyncio.run` or trio turns SIGINT into a
+cancellation, and give it back.
+
+- A signal that the kernel hands to another thread is noted by the main thread: at once as a rule, at its next bytecode
+  if it was sent to that very thread and the loop sleeps meanwhile.
+- A forked child gets back the handlers of before: it has no loop that could be told, and must end when it is told to.
+- SIGHUP stays ignored where it is, under `nohup`.
+
+Rejected: `loop.add_signal_handler` and `anyio.open_signal_receiver`, which need a loop that turns.
 """
 
 from __future__ import annotations
@@ -14,50 +26,150 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from locks._events import described, log
 from locks._loop import Post, poster
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Those that are counted in any case."""
+HANGUP: int | None = getattr(signal, "SIGHUP", None)
+"""Counted as well unless it is ignored; `None` where there is no such thing, as on Windows."""
+RESTART: int | None = getattr(signal, "SIGUSR1", None)
+"""Not counted: asks for a restart; `None` where there is no such thing."""
 _PATIENCE = 3
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Signals:
-    """Counts the signals of this process while its block runs. To be entered on the main thread, outside any loop."""
+    """Counts the signals of this process while its block runs. To be entered and left on the main thread.
 
-    def __init__(self, *, leave: Callable[[int], object] = os._exit) -> None:
+    What has come and was not told when the block is left stands in `received`.
+
+    Args:
+        leave: ends the process at the third signal, with 128 and its number.
+        required: whether entering on another thread is an error; else no signal is seen there.
+
+    Raises:
+        RuntimeError: on entering: it is required, and this is not the main thread.
+    """
+
+    def __init__(self, *, leave: Callable[[int], object] = os._exit, required: bool = False) -> None:
         self.received: list[int] = []
-        """Their numbers, in order."""
+        """The numbers of those that count, in order."""
         self._leave = leave
+        self._required = required
         self._before: dict[int, _Handler] = {}
+        """The handlers that are to come back."""
         self._post: Post | None = None
         self._call: Callable[[int], object] | None = None
+        self._restart: Callable[[], object] | None = None
         self._told = 0
+        self._asked = False
+        """SIGUSR1 has come since it was last told."""
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                self._before[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is not threading.main_thread():
+            if self._required:
+                name = threading.current_thread().name
+                raise RuntimeError(f"signals can be received on the main thread only; this is thread {name!r}")
+            return self
+        _entered.append(self)
+        for number in SIGNALS:
+            self._take(number, self._count)
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+            self._take(HANGUP, self._count)
+        if RESTART is not None:
+            self._take(RESTART, self._ask)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._leave_block()
 
-    def tell(self, call: Callable[[int], object]) -> None:
-        """Have `call` called on the running event loop with 1, 2, … for each signal that has come or will come."""
-        self._call, self._post = call, poster()
+    def tell(self, call: Callable[[int], object], restart: Callable[[], object] | None = None) -> None:
+        """Have both called on the running event loop: for what has come already before this returns, later ones soon.
+
+        Args:
+            call: called with 1, 2, … for each signal that counts.
+            restart: called when SIGUSR1 has come, once for several that come close together. Without it, or once a
+                signal has counted, SIGUSR1 is logged and ignored.
+
+        An exception in either is logged. Called again, it replaces both; nothing is told twice.
+        """
+        self._call, self._restart, self._post = call, restart, poster()
         self._deliver()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
+    def _take(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        self._before[number] = signal.getsignal(number)  # noted first: the new one may run before the next line does
+        signal.signal(number, handler)
+
+    def _leave_block(self) -> None:
+        self._call = self._restart = self._post = None  # what was posted already finds nobody to tell
+        if self in _entered:
+            _entered.remove(self)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Put back the handlers of before, except where somebody has put one over ours."""
+        for number, handler in self._before.items():
+            if signal.getsignal(number) in (self._count, self._ask):
+                # One that was not installed from Python is not known, and was lost when ours took its place.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _count(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
+        if self not in _entered:
+            self._pass_on(number)
+            return
         self.received.append(number)
         if len(self.received) >= _PATIENCE:
             self._leave(128 + number)
         if self._post is not None:
             self._post(self._deliver)
 
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
+        if self not in _entered:
+            self._pass_on(number)
+            return
+        self._asked = True
+        if self._post is not None:
+            self._post(self._deliver)
+
+    def _pass_on(self, number: int) -> None:
+        """The block was left while another handler lay over ours, and that one was replaced by ours since."""
+        self._give_back()
+        signal.raise_signal(number)
+
     def _deliver(self) -> None:
+        """On the loop: tell what was not told yet. Who stops does not restart, so what counts goes first."""
         while self._call is not None and self._told < len(self.received):
             self._told += 1
-            self._call(self._told)
+            _contained(self._call, self._told)
+        if self._call is None or not self._asked:
+            return
+        self._asked = False
+        if self.received:
+            log("signal_ignored", signal="SIGUSR1", reason="the process was told to stop")
+        elif self._restart is None:
+            log("signal_ignored", signal="SIGUSR1", reason="nothing here can be restarted")
+        else:
+            _contained(self._restart)
+
+
+def _contained(call: Callable[..., object], *args: int) -> None:
+    try:
+        call(*args)
+    except Exception as error:  # raised into trio's own machinery, it would end the loop
+        log("signal_call_failed", level="error", error=described(error))
+
+
+_entered: list[Signals] = []
+"""Those whose block runs, the innermost last."""
+
+
+def _after_fork() -> None:
+    for signals in reversed(_entered.copy()):
+        signals._leave_block()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

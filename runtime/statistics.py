@@ -12,7 +12,9 @@ from lanes.lane import Lane
 from lanes.scheduler import Scheduler
 from locks import RegistryStatistics
 
-from .lag import Quantiles
+from .quantiles import Quantiles
+from .watch.resources import ProcessStatistics
+from .watch.watchdog import Watchdog
 
 _ENQUEUED_AT = attrgetter("run.enqueued_at")
 
@@ -91,7 +93,11 @@ class Statistics:
     problems: tuple[str, ...]
     """What makes the process unhealthy, in words."""
     loop_lag: Quantiles
-    """Of the last minute, in seconds."""
+    """Of the last minute, in seconds, measured from outside of the loop."""
+    process: ProcessStatistics
+    """What the process uses, and its growth; looked at every second."""
+    generation: int
+    """Counts the restarts in this process, from 1; 0 before the start."""
 
     @property
     def healthy(self) -> bool:
@@ -99,7 +105,7 @@ class Statistics:
         return not self.problems
 
 
-def take(scheduler: Scheduler, lag: Quantiles, now: float, max_abandoned: int) -> Statistics:
+def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: int, generation: int) -> Statistics:
     """Look at a scheduler."""
     waited = {name: _oldest_wait(lane, now) for name, lane in scheduler.lanes.items()}
     queued, oldest = Counter[str](), dict[str, float]()
@@ -143,8 +149,10 @@ def take(scheduler: Scheduler, lag: Quantiles, now: float, max_abandoned: int) -
         late_writes_refused=scheduler.late_writes_refused,
         late_events_dropped=scheduler.late_events_dropped,
         admission_slowed=scheduler.pace.why,
-        problems=problems(scheduler, max_abandoned),
-        loop_lag=lag,
+        problems=(*problems(scheduler, max_abandoned), *watchdog.problems),
+        loop_lag=watchdog.quantiles(),
+        process=watchdog.statistics(),
+        generation=generation,
     )
 
 
@@ -155,7 +163,7 @@ def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
         return ()
     lanes = Counter(execution.run.lane for execution in scheduler.abandoned)
     where = ", ".join(f"{number} on lane {lane}" for lane, number in lanes.most_common(5))
-    return (f"abandoned bodies that still run: {abandoned} ({where}); allowed: {max_abandoned} (max_abandoned)",)
+    return (f"abandoned bodies that still run: {abandoned} ({where}); allowed: {max_abandoned} (limits.abandoned)",)
 
 
 def _oldest_wait(lane: Lane, now: float) -> float:

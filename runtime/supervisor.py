@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self, get_args
 
 import anyio
 
-from lanes import GroupSpec, LaneSpec, Run, RunState, SessionLayout, current_run
-from lanes.checks import callback, seconds, whole
+from lanes import Draining, GroupSpec, LaneSpec, Run, RunState, SessionLayout, current_run
+from lanes.checks import callback, choice, seconds, whole
 from lanes.hooks import Hook, Hooks
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
-from locks import DeadlockError, InvalidSession, LockRegistry
+from locks import DeadlockError, InvalidSession, LockRegistry, _clock
 from locks._events import log
 from locks._loop import poster
 
 from .background import Background
-from .drain import DrainReport, finish_or_cancel
-from .lag import LagMeter, Limits
+from .belongings import Belongings
+from .drain import SETTLE_S, DrainReport, finish_or_cancel, log_unstarted
+from .restart import AbandonedBodies, next_generation
+from .services import ServiceFactory, Services
+from .watch.limits import Keeper, Limits
+from .watch.selfcheck import SelfCheck
+from .watch.watchdog import EXIT_NEW_PROCESS, Watchdog
 from .work import Work
 
-ServiceFactory = Callable[[], AbstractAsyncContextManager[Any]]
-
-
-class AbandonedBodies(RuntimeError):
-    """A supervisor stopped, but bodies that ignored their cancellation still run. They are fenced: none can write."""
-
-    def __init__(self, runs: tuple[Run, ...]) -> None:
-        super().__init__(f"{len(runs)} abandoned: " + "; ".join(repr(run) for run in runs[:10]))
-        self.runs = runs
+State = Literal["new", "running", "draining", "restarting", "stopped"]
+OnZombie = Literal["raise", "exit"]
+EXIT_ABANDONED = 70
+"""The exit code of a process that leaves bodies behind (`EX_SOFTWARE`)."""
 
 
 class Supervisor(Work):
@@ -48,13 +48,22 @@ class Supervisor(Work):
         lanes: specifications that add to the default lanes or override them by pattern.
         groups: the same for groups.
         services: name to factory of an async context manager; entered in order before work is accepted, left in
-            reverse order, and handed to bodies as `ctx.services`.
+            reverse order, and handed to bodies as `ctx.services`. Each generation makes its own.
         registry: the lock registry; by default one of its own.
-        drain_timeout: seconds that running runs get to finish when the context manager is left without an exception.
+        exclusive: whether no other supervisor may have the directory at the same time.
+        exclusive_wait: seconds to wait for another one to leave; by default it fails at once.
+        signals: whether the process belongs to this supervisor: SIGINT, SIGTERM and SIGHUP stop it, SIGUSR1 restarts
+            it, and the `async with` block is cancelled when it is to stop. Main thread only.
+        status_socket: where `lanes status` and its like can ask: a path, or `True` for the place where they look.
+        notify: whether to talk to the service manager that the environment names (systemd's `NOTIFY_SOCKET`).
+        on_zombie: what `stop` and `restart` do with bodies that ignore their cancellation: `"raise"`, or `"exit"` the
+            process (70, and 75 from `restart`); with `"exit"`, a loop that is blocked for `limits.dead_s` seconds, and
+            a stop or restart that overruns its bounds, end the process too.
+        limits: what the process may use, and what happens then.
+        drain_timeout: seconds that running runs get to finish when the context manager is left without an exception,
+            and before a restart.
+        services_timeout: seconds that entering all services may take, and leaving them.
         keep_outcomes: how many finished runs `find` still knows.
-        lag_limit: seconds that the event loop may be late; past it, runs are started slowly until it is well again.
-        memory_limit: bytes that the process may have resident; past it, the same. `None` for any number.
-        max_abandoned: bodies that may ignore their cancellation; with more, `statistics().healthy` is false.
         on_run_start: called with each run when it starts, and again for each further attempt.
         on_run_end: called with each run when it has its outcome, just before its place and turn are passed on.
         on_wait: called with each run that does not start when it is submitted. The three are plain functions, called on
@@ -72,11 +81,16 @@ class Supervisor(Work):
         groups: Iterable[GroupSpec] = (),
         services: Mapping[str, ServiceFactory] | None = None,
         registry: LockRegistry | None = None,
+        exclusive: bool = False,
+        exclusive_wait: float = 0.0,
+        signals: bool = False,
+        status_socket: str | os.PathLike[str] | bool | None = None,
+        notify: bool = False,
+        on_zombie: OnZombie = "raise",
+        limits: Limits | None = None,
         drain_timeout: float = 30.0,
+        services_timeout: float = 60.0,
         keep_outcomes: int = 1000,
-        lag_limit: float = 1.0,
-        memory_limit: int | None = None,
-        max_abandoned: int = 10,
         on_run_start: Hook | None = None,
         on_run_end: Hook | None = None,
         on_wait: Hook | None = None,
@@ -84,6 +98,8 @@ class Supervisor(Work):
         self.layout = sessions if isinstance(sessions, SessionLayout) else SessionLayout(os.fspath(sessions))
         self.registry = registry if registry is not None else LockRegistry()
         self.drain_timeout = seconds("drain_timeout", drain_timeout, zero=True)
+        self.services_timeout = seconds("services_timeout", services_timeout)
+        choice("on_zombie", on_zombie, get_args(OnZombie))
         self._scheduler = Scheduler(
             SpecTable(lanes, groups),
             self.registry,
@@ -91,21 +107,47 @@ class Supervisor(Work):
             keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),
             hooks=_hooks(on_run_start=on_run_start, on_run_end=on_run_end, on_wait=on_wait),
         )
-        self._services = dict(services or {})
-        memory = None if memory_limit is None else whole("memory_limit", memory_limit, 1)
-        self._lag = LagMeter(self._scheduler.pace, Limits(seconds("lag_limit", lag_limit), memory))
-        self._max_abandoned = whole("max_abandoned", max_abandoned, 0)
-        self._state: Literal["new", "running", "draining", "stopped"] = "new"
-        self._services_task, self._lanes_task = Background(), Background()
-        self._services_ready = anyio.Event()
-        self._services_life: anyio.CancelScope | None = None
-        self._leave_services, self._leave_lanes = anyio.Event(), anyio.Event()
+        self._factories = dict(services or {})
+        self._services = Services(self._factories)
+        self._limits = limits or Limits()
+        self._on_zombie: OnZombie = on_zombie
+        self._leave_process: Callable[[int], object] = os._exit
+        self.watchdog = Watchdog(
+            Keeper(self._limits, self._scheduler.pace, self.request_restart),
+            look=SelfCheck(self._scheduler).look,
+            abandoned=lambda: len(self._scheduler.abandoned),
+            dead_s=self._limits.dead_s if on_zombie == "exit" else None,
+            leave=self._exit_now,
+        )
+        self._scheduler.lateness = self.watchdog
+        self._belongings = Belongings(
+            exclusive=exclusive,
+            exclusive_wait=seconds("exclusive_wait", exclusive_wait, zero=True),
+            signals=signals,
+            status_socket=status_socket,
+            notify=notify,
+        )
+        self.generation = 0
+        """Counts the restarts in this process, from 1 for the first start."""
+        self._state: State = "new"
+        self._lanes_task = Background()
+        self._leave_lanes = anyio.Event()
         self._block: anyio.CancelScope | None = None
+        self._told_to_stop = anyio.Event()
+        self._stopping = False
+        self._drain_scope: anyio.CancelScope | None = None
+        self._restart_scope: anyio.CancelScope | None = None
+        self._restart_over: anyio.Event | None = None
 
     def __repr__(self) -> str:
         now = self._scheduler
         queued = sum(len(lane.queued) for lane in now.lanes.values())
         return f"<Supervisor of {self.layout.root}, {self._state}: {len(now.running())} running, {queued} queued>"
+
+    @property
+    def state(self) -> State:
+        """Where it stands: it moves down the list, but from a drain or a restart it may run again."""
+        return self._state
 
     # Life
 
@@ -114,21 +156,22 @@ class Supervisor(Work):
 
         Raises:
             InvalidSession: the sessions directory cannot be used; the message says why.
+            SessionsOwned: `exclusive`, and another supervisor has the directory; the message names it.
+            StatusSocketError: the status socket cannot be had.
+            ServicesStuck: the services did not start in time.
             Exception: whatever a service raised on entering.
         """
         if self._state != "new":
             raise RuntimeError(f"a supervisor starts once; this one is {self._state}")
-        _check_root(os.fspath(self.layout.root))
+        root = os.fspath(self.layout.root)
+        _check_root(root)
         self._state = "running"
-        name = f"supervisor of {self.layout.root}"
         try:
-            life = self._services_life = anyio.CancelScope()
-            services = partial(self._serve_services, self._services_ready, self._leave_services, life)
-            self._services_task.start(services, f"{name}: services")
-            await self._services_ready.wait()
-            self._raise_failure()
+            await self._belongings.take(self, root)
+            await self._services.enter(f"supervisor of {root}: services", self.services_timeout)
+            self._scheduler.services = self._services.made
             lanes_ready = anyio.Event()
-            self._lanes_task.start(partial(self._serve_lanes, lanes_ready, self._leave_lanes), name)
+            self._lanes_task.start(partial(self._serve_lanes, lanes_ready, self._leave_lanes), f"supervisor of {root}")
             await lanes_ready.wait()
             self._raise_failure()
             if self._leave_lanes.is_set():
@@ -137,28 +180,40 @@ class Supervisor(Work):
             await self._end_background()
             raise
         self._to_loop = poster()
+        self.watchdog.start()
+        self.generation = 1
         self._scheduler.open()
-        log("supervisor_started", sessions=os.fspath(self.layout.root), pid=os.getpid())
+        log("supervisor_started", sessions=root, pid=os.getpid())
+        self._belongings.ready()
 
     async def stop(self, *, drain_timeout: float | None = None) -> DrainReport:
         """Refuse new work, let running runs finish for `drain_timeout` seconds, cancel the rest, leave the services.
 
         Bounded: it ends after the drain, the longest grace, and the services' own leaving. Cancelled while it drains,
-        it goes on to cancel the runs at once, and raises the cancellation afterwards. Calling it again does nothing.
+        it goes on to cancel the runs at once, and raises the cancellation afterwards. A restart that is under way is
+        given up. Calling it again does nothing.
 
         Raises:
-            AbandonedBodies: some bodies ignored their cancellation; everything else is stopped.
+            AbandonedBodies: some bodies ignored their cancellation; everything else is stopped. With `on_zombie="exit"`
+                the process ends instead.
         """
         if self._state in ("new", "stopped"):
             self._state = "stopped"
             return DrainReport(0, 0, (), ())
         self._refuse_inside("stop")
         limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
+        self._stopping = True
+        self._belongings.stopping()
+        grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
+        bound = limit + 2 * grace + 2 * SETTLE_S + 6 * self.services_timeout
+        self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         report = DrainReport(0, 0, (), ())
         try:
+            await self._give_up_restart()
             report = await self.drain(limit)
         finally:
             await self._end_background()
+            log_unstarted(report)
             log(
                 "supervisor_stopped",
                 finished=report.finished,
@@ -168,9 +223,131 @@ class Supervisor(Work):
         self._raise_failure()
         zombies = tuple(execution.run for execution in self._scheduler.abandoned)
         if zombies:
+            self._exit_for(zombies, EXIT_ABANDONED)
             Background().start(self._release_zombies, "end of abandoned bodies")
             raise AbandonedBodies(zombies)
         return report
+
+    async def stop_requested(self) -> None:
+        """Wait until a signal asks to stop (`signals=True`): for who calls `start` and `stop` himself. A checkpoint."""
+        await self._told_to_stop.wait()
+
+    async def drain(self, timeout: float) -> DrainReport:
+        """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
+
+        Children of running runs are still taken and started: their parents wait for them.
+        Lasts until `stop` or `restart`. Cancelled, it cancels the runs at once, waits for their grace, and raises
+        afterwards.
+        """
+        scheduler = self._scheduler
+        timeout = seconds("timeout", timeout, zero=True)
+        self._refuse_inside("drain")
+        scheduler.shut()
+        if self._state in ("running", "restarting"):
+            self._state = "draining"
+        with anyio.CancelScope() as self._drain_scope:
+            return await finish_or_cancel(scheduler, timeout)
+        return await finish_or_cancel(scheduler, 0.0)  # a second signal has cut it short, and they have had their grace
+
+    async def restart(self, *, drain_timeout: float | None = None) -> DrainReport:
+        """Replace this generation by the next one, in this process: see `restart.py` for the steps. A checkpoint.
+
+        Queued work is kept, and started on a ramp. Cancelled while running runs finish, admission is open again and
+        they go on undisturbed; later it is not interrupted.
+
+        Raises:
+            AbandonedBodies: bodies ignored their cancellation, so only a new process helps; admission is open again.
+                With `on_zombie="exit"` the process exits (75) instead.
+            Draining: another restart, or a stop, is under way, or the supervisor does not run; nothing has changed.
+            DeadlockError: called in a run that it would wait for; `request_restart` is for that.
+            Exception: a service did not leave or enter; the supervisor has stopped. With `on_zombie="exit"` the process
+                exits (75) instead.
+        """
+        self._refuse_inside("restart")
+        limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
+        if self._restart_over is not None or self._stopping or self._state not in ("running", "draining"):
+            what = "restarting" if self._restart_over is not None else "stopping" if self._stopping else self._state
+            raise Draining(f"restart: the supervisor is {what}; allowed: while it runs or drains")
+        self._state, self._restart_over = "restarting", anyio.Event()
+        self._belongings.restarting()
+        try:
+            with anyio.CancelScope() as self._restart_scope:
+                report = await next_generation(self, limit)
+                _ = self._reopen()
+                return report
+            raise Draining("restart: given up, because the supervisor stops")
+        except AbandonedBodies as error:
+            self._exit_for(error.runs, EXIT_NEW_PROCESS)
+            raise
+        except Exception as error:
+            if not self._is_open():
+                await self._end_after_failure(error)
+            raise
+        finally:
+            self._restart_over.set()
+            self._restart_scope = self._restart_over = None
+
+    def request_restart(self, reason: str = "requested") -> None:
+        """Have it restarted, from anywhere on the event loop's thread, also inside a run. Returns at once.
+
+        What comes of it is logged; while a restart or a stop is under way, nothing does.
+        """
+        log("restart_requested", reason=reason)
+        if self._restart_over is None and not self._stopping and self._state in ("running", "draining"):
+            Background().start(self._restart_asked_for, "restart", context=self._scheduler.hooks.context.copy())
+
+    async def _restart_asked_for(self) -> None:
+        """A background task; `restart` has logged what went wrong."""
+        with anyio.CancelScope():
+            await self.restart()
+
+    def _is_open(self) -> bool:
+        return self._stopping or self._state == "running"  # a call: `_reopen` and `stop` have come in between
+
+    def _reopen(self) -> bool:
+        """Take work again, unless everything ends."""
+        if self._stopping:
+            return False
+        self._state = "running"
+        self._scheduler.open()
+        self._belongings.ready()
+        return True
+
+    async def _end_after_failure(self, error: Exception) -> None:
+        """The old generation is gone, and the next one cannot begin: end everything, and have whoever waits know."""
+        if self._on_zombie == "exit":
+            self._exit(EXIT_NEW_PROCESS, f"the restart failed: {error!r}")
+        self._stopping = True
+        await self._end_background()
+        if self._block is not None:
+            self._failure = error
+            self._block.cancel()
+        self._told_to_stop.set()
+
+    _failure: Exception | None = None
+    """Why it has ended by itself, to be raised where its block is left."""
+
+    async def _give_up_restart(self) -> None:
+        if self._restart_over is not None:
+            if self._restart_scope is not None:
+                self._restart_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._restart_over.wait()
+
+    def _hard_limit(self, at: float, code: int, why: str) -> None:
+        if self._on_zombie == "exit" and not (self._stopping and at == math.inf):
+            self.watchdog.exit_by(at, code, why)
+
+    def _exit_for(self, zombies: tuple[Run, ...], code: int) -> None:
+        if self._on_zombie == "exit":
+            self._exit(code, f"{len(zombies)} bodies ignore their cancellation: " + "; ".join(map(repr, zombies[:10])))
+
+    def _exit(self, code: int, why: str) -> None:
+        log("process_exits", level="critical", code=code, reason=why)
+        self._exit_now(code)
+
+    def _exit_now(self, code: int) -> None:
+        self._leave_process(code)
 
     async def _release_zombies(self) -> None:
         """A background task: when the whole loop ends, let that cancellation reach the abandoned bodies too."""
@@ -180,29 +357,25 @@ class Supervisor(Work):
             for execution in self._scheduler.abandoned:
                 execution.tell_body_again()
 
-    async def drain(self, timeout: float) -> DrainReport:
-        """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
-
-        Children of running runs are still taken and started: their parents wait for them.
-        Lasts until `stop`. Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
-        """
-        scheduler = self._scheduler
-        timeout = seconds("timeout", timeout, zero=True)
-        self._refuse_inside("drain")
-        scheduler.shut()
-        if self._state == "running":
-            self._state = "draining"
-        return await finish_or_cancel(scheduler, timeout)
-
     def _refuse_inside(self, what: str) -> None:
         run = current_run()
         if run is not None and run.outcome is None and self._scheduler.find(run.id) is run:
             raise DeadlockError(f"{what}() waits for run {run.id} on lane {run.lane}, which awaits it", run_id=run.id)
 
+    def signalled(self, count: int) -> None:
+        """The first signal stops it, the second one ends the drain."""
+        self._told_to_stop.set()
+        if count == 1 and self._block is not None:
+            self._block.cancel()
+        elif count > 1 and self._drain_scope is not None:
+            self._drain_scope.cancel()
+
     async def __aenter__(self) -> Self:
         await self.start()
         self._block = anyio.CancelScope()
         self._block.__enter__()
+        if self._told_to_stop.is_set():
+            self._block.cancel()
         return self
 
     async def __aexit__(
@@ -210,39 +383,22 @@ class Supervisor(Work):
     ) -> bool | None:
         assert self._block is not None
         swallowed = self._block.__exit__(kind, error, traceback)
+        in_peace = error is None or (swallowed and self._told_to_stop.is_set())
         try:
-            await self.stop(drain_timeout=None if error is None else 0.0)
+            await self.stop(drain_timeout=None if in_peace else 0.0)
         except AbandonedBodies:
             if error is None or swallowed:
                 raise
             log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
+        if self._failure is not None and (error is None or swallowed):
+            raise self._failure
         return swallowed
-
-    async def _serve_services(self, ready: anyio.Event, leave: anyio.Event, life: anyio.CancelScope) -> None:
-        """A background task: enter the services in order, and leave them in reverse when it is time."""
-        try:
-            with life:
-                async with AsyncExitStack() as stack:
-                    services: dict[str, Any] = {}
-                    for name, factory in self._services.items():
-                        try:
-                            services[name] = await stack.enter_async_context(factory())
-                        except Exception as error:
-                            error.add_note(f"service {name!r} failed to start; admission stays closed")
-                            log("service_failed", level="error", service=name, error=repr(error))
-                            raise
-                    self._scheduler.services = services
-                    ready.set()
-                    await leave.wait()
-        finally:
-            ready.set()
 
     async def _serve_lanes(self, ready: anyio.Event, leave: anyio.Event) -> None:
         """A background task: the task group whose children are the lanes. Lasts as long as any body does."""
         try:
             async with anyio.create_task_group() as group:
                 await group.start(self._scheduler.serve)
-                _ = group.start_soon(self._lag.serve, name="loop lag meter")
                 ready.set()
                 await leave.wait()
                 group.cancel_scope.cancel()
@@ -261,18 +417,18 @@ class Supervisor(Work):
             self._leave_lanes.set()
             if self._lanes_task.started and not self._scheduler.abandoned:
                 await self._lanes_task.over.wait()
-            if not self._services_ready.is_set() and self._services_life is not None:
-                self._services_life.cancel()
-            self._leave_services.set()
-            if self._services_task.started:
-                await self._services_task.over.wait()
+            _ = await self._services.leave(self.services_timeout)
+        self.watchdog.stop()
+        self._belongings.give_back()
         self._state = "stopped"
 
     def _raise_failure(self) -> None:
         """Raise what a background task has failed with."""
-        for task in (self._services_task, self._lanes_task):
-            if task.error is not None and not isinstance(task.error, anyio.get_cancelled_exc_class()):
-                raise task.error
+        error = self._lanes_task.error
+        if self._services.error is not None:
+            raise self._services.error
+        if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
+            raise error
 
 
 def _hooks(**hooks: Hook | None) -> Hooks:

@@ -17,8 +17,9 @@ from lanes.spec import WhenBusy
 from locks import DeadlockError, _clock
 from locks._loop import Post, on_loop_thread
 
-from .lag import LagMeter
 from .statistics import AbandonedBody, Statistics, take
+from .watch.limits import Limits
+from .watch.watchdog import Watchdog
 
 _LOOK_S = 0.1
 
@@ -37,8 +38,9 @@ class Work:
     """The calls of a supervisor that concern work. They never block, and do not wait behind work."""
 
     _scheduler: Scheduler
-    _lag: LagMeter
-    _max_abandoned: int
+    watchdog: Watchdog
+    generation: int
+    _limits: Limits
     _to_loop: Post | None = None
 
     # Giving work
@@ -302,4 +304,4 @@ class Work:
 
     def statistics(self) -> Statistics:
         """What it holds at this instant; cheap enough to ask ten times a second."""
-        return take(self._scheduler, self._lag.quantiles(), _clock.clock.now(), self._max_abandoned)
+        return take(self._scheduler, self.watchdog, _clock.clock.now(), self._limits.abandoned, self.generation)

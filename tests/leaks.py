@@ -135,8 +135,8 @@ def _tracker(attribute: str) -> int | None:
 
 
 def _stays(thread: threading.Thread) -> bool:
-    """Threads of the process: the steward, and those that trio keeps for the next caller."""
-    if thread.name == "locks-steward" and thread.daemon:
+    """Threads of the process: steward and watchdog, and those that trio keeps for the next caller."""
+    if thread.name in ("locks-steward", "lanes-watchdog") and thread.daemon:
         return True
     from trio._core._thread_cache import THREAD_CACHE  # trio has no public word for "idle"
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
-from typing import Any
 
 import anyio
 import pytest
@@ -13,8 +11,9 @@ from structlog.testing import capture_logs
 from lanes import LaneSpec, RunState
 from lanes.checks import Priority
 from lanes.pace import INTERVAL_S, Pace
-from runtime import Supervisor
-from runtime.lag import LagMeter, Limits
+from runtime import Limits, Supervisor
+from runtime.watch.limits import Keeper
+from runtime.watch.resources import Usage
 from tests import blocking
 from tests.poll import eventually
 from tests.supervised import about
@@ -30,7 +29,7 @@ async def instant(ctx):
 
 @pytest.fixture
 async def sup(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES, lag_limit=0.5) as sup:
+    async with Supervisor(tmp_path, lanes=LANES, limits=Limits(lag_s=0.5)) as sup:
         yield sup
 
 
@@ -145,7 +144,7 @@ async def test_a_loop_that_is_late_again_and_again_is_told_of_once_and_stays_slo
             virtual.advance(0.8)
             await anyio.sleep(0.5)
             assert sup.statistics().admission_slowed
-    assert [one["event"] for one in logs] == ["admission_slowed"]
+    assert [one["event"] for one in logs if "admission" in one["event"]] == ["admission_slowed"]
 
 
 async def test_a_loop_that_is_late_within_the_limit_slows_nothing(sup, virtual):
@@ -155,34 +154,37 @@ async def test_a_loop_that_is_late_within_the_limit_slows_nothing(sup, virtual):
         assert sup.statistics().admission_slowed == ""
 
 
-async def test_short_memory_slows_admission_until_there_is_enough_again(virtual):
-    pace, resident = Pace(), 150_000_000
-    meter = LagMeter(pace, Limits(1.0, 100_000_000))
-    process: Any = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=resident))
-    meter._process = process
+def test_short_memory_is_warned_of_then_slows_admission_until_there_is_enough_again():
+    pace = Pace()
+    keeper = Keeper(Limits(memory=100_000_000), pace, restart=lambda why: pytest.fail("nobody asked for a restart"))
+
+    def look(now, resident):
+        keeper.look(now, Usage(resident, 10, 10), 0, 0.0)
+        return pace.why
+
     with capture_logs() as logs:
-        async with anyio.create_task_group() as group:
-            group.start_soon(meter.serve)
-            await anyio.sleep(1.5)
-            assert pace.why == "150 MB are resident; allowed: 100 MB"
-            await anyio.sleep(5)
-            assert pace.why
-            resident = 50_000_000
-            await anyio.sleep(1.5)
-            assert pace.why == ""
-            group.cancel_scope.cancel()
-    assert [one["event"] for one in logs] == ["admission_slowed", "admission_restored"]
+        assert look(0, 79_000_000) == ""
+        assert look(1, 85_000_000) == look(2, 90_000_000) == ""
+        assert look(3, 150_000_000) == "150 MB are resident; allowed: 100 MB"
+        assert look(500, 150_000_000)
+        assert look(501, 50_000_000) == ""
+    assert [(one["event"], one["reason"]) for one in logs] == [
+        ("limit_near", "85 MB are resident; allowed: 100 MB"),
+        ("limit_passed", "150 MB are resident; allowed: 100 MB"),
+        ("admission_slowed", "150 MB are resident; allowed: 100 MB"),
+        ("admission_restored", "150 MB are resident; allowed: 100 MB"),
+    ]
 
 
 async def test_a_supervisor_with_less_memory_than_a_process_needs_starts_slowly_and_goes_on(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES, memory_limit=1) as sup:
+    async with Supervisor(tmp_path, lanes=LANES, limits=Limits(memory=1)) as sup:
         await anyio.sleep(1.5)
         assert "MB are resident; allowed: 0 MB" in sup.statistics().admission_slowed
         assert len(await starts(sup, "normal", 4)) == 4
 
 
 async def test_a_loop_that_is_blocked_in_earnest_is_measured_and_recovers(tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES, lag_limit=0.2) as sup:
+    async with Supervisor(tmp_path, lanes=LANES, limits=Limits(lag_s=0.2)) as sup:
         await eventually(lambda: sup.statistics().loop_lag.max, awaited="a first measurement")
         with blocking.permitted("a body that does not let go of the loop"):
             time.sleep(0.3)  # noqa: ASYNC251 -- it is to block

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec
-from runtime import Supervisor
+from runtime import Limits, Supervisor
 from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone
 
 LANES = [LaneSpec("session:*", timeout=1.0, grace=1.0), LaneSpec("side:*", timeout=1.0, grace=1.0)]
@@ -19,7 +19,7 @@ LANES = [LaneSpec("session:*", timeout=1.0, grace=1.0), LaneSpec("side:*", timeo
 async def sup(virtual, tmp_path):
     virtual.busy_limit = 100
     virtual.threads_hold = False
-    async with Supervisor(tmp_path, lanes=LANES, max_abandoned=2) as sup:
+    async with Supervisor(tmp_path, lanes=LANES, limits=Limits(abandoned=2)) as sup:
         yield sup
         assert_empty(sup)
 
@@ -42,7 +42,7 @@ async def test_up_to_the_limit_it_is_healthy_and_above_it_says_what_and_where(su
     now = sup.statistics()
     assert (now.abandoned, now.healthy) == (3, False)
     assert now.problems == (
-        "abandoned bodies that still run: 3 (2 on lane session:a, 1 on lane side:b); allowed: 2 (max_abandoned)",
+        "abandoned bodies that still run: 3 (2 on lane session:a, 1 on lane side:b); allowed: 2 (limits.abandoned)",
     )
     bodies.pop().release()
     while sup.statistics().abandoned > 2:
@@ -54,11 +54,11 @@ async def test_up_to_the_limit_it_is_healthy_and_above_it_says_what_and_where(su
 
 
 async def test_with_a_limit_of_none_the_first_one_makes_it_unhealthy(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES, max_abandoned=0) as sup:
+    async with Supervisor(tmp_path, lanes=LANES, limits=Limits(abandoned=0)) as sup:
         assert sup.statistics().healthy
         body = await abandoned(sup, "side:b")
         assert sup.statistics().problems == (
-            "abandoned bodies that still run: 1 (1 on lane side:b); allowed: 0 (max_abandoned)",
+            "abandoned bodies that still run: 1 (1 on lane side:b); allowed: 0 (limits.abandoned)",
         )
         body.release()
         await gone(sup)
@@ -171,5 +171,5 @@ async def test_a_stop_names_who_is_left(virtual, tmp_path):
 @pytest.mark.backends("asyncio")
 @pytest.mark.parametrize("wrong", [-1, 1.5, None, "1", True], ids=repr)
 def test_a_bad_limit_is_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"^max_abandoned: .* is not allowed; allowed: a whole number from 0"):
-        Supervisor(tmp_path, max_abandoned=wrong)
+    with pytest.raises(ValueError, match=r"^limits.abandoned: .* is not allowed; allowed: a whole number from 0"):
+        Limits(abandoned=wrong)

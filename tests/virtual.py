@@ -99,7 +99,7 @@ class VirtualClock:
         """The current instant; the same as `anyio.current_time()`."""
         return self._now
 
-    def alarm(self, callback: _clock.Callback) -> VirtualAlarm:
+    def alarm(self, callback: _clock.Callback, thread: str = _clock.STEWARD) -> VirtualAlarm:
         """An alarm that rings inline when time reaches it, for as long as it is referenced."""
         alarm = VirtualAlarm(callback, next(self._numbers))
         with self._mutex:

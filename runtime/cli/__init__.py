@@ -40,6 +40,7 @@ def cli() -> None:
     show_default=True,
     help="Of the log lines on standard error.",
 )
+@click.option("--trace", metavar="FILE", help="Write what ran when, for ui.perfetto.dev or chrome://tracing.")
 def run(listing: bool, **given: Any) -> int:
     """Serve TARGET and say whether anything was lost, interleaved or stuck.
 

@@ -11,8 +11,9 @@ import psutil
 from lanes import RunState
 from locks import _clock
 from locks._events import log
+from runtime.restart import AbandonedBodies
 from runtime.signals import Signals
-from runtime.supervisor import AbandonedBodies, Supervisor
+from runtime.supervisor import Supervisor
 
 from .report import Result, policies
 from .work import Work

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lanes import RunState
-from runtime.lag import Quantiles, quantiles
+from runtime.quantiles import Quantiles, quantiles
 from runtime.statistics import Statistics
 
 from .ledger import Ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +12,7 @@ from lanes import LaneSpec, SessionLayout
 from runtime import log as logging
 from runtime.signals import Signals
 from runtime.supervisor import Supervisor
+from runtime.trace import SupervisorHooks, Trace
 
 from . import harness, lines, verdict
 from .bodies import Bodies
@@ -41,6 +43,7 @@ class Options:
     duration: float | None = None
     json: bool = False
     log_format: logging.LogFormat = "console"
+    trace: str | None = None
 
 
 def list_scenarios() -> int:
@@ -65,7 +68,7 @@ def run(options: Options) -> int:
     todo = plan(target.file, target.name, _NOWHERE, overrides) if target.file is not None else None
     directory = prepare(options.sessions)
     logging.configure(options.log_format)
-    with Signals() as signals:
+    with Signals() as signals, _trace(options.trace) as trace:
         before = _surveyed(directory)
         result = Result(
             Ledger(runs_count=todo is None),
@@ -77,7 +80,7 @@ def run(options: Options) -> int:
         output.line(f"sessions: {directory}")
         for broken in before.broken:
             output.line(f"broken before: {broken} (left as it is)")
-        anyio.run(_serve, target, todo, options, result, output, signals, backend=options.backend)
+        anyio.run(_serve, target, todo, options, result, output, signals, trace, backend=options.backend)
     return result.exit_code or int(output.failed)
 
 
@@ -88,35 +91,53 @@ def _surveyed(directory: str) -> verdict.Survey:
         raise Problem(f"--sessions: {error.filename}: cannot be read: {error.strerror or error}") from error
 
 
+def _trace(path: str | None) -> Trace | nullcontext[None]:
+    try:
+        return nullcontext() if path is None else Trace(path)
+    except (OSError, ValueError) as error:
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise Problem(f"--trace: {path!r} cannot be written: {why}; allowed: a file") from error
+
+
 async def _serve(
-    target: Target, todo: Plan | None, options: Options, result: Result, output: Output, signals: Signals
+    target: Target,
+    todo: Plan | None,
+    options: Options,
+    result: Result,
+    output: Output,
+    signals: Signals,
+    trace: Trace | None,
 ) -> None:
     work: Work
     if todo is not None:
         bodies = Bodies(result.ledger, todo.scale)
         work = Scenario(todo, bodies, result.ledger)
-        sup = _supervisor(result, [replace(spec, handler=bodies.handle) for spec in todo.lanes], todo)
+        sup = _supervisor(result, [replace(spec, handler=bodies.handle) for spec in todo.lanes], todo, trace)
         result.plans_abandoned = todo.plans_abandoned
     else:
         assert target.main is not None
         result.appended = 0
         work = Program(target.name, target.main, result, options.duration)
-        sup = _supervisor(result, [], None)
+        sup = _supervisor(result, [], None, trace)
     await harness.serve(sup, work, result, signals, _display(output, result.ledger))
+    if trace is not None:
+        trace.close()
     _conclude(result, output)
     if result.abandoned:
         leave_now(result.exit_code)
 
 
-def _supervisor(result: Result, lanes: list[LaneSpec], todo: Plan | None) -> Supervisor:
-    ledger = result.ledger
-    return Supervisor(
+def _supervisor(result: Result, lanes: list[LaneSpec], todo: Plan | None, trace: Trace | None) -> Supervisor:
+    hooks: SupervisorHooks = {"on_run_start": result.ledger.run_started, "on_run_end": result.ledger.run_ended}
+    sup = Supervisor(
         result.sessions_dir,
         lanes=lanes,
         groups=todo.groups if todo is not None else (),
-        on_run_start=ledger.run_started,
-        on_run_end=ledger.run_ended,
+        **(hooks if trace is None else trace.hooks(**hooks)),
     )
+    if trace is not None:
+        trace.watch(sup.registry)
+    return sup
 
 
 def _display(output: Output, ledger: Ledger) -> Display:

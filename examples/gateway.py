@@ -1,0 +1,269 @@
+"""A chat gateway: sessions over HTTP and WebSocket, Starlette under uvicorn. `examples/agent.py` is what they do.
+
+    pip install 'session-lanes[gateway]'
+    python -m examples.gateway --sessions sessions/       # each option is an environment variable too, for
+    uvicorn --factory examples.gateway:create_app --timeout-graceful-shutdown 30
+
+`POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. 200 with the reply, or
+    202 with a run to poll when it takes longer than `wait` (at most `--wait`). With an `Idempotency-Key` that was sent
+    before, it is the same run.
+`WebSocket /sessions/{key}/stream`: takes the same objects, waits for none, and sends events of the types `accepted`,
+    `token`, `end` and `error`. A client that reads too slowly misses tokens; one that reads nothing is cut off.
+`POST /sessions/{key}/stop`, `POST /sessions/{key}/reset`: end the session's runs; put its transcript away as well.
+`GET /runs/{id}`: where a run stands, and its reply.
+`GET /healthz`, `GET /readyz`, `GET /metrics`: whether it is well, whether it takes work, Prometheus.
+`POST /admin/restart`: a new generation in the same process. From this machine only.
+
+A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 the session is busy (and with what), or
+the run was stopped, reset or superseded; 422 a field, its value and what is allowed; 429 the queue is full; 503 draining
+or restarting; 504 the run timed out. What may be tried again has `Retry-After`. A client that goes away ends nothing:
+its question is in the transcript, and so will be the answer. SIGTERM is uvicorn's: requests under way are answered,
+which takes `--wait` at most, WebSockets are closed, then the supervisor drains.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import click
+import msgspec
+import uvicorn
+from anyio.abc import TaskGroup
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from examples.agent import Agent, Model, clock
+from examples.wire import MAX_BODY, Posted, Refusal, body_of, parsed, problem, refused, reply, shown
+from lanes import LaneError, LaneSpec, Run, RunError
+from locks import LockError
+from runtime import Supervisor
+from runtime.asgi import Supervised
+from runtime.log import configure
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the options say."""
+
+    sessions: str
+    wait: float
+    timeout: float
+    model_delay: float
+    model_tokens: int
+    cron_every: float
+    heartbeat_every: float
+    compact_above: int
+    send_timeout: float
+
+
+# The routes
+
+
+class Gateway:
+    """The routes, and the supervisor that they give work to."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.recent: deque[str] = deque(maxlen=100)
+        """The sessions that get cron jobs and heartbeats."""
+
+    def supervisor(self) -> Supervisor:
+        """What `Supervised` starts."""
+        s = self.settings
+        chat = LaneSpec("session:*", handler=Agent(s.compact_above), timeout=s.timeout)
+        model = Model(s.model_delay, s.model_tokens)
+        sup = Supervisor(
+            s.sessions,
+            lanes=[chat],
+            services={
+                "model": lambda: nullcontext(model),
+                "clock": lambda: clock(sup, self.recent, s.cron_every, s.heartbeat_every),
+            },
+        )
+        return sup
+
+    def take(self, connection: Request | WebSocket, asked: Posted) -> Run:
+        """Post a message to the session that the path names."""
+        key = connection.path_params["key"]
+        dedupe = connection.headers.get("idempotency-key")
+        run: Run = connection.state.lanes.post(f"session:{key}", asked.text, when_busy=asked.when_busy, dedupe=dedupe)
+        if key not in self.recent:
+            self.recent.append(key)
+        return run
+
+    async def post(self, request: Request) -> Response:
+        """Take a message, and wait for the answer, but not too long."""
+        asked = parsed(await body_of(request))
+        run = self.take(request, asked)
+        longest = self.settings.wait
+        with anyio.move_on_after(longest if asked.wait is None else min(asked.wait, longest)):
+            await run.wait()
+        if run.outcome is None:
+            return reply({"run": run.id}, 202, Location=f"/runs/{run.id}")
+        if run.outcome.error is not None:
+            return await refused(request, run.outcome.error)
+        return reply({"run": run.id, "reply": run.outcome.value})
+
+    async def stream(self, socket: WebSocket) -> None:
+        """Take messages, and tell what becomes of each. Ends with the connection; the runs go on."""
+        await socket.accept()
+        async with anyio.create_task_group() as tasks:
+            while (frame := await socket.receive())["type"] == "websocket.receive":
+                try:
+                    run = self.take(socket, parsed(frame.get("text") or frame.get("bytes") or b""))
+                except (LaneError, LockError) as error:
+                    await self.tell(socket, tasks, {"type": "error"} | problem(error, socket.state.lanes))
+                else:
+                    tasks.start_soon(self.relay, socket, tasks, run)
+            tasks.cancel_scope.cancel()
+
+    async def relay(self, socket: WebSocket, tasks: TaskGroup, run: Run) -> None:
+        """Tell what a run emits, and how it ends."""
+        events = run.events(buffer=256)  # a slow client misses the oldest, and costs no more memory than that
+        await self.tell(socket, tasks, {"type": "accepted", "run": run.id})
+        async for token in events:
+            await self.tell(socket, tasks, {"type": "token", "run": run.id, "token": token})
+        await self.tell(socket, tasks, {"type": "end", "missed": events.dropped} | shown(run))
+
+    async def tell(self, socket: WebSocket, tasks: TaskGroup, event: dict[str, Any]) -> None:
+        """Send an event; a client that takes none for too long is one that has gone."""
+        try:
+            with anyio.fail_after(self.settings.send_timeout):
+                await socket.send_text(msgspec.json.encode(event, enc_hook=str).decode())
+        except (TimeoutError, WebSocketDisconnect):
+            tasks.cancel_scope.cancel()
+
+    async def stop(self, request: Request) -> Response:
+        """End what a session does and has queued."""
+        return reply({"stopped": request.state.lanes.cancel(session=request.path_params["key"], reason="stopped")})
+
+    async def reset(self, request: Request) -> Response:
+        """Start a session afresh."""
+        moved = await request.state.lanes.reset(request.path_params["key"])
+        return reply({"archived": moved and os.path.basename(moved)})
+
+    async def run(self, request: Request) -> Response:
+        """Where a run stands."""
+        number = request.path_params["id"]
+        found = request.state.lanes.find(number)
+        if found is None:
+            raise Refusal(f"run {number} is not known: it never was, or ended too long ago", status=404)
+        return reply(shown(found))
+
+
+async def healthz(request: Request) -> Response:
+    """Whether the process should go on."""
+    now = request.state.lanes.statistics()
+    told = {"problems": now.problems, "slowed": now.admission_slowed, "abandoned": now.abandoned}
+    return reply(told | {"loop_lag_s": now.loop_lag}, 200 if now.healthy else 503)
+
+
+async def readyz(request: Request) -> Response:
+    """Whether it takes work."""
+    state = request.state.lanes.state
+    return reply({"state": state}) if state == "running" else reply({"state": state}, 503, Retry_After="1")
+
+
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    from runtime.metrics import SupervisorCollector
+
+    registry = CollectorRegistry()
+    registry.register(SupervisorCollector(request.state.lanes))
+    return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def restart(request: Request) -> Response:
+    """Begin a restart within the process; `GET /readyz` says when it is over."""
+    if request.client is None or not ipaddress.ip_address(request.client.host).is_loopback:
+        raise Refusal("a restart is asked for on the machine itself", status=403)
+    request.state.lanes.request_restart(f"asked for by {request.client.host}")
+    return reply({"state": request.state.lanes.state}, 202)
+
+
+# The process
+
+
+def application(settings: Settings) -> Supervised:
+    """The ASGI application."""
+    gateway = Gateway(settings)
+    routes = [
+        Route("/sessions/{key:path}/messages", gateway.post, methods=["POST"]),
+        Route("/sessions/{key:path}/stop", gateway.stop, methods=["POST"]),
+        Route("/sessions/{key:path}/reset", gateway.reset, methods=["POST"]),
+        WebSocketRoute("/sessions/{key:path}/stream", gateway.stream),
+        Route("/runs/{id:int}", gateway.run),
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/metrics", metrics),
+        Route("/admin/restart", restart, methods=["POST"]),
+    ]
+    errors: Any = dict.fromkeys((LaneError, LockError, RunError), refused)
+    return Supervised(Starlette(routes=routes, exception_handlers=errors), gateway.supervisor)
+
+
+def create_app() -> Supervised:
+    """The ASGI application, with settings from the environment: for `uvicorn --factory`."""
+    options = main.make_context("gateway", []).params
+    return application(Settings(**{name: options[name] for name in Settings.__dataclass_fields__}))
+
+
+def option(name: str, default: Any, text: str, **more: Any) -> Any:
+    """An option with an environment variable of the same name."""
+    variable = name.lstrip("-").replace("-", "_").upper()
+    return click.option(name, default=default, envvar=variable, show_default=True, show_envvar=True, help=text, **more)
+
+
+SECONDS = click.FloatRange(min=0)
+PERIOD = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@option("--host", "127.0.0.1", "Where to listen.")
+@option("--port", 8000, "0 for a free one.", type=click.IntRange(0, 65535))
+@option("--sessions", "sessions", "The directory of the transcripts.")
+@option("--wait", 20.0, "Seconds until a POST is answered 202.", type=SECONDS)
+@option("--timeout", 300.0, "Seconds that an answer may take.", type=PERIOD)
+@option("--model-delay", 0.02, "Seconds per token.", type=SECONDS)
+@option("--model-tokens", 10, "How many an answer has at least.", type=click.IntRange(min=1))
+@option("--cron-every", 3600.0, "Seconds between two cron jobs.", type=PERIOD)
+@option("--heartbeat-every", 60.0, "Seconds between two heartbeats.", type=PERIOD)
+@option("--compact-above", 200, "Records of a transcript.", type=click.IntRange(min=2))
+@option("--send-timeout", 20.0, "Seconds that a client may leave what it is sent unread.", type=PERIOD)
+def main(host: str, port: int, **settings: Any) -> None:
+    """Serve sessions over HTTP and WebSocket."""
+    configure("console")
+    # uvicorn raises the signal that has ended it once more. Then, and before it listens, there is nothing to save.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    config = uvicorn.Config(
+        application(Settings(**settings)),
+        host,
+        port,
+        lifespan="on",
+        access_log=False,
+        ws_max_size=MAX_BODY,
+        timeout_graceful_shutdown=int(settings["wait"]) + 10,
+    )
+    listening = config.bind_socket()
+    if sys.platform == "linux":
+        # A closed connection whose peer reads nothing would be kept for what is left to send: uvicorn never aborts one.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings["send_timeout"] * 1000))
+    uvicorn.Server(config).run([listening])
+
+
+if __name__ == "__main__":
+    main()

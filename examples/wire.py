@@ -1,0 +1,152 @@
+"""What `examples/gateway.py` reads and writes: messages as they come in, runs and errors as they go out."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Annotated, Any, get_args
+
+import anyio
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lanes import (
+    Draining,
+    InvalidLane,
+    LaneBusy,
+    LaneError,
+    LaneFull,
+    Run,
+    RunCancelled,
+    RunError,
+    RunSuperseded,
+    RunTimedOut,
+)
+from lanes.spec import WhenBusy
+from locks import DeadlockError, InvalidSession, LeaseLost, LeaseTimeout
+from runtime import Supervisor
+
+MAX_BODY = 1 << 20
+BODY_S = 10.0
+"""Seconds for a request's body to arrive."""
+STATUS: dict[type[BaseException], int] = {
+    InvalidLane: 422,
+    InvalidSession: 422,
+    **dict.fromkeys((LaneBusy, LeaseTimeout, LeaseLost, DeadlockError, RunCancelled, RunSuperseded), 409),
+    LaneFull: 429,
+    Draining: 503,
+    RunTimedOut: 504,
+}
+"""By class; the most special one counts, and all else is an error of ours: 500."""
+
+
+class Refusal(LaneError):
+    """What the gateway refuses by itself; `status` and what else the client should know are fields."""
+
+
+class Posted(msgspec.Struct, forbid_unknown_fields=True):
+    """A message, as a client sends it."""
+
+    text: Annotated[str, msgspec.Meta(min_length=1)]
+    when_busy: WhenBusy | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0)] | bool | None = None
+
+
+ALLOWED = {
+    "text": "text of one character or more",
+    "when_busy": ", ".join(get_args(WhenBusy)),
+    "wait": "seconds, 0 and more, or false",
+}
+
+
+def parsed(raw: str | bytes) -> Posted:
+    """The message in a body or a frame.
+
+    Raises:
+        Refusal: it is none; the field, its value and what is allowed are in it.
+    """
+    if len(raw) > MAX_BODY:
+        raise Refusal(f"body: {len(raw)} bytes; allowed: {MAX_BODY} bytes", status=413)
+    try:
+        given = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Refusal(f"body: no JSON ({error}); allowed: a JSON object", status=400) from None
+    if not isinstance(given, dict):
+        raise Refusal(f"body: {given!r:.80}; allowed: a JSON object", status=422)
+    try:
+        posted = msgspec.convert(given, Posted)
+        if posted.wait is True:
+            raise msgspec.ValidationError("`wait`")
+    except msgspec.ValidationError as error:
+        unknown = [name for name in given if name not in ALLOWED]
+        field = unknown[0] if unknown else re.findall(r"`[$.]*(\w+)", str(error))[-1]
+        value, allowed = given.get(field), ALLOWED.get(field, f"the fields {', '.join(ALLOWED)}")
+        message = f"{field:.80}: {value!r:.80} is not allowed; allowed: {allowed}"
+        raise Refusal(message, status=422, field=field, value=value, allowed=allowed) from None
+    return posted
+
+
+async def body_of(request: Request) -> bytes:
+    """The body, as long as it is neither too long nor too long in coming.
+
+    Raises:
+        Refusal: it is.
+    """
+    body = bytearray()
+    with anyio.move_on_after(BODY_S):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise Refusal(f"body: more than {MAX_BODY} bytes; allowed: {MAX_BODY} bytes", status=413)
+        return bytes(body)
+    raise Refusal(f"body: {len(body)} bytes came within {BODY_S:g} s; allowed: all of it", status=408)
+
+
+def reply(content: Any, status: int = 200, **headers: str) -> Response:
+    """A JSON response."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(msgspec.json.encode(content, enc_hook=str), status, named, "application/json")
+
+
+def problem(error: BaseException, sup: Supervisor) -> dict[str, Any]:
+    """An error for a client: its class, its status, its message, its fields."""
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+    fields = {name: value for name, value in vars(error).items() if name[0] != "_" and name != "path"}
+    holder = sup.find(fields["holder"]) if isinstance(fields.get("holder"), int) else None
+    if holder is not None:
+        fields["holder"] = held_by(holder)
+    if isinstance(error, RunError) and error.run is not None:
+        fields["run"] = error.run.id
+    return {"error": type(error).__name__, "status": status, "message": str(error), **fields}
+
+
+def held_by(run: Run) -> dict[str, Any]:
+    """Who has a session, for how long already, and for how long at most."""
+    now, at_most = time.monotonic(), run.deadline or run.wait_deadline
+    return {
+        "run": run.id,
+        "lane": run.lane,
+        "pid": os.getpid(),
+        "held_s": now - (run.started_at or now),
+        "remaining_s": at_most and at_most - now,
+    }
+
+
+async def refused(request: Request, error: BaseException) -> Response:
+    """The response to an error. A client that is still sending is cut off."""
+    told = problem(error, request.state.lanes)
+    headers = {"Retry_After": "1"} if getattr(error, "retryable", False) else {}
+    if told["status"] in (408, 413):
+        headers["Connection"] = "close"
+    return reply(told, told["status"], **headers)
+
+
+def shown(run: Run) -> dict[str, Any]:
+    """A run, for whoever polls it."""
+    told = {"run": run.id, "lane": run.lane, "session": run.session, "state": run.state, "reason": run.reason}
+    if (outcome := run.outcome) is None:
+        return told
+    times = {"waited_s": outcome.waited_s, "ran_s": outcome.ran_s, "late_s": outcome.late_s}
+    return told | times | ({"reply": outcome.value} if outcome.error is None else {"error": str(outcome.error)})

@@ -1,0 +1,81 @@
+"""What a supervisor takes of the world around it while it lives: the directory, signals, a socket, the service manager.
+
+Each is asked for by a parameter of its own, taken in this order, and given back in reverse.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import anyio
+
+from .notify import Notifier
+from .owner import own
+from .signals import Signals
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+
+
+class Belongings:
+    """What one supervisor has taken. On the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        exclusive: bool,
+        exclusive_wait: float,
+        signals: bool,
+        status_socket: str | os.PathLike[str] | bool | None,
+        notify: bool,
+    ) -> None:
+        self._exclusive, self._exclusive_wait = exclusive, exclusive_wait
+        self._signals, self._status_socket, self._notify = signals, status_socket, notify
+        self._notifier: Notifier | None = None
+        self._taken = ExitStack()
+
+    async def take(self, sup: Supervisor, root: str) -> None:
+        """Take what was asked for. A checkpoint; failed or cancelled, `give_back` gives back what was taken.
+
+        Raises:
+            SessionsOwned: another supervisor has the directory.
+            RuntimeError: signals belong to the main thread, and this is another one.
+            StatusSocketError: the socket cannot be had.
+        """
+        if self._signals:
+            signals = self._taken.enter_context(Signals(required=True))
+            signals.tell(sup.signalled, restart=lambda: sup.request_restart("SIGUSR1"))
+        if self._exclusive:
+            self._taken.callback((await own(root, self._exclusive_wait)).release)
+        if self._status_socket:
+            from .status.server import StatusServer  # noqa: PLC0415 -- most programs that embed one have no socket
+
+            server = StatusServer(self._status_socket, sup)
+            server.open()
+            self._taken.callback(server.close)
+        if self._notify:
+            self._notifier = Notifier.from_environment()
+            if self._notifier is not None:
+                sup.watchdog.alive = self._notifier.watchdog
+        await anyio.lowlevel.checkpoint()
+
+    def ready(self) -> None:
+        """Work is taken."""
+        if self._notifier is not None:
+            self._notifier.ready()
+
+    def restarting(self) -> None:
+        """Work is not taken for a while."""
+        if self._notifier is not None:
+            self._notifier.reloading()
+
+    def stopping(self) -> None:
+        """Work is not taken any more."""
+        if self._notifier is not None:
+            self._notifier.stopping()
+
+    def give_back(self) -> None:
+        """Give everything back, in reverse. Calling it again does nothing."""
+        self._taken.close()

@@ -1,0 +1,113 @@
+"""One generation of services: entered in order before work is accepted, left in reverse order when it has ended.
+
+They live in a background task of their own, because an async context manager must be left in the task in which it was
+entered, and a supervisor may be started and stopped in different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
+
+import anyio
+
+from locks._events import described, log
+
+from .background import Background
+
+ServiceFactory = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class ServicesStuck(RuntimeError):
+    """A service did not start, or did not leave, within its time, not even when it was cancelled."""
+
+
+class Services:
+    """The services of one generation."""
+
+    def __init__(self, factories: Mapping[str, ServiceFactory]) -> None:
+        self._factories = factories
+        self.made: dict[str, Any] = {}
+        """What they gave, by name; complete when `enter` has returned."""
+        self._task = Background()
+        self._ready, self._leave = anyio.Event(), anyio.Event()
+        self._life = anyio.CancelScope()
+        self._at = ""
+        """The service that is being entered, for the error."""
+
+    async def enter(self, name: str, timeout: float) -> None:
+        """Enter them all. A checkpoint; cancelled or failed, those that were entered are left again.
+
+        Args:
+            name: of the background task.
+            timeout: seconds that this may take.
+
+        Raises:
+            Exception: what a service raised; a note says which one.
+            ServicesStuck: it took too long.
+        """
+        self._task.start(self._serve, name)
+        try:
+            with anyio.move_on_after(timeout):
+                await self._ready.wait()
+            if not self._ready.is_set():
+                log("service_failed", level="error", service=self._at, error=f"not started within {timeout:g} s")
+                raise ServicesStuck(
+                    f"service {self._at!r} did not start within {timeout:g} s (services_timeout): admission is closed"
+                )
+            self._raise_failure()
+        except BaseException:
+            self._life.cancel()
+            await self.leave(timeout)
+            raise
+
+    async def leave(self, timeout: float) -> bool:
+        """Leave them in reverse order; not interrupted by cancellation. A checkpoint.
+
+        Args:
+            timeout: seconds that this may take; after it they are cancelled, and have as much again.
+
+        Returns:
+            Whether they have left; if not, what hangs goes on in the background.
+        """
+        self._leave.set()
+        if not self._task.started:
+            return True
+        with anyio.CancelScope(shield=True):
+            for _ in range(2):
+                with anyio.move_on_after(timeout):
+                    await self._task.over.wait()
+                if self._task.over.is_set():
+                    return True
+                self._life.cancel()
+        log("services_stuck", level="error", waited_s=2 * timeout)
+        return False
+
+    @property
+    def error(self) -> BaseException | None:
+        """What a service raised on entering or leaving."""
+        error = self._task.error
+        return None if error is None or isinstance(error, anyio.get_cancelled_exc_class()) else error
+
+    def _raise_failure(self) -> None:
+        if (error := self.error) is not None:
+            raise error
+
+    async def _serve(self) -> None:
+        """A background task: enter, wait, leave."""
+        try:
+            with self._life:
+                async with AsyncExitStack() as stack:
+                    for name, factory in self._factories.items():
+                        self._at = name
+                        try:
+                            self.made[name] = await stack.enter_async_context(factory())
+                        except Exception as error:
+                            error.add_note(f"service {name!r} failed to start; admission stays closed")
+                            log("service_failed", level="error", service=name, error=described(error))
+                            raise
+                    self._ready.set()
+                    await self._leave.wait()
+        finally:
+            self._ready.set()

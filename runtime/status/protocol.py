@@ -1,0 +1,330 @@
+"""What is said on a status socket: one JSON object a line, a question, and one a line back, its answer.
+
+A question names itself in `ask`; an answer has exactly one key, which says what kind it is. Both may gain fields: a
+client skips those that it does not know; a server refuses them, lest somebody believes that they had an effect.
+
+Strings are UTF-8 whatever was in them; what is not finite is null. Seconds everywhere, and never an instant: there is
+no clock that both ends share.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+LONGEST_LINE = 64 * 1024
+"""Bytes of a question."""
+MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES = 200, 500, 50, 200
+_LONGEST_TEXT = 500
+_LONGEST_STACK = 16_000
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
+_NAMED = re.compile(r"^Object (?P<what>missing required|contains unknown) field `(?P<field>.*)`$", re.DOTALL)
+
+RunId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class _Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="ask", forbid_unknown_fields=True): ...
+
+
+class Ping(_Question, frozen=True, tag="ping"):
+    """Who is there? Answered also while the event loop is frozen."""
+
+
+class Status(_Question, frozen=True, tag="status"):
+    """What does it do?"""
+
+
+class Stop(_Question, frozen=True, tag="stop"):
+    """Ask a run to end."""
+
+    run: RunId
+    reason: Reason = "stopped by an operator"
+
+
+class Drain(_Question, frozen=True, tag="drain"):
+    """Take nothing more, let running runs finish for `timeout` seconds (by default the supervisor's), cancel the rest."""
+
+    timeout: Timeout | None = None
+
+
+class Restart(_Question, frozen=True, tag="restart"):
+    """Begin anew in the same process, keeping what is queued."""
+
+
+class Stack(_Question, frozen=True, tag="stack"):
+    """Where does a run stand?"""
+
+    run: RunId
+
+
+Question = Ping | Status | Stop | Drain | Restart | Stack
+ASKS = ("ping", "status", "stop", "drain", "restart", "stack")
+
+
+class Pong(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is there."""
+
+    pid: int
+    sessions: str
+    """The directory."""
+    version: str = ""
+
+
+class Lag(msgspec.Struct, frozen=True, kw_only=True):
+    """How late the event loop was in the last minute, in seconds."""
+
+    p50: float
+    p99: float
+    max: float
+
+
+class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One group."""
+
+    name: str
+    running: int
+    slots: int
+    queued: int
+    oldest_wait_s: float
+
+
+class LaneRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One live lane."""
+
+    name: str
+    running: int
+    capacity: int
+    queued: int
+    oldest_wait_s: float
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One run that waits or runs."""
+
+    id: int
+    lane: str
+    session: str | None
+    state: str
+    waited_s: float
+    """From being submitted to its start, or until now."""
+    ran_s: float | None
+    """Since its start; null while it waits."""
+    deadline_in_s: float | None
+    """Until it is cancelled, or gives up waiting; below 0 when that is past, null when it may take for ever."""
+    ending: bool
+    """Whether it was asked to end, and has not yet."""
+    waits_for: str
+    """What, in words; empty when it waits for nothing that is known here."""
+    holder: str
+    """Who has that, in words."""
+    holder_run: int | None
+    """That one's id, if it is a run of this process."""
+    parent: int | None
+    reason: str
+    at: str
+    """Where its body stands: file, line, function and the line itself; only told of those that have run longest."""
+
+
+class AbandonedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A body that ignored its cancellation and still runs."""
+
+    id: int
+    lane: str
+    session: str | None
+    reason: str
+    abandoned_for_s: float
+    at: str
+    stack: str
+
+
+class LeaseRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A right that is held in this process."""
+
+    path: str
+    right: str
+    holder: str
+    epoch: int
+    held_s: float
+    remaining_s: float | None
+    waiting: int
+
+
+class Drained(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the last drain that was asked for here."""
+
+    over: bool
+    finished: int = 0
+    cancelled: int = 0
+    abandoned: int = 0
+    unstarted: int = 0
+    error: str = ""
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """A process at an instant. Of lanes, runs, abandoned bodies and leases there are at most as many as fit a page."""
+
+    pid: int
+    sessions: str
+    state: str
+    generation: int
+    uptime_s: float
+    healthy: bool
+    problems: list[str]
+    admission_slowed: str
+    loop_lag: Lag
+    counts: dict[str, int]
+    """Runs by state: `queued` and `running` now, the others since the start."""
+    parked: int
+    groups: list[GroupRow]
+    lanes: list[LaneRow]
+    """Those with the oldest wait first."""
+    lanes_left_out: int
+    runs: list[RunRow]
+    """Running ones, then those that wait; of each the oldest first."""
+    runs_left_out: int
+    abandoned: list[AbandonedRow]
+    """Those that were abandoned first come first."""
+    abandoned_left_out: int
+    leases: list[LeaseRow]
+    """Those that are held longest come first."""
+    leases_left_out: int
+    drain: Drained | None
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """A run was asked to end."""
+
+    run: int
+    lane: str
+    state: str
+    """In which it was found."""
+    asked: bool
+    """Whether this is what ends it; else something else has asked it before."""
+    reason: str
+    """Why it ends."""
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """What takes time has begun."""
+
+    what: Literal["drain", "restart"]
+    generation: int
+    within_s: float
+    """How long it takes at most, by the limits that are configured."""
+
+
+class Stood(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run stands."""
+
+    run: int
+    text: str
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """The event loop does not answer; nothing was done."""
+
+    pid: int
+    sessions: str
+    for_s: float
+    """Since when it is blocked, as far as that is known."""
+    place: str
+    """File, line and function that do not let go of it."""
+    stack: str
+    """Outermost call first."""
+    run: str
+    """Whose code that is; empty when it is nobody's."""
+
+
+Kind = Literal["bad_question", "unknown_run", "run_ended", "not_now", "not_allowed", "too_many", "failed"]
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing was done."""
+
+    kind: Kind
+    message: str
+    field: str = ""
+    """Of the question, what was wrong."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Exactly one of these."""
+
+    pong: Pong | None = None
+    status: Picture | None = None
+    stopped: Stopped | None = None
+    started: Started | None = None
+    stack: Stood | None = None
+    frozen: Frozen | None = None
+    error: Refused | None = None
+
+
+class BadQuestion(ValueError):
+    """A line is no question."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (*self.args, self.field)
+
+
+_questions: msgspec.json.Decoder[Question] = msgspec.json.Decoder(Question)
+_answers = msgspec.json.Decoder(Answer)
+
+
+def question_of(line: bytes) -> Question:
+    """What a line asks.
+
+    Raises:
+        BadQuestion: nothing that is known; the message names the field and what is allowed.
+    """
+    try:
+        return _questions.decode(line)
+    except msgspec.ValidationError as error:
+        raise _explained(error) from None
+    except (ValueError, RecursionError) as error:
+        raise BadQuestion(f"no JSON: {text(str(error))}; allowed: an object on one line") from None
+
+
+def _explained(error: msgspec.ValidationError) -> BadQuestion:
+    if (named := _NAMED.match(str(error))) is not None:
+        what = "is missing" if named["what"].startswith("missing") else "is not known; allowed: less"
+        return BadQuestion(f"{text(named['field'])}: {what}", text(named["field"]))
+    found = _AT.match(str(error))
+    assert found is not None
+    field, what = found["field"] or "", found["what"].replace("`", "")
+    if field == "ask":
+        what = f"{what}; allowed: {', '.join(ASKS)}"
+    return BadQuestion(text(f"{field}: {what}" if field else what), field)
+
+
+def answer_of(line: bytes) -> Answer:
+    """What a server said.
+
+    Raises:
+        ValueError: no answer.
+    """
+    return _answers.decode(line)
+
+
+def encoded(message: Answer | Question) -> bytes:
+    """A line."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def text(given: object, longest: int = _LONGEST_TEXT) -> str:
+    """Text that can be sent, whatever was in it: bounded, and without lone surrogates."""
+    clean = str(given).encode(errors="backslashreplace").decode()
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
+
+
+def stack_text(given: str) -> str:
+    """A stack that can be sent; of a long one its inner end."""
+    clean = given.encode(errors="backslashreplace").decode()
+    return clean if len(clean) <= _LONGEST_STACK else "…" + clean[1 - _LONGEST_STACK :]

@@ -1,0 +1,426 @@
+"""The server of the status socket: a thread beside the event loop, so that there is an answer also when that is frozen.
+
+One daemon thread serves all connections through a selector, and never waits for anybody: not for a client (what it has
+to say to one is bounded, and is said when the socket takes it), not for the loop. A question is posted to the loop, which
+answers all that have come in one call; when it does not answer in time, the thread says so, and where the loop stands.
+
+A question is answered once, by whoever claims it first. So one that the operator was told is not done, because the loop
+was frozen, is not done behind his back when the loop goes on.
+
+Bounds: connections, bytes of a question, one answer a connection at a time, seconds for a client to read it and to ask
+again. Time is that of the sockets and of this thread, hence real, also where tests stop the clock of the three floors.
+
+Rejected: a server on the event loop, for which a framework would do (silent exactly when it is needed); a thread a
+connection (a hundred idle clients, a hundred threads).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from contextvars import Context
+from functools import partial
+from weakref import WeakSet
+
+from locks._events import described, log
+from locks._loop import know_loop, poster
+
+from ..watch.frames import frame_of, name_of, place_of, run_of, stack_text
+from ..watch.watchdog import _is_idle
+from . import place
+from . import protocol as say
+from .answers import Answers, Supervised, directory_of, pong, refused
+from .protocol import text
+
+MOST_CONNECTIONS = 50
+PATIENCE_S = 0.5
+"""What the loop gets to answer; also what makes it count as blocked."""
+LONG_PATIENCE_S = 5.0
+"""The same, while it runs nobody's code: then it is the machine that does not come to it."""
+IDLE_S = 10.0
+"""What a client gets to read an answer and to ask again."""
+_LOOK_S = 0.05
+_CHUNK = 64 * 1024
+_ACCEPT_AGAIN_S = 0.5
+_JOIN_S = 5.0
+
+_open: WeakSet[StatusServer] = WeakSet()
+
+
+class _Asked:
+    """A question that the loop is to answer."""
+
+    __slots__ = ("_claim", "answer", "at", "client", "question")
+
+    def __init__(self, question: say.Question, client: _Client) -> None:
+        self.question = question
+        self.client = client
+        self.at = time.monotonic()
+        self.answer: say.Answer | None = None
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """Whether the caller is the one who answers; true once."""
+        return self._claim.acquire(blocking=False)
+
+
+class _Client:
+    """One connection. Belongs to the server's thread.
+
+    Invariant: `asked` is set, or `unsent` is not empty, or it may ask: one answer at a time, so nothing piles up.
+    """
+
+    def __init__(self, connection: socket.socket, who: str) -> None:
+        self.connection = connection
+        self.who = who
+        self.received = bytearray()
+        self.unsent = memoryview(b"")
+        self.asked: _Asked | None = None
+        self.at_end = False
+        """Whether it will say nothing more."""
+        self.last = False
+        """Whether it is closed when it has been told what is unsent."""
+        self.due = time.monotonic() + IDLE_S
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it owes the next question."""
+        return self.asked is None and not self.unsent
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can come of it."""
+        return self.is_idle and (self.last or (self.at_end and not self.received))
+
+    @property
+    def wants(self) -> int:
+        """What to wait for."""
+        if self.unsent:
+            return selectors.EVENT_WRITE
+        return selectors.EVENT_READ if self.is_idle and not self.at_end else 0
+
+    def line(self) -> bytes | None:
+        """The next line; the last one may lack its end."""
+        end = self.received.find(b"\n")
+        if end < 0 and not (self.at_end and self.received):
+            return None
+        found = bytes(self.received[:end] if end >= 0 else self.received)
+        del self.received[: end + 1 if end >= 0 else len(self.received)]
+        return found
+
+    def say(self, answer: say.Answer) -> None:
+        """Answer, and give it time to read that."""
+        self.asked = None
+        self.unsent = memoryview(say.encoded(answer))
+        self.due = time.monotonic() + IDLE_S
+
+
+class StatusServer:
+    """Answers on a Unix socket what a supervisor does, and takes orders to stop, drain and restart.
+
+    `open` and `close` belong to the event loop's thread; both are plain functions that are quickly over.
+
+    Args:
+        path: where the socket is to be; see `place.path_for`.
+        sup: whom it is about.
+    """
+
+    def __init__(self, path: str, sup: Supervised) -> None:
+        self.path = path
+        self._sup = sup
+        self._listener: socket.socket | None = None
+        self._identity = (0, 0)
+        self._thread: threading.Thread | None = None
+        self._loop_thread = 0
+        self._closing = False
+        self._clients: dict[int, _Client] = {}
+        self._accept_at = 0.0
+        self._strangers: set[int] = set()
+        # Shared with the loop: deques, whose `append` and `popleft` are single steps.
+        self._asked: deque[_Asked] = deque()
+        self._answered: deque[_Asked] = deque()
+        self._posted = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._listener is None else f"{len(self._clients)} connections"
+        return f"<StatusServer at {self.path}: {state}>"
+
+    # On the loop's thread
+
+    def open(self) -> None:
+        """Listen, and answer from now on.
+
+        Raises:
+            StatusSocketError: the path cannot be used, or is taken. Nothing is left open, what is there is left alone.
+            OSError: the process has no descriptors left. Nothing is left open.
+        """
+        if self._listener is not None or self._closing:
+            raise RuntimeError(f"a status server is opened once: {self!r}")
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(place.listen(self.path))
+            undo.callback(self._unlink)
+            there = os.lstat(self.path)
+            self._identity = (there.st_dev, there.st_ino)
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            self._bell, self._waker = socket.socketpair()
+            undo.enter_context(self._bell)
+            undo.enter_context(self._waker)
+            for one in (self._bell, self._waker):
+                one.setblocking(False)
+            for one in (self._bell, listener):
+                self._selector.register(one, selectors.EVENT_READ)
+            self._answers, self._post, self._loop_thread = Answers(self._sup), poster(), threading.get_ident()
+            self._context = Context()
+            know_loop(self._context)  # what an answer starts on the loop must know which loop that is
+            self._listener = listener
+            thread = threading.Thread(target=self._serve, name="lanes-status", daemon=True)
+            thread.start()
+            self._thread = thread
+            undo.pop_all()
+        _open.add(self)
+
+    def close(self) -> None:
+        """Answer no more: hang up, remove the socket if it is still this one's, end the thread. Calling it again is
+        harmless."""
+        listener, thread, self._listener = self._listener, self._thread, None
+        self._closing = True
+        if listener is None or thread is None:
+            return
+        _open.discard(self)
+        self._unlink()  # before it is deaf: in between, somebody might take the place of one that refuses connections
+        self._ring()
+        thread.join(_JOIN_S)
+        if thread.is_alive():
+            log("status_failed", level="error", error=f"the thread of {self.path} does not end")
+            return  # what it uses stays open: a descriptor's number would soon be somebody else's
+        self._let_go(listener)
+
+    def _let_go(self, listener: socket.socket) -> None:
+        for client in self._clients.values():
+            client.connection.close()
+        self._clients.clear()
+        self._selector.close()
+        for one in (listener, self._bell, self._waker):
+            one.close()
+
+    def _unlink(self) -> None:
+        with contextlib.suppress(OSError):
+            there = os.lstat(self.path)
+            if (there.st_dev, there.st_ino) == self._identity:
+                os.unlink(self.path)
+
+    def _answer(self) -> None:
+        """Answer all that is asked. One look serves all who want one."""
+        self._posted = False  # first: what is asked from here on is either seen below or posted anew
+        status: say.Answer | None = None
+        while self._asked and not self._closing:
+            asked = self._asked.popleft()
+            if not asked.claim():
+                continue  # its client was told that the loop is frozen
+            if isinstance(asked.question, say.Status):
+                status = status or self._answers.to(asked.question, asked.client.who)
+                asked.answer = status
+            else:
+                asked.answer = self._answers.to(asked.question, asked.client.who)
+            self._answered.append(asked)
+            self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # it rings already
+            self._waker.send(b"!")
+
+    # On the thread
+
+    def _serve(self) -> None:
+        while not self._closing:
+            try:
+                for key, _ in self._selector.select(self._wait_s()):
+                    self._look_at(key.fd)
+                self._pass_on()
+                self._look_around()
+            except Exception as error:
+                self._log("status_failed", level="error", error=described(error))
+                time.sleep(_LOOK_S)  # whatever it is, it must not keep this thread busy
+
+    def _wait_s(self) -> float | None:
+        if any(client.asked is not None for client in self._clients.values()):
+            return _LOOK_S
+        due = [client.due for client in self._clients.values()]
+        if self._accept_at:
+            due.append(self._accept_at)
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _look_at(self, descriptor: int) -> None:
+        if descriptor == self._bell.fileno():
+            with contextlib.suppress(BlockingIOError):
+                self._bell.recv(_CHUNK)
+        elif (client := self._clients.get(descriptor)) is not None:
+            self._attend(client)
+        else:
+            self._accept()
+
+    def _attend(self, client: _Client) -> None:
+        """Read or write what there is, and go on with what that makes possible."""
+        try:
+            if client.unsent:
+                client.unsent = client.unsent[client.connection.send(client.unsent) :]
+            elif client.is_idle and not client.at_end:
+                data = client.connection.recv(_CHUNK)
+                client.received += data
+                client.at_end = not data
+            self._go_on(client)
+        except BlockingIOError:
+            return
+        except OSError:  # it is gone
+            self._hang_up(client)
+
+    def _go_on(self, client: _Client) -> None:
+        while client.is_idle and not client.last and (line := client.line()) is not None:
+            self._take(client, line)
+        if client.is_idle and len(client.received) > say.LONGEST_LINE:
+            self._last_words(client, "bad_question", f"the line is longer than {say.LONGEST_LINE} bytes")
+        if client.is_over:
+            self._hang_up(client)
+        else:
+            self._watch(client)
+
+    def _take(self, client: _Client, line: bytes) -> None:
+        """Take a question, to be answered here or by the loop."""
+        try:
+            if len(line) > say.LONGEST_LINE:
+                raise say.BadQuestion(f"the line is longer than {say.LONGEST_LINE} bytes")
+            question = say.question_of(line)
+        except say.BadQuestion as error:
+            client.say(refused("bad_question", str(error), error.field))
+            return
+        if isinstance(question, say.Ping):
+            client.say(say.Answer(pong=pong(self._sup)))
+            return
+        client.asked = _Asked(question, client)
+        self._asked.append(client.asked)
+        if not self._posted:  # one call is under way at most, however long the loop is frozen and however many ask
+            self._posted = True
+            self._post(partial(self._context.run, self._answer))
+
+    def _pass_on(self) -> None:
+        """Pass on what the loop has answered."""
+        while self._answered:
+            asked = self._answered.popleft()
+            if asked.client.asked is asked and asked.answer is not None:
+                self._tell(asked.client, asked.answer)
+
+    def _tell(self, client: _Client, answer: say.Answer) -> None:
+        client.say(answer)
+        self._attend(client)  # most often the socket takes it at once
+
+    def _last_words(self, client: _Client, kind: say.Kind, message: str) -> None:
+        client.say(refused(kind, message))
+        client.last = True
+
+    def _look_around(self) -> None:
+        now = time.monotonic()
+        for client in list(self._clients.values()):
+            if client.asked is not None:
+                self._see_whether_frozen(client, client.asked, now)
+            elif now >= client.due:
+                self._hang_up(client)
+        if self._accept_at and now >= self._accept_at and self._listener is not None:
+            self._accept_at = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def _see_whether_frozen(self, client: _Client, asked: _Asked, now: float) -> None:
+        waited = now - asked.at
+        blocked = self._sup.watchdog.blocked()
+        frame = None if blocked is not None else frame_of(self._loop_thread)
+        if blocked is None and waited < (LONG_PATIENCE_S if frame is None or _is_idle(frame) else PATIENCE_S):
+            return
+        if not asked.claim() and waited < LONG_PATIENCE_S:
+            return  # the loop is at it
+        if blocked is not None:
+            found = (blocked.for_s, blocked.place, blocked.stack, blocked.run)
+        else:
+            found = (waited, place_of(frame), stack_text(frame), name_of(run_of(frame)))
+        for_s, where, stack, run = found
+        frozen = say.Frozen(
+            pid=os.getpid(),
+            sessions=directory_of(self._sup),
+            for_s=for_s,
+            place=text(where),
+            stack=say.stack_text(stack),
+            run=text(run),
+        )
+        self._tell(client, say.Answer(frozen=frozen))
+
+    def _accept(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # No descriptors are left. It stays readable, so look away for a moment.
+            self._selector.unregister(listener)
+            self._accept_at = time.monotonic() + _ACCEPT_AGAIN_S
+            self._log("status_failed", level="warning", error=described(error))
+            return
+        connection.setblocking(False)
+        peer = place.peer_of(connection)
+        client = _Client(connection, "unknown" if peer is None else f"pid {peer.pid}, user {peer.uid}")
+        self._clients[connection.fileno()] = client
+        if not place.is_allowed(peer):
+            self._note_stranger(peer)
+            self._last_words(client, "not_allowed", f"only user {os.geteuid()} and root may ask")
+        elif len(self._clients) > MOST_CONNECTIONS:
+            message = f"{MOST_CONNECTIONS} connections are open, which is the most; try again later"
+            self._last_words(client, "too_many", message)
+        self._attend(client)
+
+    def _note_stranger(self, peer: place.Peer | None) -> None:
+        if peer is not None and peer.uid not in self._strangers and len(self._strangers) < MOST_CONNECTIONS:
+            self._strangers.add(peer.uid)
+            self._log("status_refused", level="warning", uid=peer.uid, pid=peer.pid)
+
+    def _log(self, event: str, **fields: object) -> None:
+        """On the loop's thread: a host's log handler that blocks must not make this thread deaf."""
+        self._post(partial(log, event, **fields))
+
+    def _watch(self, client: _Client) -> None:
+        connection, wanted = client.connection, client.wants
+        known = self._selector.get_map().get(connection.fileno())
+        if known is None and wanted:
+            self._selector.register(connection, wanted)
+        elif known is not None and not wanted:
+            self._selector.unregister(connection)
+        elif known is not None and known.events != wanted:
+            self._selector.modify(connection, wanted)
+
+    def _hang_up(self, client: _Client) -> None:
+        descriptor = client.connection.fileno()
+        if self._clients.pop(descriptor, None) is None:
+            return
+        client.asked, client.last = None, True
+        if descriptor in self._selector.get_map():
+            self._selector.unregister(client.connection)
+        client.connection.close()
+
+
+def _after_fork() -> None:
+    # Only the forking thread lives on in the child, which must not keep the parent's socket open: as long as it did,
+    # the kernel would queue connections for a parent that is dead. The file is the parent's. The selector is closed
+    # without being told of anything: it is one object with the parent's.
+    for server in list(_open):
+        listener, server._listener, server._closing = server._listener, None, True
+        if listener is not None:
+            server._let_go(listener)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,95 @@
+"""Whose code a thread is in: the run, the place and the stack that a frame belongs to.
+
+A blocked event loop cannot be asked which task runs, and trio tells no other thread at all. But the loop's own frame,
+further out on the blocked stack, holds the context in which it called the task: asyncio in its `Handle`, trio in its
+`task`, and anyio's and trio's worker threads likewise. The current run is a variable of that context. Where a loop is
+compiled and has no frames (uvloop), the frame in which every body is called names its execution.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections import deque
+from contextvars import Context
+from pathlib import PurePath
+from types import FrameType
+from typing import Any
+
+from lanes import Run
+from lanes.execution import Execution
+from lanes.run import _current
+
+_KEPT_FRAMES = 40
+_MOST_FRAMES = 10_000
+_WHERE_CONTEXTS_ARE = ("context", "self", "task")
+"""The local variables that hold a context, or something with one, in the frames of the event loops and threads."""
+_CONDUCT = Execution.conduct.__code__
+
+
+def frame_of(thread: int) -> FrameType | None:
+    """The innermost frame of a thread, by its identifier; `None` when it is gone."""
+    return sys._current_frames().get(thread)
+
+
+def run_of(frame: FrameType | None) -> Run | None:
+    """The run that a frame of any thread belongs to; `None` for code of nobody's."""
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return None
+        if frame.f_code is _CONDUCT:
+            return _as_run(getattr(frame.f_locals.get("self"), "run", None))
+        names = frame.f_code.co_varnames
+        for name in _WHERE_CONTEXTS_ARE:
+            if name in names and (run := _run_in(frame.f_locals.get(name))) is not None:
+                return run
+        frame = frame.f_back
+    return None
+
+
+def _run_in(holder: Any) -> Run | None:
+    """The current run of a context, or of something that has one."""
+    if type(holder) is not Context:
+        if isinstance(holder, type):
+            return None
+        try:
+            holder = getattr(holder, "context", None) or getattr(holder, "_context", None)
+        except Exception:
+            return None  # some object's own `__getattr__`, for which this is no question
+        if type(holder) is not Context:
+            return None
+    return holder.run(_current.get)
+
+
+def _as_run(found: object) -> Run | None:
+    return found if isinstance(found, Run) else None
+
+
+def name_of(run: Run | None) -> str:
+    """A run in words; empty for nobody."""
+    return "" if run is None else f"run {run.id} on lane {run.lane}"
+
+
+def place_of(frame: FrameType | None) -> str:
+    """File, line and function of a frame, short: `tool.py:12 in crunch`."""
+    if frame is None:
+        return ""
+    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def stack_text(frame: FrameType | None) -> str:
+    """A stack with its lines of source, outermost call first; of a deep one its inner end. Keeps no frame."""
+    places: list[tuple[str, int, str]] = []
+    depth = 0
+    while frame is not None and depth < _MOST_FRAMES:
+        if depth < _KEPT_FRAMES:
+            places.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        depth += 1
+        frame = frame.f_back
+    lines = deque(
+        f'  File "{file}", line {number}, in {function}\n    {linecache.getline(file, number).strip()}'
+        for file, number, function in reversed(places)
+    )
+    if depth > len(places):
+        lines.appendleft(f"  … {depth - len(places)} outer calls …")
+    return "\n".join(lines)

@@ -1,0 +1,53 @@
+"""What must never be: work that should have been ended or started, and was not.
+
+Everything in a scheduler happens in the same step as its cause. So a run past its last bound, or a place that is free
+while somebody is ready for it, is a defect: a lost timer, a lost wake-up. Looked for every second, and believed when it
+is found twice, because the first look after a stall comes before the timers that are late.
+"""
+
+from __future__ import annotations
+
+from lanes.scheduler import Scheduler
+from locks import _clock
+from locks._events import log
+
+_SLACK_S = 5.0
+
+
+class SelfCheck:
+    """Looks at one scheduler; returns what is wrong, in words. On the event loop's thread."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._suspects: set[str] = set()
+        self._told: set[str] = set()
+
+    def look(self) -> list[str]:
+        """Look once; what was found before too is wrong, and logged the first time."""
+        found = {*self._overdue(), *self._stuck()}
+        wrong = sorted(found & self._suspects)
+        for what in wrong:
+            if what not in self._told:
+                log("recovery_failed", level="error", reason=what)
+        self._suspects, self._told = found, set(wrong)
+        if wrong:
+            self._scheduler.admit_all()  # what it takes, if it was a wake-up
+        return wrong
+
+    def _overdue(self) -> list[str]:
+        now = _clock.clock.now()
+        return [
+            f"{one.fence.holder} should have been ended by now, and was not"
+            for one in self._scheduler.running()
+            if now > one.fence.end_at + one.spec.grace + _SLACK_S
+        ]
+
+    def _stuck(self) -> list[str]:
+        scheduler = self._scheduler
+        if not scheduler.serving or not scheduler.starting:
+            return []
+        return [
+            f"work of group {name} is ready, there is room for it, and it does not start"
+            for name, group in scheduler.groups.items()
+            if not scheduler.pace.holds_back(name) and group.next_class([]) is not None
+        ]

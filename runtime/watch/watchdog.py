@@ -1,0 +1,337 @@
+"""The watchdog: a thread that asks the event loop, again and again, whether it still gets on.
+
+Who watches a loop from inside of it falls silent with it. So a thread of its own posts a *ping* to the loop every 50 ms
+and looks how long it takes to be answered. That is the loop's lag. When the answer is long in coming, the thread looks
+at the loop's stack: the guilty line stands there, and the run that it belongs to.
+
+Late is not blocked. The loop may have been let down by the machine: an idle loop that is not given a processor, a
+process that was stopped, a machine that was suspended. The thread tells them apart by what it finds: the loop's thread
+waits in its selector (idle); the thread itself comes as late as the loop (the process stood still), with processor time
+spent meanwhile (the interpreter lock was held) or without; the clock that counts a suspension has moved on more than
+the one that does not. Only a loop that runs somebody's code counts as blocked.
+
+It has a thread of its own, not the steward's: a host's log handler may block, and leases must end all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from locks import _clock
+from locks._events import described, log
+from locks._loop import Post, poster
+
+from ..quantiles import Quantiles, quantiles
+from .frames import frame_of, name_of, place_of, run_of, stack_text
+from .limits import Keeper
+from .resources import ProcessStatistics, Resources
+
+THREAD = "lanes-watchdog"
+PING_S = 0.05
+SUSPECT_S = 0.1
+"""A ping that is not answered for so long: the stack is looked at."""
+BLOCKED_S = 0.5
+"""And for so long: it is reported."""
+STOOD_STILL_S = 0.3
+"""When this thread itself comes late by so much, everybody did."""
+EXIT_NEW_PROCESS = 75
+"""The exit code that asks the service manager for a new process (`EX_TEMPFAIL`)."""
+_KEPT_LAGS = 1200
+_KEPT_STALLS = 100
+_LOOK_S = 1.0
+_LAST_RESORT_S = 10.0
+"""How much later than this thread the one in C ends a process whose loop is dead."""
+_ALIVE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The event loop is blocked."""
+
+    for_s: float
+    """For so long."""
+    place: str
+    """The line that runs, short: `tool.py:12 in crunch`."""
+    stack: str
+    """The loop's stack, outermost call first, with its lines of source."""
+    run: str
+    """Whose code it is: `run 7 on lane main`; empty for nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Some time in which the loop did not get on."""
+
+    began: float
+    ended: float
+    why: str
+    """In words."""
+
+
+class _Ping:
+    """A question to the loop. `forgiven` is time in which nobody could have answered it."""
+
+    __slots__ = ("forgiven", "looked_at", "place", "reported", "run", "sent", "stack")
+
+    def __init__(self, sent: float) -> None:
+        self.sent = sent
+        self.forgiven = 0.0
+        self.looked_at = -math.inf
+        self.reported = False
+        self.place = self.run = self.stack = ""
+
+    def waited(self, now: float) -> float:
+        return now - self.sent - self.forgiven
+
+    @property
+    def why(self) -> str:
+        whose = self.run or "code of no run"
+        return f"the event loop was blocked by {whose} at {self.place}" if self.place else "the event loop was late"
+
+
+class Watchdog:
+    """Watches one event loop and its process.
+
+    `start` and `stop` belong to the loop's thread; `blocked`, `statistics` and `quantiles` to any.
+
+    Args:
+        keeper: told what the process uses, on the loop's thread.
+        look: called on the loop's thread every second; returns what is wrong, in words.
+        abandoned: how many bodies are abandoned.
+        alive: called on the watchdog's thread for as long as the loop gets on and nothing is wrong.
+        dead_s: seconds that the loop may be blocked before the process is ended; `None`: for ever.
+        leave: ends the process.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        *,
+        look: Callable[[], list[str]],
+        abandoned: Callable[[], int],
+        alive: Callable[[], object] | None = None,
+        dead_s: float | None = None,
+        leave: Callable[[int], object] = os._exit,
+    ) -> None:
+        self.samples: deque[float] = deque(maxlen=_KEPT_LAGS)
+        """How late the loop was, the last minute, in seconds."""
+        self.stalls: deque[Stall] = deque(maxlen=_KEPT_STALLS)
+        self.problems: list[str] = []
+        """What was wrong at the last look."""
+        self.alive = alive
+        self._keeper, self._look, self._abandoned = keeper, look, abandoned
+        self._dead_s, self._leave = dead_s, leave
+        self._resources = Resources()
+        self._ping: _Ping | None = None
+        self._running = False
+        self._thread = 0
+        self._post: Post | None = None
+        self._due = self._next_look = self._answered = -math.inf
+        self._since_look = 0
+        self._cpu_s = self._asleep_s = 0.0
+        self._exit_at, self._exit_code, self._exit_why = math.inf, 0, ""
+        self._alarm: _clock.Alarm | None = None
+
+    # On the loop's thread
+
+    def start(self) -> None:
+        """Watch the loop that is running now."""
+        now = _clock.clock.now()
+        self._thread, self._post = threading.get_ident(), poster()
+        self._running, self._ping = True, None
+        self._due, self._next_look, self._answered = now + PING_S, now + _LOOK_S, now
+        self._cpu_s, self._asleep_s = time.process_time(), _asleep_s()
+        self._alarm = _clock.clock.alarm(self._tick, THREAD)
+        self._alarm.ring_by(self._due)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._running, self._alarm, self._ping = False, None, None
+        if self._dead_s is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    def exit_by(self, at: float, code: int, why: str) -> None:
+        """End the process at `at`, if it is still there then; `math.inf` for never."""
+        self._exit_at, self._exit_code, self._exit_why = at, code, why
+
+    def why_late(self, due: float, now: float) -> str:
+        """Why something that was due came late: the longest stall in between, or what blocks the loop still."""
+        found = [(min(one.ended, now) - max(one.began, due), one.why) for one in self.stalls if one.ended > due]
+        ping = self._ping
+        if ping is not None and ping.place:
+            found.append((now - max(ping.sent, due), ping.why))
+        if now - self._due >= STOOD_STILL_S:
+            found.append((now - max(self._due, due), "the process stood still"))  # and this thread is still to note it
+        return max(found, default=(0.0, ""))[1]
+
+    def stood_still_s(self, since: float, now: float) -> float:
+        """For how long of the time since then the loop did not get on."""
+        ping, stalls = self._ping, [(one.began, one.ended) for one in self.stalls]
+        if ping is not None and ping.place:
+            stalls.append((ping.sent, now))
+        if now - self._due >= STOOD_STILL_S:
+            stalls.append((self._due, now))
+        still, counted_to = 0.0, since
+        for began, ended in sorted(stalls):
+            still += max(0.0, min(ended, now) - max(began, counted_to))
+            counted_to = max(counted_to, ended)
+        return still
+
+    def _pong(self, ping: _Ping) -> None:
+        if not self._running or self._ping is not ping:
+            return
+        now = _clock.clock.now()
+        lag = max(0.0, ping.waited(now))
+        self._ping, self._answered = None, now
+        self.samples.append(lag)
+        self._since_look += 1
+        if lag >= SUSPECT_S:
+            self.stalls.append(Stall(ping.sent, now, ping.why))
+        if ping.reported:
+            log("loop_unblocked", level="warning", blocked_s=round(lag, 3), place=ping.place, run=ping.run)
+        if self._keeper.late(lag):
+            self._since_look = 0  # well again is a whole second without it
+
+    def _look_around(self, now: float) -> None:
+        usage = self._resources.now
+        last = islice(reversed(self.samples), max(1, self._since_look))
+        if self._since_look >= int(_LOOK_S / PING_S) - 2:
+            self._keeper.look(now, usage, self._abandoned(), max(last, default=0.0))
+            self._since_look = 0
+        self.problems = self._look()
+
+    # On any thread
+
+    def blocked(self) -> Blocked | None:
+        """Whether the loop is blocked at this instant."""
+        ping = self._ping
+        if ping is None or not self._running or not ping.place:
+            return None
+        waited = ping.waited(_clock.clock.now())
+        return Blocked(waited, ping.place, ping.stack, ping.run) if waited >= BLOCKED_S else None
+
+    def quantiles(self) -> Quantiles:
+        """The loop's lag over the last minute, in seconds."""
+        return quantiles(list(self.samples))
+
+    def statistics(self) -> ProcessStatistics:
+        """What the process uses, and how that grows."""
+        return self._resources.statistics()
+
+    # On the watchdog's thread
+
+    def _tick(self, now: float) -> float:
+        if not self._running:
+            return math.inf
+        try:
+            self._watch(now)
+        except Exception as error:
+            log("watchdog_failed", level="error", error=described(error))
+        self._due = _clock.clock.now() + PING_S
+        return self._due
+
+    def _watch(self, now: float) -> None:
+        late = now - self._due
+        self._note_standing_still(now, late)
+        if now >= self._exit_at:
+            self._end(self._exit_code, self._exit_why)
+        ping, post = self._ping, self._post
+        if ping is None:
+            self._ping = ping = _Ping(now)
+            if post is not None:
+                post(partial(self._pong, ping))
+        elif ping.waited(now) >= SUSPECT_S:
+            self._examine(ping, now)
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_S
+            self._resources.look(now)
+            if post is not None:
+                post(partial(self._look_around, now))
+            if self._dead_s is not None:
+                faulthandler.dump_traceback_later(self._dead_s + _LAST_RESORT_S, exit=True)
+            if self.alive is not None and now - self._answered < _ALIVE_S and not self.problems:
+                self.alive()
+
+    def _examine(self, ping: _Ping, now: float) -> None:
+        waited = ping.waited(now)
+        if now - ping.looked_at >= BLOCKED_S or not ping.place:
+            ping.looked_at = now
+            frame = frame_of(self._thread)
+            if frame is None or _is_idle(frame):
+                # It waits for its selector to be told, and the machine has not come to it: late, and nobody's fault.
+                return
+            ping.run, ping.stack, ping.place = name_of(run_of(frame)), stack_text(frame), place_of(frame)
+            del frame
+        if waited >= BLOCKED_S and ping.place and not ping.reported:
+            ping.reported = True
+            log(
+                "loop_blocked",
+                level="error",
+                blocked_s=round(waited, 3),
+                place=ping.place,
+                run=ping.run,
+                stack=ping.stack,
+            )
+        if self._dead_s is not None and waited >= self._dead_s:
+            self._end(EXIT_NEW_PROCESS, f"the event loop was blocked for {waited:.0f} s at {ping.place}")
+
+    def _note_standing_still(self, now: float, late: float) -> None:
+        cpu_s, asleep_s = time.process_time(), _asleep_s()
+        spent, slept = cpu_s - self._cpu_s, asleep_s - self._asleep_s
+        self._cpu_s, self._asleep_s = cpu_s, asleep_s
+        if slept >= STOOD_STILL_S:
+            self._stood_still(now, slept, "the machine was suspended")
+        if late < STOOD_STILL_S:
+            return
+        if spent >= late / 2:
+            # Somebody computed without giving up the interpreter lock: the loop is as late for that as for any block.
+            self._stood_still(now, late, "code that holds the interpreter lock kept all threads waiting")
+            return
+        self._stood_still(now, late, "the process was stopped, or the machine gave it no time")
+        if (ping := self._ping) is not None:
+            ping.forgiven += late
+
+    def _stood_still(self, now: float, still_s: float, why: str) -> None:
+        self.stalls.append(Stall(now - still_s, now, f"{why} for {still_s:.2f} s"))
+        log("process_stood_still", level="warning", late_s=round(still_s, 3), reason=why)
+
+    def _end(self, code: int, why: str) -> None:
+        log("process_exits", level="critical", code=code, reason=why)
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed, or is no file
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        self._exit_at = math.inf
+        self._leave(code)
+
+
+def _asleep_s() -> float:
+    """How long this machine has been suspended since its start, where that can be told."""
+    boot: Any = getattr(time, "CLOCK_BOOTTIME", None)
+    return 0.0 if boot is None else time.clock_gettime(boot) - time.monotonic()
+
+
+_IDLE = {
+    ("selectors.py", "select"),
+    ("_io_epoll.py", "get_events"),
+    ("_io_kqueue.py", "get_events"),
+    ("_io_windows.py", "get_events"),
+    ("windows_events.py", "_poll"),
+    ("runners.py", "run"),  # uvloop waits in compiled code, without a frame
+    ("base_events.py", "run_forever"),
+    ("virtual.py", "select"),
+}
+
+
+def _is_idle(frame: Any) -> bool:
+    return (os.path.basename(frame.f_code.co_filename), frame.f_code.co_name) in _IDLE

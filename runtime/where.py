@@ -1,0 +1,414 @@
+"""Where a run stands, for people: `lanes stack RUN`.
+
+A queued run: everything that it waits for, and who has that. A running one: its tasks as a tree, each coroutine by
+coroutine down to the line that waits; its worker threads; its processes; what it holds in the lock registry; the runs
+that it waits for or has submitted, and where those stand.
+
+Which tasks are a run's? A task inherits the context of whoever starts it, and in the context stands the run
+(`current_run`). So none is missed, however it was started: by anyio, by trio, or natively, by `asyncio.create_task`,
+whose result nobody may have kept. Who is whose child, anyio tells of its own tasks; a native one belongs to the task
+that awaits it, or whose variables name it or its task group.
+
+Rejected: `stackscope`, which unwinds all of that and names the open context managers as well. Its last release is of
+February 2024; it knows anyio's tasks on asyncio as little as native ones, looks into frames by their bytecode, and so
+has to be taught each new Python. What is needed here is less than two hundred lines of public attributes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from types import MethodType
+from typing import Any
+
+import anyio
+
+from lanes import Run, RunState
+from lanes.execution import Execution
+from lanes.run import _current
+from lanes.scheduler import Scheduler
+from lanes.stacks import coroutine_of, is_running, places_of, steps, variables
+from locks import _clock
+from locks._events import described
+from locks.sidecar import note
+
+from .watch.frames import name_of, place_of, run_of, stack_text
+
+_MOST_TASKS = 100
+_MOST_OTHERS = 20
+"""Threads, runs and rights that are told, each."""
+_MOST_NAMED = 3
+"""Runs that are named where any one of them would have to end."""
+_OUTERMOST = 3
+"""Calls among which that of the body's own task is; the event library has the others."""
+_CONDUCT = Execution.conduct.__code__
+
+
+def where(run: Run) -> str:
+    """Where a run stands now, as text of some lines. On the event loop's thread; it takes and changes nothing.
+
+    Bounded: 30 frames of each task, 100 tasks, 20 of everything else; it says how many it has left out. Keeps nothing
+    alive, and never raises: what cannot be looked at is named.
+    """
+    execution = run._execution or _abandoned(run)
+    sections: list[Callable[[], list[str]]] = [partial(_ended, run, execution), partial(_threads, run)]
+    if execution is not None:
+        mine = [partial(section, execution) for section in (_queued, _tasks, _processes, _rights, _runs)]
+        sections[1:1] = mine[:2]
+        sections += mine[2:]
+    lines = _head(run, run._execution)
+    for section in sections:
+        try:
+            lines += section()
+        except Exception as error:
+            # Somebody else's object, or one that has ended in between: an operator needs all the rest the more.
+            lines.append(f"(something could not be looked at: {described(error)})")
+    return "\n".join(lines)
+
+
+def _head(run: Run, execution: Execution | None) -> list[str]:
+    """Who it is, since when, and until when."""
+    session = "" if run.session is None else f", session {run.session}" + ("" if run.turn else " (appends only)")
+    holder = "" if execution is None else f" [{execution.fence.holder}]"
+    parts = [state_of(run), f"attempt {run.attempt}"]
+    if execution is not None:
+        parts += _limits(run, execution)
+        if run.reason:
+            parts.append(f"asked to end: {run.reason}" if execution.ending else run.reason)
+    return [f"{name_of(run)}{session}{holder}", f"  {'; '.join(parts)}"]
+
+
+def _limits(run: Run, execution: Execution) -> Iterator[str]:
+    now = _clock.clock.now()
+    if run.started_at is not None:
+        yield f"waited {run.started_at - run.enqueued_at - execution.ran_before_s:.1f} s before"
+    if execution.ending:
+        yield f"its grace ends in {execution.fence.end_at - now:.1f} s"
+    elif run.deadline is not None:
+        yield f"deadline in {run.deadline - now:.1f} s"
+    elif run.wait_deadline is not None:
+        yield f"gives up waiting in {run.wait_deadline - now:.1f} s"
+
+
+def state_of(run: Run) -> str:
+    """Its state, since when: `running for 12.3 s`."""
+    now, outcome = _clock.clock.now(), run.outcome
+    if outcome is not None:
+        ran = f"ran {outcome.ran_s:.1f} s, waited {outcome.waited_s:.1f} s"
+        return f"{run.state}: {outcome.reason} ({ran})" if outcome.reason else f"{run.state} ({ran})"
+    if run.state is RunState.RUNNING and run.started_at is not None:
+        return f"running for {now - run.started_at:.1f} s"
+    return f"{run.state}, submitted {now - run.enqueued_at:.1f} s ago"
+
+
+def _brief(execution: Execution) -> str:
+    """A run on one line: who, since when, and the line that it waits at."""
+    guilty = places_of(coroutine_of(execution.fence.task), unseen=__name__).guilty
+    return f"{name_of(execution.run)} ({state_of(execution.run)}{f', at {guilty}' if guilty else ''})"
+
+
+def _briefs(executions: list[Execution]) -> str:
+    more = len(executions) - _MOST_NAMED
+    told = "; ".join(map(_brief, executions[:_MOST_NAMED]))
+    return f"{told}; and {more} more" if more > 0 else told
+
+
+def _left_out(number: int, what: str) -> list[str]:
+    return [f"  … {number} more {what} …"] if number > 0 else []
+
+
+# What is over, or has not begun
+
+
+def _ended(run: Run, execution: Execution | None) -> list[str]:
+    if run.outcome is None:
+        return [] if execution is not None else ["  nothing conducts it any more: its supervisor has stopped"]
+    lines = []
+    if execution is not None:
+        since, stack = _scheduler(execution).abandoned[execution]
+        lines.append(
+            f"  its body still runs, abandoned {_clock.clock.now() - since:.1f} s ago; fenced: it cannot write"
+        )
+        lines += ["where it stood then:", stack, "where it stands now:"]
+    if run.outcome.traceback:
+        lines.append(run.outcome.traceback.rstrip())
+    return lines
+
+
+def _abandoned(run: Run) -> Execution | None:
+    """The attempt whose body goes on though its run has ended: only its task knows it still."""
+    if run.state is not RunState.ABANDONED:
+        return None
+    for info in _running_tasks():
+        for step in islice(steps(info.coro), _OUTERMOST):
+            if getattr(step, "cr_code", None) is _CONDUCT:
+                found = [one for one in variables(step) if isinstance(one, Execution) and one.run is run]
+                if found and found[0] in _scheduler(found[0]).abandoned:
+                    return found[0]
+    return None
+
+
+def _queued(execution: Execution) -> list[str]:
+    run = execution.run
+    if run.state is RunState.QUEUED:
+        return [f"waits for {what}" for what in _awaited_by_queued(execution)]
+    if run.outcome is None and execution.steered_into is not None:
+        return [f"its message was read by {_brief(execution.steered_into)}; they share an outcome"]
+    if _scheduler(execution).groups[execution.spec.group].keeps_waiting(execution):
+        return [f"waits for a slot again: {_slots(execution)}"]
+    return []
+
+
+def _awaited_by_queued(execution: Execution) -> list[str]:
+    """All that a queued run needs before it can start."""
+    run, lane, scheduler = execution.run, execution.lane, _scheduler(execution)
+    if execution.steered_into is not None:
+        return [f"{_brief(execution.steered_into)} to read its message from its inbox"]
+    needs = []
+    if not scheduler.serving or not scheduler.may_start(execution):
+        needs.append("admission: the supervisor is not started yet, or drains, and starts nothing")
+    held_s = execution.held_until - _clock.clock.now()
+    if held_s > 0:
+        what = f"its attempt {run.attempt}" if run.attempt > 1 else "quiet (debounce), for its sender may say more:"
+        needs.append(f"{what} in {held_s:.1f} s")
+    if (turn := _turn(execution)) is not None:
+        needs.append(turn)
+    front = scheduler.turns.front(execution.file) if execution.file is not None else None
+    if len(lane.running) >= lane.spec.capacity and list(lane.running) != [front]:  # who is told above
+        places = f"{len(lane.running)} of {lane.spec.capacity} taken"
+        needs.append(f"a place on lane {lane.name}: {places}, by {_briefs(list(lane.running))}")
+    if not scheduler.groups[execution.spec.group].has_slot(execution.urgency):
+        needs.append(f"a slot: {_slots(execution)}")
+    if scheduler.pace.holds_back(execution.spec.group):
+        needs.append(f"admission, which is slowed: {scheduler.pace.why}")
+    return needs or ["nothing: it starts when the event loop comes to it"]
+
+
+def _turn(execution: Execution) -> str | None:
+    """Who has the turn of its session, if it has to wait for that."""
+    file, session = execution.file, execution.run.session
+    if file is None or not execution.in_line:
+        return None
+    order = list(_scheduler(execution).turns.of(file))
+    if order and order[0] is not execution:
+        ahead = order.index(execution)
+        return f"its turn of session {session}: {ahead} before it, first {_brief(order[0])}"
+    if execution.turn_scope is None:
+        return None
+    named = note.read(file)
+    if named is None or named.pid is None:
+        return f"its turn of session {session}, which another process has"
+    who = f"run {named.run_id} on lane {named.lane}, " if named.run_id is not None else ""
+    return f"its turn of session {session}, which another process has: {who}pid {named.pid}"
+
+
+def _slots(execution: Execution) -> str:
+    group = _scheduler(execution).groups[execution.spec.group]
+    reserve = f", {group.spec.reserve} reserved for foreground" if group.spec.reserve else ""
+    slots = f"{group.running} of {group.spec.slots} of group {group.spec.name} taken{reserve}"
+    return f"{slots}, by {_briefs(list(group.holders))}" if group.holders else slots
+
+
+def _scheduler(execution: Execution) -> Scheduler:
+    assert isinstance(execution.owner, Scheduler)
+    return execution.owner
+
+
+# Its tasks
+
+
+@dataclass(slots=True, eq=False)
+class _Task:
+    """A task of the event loop."""
+
+    id: int
+    name: str
+    parent: int | None
+    """Of those that anyio or trio has started."""
+    coro: Any
+    native: Any
+    children: list[_Task] = field(default_factory=list)
+
+
+def _running_tasks() -> list[anyio.TaskInfo]:
+    try:
+        return anyio.get_running_tasks()
+    except RuntimeError:  # no event loop runs here
+        return []
+
+
+def _all_tasks() -> dict[int, _Task]:
+    """The tasks of the running loop. Sorted: asyncio and trio have them in sets."""
+    native: dict[int, Any] = {id(task): task for task in _native_tasks()}
+    infos = sorted(_running_tasks(), key=lambda info: (len(info.name or ""), info.name or "", info.id))
+    return {info.id: _Task(info.id, str(info.name), info.parent_id, info.coro, native.get(info.id)) for info in infos}
+
+
+def _native_tasks() -> list[Any]:
+    if asyncio._get_running_loop() is not None:
+        return list(asyncio.all_tasks())
+    trio = sys.modules["trio"].lowlevel
+    found = [trio.current_root_task()]
+    for task in found:  # grows meanwhile
+        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+def _run_of_task(task: _Task) -> Run | None:
+    """The run in the context of a task."""
+    if hasattr(task.native, "get_context"):
+        context = task.native.get_context()
+    else:  # trio; asyncio before Python 3.12, which tells it to the garbage collector alone
+        found = [getattr(task.native, "context", None), *gc.get_referents(task.native)]
+        context = next((one for one in found if isinstance(one, Context)), None)
+    return context.get(_current) if context is not None else None
+
+
+def _tasks(execution: Execution) -> list[str]:
+    run = execution.run
+    if not execution.began:
+        begins = run.state is RunState.RUNNING and execution.steered_into is None
+        return ["its body has not begun: the event loop has not come to it yet"] if begins else []
+    tasks = _all_tasks()
+    root = tasks.get(id(execution.fence.task))
+    if root is None:
+        return ["its task has ended, or belongs to another event loop"]
+    strays = _grow(run, root, tasks)
+    lines: list[str] = []
+    told = [(root, 0, "task"), *((task, 0, "task that none of its tasks awaits:") for task in strays)][::-1]
+    number = 0
+    while told:
+        task, depth, what = told.pop()
+        number += 1
+        if number <= _MOST_TASKS:
+            lines += _task_lines(task, depth, what)
+        told += [(child, depth + 1, "child task") for child in reversed(task.children)]
+    return lines + _left_out(number - _MOST_TASKS, "tasks")
+
+
+def _grow(run: Run, root: _Task, tasks: dict[int, _Task]) -> list[_Task]:
+    """Give each task of a run its children; returns the run's tasks that are nobody's child."""
+    by_parent = defaultdict[int | None, list[_Task]](list)
+    for task in tasks.values():
+        by_parent[task.parent].append(task)
+    # One that has not begun may be the body of a run that this one has just submitted.
+    begun = [one for one in tasks.values() if getattr(one.coro, "cr_suspended", True) or is_running(one.coro)]
+    mine = [task for task in begun if task is not root and _run_of_task(task) is run]
+    placed = {root.id}
+
+    def place_below(top: _Task) -> None:
+        todo = [top]
+        for task in todo:  # grows meanwhile
+            for child in [*by_parent[task.id], *_awaited(task, tasks, mine)]:
+                if child.id not in placed:
+                    placed.add(child.id)
+                    task.children.append(child)
+                    todo.append(child)
+
+    place_below(root)
+    left = [task for task in mine if task.id not in placed]
+    awaited = {one.id for task in left for one in [*by_parent[task.id], *_awaited(task, tasks, mine)]}
+    strays = []
+    for task in [*(one for one in left if one.id not in awaited), *left]:  # the latter: those that await each other
+        if task.id not in placed:
+            placed.add(task.id)
+            strays.append(task)
+            place_below(task)
+    return strays
+
+
+def _awaited(task: _Task, tasks: dict[int, _Task], mine: list[_Task]) -> list[_Task]:
+    """The native tasks that a task awaits, and those of the run that its variables name. None on trio."""
+    if not isinstance(task.native, asyncio.Future):
+        return []
+    waiter = getattr(task.native, "_fut_waiter", None)
+    found = {id(one): None for one in (waiter, *(getattr(waiter, "_children", None) or ()))}
+    named = {id(one): None for step in steps(task.coro) for one in _futures(variables(step))}
+    of_run = {one.id for one in mine if one.parent is None}
+    found |= {one: None for one in named if one in of_run}
+    return [tasks[one] for one in found if one in tasks and one != task.id]
+
+
+def _futures(values: list[Any]) -> Iterator[Any]:
+    """Tasks among values, in task groups, and in collections: one level down."""
+    for value in values:
+        one = value.__self__ if isinstance(value, MethodType) else value
+        if isinstance(one, asyncio.TaskGroup):
+            yield from list(getattr(one, "_tasks", ()))
+        elif isinstance(one, list | tuple | set | frozenset):
+            yield from list(one)[:_MOST_TASKS]
+        elif type(one) is dict:
+            yield from list(one.values())[:_MOST_TASKS]
+        else:
+            yield one
+
+
+def _task_lines(task: _Task, depth: int, what: str) -> list[str]:
+    places = places_of(task.coro, unseen=__name__)
+    now = "runs right now" if is_running(task.coro) else "waits"
+    at = f" at {places.guilty}" if places.guilty else ""
+    text = f"{what} {task.name} {now}{at}\n{places.inner().told()}"
+    return ["    " * depth + line for line in text.splitlines()]
+
+
+# What else it has
+
+
+def _threads(run: Run) -> list[str]:
+    lines: list[str] = []
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    number = 0
+    for ident, frame in sys._current_frames().items():
+        if ident == threading.get_ident() or run_of(frame) is not run:
+            continue
+        number += 1
+        if number <= _MOST_OTHERS:
+            lines += [f"thread {names.get(ident, ident)} at {place_of(frame)}", *stack_text(frame).splitlines()]
+    return lines + _left_out(number - _MOST_OTHERS, "threads")
+
+
+def _processes(execution: Execution) -> list[str]:
+    killers: list[Callable[[], None]] = list(execution.killers or ())
+    lines = []
+    for kill in killers[:_MOST_OTHERS]:
+        popen = getattr(getattr(kill, "__self__", None), "_popen", None)
+        lines.append("process that is being started" if popen is None else f"process {popen.pid}: {popen.args!r:.200}")
+    return lines + _left_out(len(killers) - _MOST_OTHERS, "processes")
+
+
+def _rights(execution: Execution) -> list[str]:
+    """What it holds in the lock registry, and what it waits for there."""
+    holder, now = execution.fence.holder, execution.owner.registry.statistics()
+    lines = []
+    for held in now.holders:
+        if held.holder == holder:
+            until = "without a limit" if held.remaining_s is None else f"for at most {held.remaining_s:.1f} s more"
+            lines.append(
+                f"holds {held.right} of {held.path} for {held.held_s:.1f} s, {until}; {held.waiting} wait for it"
+            )
+    for one in now.waiters:
+        if one.holder == holder:
+            behind = f", which {one.behind} holds" if one.behind is not None else ""
+            lines.append(f"waits for {one.right} of {one.path} for {one.waited_s:.1f} s{behind}")
+    return lines[:_MOST_OTHERS] + _left_out(len(lines) - _MOST_OTHERS, "rights")
+
+
+def _runs(execution: Execution) -> list[str]:
+    """The runs that it has submitted and bounds."""
+    children = list(execution.children or ())
+    lines = [f"child {_one_line(child)}" for child in children[:_MOST_OTHERS]]
+    return lines + _left_out(len(children) - _MOST_OTHERS, "child runs")
+
+
+def _one_line(execution: Execution) -> str:
+    """A run, with what it waits for if it is queued."""
+    queued = execution.run.state is RunState.QUEUED
+    return _brief(execution) + (f": waits for {'; '.join(_awaited_by_queued(execution))}" if queued else "")

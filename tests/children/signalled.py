@@ -1,0 +1,62 @@
+"""Receives signals: `signalled early|frozen|fork asyncio|trio`.
+
+- `early` says `entered`, waits for a line without a loop, then says in the loop what it is told, until told twice.
+- `frozen` says `frozen` in a loop that it does not let go of.
+- `fork` says which signal has ended a child that it has forked in the loop, and how many itself has received.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import anyio
+
+from runtime.signals import Signals
+
+
+def say(line: str) -> None:
+    os.write(1, line.encode() + b"\n")
+
+
+async def early(signals: Signals) -> None:
+    told = anyio.Event()
+
+    def tell(count: int) -> None:
+        say(f"told {count}")
+        if count == 2:
+            told.set()
+
+    signals.tell(tell, restart=lambda: say("restart"))
+    await told.wait()
+
+
+async def frozen(signals: Signals) -> None:
+    signals.tell(lambda count: say("never told"))
+    say("frozen")
+    while True:
+        time.sleep(60)  # noqa: ASYNC251 -- on purpose
+
+
+async def fork(signals: Signals) -> None:
+    signals.tell(lambda count: say("never told"))
+    if (child := os.fork()) == 0:
+        signal.pause()
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+    say(f"child ended by {os.WTERMSIG(status)}, {len(signals.received)} received")
+
+
+def main(what: str, backend: str) -> None:
+    with Signals() as signals:
+        if what == "early":
+            say("entered")
+            sys.stdin.readline()
+        anyio.run({"early": early, "frozen": frozen, "fork": fork}[what], signals, backend=backend)
+    say("left")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
