@@ -15,10 +15,10 @@
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
 A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 the session is busy (and with what), or
-the run was stopped, reset or superseded; 422 a field, its value and what is allowed; 429 the queue is full; 503 draining
-or restarting; 504 the run timed out. What may be tried again has `Retry-After`. A client that goes away ends nothing:
-its question is in the transcript, and so will be the answer. SIGTERM is uvicorn's: requests under way are answered,
-which takes `--wait` at most, WebSockets are closed, then the supervisor drains.
+the run was stopped, reset or superseded; 422 a field, its value and what is allowed; 429 the queue is full; 503
+draining or restarting; 504 the run timed out. What may be tried again has `Retry-After`. A client that goes away ends
+nothing: its question is in the transcript, and so will be the answer. SIGTERM is uvicorn's: requests under way are
+answered, which takes `--wait` at most, WebSockets are closed, then the supervisor drains.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ from locks import LockError
 from runtime import Supervisor
 from runtime.asgi import Supervised
 from runtime.log import configure
+from runtime.metrics import SupervisorCollector
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Settings:
     cron_every: float
     heartbeat_every: float
     compact_above: int
-    send_timeout: float
+    client_timeout: float
 
 
 # The routes
@@ -88,6 +89,8 @@ class Gateway:
         sup = Supervisor(
             s.sessions,
             lanes=[chat],
+            exclusive=True,
+            status_socket=True,
             services={
                 "model": lambda: nullcontext(model),
                 "clock": lambda: clock(sup, self.recent, s.cron_every, s.heartbeat_every),
@@ -106,7 +109,7 @@ class Gateway:
 
     async def post(self, request: Request) -> Response:
         """Take a message, and wait for the answer, but not too long."""
-        asked = parsed(await body_of(request))
+        asked = parsed(await body_of(request, within=self.settings.client_timeout))
         run = self.take(request, asked)
         longest = self.settings.wait
         with anyio.move_on_after(longest if asked.wait is None else min(asked.wait, longest)):
@@ -141,7 +144,7 @@ class Gateway:
     async def tell(self, socket: WebSocket, tasks: TaskGroup, event: dict[str, Any]) -> None:
         """Send an event; a client that takes none for too long is one that has gone."""
         try:
-            with anyio.fail_after(self.settings.send_timeout):
+            with anyio.fail_after(self.settings.client_timeout):
                 await socket.send_text(msgspec.json.encode(event, enc_hook=str).decode())
         except (TimeoutError, WebSocketDisconnect):
             tasks.cancel_scope.cancel()
@@ -179,8 +182,6 @@ async def readyz(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    from runtime.metrics import SupervisorCollector
-
     registry = CollectorRegistry()
     registry.register(SupervisorCollector(request.state.lanes))
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -242,7 +243,7 @@ PERIOD = click.FloatRange(min=0, min_open=True)
 @option("--cron-every", 3600.0, "Seconds between two cron jobs.", type=PERIOD)
 @option("--heartbeat-every", 60.0, "Seconds between two heartbeats.", type=PERIOD)
 @option("--compact-above", 200, "Records of a transcript.", type=click.IntRange(min=2))
-@option("--send-timeout", 20.0, "Seconds that a client may leave what it is sent unread.", type=PERIOD)
+@option("--client-timeout", 20.0, "Seconds that a client may stop sending a body, or reading.", type=PERIOD)
 def main(host: str, port: int, **settings: Any) -> None:
     """Serve sessions over HTTP and WebSocket."""
     configure("console")
@@ -261,7 +262,7 @@ def main(host: str, port: int, **settings: Any) -> None:
     listening = config.bind_socket()
     if sys.platform == "linux":
         # A closed connection whose peer reads nothing would be kept for what is left to send: uvicorn never aborts one.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings["send_timeout"] * 1000))
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings["client_timeout"] * 1000))
     uvicorn.Server(config).run([listening])
 
 

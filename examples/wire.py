@@ -29,8 +29,6 @@ from locks import DeadlockError, InvalidSession, LeaseLost, LeaseTimeout
 from runtime import Supervisor
 
 MAX_BODY = 1 << 20
-BODY_S = 10.0
-"""Seconds for a request's body to arrive."""
 STATUS: dict[type[BaseException], int] = {
     InvalidLane: 422,
     InvalidSession: 422,
@@ -51,6 +49,7 @@ class Posted(msgspec.Struct, forbid_unknown_fields=True):
 
     text: Annotated[str, msgspec.Meta(min_length=1)]
     when_busy: WhenBusy | None = None
+    """`None`: as the lane has it."""
     wait: Annotated[float, msgspec.Meta(ge=0)] | bool | None = None
 
 
@@ -88,20 +87,20 @@ def parsed(raw: str | bytes) -> Posted:
     return posted
 
 
-async def body_of(request: Request) -> bytes:
-    """The body, as long as it is neither too long nor too long in coming.
+async def body_of(request: Request, within: float) -> bytes:
+    """The body, which must neither be too long nor take longer than `within` seconds. A checkpoint.
 
     Raises:
-        Refusal: it is.
+        Refusal: it is, or does.
     """
     body = bytearray()
-    with anyio.move_on_after(BODY_S):
+    with anyio.move_on_after(within):
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY:
                 raise Refusal(f"body: more than {MAX_BODY} bytes; allowed: {MAX_BODY} bytes", status=413)
         return bytes(body)
-    raise Refusal(f"body: {len(body)} bytes came within {BODY_S:g} s; allowed: all of it", status=408)
+    raise Refusal(f"body: {len(body)} bytes came within {within:g} s; allowed: all of it", status=408)
 
 
 def reply(content: Any, status: int = 200, **headers: str) -> Response:

@@ -14,7 +14,7 @@ import os
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import AsyncGeneratorType, FrameType
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ def places_of(coroutine: Any, *, unseen: str = "") -> Places:
 
 def is_running(coroutine: Any) -> bool:
     """Whether a coroutine runs right now, rather than waits."""
-    return getattr(coroutine, "cr_running", None) is True or getattr(coroutine, "gi_running", None) is True
+    return _asked(coroutine, "cr_running") is True or _asked(coroutine, "gi_running") is True
 
 
 def steps(coroutine: Any) -> Iterator[Any]:
@@ -107,7 +107,7 @@ def steps(coroutine: Any) -> Iterator[Any]:
             return
         seen.add(id(step))
         yield step
-        coroutine = next((getattr(step, awaited) for _, awaited in _KINDS if hasattr(type(step), awaited)), None)
+        coroutine = next((_asked(step, awaited) for _, awaited in _KINDS if hasattr(type(step), awaited)), None)
 
 
 def variables(coroutine: Any) -> list[Any]:
@@ -120,8 +120,16 @@ def _is_step(one: Any) -> bool:
     kind = type(one)
     for frame, awaited in _KINDS:
         if hasattr(kind, awaited):
-            return getattr(one, frame, None) is not None or getattr(one, awaited, None) is not None
+            return _asked(one, frame) is not None or _asked(one, awaited) is not None
     return False
+
+
+def _asked(one: Any, name: str) -> Any:
+    """An attribute of somebody else's object, which may raise whatever it likes."""
+    try:
+        return getattr(one, name, None)
+    except Exception:
+        return None
 
 
 def _wrapped(awaitable: Any) -> Any:
@@ -135,7 +143,7 @@ def _wrapped(awaitable: Any) -> Any:
 
 def _place(step: Any) -> Place:
     for name, _ in _KINDS:
-        frame = getattr(step, name, None)
+        frame = _asked(step, name)
         if isinstance(frame, FrameType):
             return Place(frame.f_code.co_filename, frame.f_lineno or 0, frame.f_code.co_name)
     return Place("compiled", 0, str(getattr(step, "__qualname__", type(step).__qualname__)))
@@ -158,25 +166,24 @@ def _running_places(coroutine: Any, unseen: str) -> list[Place]:
         del frame, outermost  # a frame that a local variable names would need the garbage collector
 
 
-_HERE = os.path.dirname(os.path.dirname(__file__))
 _PATHS = sysconfig.get_paths()
 _PACKAGES = {_PATHS[name] for name in ("purelib", "platlib")}
-_EVENTS = (
-    "<frozen",
-    *(os.path.join(_HERE, floor, "") for floor in ("locks", "lanes", "runtime")),
-    *(os.path.join(folder, name, "") for folder in _PACKAGES for name in ("anyio", "trio", "outcome", "sniffio")),
+_HERE = os.path.dirname(os.path.dirname(__file__))
+
+
+def _inside(folders: Iterable[str], *names: str) -> tuple[str, ...]:
+    return tuple(os.path.join(folder, name, "") for folder in folders for name in names or ("",))
+
+
+_FARTHEST_FIRST = (
+    ("<frozen", *_inside(_PACKAGES, "anyio", "trio", "outcome", "sniffio")),
+    _inside([_HERE], "locks", "lanes", "runtime"),
+    _inside(_PACKAGES),
+    _inside({_PATHS[name] for name in ("stdlib", "platstdlib")}),
 )
-_LIBRARIES = tuple(os.path.join(folder, "") for folder in _PACKAGES)
-_STANDARD = tuple(os.path.join(_PATHS[name], "") for name in ("stdlib", "platstdlib"))
-
-
-_OURS = 3
+_OURS = len(_FARTHEST_FIRST) - 1
 
 
 def _distance(file: str) -> int:
-    """How far code is from the user's own: that is nearest, then the libraries that it calls."""
-    if file.startswith(_EVENTS):
-        return _OURS
-    if file.startswith(_LIBRARIES):
-        return 1
-    return 2 if file.startswith(_STANDARD) else 0
+    """How far code is from the user's own, which is 0: what a task begins and ends with is farthest."""
+    return next((len(_FARTHEST_FIRST) - n for n, those in enumerate(_FARTHEST_FIRST) if file.startswith(those)), 0)

@@ -138,6 +138,7 @@ class _Inner:
                 self.failures.append(_reason("the application's lifespan has failed", error))
             elif not self.started and not self.failures:
                 log("asgi_lifespan_unsupported", error=described(error))
+        self._startup = None  # it may have ended without asking
         if not self.started and not self.failures:
             await self._send({"type": "lifespan.startup.complete"})
         if self.started and not self._shut_down:

@@ -14,6 +14,7 @@ import anyio
 from .notify import Notifier
 from .owner import own
 from .signals import Signals
+from .status.place import path_for
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -34,7 +35,13 @@ class Belongings:
         self._exclusive, self._exclusive_wait = exclusive, exclusive_wait
         self._signals, self._status_socket, self._notify = signals, status_socket, notify
         self._notifier: Notifier | None = None
+        self._received: Signals | None = None
         self._taken = ExitStack()
+
+    @property
+    def signal(self) -> int:
+        """The number of the last signal that asks to stop."""
+        return self._received.received[-1] if self._received is not None else 0
 
     async def take(self, sup: Supervisor, root: str) -> None:
         """Take what was asked for. A checkpoint; failed or cancelled, `give_back` gives back what was taken.
@@ -45,14 +52,15 @@ class Belongings:
             StatusSocketError: the socket cannot be had.
         """
         if self._signals:
-            signals = self._taken.enter_context(Signals(required=True))
-            signals.tell(sup.signalled, restart=lambda: sup.request_restart("SIGUSR1"))
+            self._received = self._taken.enter_context(Signals(required=True))
+            self._received.tell(sup.signalled, restart=lambda: sup.request_restart("SIGUSR1"))
         if self._exclusive:
             self._taken.callback((await own(root, self._exclusive_wait)).release)
-        if self._status_socket:
+        path = path_for(self._status_socket)
+        if path is not None:
             from .status.server import StatusServer  # noqa: PLC0415 -- most programs that embed one have no socket
 
-            server = StatusServer(self._status_socket, sup)
+            server = StatusServer(path, sup)
             server.open()
             self._taken.callback(server.close)
         if self._notify:

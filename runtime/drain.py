@@ -36,18 +36,29 @@ class Drain:
         self._scheduler = scheduler
         self._before = scheduler.running()
         self._left: list[Execution] = []
+        self._waiting = anyio.CancelScope()
+
+    def hurry(self) -> None:
+        """Wait no longer for running runs to finish."""
+        self._waiting.cancel()
 
     async def let_finish(self, timeout: float) -> bool:
         """Wait for running runs, for `timeout` seconds at most; returns whether all have ended. A checkpoint.
 
         Cancelled, nothing has changed.
         """
-        with anyio.move_on_after(timeout):
+        self._waiting.deadline = anyio.current_time() + timeout
+        with self._waiting:
             await self._scheduler.calm()
         return self._scheduler.is_calm()
 
     async def cancel_rest(self, reason: str) -> None:
-        """Cancel what still runs, and wait for its grace; not interrupted by cancellation. A checkpoint."""
+        """Cancel what still runs, and wait for its grace; not interrupted by cancellation. A checkpoint.
+
+        When work is started again, because a restart has come in between, it is not this drain's to cancel.
+        """
+        if self._scheduler.starting:
+            return
         self._left = self._scheduler.running()
         for execution in self._left:
             execution.ask_to_end(RunState.CANCELLED, reason)
@@ -68,18 +79,16 @@ class Drain:
             unstarted=tuple(sorted(queued, key=lambda run: run.id)),
         )
 
+    async def finish_or_cancel(self, timeout: float) -> DrainReport:
+        """Let running runs finish for `timeout` seconds, then cancel them and wait for their grace. A checkpoint.
 
-async def finish_or_cancel(scheduler: Scheduler, timeout: float) -> DrainReport:
-    """Let running runs finish for `timeout` seconds, then cancel them and wait for their grace. A checkpoint.
-
-    Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
-    """
-    drain = Drain(scheduler)
-    try:
-        await drain.let_finish(timeout)
-    finally:
-        await drain.cancel_rest("the supervisor is stopping")
-    return drain.report()
+        Cancelled, it cancels the runs at once, waits for their grace, and raises afterwards.
+        """
+        try:
+            await self.let_finish(timeout)
+        finally:
+            await self.cancel_rest("the supervisor is stopping")
+        return self.report()
 
 
 def log_unstarted(report: DrainReport) -> None:

@@ -51,8 +51,8 @@ class EventFile:
         self._thread.start()
 
     def put(self, event: dict[str, Any]) -> None:
-        """Add an event. Never waits, never raises; callable from any thread."""
-        if self.error:
+        """Add an event, unless the file has come to its end. Never waits, never raises; callable from any thread."""
+        if self.error or self._closing.is_set():
             return
         if len(self._events) >= _MOST_EVENTS:
             self._stop(f"{_MOST_EVENTS} events wait to be written: the disk is too slow")

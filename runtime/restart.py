@@ -11,18 +11,25 @@ process that has some needs to be replaced, and says so.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import anyio
 
-from lanes import Run
-from lanes.scheduler import Scheduler
-from locks import _clock
+from lanes import Draining, Run, current_run
+from lanes.checks import seconds
+from locks import DeadlockError, _clock
 from locks._events import described, log
 
+from .background import Background
+from .belongings import Belongings
 from .drain import SETTLE_S, Drain, DrainReport
 from .services import ServiceFactory, Services, ServicesStuck
-from .watch.watchdog import EXIT_NEW_PROCESS, Watchdog
+from .watch.watchdog import EXIT_NEW_PROCESS
+from .work import Work
+
+State = Literal["new", "running", "draining", "restarting", "stopped"]
+OnZombie = Literal["raise", "exit"]
 
 _MARGIN_S = 5.0
 RAMP_S = 2.0
@@ -40,84 +47,193 @@ class AbandonedBodies(RuntimeError):
         return type(self), (self.runs,)
 
 
-class Generation(Protocol):
-    """What a restart needs of a supervisor."""
+class Restarts(Work):
+    """The calls of a supervisor that replace its generation."""
 
-    generation: int
-    watchdog: Watchdog
+    drain_timeout: float
     services_timeout: float
-    _scheduler: Scheduler
     _services: Services
     _factories: dict[str, ServiceFactory]
+    _on_zombie: OnZombie
+    _belongings: Belongings
+    _leave_process: Callable[[int], object]
+    _state: State
+    _stopping: bool
+    _told_to_stop: anyio.Event
+    _block: anyio.CancelScope | None
+    _restart_scope: anyio.CancelScope | None
+    _restart_over: anyio.Event | None
+    _failure: Exception | None = None
+    """Why it has ended by itself, to be raised where its block is left."""
+
+    async def _end_background(self) -> None:
+        raise NotImplementedError
+
+    async def restart(self, *, drain_timeout: float | None = None) -> DrainReport:
+        """Replace this generation by the next one, in this process: see `restart.py` for the steps. A checkpoint.
+
+        Queued work is kept, and started on a ramp. Cancelled while running runs finish, admission is open again and
+        they go on undisturbed; later it is not interrupted.
+
+        Raises:
+            AbandonedBodies: bodies ignored their cancellation, so only a new process helps; admission is open again.
+                With `on_zombie="exit"` the process exits (75) instead.
+            Draining: another restart, or a stop, is under way, or the supervisor does not run; nothing has changed.
+            DeadlockError: called in a run that it would wait for; `request_restart` is for that.
+            Exception: a service did not leave or enter; the supervisor has stopped. With `on_zombie="exit"` the process
+                exits (75) instead.
+        """
+        self._refuse_inside("restart")
+        limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
+        if self._restart_over is not None or self._stopping or self._state not in ("running", "draining"):
+            what = "restarting" if self._restart_over is not None else "stopping" if self._stopping else self._state
+            raise Draining(f"restart: the supervisor is {what}; allowed: while it runs or drains")
+        self._state, self._restart_over = "restarting", anyio.Event()
+        self._belongings.restarting()
+        try:
+            with anyio.CancelScope() as self._restart_scope:
+                report = await self._next_generation(limit)
+                _ = self._reopen()
+                return report
+            raise Draining("restart: given up, because the supervisor stops")
+        except AbandonedBodies as error:
+            self._exit_for(error.runs, EXIT_NEW_PROCESS)
+            raise
+        except Exception as error:
+            if not self._is_open():
+                await self._end_after_failure(error)
+            raise
+        finally:
+            self._restart_over.set()
+            self._restart_scope = self._restart_over = None
+
+    def request_restart(self, reason: str = "requested") -> None:
+        """Have it restarted, from anywhere on the event loop's thread, also inside a run. Returns at once.
+
+        What comes of it is logged; while a restart or a stop is under way, nothing does.
+        """
+        log("restart_requested", reason=reason)
+        if self._restart_over is None and not self._stopping and self._state in ("running", "draining"):
+            Background().start(self._restart_asked_for, "restart", context=self._scheduler.hooks.context.copy())
+
+    async def _restart_asked_for(self) -> None:
+        """A background task; `restart` has logged what went wrong."""
+        with anyio.CancelScope():
+            await self.restart()
+
+    def _is_open(self) -> bool:
+        return self._stopping or self._state == "running"  # a call: `_reopen` and `stop` have come in between
 
     def _reopen(self) -> bool:
-        """Take work again, unless something else has begun to end it all; returns whether it does."""
+        """Take work again, unless everything ends."""
+        if self._stopping:
+            return False
+        self._state = "running"
+        self._scheduler.open()
+        self._belongings.ready()
+        return True
+
+    async def _end_after_failure(self, error: Exception) -> None:
+        """The old generation is gone, and the next one cannot begin: end everything, and have whoever waits know."""
+        if self._on_zombie == "exit":
+            self._exit(EXIT_NEW_PROCESS, f"the restart failed: {error!r}")
+        self._stopping = True
+        await self._end_background()
+        if self._block is not None:
+            self._failure = error
+            self._block.cancel()
+        self._told_to_stop.set()
+
+    async def _give_up_restart(self) -> None:
+        if self._restart_over is not None:
+            if self._restart_scope is not None:
+                self._restart_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await self._restart_over.wait()
 
     def _hard_limit(self, at: float, code: int, why: str) -> None:
-        """End the process then, if it belongs to the supervisor and is still at this."""
+        if self._on_zombie == "exit" and not (self._stopping and at == math.inf):
+            self.watchdog.exit_by(at, code, why)
 
+    def _exit_for(self, zombies: tuple[Run, ...], code: int) -> None:
+        if self._on_zombie == "exit":
+            self._exit(code, f"{len(zombies)} bodies ignore their cancellation: " + "; ".join(map(repr, zombies[:10])))
 
-async def next_generation(sup: Generation, drain_timeout: float) -> DrainReport:
-    """Take all steps. A checkpoint; cancelled while runs finish, admission reopens and they are undisturbed.
+    def _exit(self, code: int, why: str) -> None:
+        log("process_exits", level="critical", code=code, reason=why)
+        self._exit_now(code)
 
-    Raises:
-        AbandonedBodies: bodies ignored their cancellation; admission is open again.
-        ServicesStuck: the old services did not leave in time; nothing is open.
-        Exception: what a service raised on entering; nothing is open.
-    """
-    scheduler, began = sup._scheduler, _clock.clock.now()
-    log("restart_started", generation=sup.generation, running=len(scheduler.running()), drain_s=drain_timeout)
-    scheduler.shut()
-    grace = max((spec.grace for spec in scheduler.specs.lanes.values()), default=0.0)
-    bound = began + drain_timeout + 2 * grace + SETTLE_S + 4 * sup.services_timeout + _MARGIN_S
-    sup._hard_limit(bound, EXIT_NEW_PROCESS, "the restart did not end in time")
-    try:
-        report = await _come_to_rest(sup, drain_timeout)
-        await _change_services(sup)
-    except BaseException as error:
-        log("restart_failed", level="error", generation=sup.generation, error=described(error))
-        raise
-    finally:
-        sup._hard_limit(math.inf, 0, "")
-    sup.generation += 1
-    scheduler.pace.ramp(_clock.clock.now(), RAMP_S)
-    log(
-        "restart_finished",
-        generation=sup.generation,
-        took_s=round(_clock.clock.now() - began, 3),
-        finished=report.finished,
-        cancelled=report.cancelled,
-        queued=len(report.unstarted),
-    )
-    return report
+    def _exit_now(self, code: int) -> None:
+        self._leave_process(code)
 
+    def _refuse_inside(self, what: str) -> None:
+        run = current_run()
+        if run is not None and run.outcome is None and self._scheduler.find(run.id) is run:
+            raise DeadlockError(f"{what}() waits for run {run.id} on lane {run.lane}, which awaits it", run_id=run.id)
 
-async def _come_to_rest(sup: Generation, drain_timeout: float) -> DrainReport:
-    """The steps that can be taken back."""
-    try:
-        drain = Drain(sup._scheduler)
-        await drain.let_finish(drain_timeout)
-        await drain.cancel_rest("the supervisor restarts")
-        report = drain.report()
-        if report.abandoned:
-            raise AbandonedBodies(report.abandoned)
-        if not sup._scheduler.is_calm():
-            raise RuntimeError(f"{len(sup._scheduler.running())} runs have not ended: {sup._scheduler.running()[:3]!r}")
-    except BaseException:
-        if sup._reopen():
-            log("admission_reopened", level="warning", generation=sup.generation)
-        raise
-    return report
+    async def _next_generation(self, drain_timeout: float) -> DrainReport:
+        """Take all steps. A checkpoint; cancelled while runs finish, admission reopens and they are undisturbed.
 
+        Raises:
+            AbandonedBodies: bodies ignored their cancellation; admission is open again.
+            ServicesStuck: the old services did not leave in time; nothing is open.
+            Exception: what a service raised on entering; nothing is open.
+        """
+        scheduler, began = self._scheduler, _clock.clock.now()
+        log("restart_started", generation=self.generation, running=len(scheduler.running()), drain_s=drain_timeout)
+        scheduler.shut()
+        grace = max((spec.grace for spec in scheduler.specs.lanes.values()), default=0.0)
+        bound = began + drain_timeout + 2 * grace + SETTLE_S + 4 * self.services_timeout + _MARGIN_S
+        self._hard_limit(bound, EXIT_NEW_PROCESS, "the restart did not end in time")
+        try:
+            report = await self._come_to_rest(drain_timeout)
+            await self._change_services()
+        except BaseException as error:
+            log("restart_failed", level="error", generation=self.generation, error=described(error))
+            raise
+        finally:
+            self._hard_limit(math.inf, 0, "")
+        self.generation += 1
+        scheduler.pace.ramp(_clock.clock.now(), RAMP_S)
+        log(
+            "restart_finished",
+            generation=self.generation,
+            took_s=round(_clock.clock.now() - began, 3),
+            finished=report.finished,
+            cancelled=report.cancelled,
+            queued=len(report.unstarted),
+        )
+        return report
 
-async def _change_services(sup: Generation) -> None:
-    """The steps that cannot. Not interrupted by cancellation; the services' own time limits bound it."""
-    with anyio.CancelScope(shield=True):
-        old, limit = sup._services, sup.services_timeout
-        if not await old.leave(limit):
-            raise ServicesStuck(f"the services of generation {sup.generation} did not leave within {2 * limit:g} s")
-        if old.error is not None:
-            log("service_failed", level="error", service="", error=described(old.error))  # it has left, badly
-        sup._services = fresh = Services(sup._factories)
-        await fresh.enter(f"services, generation {sup.generation + 1}", limit)
-        sup._scheduler.services = fresh.made
+    async def _come_to_rest(self, drain_timeout: float) -> DrainReport:
+        """The steps that can be taken back."""
+        try:
+            drain = Drain(self._scheduler)
+            await drain.let_finish(drain_timeout)
+            await drain.cancel_rest("the supervisor restarts")
+            report = drain.report()
+            if report.abandoned:
+                raise AbandonedBodies(report.abandoned)
+            if not self._scheduler.is_calm():
+                raise RuntimeError(
+                    f"{len(self._scheduler.running())} runs have not ended: {self._scheduler.running()[:3]!r}"
+                )
+        except BaseException:
+            if self._reopen():
+                log("admission_reopened", level="warning", generation=self.generation)
+            raise
+        return report
+
+    async def _change_services(self) -> None:
+        """The steps that cannot. Not interrupted by cancellation; the services' own time limits bound it."""
+        with anyio.CancelScope(shield=True):
+            old, limit = self._services, self.services_timeout
+            if not await old.leave(limit):
+                raise ServicesStuck(
+                    f"the services of generation {self.generation} did not leave within {2 * limit:g} s"
+                )
+            if old.error is not None:
+                log("service_failed", level="error", service="", error=described(old.error))  # it has left, badly
+            self._services = fresh = Services(self._factories)
+            await fresh.enter(f"services, generation {self.generation + 1}", limit)
+            self._scheduler.services = fresh.made

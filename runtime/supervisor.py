@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self, get_args
 
 import anyio
 
-from lanes import Draining, GroupSpec, LaneSpec, Run, RunState, SessionLayout, current_run
+from lanes import GroupSpec, LaneSpec, RunState, SessionLayout
 from lanes.checks import callback, choice, seconds, whole
 from lanes.hooks import Hook, Hooks
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
-from locks import DeadlockError, InvalidSession, LockRegistry, _clock
+from locks import InvalidSession, LockRegistry, _clock
 from locks._events import log
 from locks._loop import poster
 
 from .background import Background
 from .belongings import Belongings
-from .drain import SETTLE_S, DrainReport, finish_or_cancel, log_unstarted
-from .restart import AbandonedBodies, next_generation
+from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
+from .restart import AbandonedBodies, OnZombie, Restarts, State
 from .services import ServiceFactory, Services
 from .watch.limits import Keeper, Limits
 from .watch.selfcheck import SelfCheck
-from .watch.watchdog import EXIT_NEW_PROCESS, Watchdog
-from .work import Work
+from .watch.watchdog import Watchdog
 
-State = Literal["new", "running", "draining", "restarting", "stopped"]
-OnZombie = Literal["raise", "exit"]
 EXIT_ABANDONED = 70
 """The exit code of a process that leaves bodies behind (`EX_SOFTWARE`)."""
 
 
-class Supervisor(Work):
+class Supervisor(Restarts):
     """Owns everything in one process: its task group's children are lanes, whose children are runs.
 
     Use it as an async context manager, or call `start` and `stop`, from different tasks if need be. To be used on the
@@ -135,7 +131,8 @@ class Supervisor(Work):
         self._block: anyio.CancelScope | None = None
         self._told_to_stop = anyio.Event()
         self._stopping = False
-        self._drain_scope: anyio.CancelScope | None = None
+        self._drain: Drain | None = None
+        self._starting: anyio.CancelScope | None = None
         self._restart_scope: anyio.CancelScope | None = None
         self._restart_over: anyio.Event | None = None
 
@@ -160,6 +157,7 @@ class Supervisor(Work):
             StatusSocketError: the status socket cannot be had.
             ServicesStuck: the services did not start in time.
             Exception: whatever a service raised on entering.
+            SystemExit: `signals`, and one came that stops it before it was started; the code is 128 + its number.
         """
         if self._state != "new":
             raise RuntimeError(f"a supervisor starts once; this one is {self._state}")
@@ -167,8 +165,12 @@ class Supervisor(Work):
         _check_root(root)
         self._state = "running"
         try:
-            await self._belongings.take(self, root)
-            await self._services.enter(f"supervisor of {root}: services", self.services_timeout)
+            with anyio.CancelScope() as self._starting:
+                await self._belongings.take(self, root)
+                await self._services.enter(f"supervisor of {root}: services", self.services_timeout)
+            self._starting = None
+            if self._told_to_stop.is_set():
+                raise SystemExit(128 + self._belongings.signal)
             self._scheduler.services = self._services.made
             lanes_ready = anyio.Event()
             self._lanes_task.start(partial(self._serve_lanes, lanes_ready, self._leave_lanes), f"supervisor of {root}")
@@ -245,109 +247,8 @@ class Supervisor(Work):
         scheduler.shut()
         if self._state in ("running", "restarting"):
             self._state = "draining"
-        with anyio.CancelScope() as self._drain_scope:
-            return await finish_or_cancel(scheduler, timeout)
-        return await finish_or_cancel(scheduler, 0.0)  # a second signal has cut it short, and they have had their grace
-
-    async def restart(self, *, drain_timeout: float | None = None) -> DrainReport:
-        """Replace this generation by the next one, in this process: see `restart.py` for the steps. A checkpoint.
-
-        Queued work is kept, and started on a ramp. Cancelled while running runs finish, admission is open again and
-        they go on undisturbed; later it is not interrupted.
-
-        Raises:
-            AbandonedBodies: bodies ignored their cancellation, so only a new process helps; admission is open again.
-                With `on_zombie="exit"` the process exits (75) instead.
-            Draining: another restart, or a stop, is under way, or the supervisor does not run; nothing has changed.
-            DeadlockError: called in a run that it would wait for; `request_restart` is for that.
-            Exception: a service did not leave or enter; the supervisor has stopped. With `on_zombie="exit"` the process
-                exits (75) instead.
-        """
-        self._refuse_inside("restart")
-        limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
-        if self._restart_over is not None or self._stopping or self._state not in ("running", "draining"):
-            what = "restarting" if self._restart_over is not None else "stopping" if self._stopping else self._state
-            raise Draining(f"restart: the supervisor is {what}; allowed: while it runs or drains")
-        self._state, self._restart_over = "restarting", anyio.Event()
-        self._belongings.restarting()
-        try:
-            with anyio.CancelScope() as self._restart_scope:
-                report = await next_generation(self, limit)
-                _ = self._reopen()
-                return report
-            raise Draining("restart: given up, because the supervisor stops")
-        except AbandonedBodies as error:
-            self._exit_for(error.runs, EXIT_NEW_PROCESS)
-            raise
-        except Exception as error:
-            if not self._is_open():
-                await self._end_after_failure(error)
-            raise
-        finally:
-            self._restart_over.set()
-            self._restart_scope = self._restart_over = None
-
-    def request_restart(self, reason: str = "requested") -> None:
-        """Have it restarted, from anywhere on the event loop's thread, also inside a run. Returns at once.
-
-        What comes of it is logged; while a restart or a stop is under way, nothing does.
-        """
-        log("restart_requested", reason=reason)
-        if self._restart_over is None and not self._stopping and self._state in ("running", "draining"):
-            Background().start(self._restart_asked_for, "restart", context=self._scheduler.hooks.context.copy())
-
-    async def _restart_asked_for(self) -> None:
-        """A background task; `restart` has logged what went wrong."""
-        with anyio.CancelScope():
-            await self.restart()
-
-    def _is_open(self) -> bool:
-        return self._stopping or self._state == "running"  # a call: `_reopen` and `stop` have come in between
-
-    def _reopen(self) -> bool:
-        """Take work again, unless everything ends."""
-        if self._stopping:
-            return False
-        self._state = "running"
-        self._scheduler.open()
-        self._belongings.ready()
-        return True
-
-    async def _end_after_failure(self, error: Exception) -> None:
-        """The old generation is gone, and the next one cannot begin: end everything, and have whoever waits know."""
-        if self._on_zombie == "exit":
-            self._exit(EXIT_NEW_PROCESS, f"the restart failed: {error!r}")
-        self._stopping = True
-        await self._end_background()
-        if self._block is not None:
-            self._failure = error
-            self._block.cancel()
-        self._told_to_stop.set()
-
-    _failure: Exception | None = None
-    """Why it has ended by itself, to be raised where its block is left."""
-
-    async def _give_up_restart(self) -> None:
-        if self._restart_over is not None:
-            if self._restart_scope is not None:
-                self._restart_scope.cancel()
-            with anyio.CancelScope(shield=True):
-                await self._restart_over.wait()
-
-    def _hard_limit(self, at: float, code: int, why: str) -> None:
-        if self._on_zombie == "exit" and not (self._stopping and at == math.inf):
-            self.watchdog.exit_by(at, code, why)
-
-    def _exit_for(self, zombies: tuple[Run, ...], code: int) -> None:
-        if self._on_zombie == "exit":
-            self._exit(code, f"{len(zombies)} bodies ignore their cancellation: " + "; ".join(map(repr, zombies[:10])))
-
-    def _exit(self, code: int, why: str) -> None:
-        log("process_exits", level="critical", code=code, reason=why)
-        self._exit_now(code)
-
-    def _exit_now(self, code: int) -> None:
-        self._leave_process(code)
+        self._drain = Drain(scheduler)
+        return await self._drain.finish_or_cancel(timeout)
 
     async def _release_zombies(self) -> None:
         """A background task: when the whole loop ends, let that cancellation reach the abandoned bodies too."""
@@ -357,18 +258,15 @@ class Supervisor(Work):
             for execution in self._scheduler.abandoned:
                 execution.tell_body_again()
 
-    def _refuse_inside(self, what: str) -> None:
-        run = current_run()
-        if run is not None and run.outcome is None and self._scheduler.find(run.id) is run:
-            raise DeadlockError(f"{what}() waits for run {run.id} on lane {run.lane}, which awaits it", run_id=run.id)
-
     def signalled(self, count: int) -> None:
         """The first signal stops it, the second one ends the drain."""
         self._told_to_stop.set()
-        if count == 1 and self._block is not None:
+        if self._starting is not None:
+            self._starting.cancel()
+        if self._block is not None:
             self._block.cancel()
-        elif count > 1 and self._drain_scope is not None:
-            self._drain_scope.cancel()
+        if count > 1 and self._drain is not None:
+            self._drain.hurry()
 
     async def __aenter__(self) -> Self:
         await self.start()

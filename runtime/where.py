@@ -4,11 +4,6 @@ A queued run: everything that it waits for, and who has that. A running one: its
 coroutine down to the line that waits; its worker threads; its processes; what it holds in the lock registry; the runs
 that it waits for or has submitted, and where those stand.
 
-Which tasks are a run's? A task inherits the context of whoever starts it, and in the context stands the run
-(`current_run`). So none is missed, however it was started: by anyio, by trio, or natively, by `asyncio.create_task`,
-whose result nobody may have kept. Who is whose child, anyio tells of its own tasks; a native one belongs to the task
-that awaits it, or whose variables name it or its task group.
-
 Rejected: `stackscope`, which unwinds all of that and names the open context managers as well. Its last release is of
 February 2024; it knows anyio's tasks on asyncio as little as native ones, looks into frames by their bytecode, and so
 has to be taught each new Python. What is needed here is less than two hundred lines of public attributes.
@@ -16,30 +11,21 @@ has to be taught each new Python. What is needed here is less than two hundred l
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextvars import Context
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from types import MethodType
-from typing import Any
-
-import anyio
 
 from lanes import Run, RunState
 from lanes.execution import Execution
-from lanes.run import _current
 from lanes.scheduler import Scheduler
 from lanes.stacks import coroutine_of, is_running, places_of, steps, variables
 from locks import _clock
 from locks._events import described
 from locks.sidecar import note
 
+from .tasks import Task, all_tasks, grow, running_tasks
 from .watch.frames import name_of, place_of, run_of, stack_text
 
 _MOST_TASKS = 100
@@ -59,15 +45,11 @@ def where(run: Run) -> str:
     alive, and never raises: what cannot be looked at is named.
     """
     execution = run._execution or _abandoned(run)
-    sections: list[Callable[[], list[str]]] = [partial(_ended, run, execution), partial(_threads, run)]
-    if execution is not None:
-        mine = [partial(section, execution) for section in (_queued, _tasks, _processes, _rights, _runs)]
-        sections[1:1] = mine[:2]
-        sections += mine[2:]
     lines = _head(run, run._execution)
-    for section in sections:
+    of_attempt = (_queued, _tasks, _processes, _rights, _runs) if execution is not None else ()
+    for section in (partial(_ended, run), *of_attempt, partial(_threads, run)):
         try:
-            lines += section()
+            lines += section(execution)
         except Exception as error:
             # Somebody else's object, or one that has ended in between: an operator needs all the rest the more.
             lines.append(f"(something could not be looked at: {described(error)})")
@@ -147,7 +129,7 @@ def _abandoned(run: Run) -> Execution | None:
     """The attempt whose body goes on though its run has ended: only its task knows it still."""
     if run.state is not RunState.ABANDONED:
         return None
-    for info in _running_tasks():
+    for info in running_tasks():
         for step in islice(steps(info.coro), _OUTERMOST):
             if getattr(step, "cr_code", None) is _CONDUCT:
                 found = [one for one in variables(step) if isinstance(one, Execution) and one.run is run]
@@ -225,63 +207,16 @@ def _scheduler(execution: Execution) -> Scheduler:
 # Its tasks
 
 
-@dataclass(slots=True, eq=False)
-class _Task:
-    """A task of the event loop."""
-
-    id: int
-    name: str
-    parent: int | None
-    """Of those that anyio or trio has started."""
-    coro: Any
-    native: Any
-    children: list[_Task] = field(default_factory=list)
-
-
-def _running_tasks() -> list[anyio.TaskInfo]:
-    try:
-        return anyio.get_running_tasks()
-    except RuntimeError:  # no event loop runs here
-        return []
-
-
-def _all_tasks() -> dict[int, _Task]:
-    """The tasks of the running loop. Sorted: asyncio and trio have them in sets."""
-    native: dict[int, Any] = {id(task): task for task in _native_tasks()}
-    infos = sorted(_running_tasks(), key=lambda info: (len(info.name or ""), info.name or "", info.id))
-    return {info.id: _Task(info.id, str(info.name), info.parent_id, info.coro, native.get(info.id)) for info in infos}
-
-
-def _native_tasks() -> list[Any]:
-    if asyncio._get_running_loop() is not None:
-        return list(asyncio.all_tasks())
-    trio = sys.modules["trio"].lowlevel
-    found = [trio.current_root_task()]
-    for task in found:  # grows meanwhile
-        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return found
-
-
-def _run_of_task(task: _Task) -> Run | None:
-    """The run in the context of a task."""
-    if hasattr(task.native, "get_context"):
-        context = task.native.get_context()
-    else:  # trio; asyncio before Python 3.12, which tells it to the garbage collector alone
-        found = [getattr(task.native, "context", None), *gc.get_referents(task.native)]
-        context = next((one for one in found if isinstance(one, Context)), None)
-    return context.get(_current) if context is not None else None
-
-
 def _tasks(execution: Execution) -> list[str]:
     run = execution.run
     if not execution.began:
         begins = run.state is RunState.RUNNING and execution.steered_into is None
         return ["its body has not begun: the event loop has not come to it yet"] if begins else []
-    tasks = _all_tasks()
+    tasks = all_tasks()
     root = tasks.get(id(execution.fence.task))
     if root is None:
         return ["its task has ended, or belongs to another event loop"]
-    strays = _grow(run, root, tasks)
+    strays = grow(run, root, tasks)
     lines: list[str] = []
     told = [(root, 0, "task"), *((task, 0, "task that none of its tasks awaits:") for task in strays)][::-1]
     number = 0
@@ -294,64 +229,7 @@ def _tasks(execution: Execution) -> list[str]:
     return lines + _left_out(number - _MOST_TASKS, "tasks")
 
 
-def _grow(run: Run, root: _Task, tasks: dict[int, _Task]) -> list[_Task]:
-    """Give each task of a run its children; returns the run's tasks that are nobody's child."""
-    by_parent = defaultdict[int | None, list[_Task]](list)
-    for task in tasks.values():
-        by_parent[task.parent].append(task)
-    # One that has not begun may be the body of a run that this one has just submitted.
-    begun = [one for one in tasks.values() if getattr(one.coro, "cr_suspended", True) or is_running(one.coro)]
-    mine = [task for task in begun if task is not root and _run_of_task(task) is run]
-    placed = {root.id}
-
-    def place_below(top: _Task) -> None:
-        todo = [top]
-        for task in todo:  # grows meanwhile
-            for child in [*by_parent[task.id], *_awaited(task, tasks, mine)]:
-                if child.id not in placed:
-                    placed.add(child.id)
-                    task.children.append(child)
-                    todo.append(child)
-
-    place_below(root)
-    left = [task for task in mine if task.id not in placed]
-    awaited = {one.id for task in left for one in [*by_parent[task.id], *_awaited(task, tasks, mine)]}
-    strays = []
-    for task in [*(one for one in left if one.id not in awaited), *left]:  # the latter: those that await each other
-        if task.id not in placed:
-            placed.add(task.id)
-            strays.append(task)
-            place_below(task)
-    return strays
-
-
-def _awaited(task: _Task, tasks: dict[int, _Task], mine: list[_Task]) -> list[_Task]:
-    """The native tasks that a task awaits, and those of the run that its variables name. None on trio."""
-    if not isinstance(task.native, asyncio.Future):
-        return []
-    waiter = getattr(task.native, "_fut_waiter", None)
-    found = {id(one): None for one in (waiter, *(getattr(waiter, "_children", None) or ()))}
-    named = {id(one): None for step in steps(task.coro) for one in _futures(variables(step))}
-    of_run = {one.id for one in mine if one.parent is None}
-    found |= {one: None for one in named if one in of_run}
-    return [tasks[one] for one in found if one in tasks and one != task.id]
-
-
-def _futures(values: list[Any]) -> Iterator[Any]:
-    """Tasks among values, in task groups, and in collections: one level down."""
-    for value in values:
-        one = value.__self__ if isinstance(value, MethodType) else value
-        if isinstance(one, asyncio.TaskGroup):
-            yield from list(getattr(one, "_tasks", ()))
-        elif isinstance(one, list | tuple | set | frozenset):
-            yield from list(one)[:_MOST_TASKS]
-        elif type(one) is dict:
-            yield from list(one.values())[:_MOST_TASKS]
-        else:
-            yield one
-
-
-def _task_lines(task: _Task, depth: int, what: str) -> list[str]:
+def _task_lines(task: Task, depth: int, what: str) -> list[str]:
     places = places_of(task.coro, unseen=__name__)
     now = "runs right now" if is_running(task.coro) else "waits"
     at = f" at {places.guilty}" if places.guilty else ""
@@ -362,12 +240,14 @@ def _task_lines(task: _Task, depth: int, what: str) -> list[str]:
 # What else it has
 
 
-def _threads(run: Run) -> list[str]:
+def _threads(run: Run, _: Execution | None) -> list[str]:
     lines: list[str] = []
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     number = 0
-    for ident, frame in sys._current_frames().items():
-        if ident == threading.get_ident() or run_of(frame) is not run:
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]  # this call's own: a variable that named it would need the garbage collector
+    for ident, frame in frames.items():
+        if run_of(frame) is not run:
             continue
         number += 1
         if number <= _MOST_OTHERS:
@@ -391,9 +271,8 @@ def _rights(execution: Execution) -> list[str]:
     for held in now.holders:
         if held.holder == holder:
             until = "without a limit" if held.remaining_s is None else f"for at most {held.remaining_s:.1f} s more"
-            lines.append(
-                f"holds {held.right} of {held.path} for {held.held_s:.1f} s, {until}; {held.waiting} wait for it"
-            )
+            waiting = f"{held.waiting} wait for it"
+            lines.append(f"holds {held.right} of {held.path} for {held.held_s:.1f} s, {until}; {waiting}")
     for one in now.waiters:
         if one.holder == holder:
             behind = f", which {one.behind} holds" if one.behind is not None else ""

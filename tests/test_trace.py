@@ -24,8 +24,9 @@ from locks import LockRegistry, Revoked, _events, _os
 from runtime import Supervisor, event_file, trace
 from runtime.event_file import EventFile
 from runtime.trace import Trace
+from tests import blocking
 from tests.command import lanes, result_of, started
-from tests.poll import eventually_sync
+from tests.poll import eventually, eventually_sync
 from tests.supervised import HungThread, gone
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
@@ -47,7 +48,10 @@ class Track:
 
 def checked(events, *, killed=False):
     """The tracks by name, of which several may have the same; fails for what a viewer would drop or misplace."""
-    named, groups, found, begun = {}, {}, defaultdict(Track), defaultdict(list)
+    named: dict[int, str] = {}
+    groups: dict[int, int] = {}
+    found: dict[int, Track] = defaultdict(Track)
+    begun: dict[int, list[Slice]] = defaultdict(list)
     for event in events:
         assert event["ph"] in ("M", "B", "E", "X", "i"), event
         assert type(event["pid"]) is type(event["tid"]) is type(event["ts"]) is int and event["ts"] >= 0, event
@@ -262,6 +266,24 @@ async def test_what_the_event_loop_stood_still_for_is_on_its_track(virtual, path
     assert loop.marks["loop_blocked"]["place"] == "tool.py:12 in crunch"
 
 
+@pytest.mark.backends("asyncio")
+async def test_a_body_that_blocks_the_loop_is_named_by_the_slice(tmp_path, path):
+    async def blocks(ctx):
+        eventually_sync(lambda: told("loop_blocked"), within=20.0)
+
+    def told(event):
+        return any(one["event"] == event for one in logs)
+
+    with Trace(path) as trace, capture_logs() as logs:
+        async with Supervisor(tmp_path / "s", **trace.hooks()) as sup:
+            with blocking.permitted("a body that blocks the loop"):
+                await sup.run("main", blocks)
+            await eventually(lambda: told("loop_unblocked"), within=20.0)
+    stall, *_ = [one for one in slices_of({"event loop": read(path)["event loop"]}) if one.name.startswith("blocked: ")]
+    assert stall.args["run"] == "run 1 on lane main"
+    assert stall.ended - stall.began >= 0.5e6
+
+
 @pytest.mark.parametrize("end", ["restart_finished", "restart_failed"])
 async def test_a_restart_is_a_slice(virtual, path, end):
     with Trace(path):
@@ -329,9 +351,10 @@ def test_nothing_of_it_is_left_when_it_is_closed(path):
     registry = LockRegistry()
     with Trace(path) as trace:
         trace.watch(registry)
-        assert len(_events.observers) == len(registry.observers) == 1
+        observers: list[object] = [*_events.observers, *registry.observers]
+        assert len(observers) == 2
     trace.close()
-    assert (_events.observers, registry.observers) == ((), ())
+    assert [*_events.observers, *registry.observers] == []
 
 
 # When the file fails

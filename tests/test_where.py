@@ -6,6 +6,7 @@ Each body waits at a line that ends in a comment of its own; the text has to quo
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import sys
 import threading
@@ -352,10 +353,12 @@ async def test_a_process_that_it_runs_is_named(sup):
         await ctx.run_process([sys.executable, "-c", "import time; time.sleep(60)"])  # runs a program
 
     run = sup.submit("side:a", body)
-    text = await shown(run, "# runs a program", "process ", "import time")
-    assert f"process {next(iter(run._execution.killers)).__self__._popen.pid}: " in text
+    text = await shown(run, "# runs a program", f"('{sys.executable}', '-c', 'import time; time.sleep(60)')")
+    (kill,) = run._execution.killers
+    assert f"process {kill.__self__._popen.pid}: ('" in text
     run.cancel()
     await run.wait()
+    assert "process " not in where(run)
     await end(sup)
 
 
@@ -537,13 +540,24 @@ async def test_an_abandoned_body_is_shown_where_it_stands_now_and_where_it_stood
 async def test_a_run_whose_loop_is_gone_can_still_be_asked_about(tmp_path):
     def elsewhere():
         async def main():
-            async with Supervisor(tmp_path, lanes=LANES) as sup:
+            async with Supervisor(tmp_path, lanes=LANES, drain_timeout=0.0) as sup:
                 return sup.submit("side:a", waits), sup
 
         return anyio.run(main)
 
     run, _ = await to_thread.run_sync(elsewhere)
     assert where(run).splitlines()[0] == "run 1 on lane side:a"
+
+
+@pytest.mark.backends("asyncio", "uvloop")
+async def test_it_can_be_asked_from_a_callback_of_the_loop_in_a_context_that_knows_nothing(sup):
+    told = []
+    run = sup.submit("side:a", straight)
+    await shown(run, "# fetches")
+    asyncio.get_running_loop().call_soon(lambda: told.append(where(run)), context=contextvars.Context())
+    await eventually(lambda: told)
+    assert "# fetches" in told[0]
+    await end(sup)
 
 
 # Bounds
@@ -572,8 +586,22 @@ async def test_a_deep_stack_and_many_tasks_are_cut_and_counted(sup):
 class Compiled:
     """As a compiled coroutine looks: no frame, but a name, and what it awaits."""
 
+    cr_frame = cr_await = None
+
     def __init__(self, awaits):
-        self.cr_await, self.cr_frame, self.__qualname__ = awaits, None, "Client.get"
+        self.cr_await, self.__qualname__ = awaits, "Client.get"
+
+
+class Unanswering(Compiled):
+    """A compiled coroutine that raises when it is asked what it awaits."""
+
+    @property
+    def cr_await(self):
+        raise RuntimeError("not now")
+
+    @cr_await.setter
+    def cr_await(self, value):
+        pass
 
 
 class Hostile:
@@ -593,6 +621,7 @@ def test_what_has_no_frame_is_named_and_a_ring_of_awaits_ends():
     assert stack_of(type("Task", (), {"coro": ring})()) == '  File "compiled", line 0, in Client.get'
     assert places_of(Compiled(object())).kept[-1].function == "Client.get"
     assert places_of(Compiled(Hostile())).kept[-1].function == "Client.get"
+    assert places_of(Unanswering(None)).kept == ()
     assert stack_of(None) == ""
     coroutine.close()
     assert places_of(coroutine).kept == ()
@@ -619,7 +648,7 @@ async def test_looking_keeps_neither_frames_nor_what_the_body_holds(sup):
         first, second = Kept(), Kept()
         refs.extend(map(weakref.ref, (first, second)))
         where(ctx.run)
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         del first
         await go_on.wait()  # has let go of the first
 

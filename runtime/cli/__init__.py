@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -84,6 +85,84 @@ def examine(**given: Any) -> int:
     from . import doctor  # noqa: PLC0415 -- as above
 
     return doctor.run(doctor.Options(**given))
+
+
+_socket = click.option(
+    "--socket",
+    metavar="PATH",
+    help="The process's status socket; by default $LANES_SOCKET, or that of the only process of yours that has one.",
+)
+_run_id = click.argument("run_id", metavar="RUN", type=click.IntRange(min=1, max=(1 << 63) - 1))
+_EXIT_CODES = """
+\b
+Exit codes:
+  0        done
+  1        the process says no, cannot, or does not answer; a frozen one is shown with the line that blocks it
+  2        the input cannot be used, or there is no such process
+"""
+
+
+def _asks(name: str) -> Callable[[Callable[..., int]], click.Command]:
+    """A command that talks to a process."""
+
+    def decorate(function: Callable[..., int]) -> click.Command:
+        text = f"{inspect.cleandoc(function.__doc__ or '')}\n{_EXIT_CODES}"
+        return cli.command(name, context_settings=_SETTINGS, help=text)(_socket(function))
+
+    return decorate
+
+
+@_asks("status")
+@click.option("--json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+def look(socket: str | None, json: bool) -> int:
+    """Show what a process does: problems and stuck runs first, with the line of code where they stand."""
+    from . import status  # noqa: PLC0415 -- as above
+
+    return status.run(socket, json)
+
+
+@_asks("top")
+def watch(socket: str | None) -> int:
+    """Show what a process does, live, until q or Ctrl-C."""
+    from . import top  # noqa: PLC0415 -- as above
+
+    return top.run(socket)
+
+
+@_asks("stop")
+@_run_id
+@click.option("--reason", default="stopped by an operator", show_default=True, help="What its sender is told.")
+def stop(socket: str | None, run_id: int, reason: str) -> int:
+    """Ask run RUN to end. It ends within its lane's grace; one that waits never starts."""
+    from . import operate  # noqa: PLC0415 -- as above
+
+    return operate.stop(socket, run_id, reason)
+
+
+@_asks("drain")
+@click.option("--timeout", type=float, metavar="SECONDS", help="What running runs get.")
+def drain(socket: str | None, timeout: float | None) -> int:
+    """Have a process take no more work, let running runs finish, cancel the rest; wait for that."""
+    from . import operate  # noqa: PLC0415 -- as above
+
+    return operate.drain(socket, timeout)
+
+
+@_asks("restart")
+def restart(socket: str | None) -> int:
+    """Have a process begin anew, keeping what is queued; wait for that."""
+    from . import operate  # noqa: PLC0415 -- as above
+
+    return operate.restart(socket)
+
+
+@_asks("stack")
+@_run_id
+def stack(socket: str | None, run_id: int) -> int:
+    """Show where run RUN stands, coroutine by coroutine down to the line that waits."""
+    from . import operate  # noqa: PLC0415 -- as above
+
+    return operate.stack(socket, run_id)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

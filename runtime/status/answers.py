@@ -8,13 +8,13 @@ asked where they stand.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from heapq import nsmallest
 from itertools import chain, islice
 from linecache import getline
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from lanes import Run, RunState, SessionLayout
 from lanes.execution import Execution
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from ..watch.watchdog import Blocked
 
 _T = TypeVar("_T")
+_What = Literal["drain", "restart"]
 _MOST_PLACES = 20
-_RESTART_S = 30.0
-"""What services may take to leave and to start, on top of the limits of the runs: how long a client waits for them."""
 _SETTLE_S = 5.0
+"""On top of what is configured, for the loop to come to it all."""
 _MOST_NAMED = 10
 
 
@@ -48,6 +48,7 @@ class Supervised(Protocol):
     """What is needed of a supervisor."""
 
     drain_timeout: float
+    services_timeout: float
 
     @property
     def layout(self) -> SessionLayout: ...
@@ -62,7 +63,7 @@ class Supervised(Protocol):
     def statistics(self) -> Statistics: ...
     def find(self, run_id: int) -> Run | None: ...
     def abandoned(self) -> list[AbandonedBody]: ...
-    def request_restart(self, reason: str = ...) -> None: ...
+    async def restart(self) -> DrainReport: ...
     async def drain(self, timeout: float) -> DrainReport: ...
 
 
@@ -83,7 +84,8 @@ class Answers:
     def __init__(self, sup: Supervised) -> None:
         self._sup = sup
         self._since = _clock.clock.now()
-        self._drained: say.Drained | None = None
+        self._orders: dict[int, say.Order] = {}
+        self._last_order = 0
 
     def to(self, question: say.Question, who: str) -> say.Answer:
         """Answer; never raises.
@@ -143,46 +145,53 @@ class Answers:
     def _drain(self, question: say.Drain, who: str) -> say.Answer:
         sup = self._sup
         if sup.state not in ("running", "draining"):
-            return refused("not_now", f"the supervisor is {sup.state}; it drains while it is running")
+            return refused("not_now", f"the supervisor is {sup.state}; it drains while it runs")
         timeout = sup.drain_timeout if question.timeout is None else question.timeout
         log("operator_asked", what="drain", timeout_s=timeout, by=who)
-        self._drained = say.Drained(over=False)
-        Background().start(partial(self._drain_behind, timeout), "drain asked for by an operator")
-        return self._started("drain", timeout + self._grace() + _SETTLE_S)
+        return self._begin("drain", partial(sup.drain, timeout), timeout + self._grace() + _SETTLE_S)
 
-    async def _drain_behind(self, timeout: float) -> None:
-        """A background task. It ends with the runs; what became of them stands in each later status."""
-        mine = self._drained
-        ended = say.Drained(over=True, error="it was cut short")
+    def _restart(self, who: str) -> say.Answer:
+        sup = self._sup
+        if sup.state not in ("running", "draining"):
+            return refused("not_now", f"the supervisor is {sup.state}; it restarts while it runs or drains")
+        log("operator_asked", what="restart", by=who)
+        within = sup.drain_timeout + 2 * self._grace() + 4 * sup.services_timeout + 2 * _SETTLE_S
+        return self._begin("restart", sup.restart, within)
+
+    def _begin(self, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]], within_s: float) -> say.Answer:
+        """Start what takes time, and have each later status say what came of it."""
+        self._last_order += 1
+        number = self._last_order
+        self._orders[number] = say.Order(id=number, what=what, over=False)
+        for old in list(self._orders)[: -say.MOST_ORDERS]:
+            del self._orders[old]
+        name = f"{what} asked for by an operator"
+        context = self._sup._scheduler.hooks.context.copy()  # what it makes anew belongs to the supervisor, not to us
+        Background().start(partial(self._see_through, number, what, call), name, context=context)
+        return say.Answer(started=say.Started(order=number, within_s=within_s))
+
+    async def _see_through(
+        self, number: int, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]]
+    ) -> None:
+        """A background task: it ends when the supervisor has done it, or cannot."""
+        ended = partial(say.Order, id=number, what=what, over=True)
+        order = ended(error="it was cut short")
         try:
-            report = await self._sup.drain(timeout)
-            ended = say.Drained(
-                over=True,
+            report = await call()
+            order = ended(
                 finished=report.finished,
                 cancelled=report.cancelled,
                 abandoned=len(report.abandoned),
                 unstarted=len(report.unstarted),
             )
         except Exception as error:
-            ended = say.Drained(over=True, error=text(described(error)))
+            order = ended(error=text(described(error)))
         finally:
-            if self._drained is mine:  # else somebody has asked for another one since
-                self._drained = ended
-
-    def _restart(self, who: str) -> say.Answer:
-        sup = self._sup
-        if sup.state in ("new", "stopped"):
-            return refused("not_now", f"the supervisor is {sup.state}; it restarts while it is running")
-        started = self._started("restart", sup.drain_timeout + self._grace() + _SETTLE_S + _RESTART_S)
-        log("operator_asked", what="restart", by=who)
-        sup.request_restart("asked for by an operator")
-        return started
-
-    def _started(self, what: Any, within_s: float) -> say.Answer:
-        return say.Answer(started=say.Started(what=what, generation=self._sup.generation, within_s=within_s))
+            if number in self._orders:
+                self._orders[number] = order
 
     def _grace(self) -> float:
-        return max((one.spec.grace for one in self._sup._scheduler.running()), default=0.0)
+        return max((spec.grace for spec in self._sup._scheduler.specs.lanes.values()), default=0.0)
 
     # Looking
 
@@ -246,7 +255,7 @@ class Answers:
                 for right in held
             ],
             leases_left_out=len(leases.holders) - len(held),
-            drain=self._drained,
+            orders=list(self._orders.values()),
         )
 
     def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[say.RunRow]:

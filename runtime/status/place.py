@@ -1,10 +1,10 @@
 """Where the status socket of a process is, and how its place is taken: one server a path, and nobody is robbed.
 
-A socket stays in the file system when its process is killed, so a path that exists may be anybody's: a live server's, a
-dead one's, or no socket at all. Only a socket of our own user to which the kernel refuses connections is removed. Whoever
-looks, removes or binds does so under a lock on the directory, and listens before letting go of it: else two processes
-that start at a time both find the dead one, and the second removes the first one's fresh socket. That lock is the
-kernel's and leaves no file behind.
+A socket stays in the file system when its process is killed, so a path that exists may be anybody's: a live server's,
+a dead one's, or no socket at all. Only a socket of our own user to which the kernel refuses connections is removed.
+Whoever looks, removes or binds does so under a lock on the directory, and listens before letting go of it: else two
+processes that start at a time both find the dead one, and the second removes the first one's fresh socket. That lock is
+the kernel's and leaves no file behind.
 
 Rejected: asking a pid in the socket's name whether it lives, because numbers are used again; sockets without a file
 (Linux's abstract names), because those have no owner and no mode.
@@ -72,18 +72,16 @@ def peer_of(connection: socket.socket) -> Peer | None:
 
 
 def is_allowed(peer: Peer | None) -> bool:
-    """Whether somebody may ask: our own user, and root. Where the system does not tell, the mode of the file decides."""
+    """Whether somebody may ask: our own user, and root. Where the system does not tell, the file's mode decides."""
     return peer is None or peer.uid in (os.geteuid(), 0)
 
 
-def path_for(given: object) -> str | None:
-    """What `status_socket` means: `None` for none; with `True` a path in the default place, which is made.
+def path_for(given: object) -> str:
+    """What `status_socket` means: a path as it is; `True` a path in the default place, which is made.
 
     Raises:
-        StatusSocketError: it is neither that nor a path, or the default place is not ours alone.
+        StatusSocketError: it is neither, or the default place is not ours alone.
     """
-    if given is None or given is False:
-        return None
     if given is True:
         return os.path.join(checked(default_directory(), make=True), f"{os.getpid()}{END}")
     if not isinstance(given, str | os.PathLike):
@@ -172,7 +170,7 @@ def listen(path: str) -> socket.socket:
 
 
 def remove_dead(path: str) -> bool:
-    """Remove a socket of ours whose server is dead; returns whether none is there now. Never raises for what is there."""
+    """Remove a socket of ours whose server is dead; returns whether none is there now. Never raises."""
     try:
         with _locked(path):
             _make_room(path)

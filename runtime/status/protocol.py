@@ -16,7 +16,7 @@ import msgspec
 
 LONGEST_LINE = 64 * 1024
 """Bytes of a question."""
-MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES = 200, 500, 50, 200
+MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES, MOST_ORDERS = 200, 500, 50, 200, 10
 _LONGEST_TEXT = 500
 _LONGEST_STACK = 16_000
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
@@ -46,13 +46,13 @@ class Stop(_Question, frozen=True, tag="stop"):
 
 
 class Drain(_Question, frozen=True, tag="drain"):
-    """Take nothing more, let running runs finish for `timeout` seconds (by default the supervisor's), cancel the rest."""
+    """Take nothing more, let running runs finish for `timeout` seconds (or the supervisor's own), cancel the rest."""
 
     timeout: Timeout | None = None
 
 
 class Restart(_Question, frozen=True, tag="restart"):
-    """Begin anew in the same process, keeping what is queued."""
+    """Replace this generation by the next one, in the same process; what is queued is kept."""
 
 
 class Stack(_Question, frozen=True, tag="stack"):
@@ -153,9 +153,11 @@ class LeaseRow(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
-class Drained(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the last drain that was asked for here."""
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a drain or a restart that was asked for here."""
 
+    id: int
+    what: Literal["drain", "restart"]
     over: bool
     finished: int = 0
     cancelled: int = 0
@@ -192,7 +194,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     leases: list[LeaseRow]
     """Those that are held longest come first."""
     leases_left_out: int
-    drain: Drained | None
+    orders: list[Order]
+    """The last ones, the latest last."""
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,8 +214,8 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
 class Started(msgspec.Struct, frozen=True, kw_only=True):
     """What takes time has begun."""
 
-    what: Literal["drain", "restart"]
-    generation: int
+    order: int
+    """Its id: what came of it stands in each later status."""
     within_s: float
     """How long it takes at most, by the limits that are configured."""
 

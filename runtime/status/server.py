@@ -1,8 +1,8 @@
 """The server of the status socket: a thread beside the event loop, so that there is an answer also when that is frozen.
 
 One daemon thread serves all connections through a selector, and never waits for anybody: not for a client (what it has
-to say to one is bounded, and is said when the socket takes it), not for the loop. A question is posted to the loop, which
-answers all that have come in one call; when it does not answer in time, the thread says so, and where the loop stands.
+to say to one is bounded, and is said when the socket takes it), not for the loop. A question is posted to the loop,
+which answers all that have come in one call; when it does not in time, the thread says so, and where the loop stands.
 
 A question is answered once, by whoever claims it first. So one that the operator was told is not done, because the loop
 was frozen, is not done behind his back when the loop goes on.
@@ -25,6 +25,8 @@ import time
 from collections import deque
 from contextvars import Context
 from functools import partial
+from types import FrameType
+from typing import Any, Literal
 from weakref import WeakSet
 
 from locks._events import described, log
@@ -126,12 +128,14 @@ class StatusServer:
     `open` and `close` belong to the event loop's thread; both are plain functions that are quickly over.
 
     Args:
-        path: where the socket is to be; see `place.path_for`.
+        given: where the socket is to be: a path, or `True` for the default place.
         sup: whom it is about.
     """
 
-    def __init__(self, path: str, sup: Supervised) -> None:
-        self.path = path
+    def __init__(self, given: str | os.PathLike[str] | Literal[True], sup: Supervised) -> None:
+        self._given = given
+        self.path = ""
+        """Of the socket, once it is open."""
         self._sup = sup
         self._listener: socket.socket | None = None
         self._identity = (0, 0)
@@ -161,11 +165,12 @@ class StatusServer:
         """
         if self._listener is not None or self._closing:
             raise RuntimeError(f"a status server is opened once: {self!r}")
+        self.path = place.path_for(self._given)
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(place.listen(self.path))
-            undo.callback(self._unlink)
             there = os.lstat(self.path)
             self._identity = (there.st_dev, there.st_ino)
+            undo.callback(self._unlink)
             self._selector = undo.enter_context(selectors.DefaultSelector())
             self._bell, self._waker = socket.socketpair()
             undo.enter_context(self._bell)
@@ -178,6 +183,7 @@ class StatusServer:
             self._context = Context()
             know_loop(self._context)  # what an answer starts on the loop must know which loop that is
             self._listener = listener
+            undo.callback(setattr, self, "_listener", None)
             thread = threading.Thread(target=self._serve, name="lanes-status", daemon=True)
             thread.start()
             self._thread = thread
@@ -273,11 +279,12 @@ class StatusServer:
                 data = client.connection.recv(_CHUNK)
                 client.received += data
                 client.at_end = not data
-            self._go_on(client)
         except BlockingIOError:
-            return
+            pass  # not yet: it is waited for
         except OSError:  # it is gone
             self._hang_up(client)
+            return
+        self._go_on(client)
 
     def _go_on(self, client: _Client) -> None:
         while client.is_idle and not client.last and (line := client.line()) is not None:
@@ -339,13 +346,15 @@ class StatusServer:
         frame = None if blocked is not None else frame_of(self._loop_thread)
         if blocked is None and waited < (LONG_PATIENCE_S if frame is None or _is_idle(frame) else PATIENCE_S):
             return
-        if not asked.claim() and waited < LONG_PATIENCE_S:
-            return  # the loop is at it
+        if not asked.claim():
+            if waited >= LONG_PATIENCE_S:
+                begun = f"the event loop has begun to answer, and is not through after {waited:.0f} s"
+                self._tell(client, refused("failed", f"{begun}: it may be done, and may not"))
+            return
         if blocked is not None:
-            found = (blocked.for_s, blocked.place, blocked.stack, blocked.run)
+            for_s, where, stack, run = blocked.for_s, blocked.place, blocked.stack, blocked.run
         else:
-            found = (waited, place_of(frame), stack_text(frame), name_of(run_of(frame)))
-        for_s, where, stack, run = found
+            for_s, where, stack, run = waited, place_of(frame), stack_text(frame), _run_named(frame)
         frozen = say.Frozen(
             pid=os.getpid(),
             sessions=directory_of(self._sup),
@@ -387,7 +396,7 @@ class StatusServer:
             self._strangers.add(peer.uid)
             self._log("status_refused", level="warning", uid=peer.uid, pid=peer.pid)
 
-    def _log(self, event: str, **fields: object) -> None:
+    def _log(self, event: str, **fields: Any) -> None:
         """On the loop's thread: a host's log handler that blocks must not make this thread deaf."""
         self._post(partial(log, event, **fields))
 
@@ -409,6 +418,13 @@ class StatusServer:
         if descriptor in self._selector.get_map():
             self._selector.unregister(client.connection)
         client.connection.close()
+
+
+def _run_named(frame: FrameType | None) -> str:
+    try:
+        return name_of(run_of(frame))
+    except Exception:
+        return ""  # it looks into somebody else's variables, and this answer is the last one that there is
 
 
 def _after_fork() -> None:

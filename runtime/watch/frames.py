@@ -9,10 +9,12 @@ compiled and has no frames (uvloop), the frame in which every body is called nam
 from __future__ import annotations
 
 import linecache
+import os
 import sys
+import sysconfig
 from collections import deque
 from contextvars import Context
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import FrameType
 from typing import Any
 
@@ -25,6 +27,13 @@ _MOST_FRAMES = 10_000
 _WHERE_CONTEXTS_ARE = ("context", "self", "task")
 """The local variables that hold a context, or something with one, in the frames of the event loops and threads."""
 _CONDUCT = Execution.conduct.__code__
+_HERE = Path(__file__).resolve().parents[2]
+_LIBRARIES = (
+    "<frozen ",
+    *{path + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))},
+    *(f"{_HERE / package}{os.sep}" for package in ("lanes", "locks", "runtime")),
+)
+"""Where the files begin that are not the user's own."""
 
 
 def frame_of(thread: int) -> FrameType | None:
@@ -71,7 +80,16 @@ def name_of(run: Run | None) -> str:
 
 
 def place_of(frame: FrameType | None) -> str:
-    """File, line and function of a frame, short: `tool.py:12 in crunch`."""
+    """File, line and function of the code that a frame runs, short: `tool.py:12 in crunch`.
+
+    Of a stack that ends inside of a library, the innermost line outside of all libraries: that one can be mended.
+    """
+    innermost = frame
+    for _ in range(_MOST_FRAMES):
+        if frame is None or not frame.f_code.co_filename.startswith(_LIBRARIES):
+            break
+        frame = frame.f_back
+    frame = frame or innermost
     if frame is None:
         return ""
     return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"

@@ -18,6 +18,7 @@ def main(root: str, *how: str) -> None:
     ownership = Ownership.take(root)
     if how and os.fork() == 0:
         os.write(1, f"child: {os.getpid()} {ownership!r}\n".encode())
+        signal.alarm(120)  # it outlives nobody for longer
         signal.pause()
     os.write(1, b"owned\n")
     match sys.stdin.readline().strip():

@@ -42,11 +42,20 @@ async def frozen(signals: Signals) -> None:
 
 async def fork(signals: Signals) -> None:
     signals.tell(lambda count: say("never told"))
+    fork_and_terminate()
+    say(f"{len(signals.received)} received")
+
+
+def fork_and_terminate() -> None:
+    ours, its = os.pipe()
     if (child := os.fork()) == 0:
+        signal.alarm(30)  # it outlives nobody for long
+        os.write(its, b"!")  # a signal that comes before Python is itself again would be lost
         signal.pause()
+    os.read(ours, 1)
     os.kill(child, signal.SIGTERM)
     _, status = os.waitpid(child, 0)
-    say(f"child ended by {os.WTERMSIG(status)}, {len(signals.received)} received")
+    say(f"child ended by {os.WTERMSIG(status)}")
 
 
 def main(what: str, backend: str) -> None:

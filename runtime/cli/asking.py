@@ -1,0 +1,95 @@
+"""What the commands that talk to a process share: finding it, asking it, and saying what it will not do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime.status import protocol as say
+from runtime.status.client import Client, NoAnswer, NoProcess, locate
+
+from .output import Output, complain
+from .problem import Problem, one_line
+
+_NO = 1
+_LONGEST = 2000
+
+
+class Refusal(Exception):
+    """The process says no, cannot answer, or has gone. The message is one line."""
+
+
+class IsFrozen(Exception):
+    """Its event loop is."""
+
+    def __init__(self, frozen: say.Frozen) -> None:
+        super().__init__(frozen.place)
+        self.frozen = frozen
+
+
+def talk(socket: str | None, do: Callable[[Client, Output], object], *, json: bool = False) -> int:
+    """Have `do` talk to the process that is meant, and print; returns the exit code. Bounded by what `do` asks.
+
+    Raises:
+        Problem: there is none; nothing was asked.
+    """
+    output = Output(json=json)
+    try:
+        client = Client(locate(socket))
+    except NoProcess as error:
+        raise Problem(str(error)) from error
+    with client:
+        try:
+            do(client, output)
+        except Refusal as error:
+            complain(one_line(str(error), _LONGEST))
+            return _NO
+        except IsFrozen as error:
+            output.result(
+                say.encoded(say.Answer(frozen=error.frozen)).decode().rstrip("\n")
+                if json
+                else "\n".join(frozen_lines(error.frozen))
+            )
+            return _NO
+    return int(output.failed)
+
+
+def asked(client: Client, question: say.Question) -> say.Answer:
+    """What it answers, if that is what was asked for.
+
+    Raises:
+        Refusal, IsFrozen: it is not.
+    """
+    try:
+        answer = client.ask(question)
+    except NoAnswer as error:
+        raise Refusal(str(error)) from error
+    if answer.frozen is not None:
+        raise IsFrozen(answer.frozen)
+    if answer.error is not None:
+        raise Refusal(answer.error.message)
+    return answer
+
+
+def frozen_lines(frozen: say.Frozen) -> list[str]:
+    """A frozen process, for people: the guilty line first."""
+    whose = frozen.run or "code of no run"
+    return [
+        f"process {frozen.pid} is FROZEN: its event loop has been blocked for {lasting(frozen.for_s)} by {whose}",
+        f"  at {one_line(frozen.place, _LONGEST) or 'a place that is not known'}",
+        f"  sessions: {one_line(frozen.sessions, _LONGEST)}",
+        "Nothing was done: until that line is through, nothing starts, ends or answers in this process.",
+        *(one_line(line, _LONGEST) for line in frozen.stack.splitlines()),
+    ]
+
+
+def lasting(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"

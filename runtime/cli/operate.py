@@ -1,0 +1,138 @@
+"""`lanes stop`, `drain`, `restart` and `stack`: orders to a process, each of which says truthfully what came of it."""
+
+from __future__ import annotations
+
+import time
+
+from runtime.status import protocol as say
+from runtime.status.client import Client, Found, successor
+
+from .asking import IsFrozen, Refusal, asked, lasting, talk
+from .output import Output
+from .problem import Problem, one_line
+
+_EVERY_S = 0.1
+_LONGEST_DRAIN_S = 1e9
+_SUCCESSOR_S = 15.0
+"""What a service manager gets to start a new process, before it is said that none came."""
+_LONGEST = 2000
+
+
+def stop(socket: str | None, run: int, reason: str) -> int:
+    """Ask a run to end; returns the exit code."""
+
+    def do(client: Client, output: Output) -> None:
+        found = asked(client, say.Stop(run=run, reason=reason)).stopped
+        assert found is not None
+        before = "" if found.asked else " before"
+        told = f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
+        output.result(_line(told))
+
+    return talk(socket, do)
+
+
+def stack(socket: str | None, run: int) -> int:
+    """Print where a run stands; returns the exit code."""
+
+    def do(client: Client, output: Output) -> None:
+        found = asked(client, say.Stack(run=run)).stack
+        assert found is not None
+        output.result("\n".join(map(_line, found.text.splitlines())))
+
+    return talk(socket, do)
+
+
+def drain(socket: str | None, timeout: float | None) -> int:
+    """Drain, and wait for that; returns the exit code.
+
+    Raises:
+        Problem: `timeout` is no duration, or there is no process; nothing was asked.
+    """
+    if timeout is not None and not 0 <= timeout <= _LONGEST_DRAIN_S:  # in JSON, NaN would be null: "as configured"
+        raise Problem(f"--timeout: {timeout!r} is not allowed; allowed: seconds from 0 to {_LONGEST_DRAIN_S:g}")
+
+    def do(client: Client, output: Output) -> None:
+        started = asked(client, say.Drain(timeout=timeout)).started
+        assert started is not None
+        output.line(f"process {client.pid} drains, for {lasting(started.within_s)} at most")
+        order, _ = _over(client, started)
+        if order.error:
+            raise Refusal(f"the drain failed: {order.error}")
+        output.result(f"drained: {_became(order)}, {order.unstarted} not started")
+        if order.abandoned:
+            raise Refusal(f"{order.abandoned} bodies ignored their cancellation, and still run: see lanes status")
+
+    return talk(socket, do)
+
+
+def restart(socket: str | None) -> int:
+    """Restart, and wait for that; returns the exit code."""
+
+    def do(client: Client, output: Output) -> None:
+        before = asked(client, say.Ping()).pong
+        started = asked(client, say.Restart()).started
+        assert before is not None and started is not None
+        output.line(f"process {before.pid} restarts, within {lasting(started.within_s)} at most")
+        try:
+            order, picture = _over(client, started)
+        except _Gone as gone:
+            output.line(f"process {before.pid} has ended; waiting up to {lasting(_SUCCESSOR_S)} for the next one")
+            after = _successor(before, client.path)
+            if after is None:
+                raise Refusal(f"{gone}, and no other process serves {before.sessions}") from None
+            output.result(f"restarted: process {after.pid} has taken the place of process {before.pid}")
+            return
+        if order.error:
+            raise Refusal(f"the restart failed, the process is {picture.state}: {order.error}")
+        kept = f"{order.unstarted} kept in the queue"
+        output.result(f"restarted: generation {picture.generation} of process {picture.pid}; {_became(order)}, {kept}")
+
+    return talk(socket, do)
+
+
+def _became(order: say.Order) -> str:
+    return f"{order.finished} finished, {order.cancelled} cancelled, {order.abandoned} abandoned"
+
+
+class _Gone(Refusal):
+    """The process has ended."""
+
+
+def _over(client: Client, started: say.Started) -> tuple[say.Order, say.Picture]:
+    """What came of an order, and how the process is then. A loop that is frozen for a moment is no reason to give up.
+
+    Raises:
+        _Gone: the process has ended.
+        IsFrozen: its loop was frozen when the time was up.
+        Refusal: it has not come to an end in time.
+    """
+    deadline = time.monotonic() + started.within_s
+    while True:
+        frozen: IsFrozen | None = None
+        try:
+            picture = asked(client, say.Status()).status
+        except IsFrozen as error:
+            picture, frozen = None, error
+        except Refusal as error:
+            raise _Gone(str(error)) from error
+        for order in picture.orders if picture is not None else ():
+            if order.id == started.order and order.over and picture is not None:
+                return order, picture
+        if time.monotonic() >= deadline:
+            late = f"process {client.pid} is not through with it after {lasting(started.within_s)}: see lanes status"
+            raise frozen or Refusal(late)
+        time.sleep(_EVERY_S)
+
+
+def _successor(before: say.Pong, path: str) -> Found | None:
+    """Who serves the same sessions now; waits for a service manager to start it."""
+    deadline = time.monotonic() + _SUCCESSOR_S
+    while time.monotonic() < deadline:
+        if (after := successor(before, path)) is not None:
+            return after
+        time.sleep(_EVERY_S)
+    return None
+
+
+def _line(text: str) -> str:
+    return one_line(text, _LONGEST)

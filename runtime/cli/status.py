@@ -1,0 +1,160 @@
+"""`lanes status`: what a process does, for somebody in a hurry. What is wrong comes first, then who is to blame.
+
+With `--json` it prints the answer of the status socket, one object: `{"status": …}`, or `{"frozen": …}` with exit code
+1; its fields are those of `runtime.status.protocol`, and may gain others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from runtime.status import protocol as say
+from runtime.status.client import Client
+
+from .asking import asked, lasting, talk
+from .output import Output
+from .problem import one_line
+
+_LONGEST = 2000
+_WIDEST = 48
+_MOST = 15
+_PLACES = 5
+"""Of how many healthy runs the line of code is shown; of stuck ones it always is."""
+
+
+def run(socket: str | None, json: bool) -> int:
+    """Ask once, print, and return the exit code.
+
+    Raises:
+        Problem: there is no process to ask.
+    """
+
+    def look(client: Client, output: Output) -> None:
+        answer = asked(client, say.Status())
+        assert answer.status is not None
+        told = say.encoded(answer).decode().rstrip("\n") if json else "\n".join(lines(answer.status))
+        output.result(told)
+
+    return talk(socket, look, json=json)
+
+
+def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
+    """All that there is to say; of each kind of run at most so many."""
+    held_up = Counter[int | None](run.holder_run for run in picture.runs if run.holder_run is not None)
+    running = [run for run in picture.runs if run.ran_s is not None]
+    running.sort(key=lambda run: -(run.ran_s or 0.0))
+    stuck = [run for run in running if _is_stuck(run)]
+    healthy = [run for run in running if not _is_stuck(run)]
+    waiting = sorted((run for run in picture.runs if run.ran_s is None), key=lambda run: -run.waited_s)
+    told = head(picture)
+    told += _section(
+        "STUCK",
+        [
+            *((*_who(row), f"{_abandoned(row)}{_holds_up(row.id, held_up)}", row.at) for row in picture.abandoned),
+            *((*_who(run), f"{_stuck(run)}{_holds_up(run.id, held_up)}", run.at) for run in stuck),
+        ],
+        most,
+        picture.abandoned_left_out,
+    )
+    told += _section(
+        "RUNNING, the longest first",
+        [
+            (*_who(run), f"{_runs(run)}{_holds_up(run.id, held_up)}", run.at if number < _PLACES else "")
+            for number, run in enumerate(healthy)
+        ],
+        most,
+    )
+    told += _section("WAITING, the longest first", [(*_who(run), _waits(run), "") for run in waiting], most)
+    if picture.runs_left_out:
+        told += ["", f"… and {picture.runs_left_out} more runs"]
+    return [one_line(line, _LONGEST) for line in told]
+
+
+def head(picture: say.Picture) -> list[str]:
+    """What concerns the whole process."""
+    state = picture.state.upper() if picture.state != "running" else "running"
+    lag = picture.loop_lag
+    running, queued = picture.counts.get("running", 0), picture.counts.get("queued", 0)
+    abandoned = len(picture.abandoned) + picture.abandoned_left_out
+    counts = [f"{running} running", f"{queued} waiting"]
+    counts += [f"{number} {what}" for number, what in ((abandoned, "abandoned"), (picture.parked, "parked")) if number]
+    groups = (
+        f"{group.name} {group.running}/{group.slots}" + (f" ({group.queued} waiting)" if group.queued else "")
+        for group in picture.groups
+    )
+    told = [
+        f"process {picture.pid}, {state} for {lasting(picture.uptime_s)}, generation {picture.generation}, "
+        f"sessions {picture.sessions}"
+    ]
+    told += [f"PROBLEM: {problem}" for problem in picture.problems]
+    if picture.admission_slowed:
+        told.append(f"SLOWED: {picture.admission_slowed}")
+    told.append(f"{', '.join(counts)}; loop lag p99 {lag.p99 * 1000:.1f} ms, at most {lag.max * 1000:.1f} ms")
+    told.append(f"slots: {', '.join(groups)}")
+    full = [
+        f"{lane.name} {lane.running}/{lane.capacity} ({lane.queued} waiting, for {lasting(lane.oldest_wait_s)} at most)"
+        for lane in picture.lanes
+        if lane.queued and lane.running >= lane.capacity
+    ]
+    if full:
+        told.append(f"full lanes: {', '.join(full[:_PLACES])}" + (f", … {len(full) - _PLACES} more" * (len(full) > 5)))
+    return told
+
+
+def _is_stuck(run: say.RunRow) -> bool:
+    return run.ending or (run.deadline_in_s is not None and run.deadline_in_s < 0)
+
+
+def _who(row: say.RunRow | say.AbandonedRow) -> tuple[str, str]:
+    named = row.session is None or row.lane == f"session:{row.session}"
+    return f"run {row.id}", row.lane if named else f"{row.lane}, session {row.session}"
+
+
+def _holds_up(run: int, held_up: Counter[int | None]) -> str:
+    return f"; {held_up[run]} wait for it" if held_up[run] > 1 else "; 1 waits for it" if held_up[run] else ""
+
+
+def _abandoned(row: say.AbandonedRow) -> str:
+    return f"abandoned {lasting(row.abandoned_for_s)} ago, and still runs; {row.reason}"
+
+
+def _stuck(run: say.RunRow) -> str:
+    told = f"ran {lasting(run.ran_s or 0.0)}"
+    if run.deadline_in_s is not None and run.deadline_in_s < 0:
+        told += f", {lasting(-run.deadline_in_s)} past its deadline"
+    return f"{told}; asked to end: {run.reason}" if run.ending and run.reason else told
+
+
+def _runs(run: say.RunRow) -> str:
+    told = f"ran {lasting(run.ran_s or 0.0)}"
+    if run.deadline_in_s is not None:
+        told += f", {lasting(run.deadline_in_s)} left"
+    return f"{told}; waits for {_for_whom(run)}" if run.waits_for else told
+
+
+def _waits(run: say.RunRow) -> str:
+    told = f"waited {lasting(run.waited_s)}"
+    if run.waits_for:
+        told += f" for {_for_whom(run)}"
+    return f"{told}; {run.reason}" if run.reason else told
+
+
+def _for_whom(run: say.RunRow) -> str:
+    if not run.holder or run.holder.startswith(f"{run.waits_for} "):
+        return run.holder or run.waits_for
+    return f"{run.waits_for}: {run.holder}"
+
+
+def _section(title: str, rows: Sequence[tuple[str, str, str, str]], most: int, left_out: int = 0) -> list[str]:
+    if not rows:
+        return []
+    shown = rows[:most]
+    widths = [min(_WIDEST, max(len(row[column]) for row in shown)) for column in (0, 1)]
+    told = ["", title]
+    for row in shown:
+        told.append(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+        if row[3]:
+            told.append(f"  {'':<{widths[0]}}  at {row[3]}")
+    left_out += len(rows) - len(shown)
+    return [*told, f"  … {left_out} more"] if left_out else told

@@ -1,0 +1,301 @@
+"""Metrics for Prometheus, computed from `statistics()` when they are asked for, so that none can drift from what is.
+
+    from prometheus_client import REGISTRY
+    REGISTRY.register(SupervisorCollector(sup))
+
+The labels are groups, states and rights, of which there are a few; never sessions, runs, or lanes of a pattern, which
+may be any number. A `CollectorRegistry` takes one supervisor: two have the same names.
+
+`statistics()` belongs to the event loop's thread, and most exporters scrape on one of their own (`start_http_server`).
+There, the question is posted to the loop, and waited for only for so long; while the loop is blocked it is not even
+posted. What needs no loop is told all the same: that it is blocked and for how long, its lag, what the process uses. A
+counter that is missing for a scrape is a gap to Prometheus, where a stale or made-up value would be a lie.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+try:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError("runtime.metrics needs prometheus-client: pip install 'session-lanes[metrics]'") from error
+
+from lanes.checks import seconds
+from locks import HeldRight, WaitingClaim
+from locks._loop import on_loop_thread
+
+from .statistics import Statistics
+from .supervisor import Supervisor
+from .watch.watchdog import Watchdog
+
+_Family = CounterMetricFamily | GaugeMetricFamily
+_Samples = Iterable[tuple[tuple[str, ...], float]]
+_UNITS = ("seconds", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class _Metric:
+    """One metric: what it is called, what it means, and where its samples come from."""
+
+    kind: type[_Family]
+    name: str
+    text: str
+    samples: Callable[[Any], _Samples]
+    labels: tuple[str, ...] = ()
+
+    def family(self, source: object = None) -> _Family:
+        """With its samples, or without a source, none."""
+        unit = next((unit for unit in _UNITS if self.name.removesuffix("_total").endswith(unit)), "")
+        family = self.kind(self.name, self.text, labels=self.labels, unit=unit)
+        for values, value in self.samples(source) if source is not None else ():
+            family.add_metric(values, value)
+        return family
+
+
+class SupervisorCollector(Collector):
+    """The metrics of a supervisor, for a `CollectorRegistry`. Holds nothing but the supervisor.
+
+    Scraped on the event loop's thread, it answers at once; on any other thread, in any state of the supervisor, within
+    `wait_s`. A thread that runs an event loop of its own counts as the supervisor's: scrape elsewhere then.
+
+    Args:
+        sup: the supervisor, started or not.
+        wait_s: seconds that another thread waits for the event loop; without an answer, `lanes_loop_answers` is 0, and
+            what needs the loop is left out.
+
+    Raises:
+        InvalidLane: `wait_s` is no duration.
+    """
+
+    def __init__(self, sup: Supervisor, *, wait_s: float = 1.0) -> None:
+        self._sup = sup
+        self._wait_s = seconds("wait_s", wait_s, zero=True)
+
+    def __repr__(self) -> str:
+        return f"<SupervisorCollector of {self._sup!r}>"
+
+    def describe(self) -> Iterator[_Family]:
+        """All metrics, without samples. What a registry asks for to see that names do not clash."""
+        for metric in (*_OF_LOOP, *_OF_STATISTICS):
+            yield metric.family()
+
+    def collect(self) -> Iterator[_Family]:
+        """All metrics as they are now, or those that need no event loop. No checkpoint."""
+        statistics = self._statistics()
+        for metric in _OF_LOOP:
+            yield metric.family(_Loop(self._sup.watchdog, self._sup.generation, statistics is not None))
+        if statistics is not None:
+            for metric in _OF_STATISTICS:
+                yield metric.family(statistics)
+
+    def _statistics(self) -> Statistics | None:
+        sup = self._sup
+        if on_loop_thread() or sup.state in ("new", "stopped"):
+            return sup.statistics()
+        post = sup._to_loop
+        if post is None or sup.watchdog.blocked() is not None:
+            return None
+        done: Future[Statistics] = Future()
+
+        def ask() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(sup.statistics())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        post(ask)
+        try:
+            return done.result(self._wait_s)
+        except TimeoutError:
+            done.cancel()
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """What can be told without the event loop."""
+
+    watchdog: Watchdog
+    generation: int
+    answers: bool
+
+
+_Field = Callable[[Any], float]
+
+
+def _one(kind: type[_Family], name: str, text: str, field: _Field) -> _Metric:
+    return _Metric(kind, name, text, lambda source: [((), field(source))])
+
+
+def _by_group(kind: type[_Family], name: str, text: str, field: _Field) -> _Metric:
+    return _Metric(kind, name, text, lambda now: [((at,), field(one)) for at, one in now.groups.items()], ("group",))
+
+
+def _by_right(name: str, text: str, claims: Callable[[Statistics], Iterable[HeldRight | WaitingClaim]]) -> _Metric:
+    def samples(now: Statistics) -> _Samples:
+        numbers = Counter(one.right for one in claims(now))
+        return [(("turn",), numbers["turn"]), (("write",), numbers["write"])]
+
+    return _Metric(_GAUGE, name, text, samples, ("right",))
+
+
+def _runs(now: Statistics) -> _Samples:
+    for name, group in now.groups.items():
+        for state, number in group.totals.outcomes.items():
+            yield (name, state), number
+
+
+def _lag(loop: _Loop) -> _Samples:
+    lag = loop.watchdog.quantiles()
+    return [(("0.5",), lag.p50), (("0.99",), lag.p99), (("1",), lag.max)]
+
+
+def _blocked(loop: _Loop) -> float:
+    blocked = loop.watchdog.blocked()
+    return 0.0 if blocked is None else blocked.for_s
+
+
+_COUNTER, _GAUGE = CounterMetricFamily, GaugeMetricFamily
+
+_OF_LOOP = (
+    _one(_GAUGE, "lanes_loop_answers", "1 if the event loop has answered this scrape.", lambda loop: loop.answers),
+    _one(
+        _GAUGE,
+        "lanes_loop_blocked_seconds",
+        "How long the event loop has been blocked by code that does not give it up; 0 if it is not.",
+        _blocked,
+    ),
+    _Metric(
+        _GAUGE,
+        "lanes_loop_lag_seconds",
+        "How late the event loop was in the last minute: median, 99th percentile, maximum.",
+        _lag,
+        ("quantile",),
+    ),
+    _one(
+        _GAUGE,
+        "lanes_generation",
+        "Counts the restarts within this process, from 1; 0 before the start.",
+        lambda loop: loop.generation,
+    ),
+    _one(
+        _GAUGE,
+        "lanes_process_resident_memory_bytes",
+        "Resident memory of the process.",
+        lambda loop: loop.watchdog.statistics().memory,
+    ),
+    _one(
+        _GAUGE,
+        "lanes_process_open_fds",
+        "Files and sockets that the process has open.",
+        lambda loop: loop.watchdog.statistics().descriptors,
+    ),
+    _one(_GAUGE, "lanes_process_threads", "Threads of the process.", lambda loop: loop.watchdog.statistics().threads),
+)
+"""What needs no event loop."""
+
+_OF_STATISTICS = (
+    _Metric(_COUNTER, "lanes_runs_total", "Runs that have ended, by how.", _runs, ("group", "state")),
+    _by_group(
+        _COUNTER,
+        "lanes_waited_seconds_total",
+        "Seconds that the runs which have ended had waited, together.",
+        lambda group: group.totals.waited_s,
+    ),
+    _by_group(
+        _COUNTER,
+        "lanes_ran_seconds_total",
+        "Seconds that the runs which have ended had run, together.",
+        lambda group: group.totals.ran_s,
+    ),
+    _by_group(
+        _COUNTER,
+        "lanes_retries_total",
+        "Attempts that were followed by another one.",
+        lambda group: group.totals.retries,
+    ),
+    _by_group(
+        _COUNTER, "lanes_dropped_total", "Runs that were dropped from a full queue.", lambda group: group.totals.dropped
+    ),
+    _by_group(
+        _GAUGE,
+        "lanes_longest_wait_seconds",
+        "The longest that one of the runs which have ended had waited.",
+        lambda group: group.totals.longest_wait_s,
+    ),
+    _by_group(
+        _GAUGE,
+        "lanes_running",
+        "Slots taken; a run that waits for another one has lent its own.",
+        lambda group: group.running,
+    ),
+    _by_group(_GAUGE, "lanes_queued", "Runs that wait on the lanes of a group.", lambda group: group.queued),
+    _by_group(
+        _GAUGE,
+        "lanes_returning",
+        "Runs that have waited for another one, and need a slot to go on.",
+        lambda group: group.returning,
+    ),
+    _by_group(
+        _GAUGE,
+        "lanes_oldest_wait_seconds",
+        "How long ago the oldest of the runs that wait was submitted.",
+        lambda group: group.oldest_wait_s,
+    ),
+    _by_group(_GAUGE, "lanes_slots", "Runs of a group that may run at a time.", lambda group: group.slots),
+    _by_group(
+        _GAUGE,
+        "lanes_reserved_slots",
+        "Of the slots, those that only foreground runs may take.",
+        lambda group: group.reserve,
+    ),
+    _one(_GAUGE, "lanes_live_lanes", "Lanes that exist now.", lambda now: len(now.lanes)),
+    _one(
+        _GAUGE,
+        "lanes_abandoned_bodies",
+        "Bodies that ignored their cancellation and still run.",
+        lambda now: now.abandoned,
+    ),
+    _one(
+        _GAUGE,
+        "lanes_parked_runs",
+        "Runs that have failed for the last time, kept for somebody to decide.",
+        lambda now: now.parked,
+    ),
+    _one(
+        _COUNTER,
+        "lanes_late_writes_refused_total",
+        "Writes of dead runs that were refused.",
+        lambda now: now.late_writes_refused,
+    ),
+    _one(
+        _COUNTER, "lanes_late_events_dropped_total", "What dead runs have emitted.", lambda now: now.late_events_dropped
+    ),
+    _one(
+        _GAUGE,
+        "lanes_admission_slowed",
+        "1 while runs are started slowly, because a limit is passed.",
+        lambda now: bool(now.admission_slowed),
+    ),
+    _one(_GAUGE, "lanes_healthy", "1 unless `statistics().problems` names a problem.", lambda now: now.healthy),
+    _by_right("lanes_leases_held", "Turns and write leases that are held.", lambda now: now.leases.holders),
+    _by_right(
+        "lanes_leases_waiting", "Who waits in this process for a turn or a write lease.", lambda now: now.leases.waiters
+    ),
+    _one(
+        _GAUGE,
+        "lanes_leases_competing",
+        "Rights for which the first that waits here waits for another process.",
+        lambda now: now.leases.competing,
+    ),
+    _one(_COUNTER, "lanes_leases_granted_total", "Rights granted.", lambda now: now.leases.granted),
+    _one(_COUNTER, "lanes_leases_revoked_total", "Rights taken away.", lambda now: now.leases.revoked),
+    _one(_COUNTER, "lanes_appends_total", "Writes acknowledged.", lambda now: now.leases.appended),
+)

@@ -1,0 +1,194 @@
+"""The other end of the status socket: finding a process, and asking it. For commands: it blocks, in a bounded way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from . import place
+from . import protocol as say
+
+ANSWERS_WITHIN_S = 8.0
+"""Longer than a server waits for a loop that is frozen."""
+_FOUND_WITHIN_S = 1.0
+_CHUNK = 256 * 1024
+_LONGEST_ANSWER = 64 * 1024 * 1024
+
+
+class NoProcess(Exception):
+    """There is nobody to ask, or nothing says whom. The message is one line."""
+
+
+class NoAnswer(Exception):
+    """Somebody was asked, and does not answer. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A live process."""
+
+    path: str
+    """Of its socket."""
+    pid: int | None
+    sessions: str | None
+    """Its directory; `None` when it does not answer."""
+
+
+class Client:
+    """One connection. Use it as a context manager, on one thread.
+
+    Raises:
+        NoProcess: there is no live server at that path, or it may not be asked.
+    """
+
+    def __init__(self, path: str, *, within_s: float = ANSWERS_WITHIN_S) -> None:
+        self.path = path
+        self._within_s = within_s
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(within_s)
+        try:
+            self._socket.connect(path)
+            self.pid = getattr(place.peer_of(self._socket), "pid", None)
+        except BaseException as error:
+            self._socket.close()
+            if isinstance(error, OSError):
+                raise NoProcess(_why_none(path, error)) from error
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+    def ask(self, question: say.Question) -> say.Answer:
+        """Ask, and wait for the answer.
+
+        Raises:
+            NoAnswer: it has gone, does not answer in time, or answers something else. It may have done what was asked.
+        """
+        who = "the process" if self.pid is None else f"process {self.pid}"
+        deadline = time.monotonic() + self._within_s
+        try:
+            with contextlib.suppress(ConnectionError):  # it has hung up, but perhaps said why before that
+                self._socket.sendall(say.encoded(question))
+            line = self._line(deadline)
+        except TimeoutError:
+            late = f"{who} does not answer within {self._within_s:g} s: it is stopped, or holds its interpreter lock"
+            raise NoAnswer(late) from None
+        except OSError as error:
+            raise NoAnswer(f"{who} has gone ({error.strerror or error})") from error
+        if not line.endswith(b"\n"):
+            raise NoAnswer(f"{who} has gone, or was told to stop")
+        try:
+            return say.answer_of(line)
+        except ValueError as error:
+            raise NoAnswer(f"{who} does not speak this protocol: {error}") from error
+
+    def _line(self, deadline: float) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while size < _LONGEST_ANSWER:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            part = self._socket.recv(_CHUNK)
+            parts.append(part)
+            size += len(part)
+            if not part or part.endswith(b"\n"):
+                break
+        return b"".join(parts)
+
+
+def locate(given: str | None) -> str:
+    """The socket to ask: the one that was given, or `$LANES_SOCKET`, or that of the only live process of this user.
+
+    Raises:
+        NoProcess: there is none, there are several, or what was given is no path of a socket.
+    """
+    chosen = given if given is not None else os.environ.get("LANES_SOCKET") or None
+    if chosen is not None:
+        try:
+            return place.check_path(chosen)
+        except place.StatusSocketError as error:
+            name = "--socket" if given is not None else "$LANES_SOCKET"
+            raise NoProcess(f"{name}: {error.path!r} {error.why}; allowed: {error.allowed}") from error
+    found = live()
+    if len(found) == 1:
+        return found[0].path
+    directory = place.default_directory()
+    if not found:
+        raise NoProcess(
+            f"no process is found in {directory}; start it with a status socket, or name its socket: --socket PATH"
+        )
+    told = ", ".join(
+        f"{os.path.basename(one.path)} of process {one.pid} ({one.sessions or 'does not answer'})" for one in found
+    )
+    raise NoProcess(f"{len(found)} processes are found: name one, --socket {directory}/…: {told}")
+
+
+def live() -> list[Found]:
+    """The live processes in the default place. Sockets of dead ones that are found there are removed.
+
+    Raises:
+        NoProcess: the place is not ours alone, so nothing in it can be believed.
+    """
+    try:
+        directory = place.checked(place.default_directory())
+        names = sorted(name for name in os.listdir(directory) if name.endswith(place.END))
+    except FileNotFoundError:
+        return []
+    except place.StatusSocketError as error:
+        raise NoProcess(f"{error.path} {error.why}; allowed: {error.allowed}, or --socket PATH") from error
+    found = []
+    for name in names:
+        path = os.path.join(directory, name)
+        try:
+            with Client(path, within_s=_FOUND_WITHIN_S) as client:
+                found.append(_found(client))
+        except NoProcess:
+            place.remove_dead(path)
+    return found
+
+
+def successor(before: say.Pong, path: str) -> Found | None:
+    """Who serves the sessions of a process that has gone, if anybody does: at its socket, or in the default place."""
+    found: list[Found] = []
+    with contextlib.suppress(NoProcess), Client(path, within_s=_FOUND_WITHIN_S) as client:
+        found.append(_found(client))
+    with contextlib.suppress(NoProcess):
+        found += live()
+    return next((one for one in found if one.sessions == before.sessions and one.pid != before.pid), None)
+
+
+def _found(client: Client) -> Found:
+    with contextlib.suppress(NoAnswer):
+        pong = client.ask(say.Ping()).pong
+        if pong is not None:
+            return Found(client.path, pong.pid, pong.sessions)
+    return Found(client.path, client.pid, None)
+
+
+def _why_none(path: str, error: OSError) -> str:
+    match error:
+        case FileNotFoundError():
+            why = "does not exist"
+        case ConnectionRefusedError():
+            why = "is not listened at: its process is dead, or it is no socket"
+        case TimeoutError() | BlockingIOError():
+            why = "is asked by too many at a time"
+        case _:
+            why = f"cannot be connected to ({error.strerror})"
+    return f"--socket: {path!r} {why}; allowed: the status socket of a live process"
