@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from typing import Annotated, Any, get_args
 
 import anyio
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lanes import (
@@ -82,8 +83,9 @@ def parsed(raw: str | bytes) -> Posted:
         unknown = [name for name in given if name not in ALLOWED]
         field = unknown[0] if unknown else re.findall(r"`[$.]*(\w+)", str(error))[-1]
         value, allowed = given.get(field), ALLOWED.get(field, f"the fields {', '.join(ALLOWED)}")
+        value = value if len(repr(value)) <= 80 else f"{value!r:.80}"  # not a megabyte back
         message = f"{field:.80}: {value!r:.80} is not allowed; allowed: {allowed}"
-        raise Refusal(message, status=422, field=field, value=value, allowed=allowed) from None
+        raise Refusal(message, status=422, field=field[:80], value=value, allowed=allowed) from None
     return posted
 
 
@@ -94,7 +96,7 @@ async def body_of(request: Request, within: float) -> bytes:
         Refusal: it is, or does.
     """
     body = bytearray()
-    with anyio.move_on_after(within):
+    with anyio.move_on_after(within), suppress(ClientDisconnect):
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_BODY:

@@ -41,7 +41,7 @@ class Belongings:
     @property
     def signal(self) -> int:
         """The number of the last signal that asks to stop."""
-        return self._received.received[-1] if self._received is not None else 0
+        return self._received.received[-1] if self._received is not None and self._received.received else 0
 
     async def take(self, sup: Supervisor, root: str) -> None:
         """Take what was asked for. A checkpoint; failed or cancelled, `give_back` gives back what was taken.
@@ -54,6 +54,12 @@ class Belongings:
         if self._signals:
             self._received = self._taken.enter_context(Signals(required=True))
             self._received.tell(sup.signalled, restart=lambda: sup.request_restart("SIGUSR1"))
+        if self._notify:
+            self._notifier = notifier = Notifier.from_environment()
+            if notifier is not None:
+                self._taken.callback(notifier.close)
+                sup.watchdog.alive = notifier.watchdog
+                notifier.extend(self._exclusive_wait + sup.services_timeout)
         if self._exclusive:
             self._taken.callback((await own(root, self._exclusive_wait)).release)
         path = path_for(self._status_socket)
@@ -63,10 +69,6 @@ class Belongings:
             server = StatusServer(path, sup)
             server.open()
             self._taken.callback(server.close)
-        if self._notify:
-            self._notifier = Notifier.from_environment()
-            if self._notifier is not None:
-                sup.watchdog.alive = self._notifier.watchdog
         await anyio.lowlevel.checkpoint()
 
     def ready(self) -> None:

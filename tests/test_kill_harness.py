@@ -228,7 +228,7 @@ def test_kills_of_lanes_run_lose_nothing_overlap_nowhere_and_leave_no_program(tm
         assert told.overlaps() == []
         assert anyio.run(load, list(directory.glob("*.jsonl"))) == verdict.records
         assert {"".join(path.suffixes[-2:]) for path in directory.iterdir()} <= {".jsonl", ".jsonl.torn"}
-        seen += Counter(
+        seen.update(
             kills=told.kills,
             midway=told.midway,
             starting=told.starting,
@@ -240,7 +240,7 @@ def test_kills_of_lanes_run_lose_nothing_overlap_nowhere_and_leave_no_program(tm
         shutil.rmtree(directory)
     print("K2:", ", ".join(f"{number} {name}" for name, number in seen.items()))  # noqa: T201
     assert seen["kills"] >= ROUNDS * 25
-    assert seen["midway"] * 2 >= seen["kills"], "they were hardly killed amid their work: nothing was tested"
+    assert seen["midway"] * 3 >= seen["kills"], "they were hardly killed amid their work: nothing was tested"
     assert seen["programs"] * 5 >= seen["kills"], "hardly any program ran when its process was killed"
     assert seen["acknowledged"] > 5 * seen["kills"]
 

@@ -47,7 +47,7 @@ async def end(sup):
 async def shown(run, *parts):
     """Where a run stands, once that names all of these."""
     try:
-        await eventually(lambda: all(part in where(run) for part in parts), within=20.0)
+        await eventually(lambda: all(part in where(run) for part in parts), within=1.0)
     except AssertionError:
         text = where(run)
         missing = [part for part in parts if part not in text]

@@ -2,12 +2,16 @@
 
 A blocked event loop cannot be asked which task runs, and trio tells no other thread at all. But the loop's own frame,
 further out on the blocked stack, holds the context in which it called the task: asyncio in its `Handle`, trio in its
-`task`, and anyio's and trio's worker threads likewise. The current run is a variable of that context. Where a loop is
-compiled and has no frames (uvloop), the frame in which every body is called names its execution.
+`task`, and worker threads likewise. The current run is a variable of that context. Where a loop is compiled and has no
+frames (uvloop), the frame in which every body is called names its execution, and a child task is found by its
+coroutine's frame. Only frames of the event libraries are asked: what a program calls `task` or `self` may be anybody's,
+and may do anything when it is looked at.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import linecache
 import os
 import sys
@@ -26,14 +30,8 @@ _KEPT_FRAMES = 40
 _MOST_FRAMES = 10_000
 _WHERE_CONTEXTS_ARE = ("context", "self", "task")
 """The local variables that hold a context, or something with one, in the frames of the event loops and threads."""
+_EVENT_LIBRARIES = {"asyncio", "anyio", "trio", "concurrent"}
 _CONDUCT = Execution.conduct.__code__
-_HERE = Path(__file__).resolve().parents[2]
-_LIBRARIES = (
-    "<frozen ",
-    *{path + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))},
-    *(f"{_HERE / package}{os.sep}" for package in ("lanes", "locks", "runtime")),
-)
-"""Where the files begin that are not the user's own."""
 
 
 def frame_of(thread: int) -> FrameType | None:
@@ -43,31 +41,49 @@ def frame_of(thread: int) -> FrameType | None:
 
 def run_of(frame: FrameType | None) -> Run | None:
     """The run that a frame of any thread belongs to; `None` for code of nobody's."""
-    for _ in range(_MOST_FRAMES):
-        if frame is None:
-            return None
+    stack: set[FrameType] = set()
+    while frame is not None and len(stack) < _MOST_FRAMES:
         if frame.f_code is _CONDUCT:
             return _as_run(getattr(frame.f_locals.get("self"), "run", None))
-        names = frame.f_code.co_varnames
+        names = frame.f_code.co_varnames if _is_of_event_library(frame) else ()
         for name in _WHERE_CONTEXTS_ARE:
-            if name in names and (run := _run_in(frame.f_locals.get(name))) is not None:
+            if name in names and (run := _run_in(_context_of(frame.f_locals.get(name)))) is not None:
                 return run
+        stack.add(frame)
         frame = frame.f_back
+    return _run_of_task(stack)
+
+
+def _is_of_event_library(frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__")
+    return isinstance(module, str) and module.partition(".")[0] in _EVENT_LIBRARIES
+
+
+def _context_of(holder: Any) -> Any:
+    """A context itself, or the one of a handle, a task, or a call that a worker thread makes."""
+    if type(holder) is Context or isinstance(holder, type):
+        return holder
+    found = getattr(holder, "context", None) or getattr(holder, "_context", None)
+    if found is None:
+        call = getattr(getattr(holder, "fn", None), "func", None)  # `asyncio.to_thread` has `context.run` called
+        found = getattr(call, "__self__", None)
+    return found
+
+
+def _run_in(context: Any) -> Run | None:
+    # Asked, not entered: the context of what runs is entered already, and no other thread can.
+    return context.get(_current) if type(context) is Context else None
+
+
+def _run_of_task(stack: set[FrameType]) -> Run | None:
+    """The run of the asyncio task whose coroutine is on a stack."""
+    tasks: dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})  # `current_task` needs to be told the loop
+    for task in list(tasks.values()):
+        if getattr(task.get_coro(), "cr_frame", None) in stack:
+            # Before Python 3.12 a task tells its context to the garbage collector alone.
+            found = [task.get_context()] if hasattr(task, "get_context") else gc.get_referents(task)
+            return next((run for one in found if (run := _run_in(one)) is not None), None)
     return None
-
-
-def _run_in(holder: Any) -> Run | None:
-    """The current run of a context, or of something that has one."""
-    if type(holder) is not Context:
-        if isinstance(holder, type):
-            return None
-        try:
-            holder = getattr(holder, "context", None) or getattr(holder, "_context", None)
-        except Exception:
-            return None  # some object's own `__getattr__`, for which this is no question
-        if type(holder) is not Context:
-            return None
-    return holder.run(_current.get)
 
 
 def _as_run(found: object) -> Run | None:
