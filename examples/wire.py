@@ -136,10 +136,10 @@ def held_by(run: Run) -> dict[str, Any]:
 
 
 async def refused(request: Request, error: BaseException) -> Response:
-    """The response to an error. A client that is still sending is cut off."""
+    """The response to an error."""
     told = problem(error, request.state.lanes)
     headers = {"Retry_After": "1"} if getattr(error, "retryable", False) else {}
-    if told["status"] in (408, 413):
+    if told["status"] == 408:
         headers["Connection"] = "close"
     return reply(told, told["status"], **headers)
 

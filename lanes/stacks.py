@@ -15,7 +15,7 @@ import sys
 import sysconfig
 from collections import deque
 from collections.abc import Iterable, Iterator
-from types import AsyncGeneratorType, FrameType
+from types import FrameType
 from typing import Any, NamedTuple
 
 _KEPT_FRAMES = 30
@@ -136,9 +136,8 @@ def _wrapped(awaitable: Any) -> Any:
     """The coroutine in something that is awaited and does not name it: the first one that waits."""
     found = gc.get_referents(awaitable)
     found += [one for inside in found if type(inside) is dict for one in inside.values()]
-    waiting = [one for one in found if _is_step(one) and not is_running(one)]
-    # A step of an async generator: the generator, not the value that it is sent.
-    return next((one for one in waiting if isinstance(one, AsyncGeneratorType)), waiting[0] if waiting else None)
+    # Of a step of an async generator this is the generator, which comes before the value that it is sent.
+    return next((one for one in found if _is_step(one) and not is_running(one)), None)
 
 
 def _place(step: Any) -> Place:

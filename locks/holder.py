@@ -126,7 +126,8 @@ class Fence:
     def forgive(self, now: float) -> None:
         """Start the grace afresh, if the deadline has passed: the process stood still, and the run with it."""
         if self.deadline <= now and not self._closed:
-            self.end_at = max(self.end_at, now + self.end_at - self.deadline)
+            # The deadline moves along: it is what the next one measures the grace from.
+            self.end_at, self.deadline = max(self.end_at, now + self.end_at - self.deadline), now
 
     def close(self, kind: type[LeaseLost] = RunEnded, by: Holder | None = None) -> None:
         """Refuse every later write. The first cause stands.

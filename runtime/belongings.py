@@ -62,11 +62,10 @@ class Belongings:
                 notifier.extend(self._exclusive_wait + sup.services_timeout)
         if self._exclusive:
             self._taken.callback((await own(root, self._exclusive_wait)).release)
-        path = path_for(self._status_socket)
-        if path is not None:
+        if self._status_socket is not None and self._status_socket is not False:
             from .status.server import StatusServer  # noqa: PLC0415 -- most programs that embed one have no socket
 
-            server = StatusServer(path, sup)
+            server = StatusServer(path_for(self._status_socket), sup)
             server.open()
             self._taken.callback(server.close)
         await anyio.lowlevel.checkpoint()

@@ -36,10 +36,12 @@ class Task:
     id: int
     name: str
     parent: int | None
-    """Of those that anyio or trio has started."""
+    """The id of who started it; only anyio's and trio's own are known."""
     coro: Any
     native: Any
+    """The event library's own object."""
     children: list[Task] = field(default_factory=list)
+    """Set by `grow`."""
 
 
 def all_tasks() -> dict[int, Task]:
@@ -50,6 +52,7 @@ def all_tasks() -> dict[int, Task]:
 
 
 def running_tasks() -> list[anyio.TaskInfo]:
+    """What anyio tells of the tasks of the running loop; nothing on a thread without one."""
     if not on_loop_thread():
         return []  # its loop has ended
     context = copy_context()
@@ -79,7 +82,12 @@ def _run_of_task(task: Task) -> Run | None:
 
 
 def grow(run: Run, root: Task, tasks: dict[int, Task]) -> list[Task]:
-    """Give each task of a run its children; returns the run's tasks that are nobody's child."""
+    """Give each task of a run its children; returns the run's tasks that are nobody's child.
+
+    Args:
+        root: the task of the run's body.
+        tasks: `all_tasks()`, looked at in the same step of the loop.
+    """
     by_parent = defaultdict[int | None, list[Task]](list)
     for task in tasks.values():
         by_parent[task.parent].append(task)

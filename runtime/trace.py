@@ -57,7 +57,7 @@ class Trace:
                 trace.watch(sup.registry)
 
     The file is written by a thread of its own, which ends with the block. Memory is bounded, the file is not: about
-    500 bytes for a run, 200 for a lease. A disk that fails, or is too slow, ends the trace with the log line
+    a kilobyte for a run with its leases. A disk that fails, or is too slow, ends the trace with the log line
     `trace_stopped`, and nothing else; the file is good up to there.
 
     To be used on the event loop's thread. Log lines are taken from all threads, and all of this process's.

@@ -4,9 +4,10 @@ A queued run: everything that it waits for, and who has that. A running one: its
 coroutine down to the line that waits; its worker threads; its processes; what it holds in the lock registry; the runs
 that it waits for or has submitted, and where those stand.
 
-Rejected: `stackscope`, which unwinds all of that and names the open context managers as well. Its last release is of
-February 2024; it knows anyio's tasks on asyncio as little as native ones, looks into frames by their bytecode, and so
-has to be taught each new Python. What is needed here is less than two hundred lines of public attributes.
+Rejected: `stackscope`, which walks the same chain of coroutines and names the open context managers as well. Its last
+release is of February 2024; it knows nothing of asyncio's tasks, so children and threads would be ours to find all the
+same; and it reads the interpreter's own frames, by a module for each generation of Python. What is needed is short
+(`lanes/stacks.py`, `runtime/tasks.py`), over attributes that Python, asyncio, anyio and trio have anyway.
 """
 
 from __future__ import annotations
@@ -59,13 +60,13 @@ def where(run: Run) -> str:
 def _head(run: Run, execution: Execution | None) -> list[str]:
     """Who it is, since when, and until when."""
     session = "" if run.session is None else f", session {run.session}" + ("" if run.turn else " (appends only)")
-    holder = "" if execution is None else f" [{execution.fence.holder}]"
+    who = name_of(run) if execution is None else str(execution.fence.holder)
     parts = [state_of(run), f"attempt {run.attempt}"]
     if execution is not None:
         parts += _limits(run, execution)
         if run.reason:
             parts.append(f"asked to end: {run.reason}" if execution.ending else run.reason)
-    return [f"{name_of(run)}{session}{holder}", f"  {'; '.join(parts)}"]
+    return [f"{who}{session}", f"  {'; '.join(parts)}"]
 
 
 def _limits(run: Run, execution: Execution) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Suite K2: kill -9 of `lanes run` at random points, and restarts on the same directory, which others share.
 
-In CI 50 kills, or as many as fit into 60 s; `LANES_LONG=1` makes it 5,000. At any time three processes share the
+In CI 50 kills, or as many as fit into 30 s; `LANES_LONG=1` makes it 5,000. At any time three processes share the
 directory; one after the other is killed and replaced, most of them amid their work, some while they start up. Each
 tells through a pipe what it did: which appends have returned, and when it had which turn. Afterwards
 
@@ -45,7 +45,7 @@ from tests.test_kill_writers import Verdict, judge
 LONG = bool(os.environ.get("LANES_LONG"))
 ROUNDS = 100 if LONG else 1
 KILLS = 50  # in a round, which has a directory of its own: each start reads all that is there
-SECONDS = 60
+SECONDS = 300 if LONG else 30  # for a round
 AT_ONCE = 3
 BACKENDS = ("asyncio", "trio")
 TARGET = "tests.children.struck:main"
@@ -239,7 +239,7 @@ def test_kills_of_lanes_run_lose_nothing_overlap_nowhere_and_leave_no_program(tm
         )
         shutil.rmtree(directory)
     print("K2:", ", ".join(f"{number} {name}" for name, number in seen.items()))  # noqa: T201
-    assert seen["kills"] >= ROUNDS * 25
+    assert seen["kills"] >= ROUNDS * 15
     assert seen["midway"] * 3 >= seen["kills"], "they were hardly killed amid their work: nothing was tested"
     assert seen["programs"] * 5 >= seen["kills"], "hardly any program ran when its process was killed"
     assert seen["acknowledged"] > 5 * seen["kills"]

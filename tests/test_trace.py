@@ -469,7 +469,10 @@ def test_the_trace_of_a_scenario_has_every_run_once(path):
 
 def test_a_process_that_was_killed_leaves_a_trace_that_needs_only_its_bracket(path):
     with started("run", "mixed", "--trace", path) as child:
-        eventually_sync(lambda: path.exists() and path.stat().st_size > 50_000, within=30.0)
+        eventually_sync(
+            lambda: child.poll() is not None or (path.exists() and path.stat().st_size > 50_000), within=30.0
+        )
+        assert child.poll() is None
         child.kill()
         child.wait()
     text = path.read_text()

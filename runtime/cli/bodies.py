@@ -20,6 +20,7 @@ from locks import LeaseLost
 
 from .ledger import Ledger, Sent
 from .traffic import BEHAVIOURS, Line
+from .vault import NAME, Secret
 
 _STEPS = 4
 """Pauses of a model call in which the body looks for what was said meanwhile."""
@@ -58,14 +59,14 @@ class Bodies:
             await self._take_down(ctx, sent)
         try:
             await self._think(ctx, asked)
-            written = await self._misbehave(ctx, _worst(asked), _reply(asked))
+            written = await self._misbehave(ctx, _worst(asked), _reply(asked), _names(asked))
         except get_cancelled_exc_class():
             reply = _reply(asked)
             async with ctx.cleanup():
                 await self._write(ctx, "assistant", reply[: len(reply) // 2], stopped=ctx.run.reason)
             raise
         if not written:
-            await self._write(ctx, "assistant", _reply(asked))
+            await self._write(ctx, "assistant", _reply(asked), answers=_names(asked))
         for sent in asked:
             sent.answered = True
         del context
@@ -75,8 +76,8 @@ class Bodies:
         """Append to a session that somebody else may be conducting."""
         line = sent.line
         await anyio.sleep(line.think * self._scale)
-        await self._misbehave(ctx, line, line.text)
-        await self._write(ctx, "note", line.text)
+        await self._misbehave(ctx, line, line.text, _names([sent]))
+        await self._write(ctx, "note", line.text, answers=_names([sent]))
         sent.answered = True
 
     async def _take_down(self, ctx: RunContext, sent: Sent, **more: Any) -> None:
@@ -90,13 +91,20 @@ class Bodies:
     async def _think(self, ctx: RunContext, asked: list[Sent]) -> None:
         """Call the model, and add to what is asked whatever is said before its last step."""
         think_s = max(sent.line.think for sent in asked) * self._scale
+        secret = self._secret(ctx)
         for _ in range(_STEPS):
+            if secret is not None:
+                secret.use()
             for message in ctx.inbox.take():
                 asked.append(message.body)
                 await self._take_down(ctx, message.body, steered=True)
             await anyio.sleep(think_s / _STEPS)
 
-    async def _misbehave(self, ctx: RunContext, line: Line, reply: str) -> bool:
+    def _secret(self, ctx: RunContext) -> Secret | None:
+        """What this generation works with, where there is such a service."""
+        return ctx.services.get(NAME)
+
+    async def _misbehave(self, ctx: RunContext, line: Line, reply: str, names: list[str]) -> bool:
         """What the call ends in; returns whether the answer is written already."""
         match line.behave:
             case "flaky" if ctx.run.attempt <= line.fails:
@@ -107,7 +115,7 @@ class Bodies:
                 with anyio.move_on_after(self._hold(line)):
                     await self._released.wait()
             case "block":
-                await to_thread.run_sync(self._block, ctx, line, reply)
+                await to_thread.run_sync(self._block, ctx, line, reply, names)
                 return True
             case "swallow":
                 await self._swallow(line)
@@ -116,10 +124,10 @@ class Bodies:
     def _hold(self, line: Line) -> float | None:
         return None if line.hold is None else line.hold * self._scale
 
-    def _block(self, ctx: RunContext, line: Line, reply: str) -> None:
+    def _block(self, ctx: RunContext, line: Line, reply: str, names: list[str]) -> None:
         """In a worker thread, which no cancellation reaches; a late answer must be refused."""
         self._released_threads.wait(self._hold(line))
-        record = self._record(ctx, "assistant", reply)
+        record = self._record(ctx, "assistant", reply, answers=names)
         if record is None:
             return
         over = ctx.run.outcome is not None
@@ -152,7 +160,8 @@ class Bodies:
     def _record(self, ctx: RunContext, role: str, content: str, **more: Any) -> dict[str, Any] | None:
         if ctx.run.session is None:
             return None
-        run = ctx.run
+        run, secret = ctx.run, self._secret(ctx)
+        more |= {} if secret is None else {"generation": secret.name}
         return {
             "id": self._ledger.new_id(),
             # Each attempt is a writer of its own, whose time is over when the next one begins.
@@ -175,6 +184,11 @@ def _worst(asked: Sequence[Sent]) -> Line:
 
 def _reply(asked: Sequence[Sent]) -> str:
     return f"answer to: {'; '.join(sent.line.text for sent in asked)}"
+
+
+def _names(asked: Sequence[Sent]) -> list[str]:
+    """Of the messages that an answer is to; those that the harness made up itself have none."""
+    return [sent.id for sent in asked if sent.id]
 
 
 def _memory(megabytes: float) -> mmap.mmap | None:

@@ -11,15 +11,17 @@ import psutil
 from lanes import RunState
 from locks import _clock
 from locks._events import log
+from runtime.drain import log_unstarted
 from runtime.restart import AbandonedBodies
 from runtime.signals import Signals
 from runtime.supervisor import Supervisor
 
 from .report import Result, policies
+from .restarting import Restarting
 from .work import Work
 
 DRAIN_S = 5.0
-"""What running runs get to finish after the first signal."""
+"""What running runs get to finish after the first signal, and before a restart."""
 _HURRY_S = 0.2
 _POLL_S = 0.01
 _SAMPLE_S = 0.25
@@ -51,24 +53,29 @@ class Memory:
 async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, display: Display) -> None:
     """Do the work, bring everything to an end, and fill in the result. Bounded once the work has been sent.
 
-    The first signal stops the sending and drains, the second one ends the drain.
+    The first signal stops the sending and drains, the second one ends the drain. SIGUSR1 restarts the supervisor; where
+    only a new process helps, everything ends as after a first signal, and the result says so.
     """
     started = time.monotonic()
     stopping, hurry = anyio.CancelScope(), anyio.CancelScope()
-    signals.tell(lambda count: (stopping if count == 1 else hurry).cancel())
+    restarting = Restarting(sup, result, stopping)
+    signals.tell(lambda count: (stopping if count == 1 else hurry).cancel(), restart=restarting.ask)
     memory = Memory()
     async with anyio.create_task_group() as beside:
         _ = beside.start_soon(memory.serve)
         try:
             async with sup:
                 _ = beside.start_soon(_contained, display, sup)
+                _ = beside.start_soon(restarting.serve)
                 with stopping:
                     await work.send(sup)
                     await _settle(sup, work, result)
+                await restarting.give_up()
                 if stopping.cancel_called:
-                    await _drain(sup, hurry)
-                within_s = work.release()
-                await _abandoned_to_end(sup, min(within_s, _HURRY_S) if hurry.cancel_called else within_s)
+                    await _drain(sup, result, hurry)
+                if not result.new_process:  # else they are why the process has to go: nobody ends them
+                    within_s = work.release()
+                    await _abandoned_to_end(sup, min(within_s, _HURRY_S) if hurry.cancel_called else within_s)
                 result.stuck = _stuck(sup)
                 result.ledger.posted += _uncounted(sup, result)
                 await _stop(sup, result)
@@ -99,6 +106,10 @@ async def _contained(display: Display, sup: Supervisor) -> None:
 async def _settle(sup: Supervisor, work: Work, result: Result) -> None:
     """Wait until every run has ended, or until nothing has happened for longer than any run may take."""
     while work.unsent() or sup.runs():
+        if sup.state == "restarting":  # bounded, and its messages are held back until it is over
+            await anyio.sleep(_POLL_S)
+            continue
+        work.resume()
         changed = anyio.Event()
         result.ledger.on_change = changed.set
         deadlines = [run.deadline for run in sup.runs() if run.deadline is not None]
@@ -110,13 +121,16 @@ async def _settle(sup: Supervisor, work: Work, result: Result) -> None:
             return
 
 
-async def _drain(sup: Supervisor, hurry: anyio.CancelScope) -> None:
+async def _drain(sup: Supervisor, result: Result, hurry: anyio.CancelScope) -> None:
     """Let running runs finish for a while; those that are queued are told that they will not start."""
     running = sum(run.state is RunState.RUNNING and run.answered_by is None for run in sup.runs())
-    log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=DRAIN_S)
+    log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=sup.drain_timeout)
     with hurry:
-        _ = await sup.drain(DRAIN_S)
-    sup.cancel(reason="lanes run was told to stop")
+        _ = await sup.drain(sup.drain_timeout)
+    report = await sup.drain(0.0)  # at rest already, and what is queued still is: now it is said what that is
+    log_unstarted(report)
+    result.not_started = [repr(run) for run in report.unstarted]
+    sup.cancel(reason="only a new process helps" if result.new_process else "lanes run was told to stop")
 
 
 async def _abandoned_to_end(sup: Supervisor, within_s: float) -> None:

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from lanes import Run, RunState
 from lanes.errors import RunAbandonedAfterTimeout
 
 from .traffic import Line
+
+
+Told = Literal["answered", "timed_out", "failed"]
 
 
 def fingerprint(record: Mapping[str, Any]) -> bytes:
@@ -39,6 +42,8 @@ class Sent:
     """Whether it stands in its session."""
     answered: bool = False
     """Whether a body has got to the end of answering it."""
+    id: str = ""
+    """Stands in the records that are written about it; empty for what the harness says itself."""
 
 
 class Ledger:
@@ -69,11 +74,16 @@ class Ledger:
         self.waits_s: list[float] = []
         self.recoveries_s: list[float] = []
         self.on_change: Callable[[], object] | None = None
+        self.on_told: Callable[[Sent, Told, str], object] | None = None
+        """Called with each message when its sender is told: what, and the state that it ended in."""
+        self.on_sent: Callable[[Sent], object] | None = None
+        self.on_acknowledged: Callable[[str, Acknowledged], object] | None = None
+        """On the thread of who calls `acknowledge`."""
         self.on_end: Callable[[Run, Sequence[Sent]], object] | None = None
         self._runs_count = runs_count
         self._waiting: dict[int, list[Sent]] = {}
         self._dedupe: dict[tuple[str, str | None, str], int] = {}
-        self._numbers = count(1)
+        self._numbers, self._messages = count(1), count(1)
         self._overdue: dict[str, float] = {}
         self._last_turn: dict[str, tuple[int, float, float]] = {}
 
@@ -81,13 +91,19 @@ class Ledger:
         """An id for a record, unlike any other on this disk."""
         return f"{self.instance}-{next(self._numbers)}"
 
+    def new_message(self) -> str:
+        """A name for a message, unlike any other on this disk."""
+        return f"{self.instance}-m{next(self._messages)}"
+
     def acknowledge(self, record: Mapping[str, Any], path: str) -> None:
         """Note that an append has returned."""
-        self.acknowledged[record["id"]] = Acknowledged(os.path.realpath(path), fingerprint(record))
+        self.acknowledged[record["id"]] = what = Acknowledged(os.path.realpath(path), fingerprint(record))
+        if self.on_acknowledged is not None:
+            self.on_acknowledged(record["id"], what)
 
     def accepted(self, sent: Sent, run: Run) -> None:
         """Note the run that is to answer a message; it may be over already."""
-        self.posted += 1
+        self._note_sent(sent)
         line = sent.line
         if line.dedupe is not None:
             key = line.lane, line.conducted, line.dedupe
@@ -102,11 +118,22 @@ class Ledger:
         if run.outcome is not None:
             self._tell(run)
 
-    def refused(self) -> None:
+    def refused(self, sent: Sent) -> None:
         """Note a message that was not even accepted; its sender was told by the exception."""
+        self._note_sent(sent)
+        self._note_told([sent], 1, "failed", "refused")
+
+    def _note_sent(self, sent: Sent) -> None:
         self.posted += 1
-        self.told["failed"] += 1
-        self.states["refused"] += 1
+        if self.on_sent is not None:
+            self.on_sent(sent)
+
+    def _note_told(self, messages: Sequence[Sent], number: int, told: Told, state: str) -> None:
+        self.told[told] += number
+        self.states[state] += number
+        if self.on_told is not None:
+            for sent in messages:
+                self.on_told(sent, told, state)
 
     def run_started(self, run: Run) -> None:
         """The hook `on_run_start`."""
@@ -121,7 +148,8 @@ class Ledger:
         """The hook `on_run_end`."""
         outcome = run.outcome
         assert outcome is not None
-        self.waits_s.append(outcome.waited_s)
+        if self._runs_count or run.id in self._waiting:
+            self.waits_s.append(outcome.waited_s)
         read_by_another = run.answered_by is not None
         if _is_overdue(run) and not read_by_another:
             self._note_overdue(run)
@@ -136,12 +164,11 @@ class Ledger:
         assert outcome is not None
         messages = self._waiting.pop(run.id, [])
         number = 1 if self._runs_count else len(messages)
-        self.states[outcome.state.value] += number
         if outcome.state is RunState.DONE:
-            self.told["answered"] += number
+            self._note_told(messages, number, "answered", outcome.state.value)
             self.unanswered += [sent.line.text for sent in messages if not sent.answered]
         else:
-            self.told["timed_out" if _is_overdue(run) else "failed"] += number
+            self._note_told(messages, number, "timed_out" if _is_overdue(run) else "failed", outcome.state.value)
         if self.on_end is not None:
             self.on_end(run, messages)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lanes import RunState
 from runtime.quantiles import Quantiles, quantiles
 from runtime.statistics import Statistics
+from runtime.watch.watchdog import EXIT_NEW_PROCESS
 
+from .figures import Figures
 from .ledger import Ledger
 from .verdict import Findings, Survey
 
-RED, USAGE, ABANDONED = 1, 2, 70
+RED, USAGE, ABANDONED, NEW_PROCESS = 1, 2, 70, EXIT_NEW_PROCESS
 _COMPLAINTS_SHOWN = 10
 
 
@@ -43,6 +45,14 @@ class Result:
     abandoned: list[str] = field(default_factory=list)
     """Bodies that still ran when the supervisor stopped."""
     plans_abandoned: bool = False
+    restarts_s: list[float] = field(default_factory=list)
+    """How long each restart in this process took."""
+    new_process: bool = False
+    """Whether a restart was asked for that needs a new process."""
+    not_started: list[str] = field(default_factory=list)
+    """Runs that were queued when nothing was started any more; their senders were told."""
+    service: Figures | None = None
+    """What the one who restarted the processes saw, where there were several."""
     failure: str | None = None
     """Why the harness itself could not go on."""
     signal: int | None = None
@@ -74,6 +84,7 @@ class Result:
     def verdict(self) -> Literal["green", "red"]:
         """Green only when nothing is lost, interleaved or stuck, and everybody was told, and told the truth."""
         wrong = self.lost or self.interleaved or self.stuck or self.untold or self.ledger.unanswered or self.failure
+        wrong = wrong or self.findings.doubled or (self.service is not None and self.service.wrong)
         return "red" if wrong else "green"
 
     @property
@@ -81,6 +92,8 @@ class Result:
         """What the process ends with."""
         if self.verdict == "red":
             return RED
+        if self.new_process:
+            return NEW_PROCESS
         if self.abandoned and not self.plans_abandoned:
             return ABANDONED
         return 0 if self.signal is None else 128 + self.signal
@@ -108,6 +121,8 @@ class Result:
                 "backend": self.backend,
                 "verdict": self.verdict,
                 **self.policies,
+                **self._restarting(),
+                **({} if self.service is None else self.service.as_json()),
             }
         )
 
@@ -123,6 +138,12 @@ class Result:
         )
         if self.policies:
             yield f"  policies     {', '.join(f'{n} {name}' for name, n in self.policies.items())}"
+        if self.restarts_s or self.new_process:
+            longest = f", the longest took {max(self.restarts_s):.2f} s" if self.restarts_s else ""
+            needed = "; only a new process helps now" if self.new_process else ""
+            yield f"  restarts     {len(self.restarts_s)} in the process{longest}{needed}"
+        if self.service is not None:
+            yield from self.service.lines()
         yield (
             f"  records      {self.acknowledged} acknowledged, {self.verified} verified, {self.lost} lost, "
             f"{self.interleaved} interleaved; {self.late_writes_refused} late writes refused"
@@ -134,6 +155,19 @@ class Result:
         yield f"  memory       {self.rss_mb:.0f} MB (at most {self.peak_rss_mb:.0f} MB)"
         yield f"  sessions     {self.sessions_dir} ({self.findings.files} files)"
         yield from self.remarks()
+
+    def _restarting(self) -> dict[str, Any]:
+        """As far as there is anything: most runs are not restarted, and answer no message twice."""
+        found: dict[str, Any] = {}
+        if self.restarts_s or self.new_process:
+            found |= {"restarts": len(self.restarts_s), "untold": self.untold}
+        if found or self.findings.doubled:
+            found["doubled"] = self.findings.doubled
+        if self.new_process:
+            found["new_process"] = True
+        if self.not_started:
+            found["not_started"] = self.not_started
+        return found
 
     def remarks(self) -> Iterator[str]:
         """What is wrong, and what was wrong before."""
@@ -147,6 +181,7 @@ class Result:
             ("stuck", self.stuck),
             ("unanswered", [f"{text!r:.80}: its run was done without it" for text in self.ledger.unanswered]),
             ("wrong", self.findings.complaints),
+            ("not started", self.not_started),
             ("abandoned", self.abandoned),
             ("before", [f"{broken} (left as it is)" for broken in self.before.broken]),
         ):

@@ -65,8 +65,15 @@ class Findings:
     verified: int = 0
     lost: int = 0
     interleaved: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    """How many answers stand there to each message, by its name."""
     complaints: list[str] = field(default_factory=list)
-    """Each loss and each interleaving, in words."""
+    """Each loss, each interleaving, and each second answer, in words."""
+
+    @property
+    def doubled(self) -> int:
+        """Messages that were answered more than once."""
+        return sum(number > 1 for number in self.answers.values())
 
 
 def survey(root: str) -> Survey:
@@ -112,6 +119,7 @@ def examine(root: str, before: Survey, acknowledged: Mapping[str, Acknowledged])
             found.lost += 1
             how = f"stands there {seen[key]} times" if seen[key] else "is not there"
             found.complaints.append(f"{what.path}: acknowledged record {key} {how}")
+    found.complaints += [f"message {name} was answered {n} times" for name, n in found.answers.items() if n > 1]
     return found
 
 
@@ -130,6 +138,7 @@ def _examine_file(
         if start == 0 and number == 1 and _HEADER_KEY in record:
             continue
         found.records += 1
+        found.answers.update(_answered_by(record))
         key, run = record.get("id"), record.get("run")
         if isinstance(key, str) and acknowledged.get(key) == Acknowledged(real, fingerprint(record)):
             seen[key] += 1
@@ -141,6 +150,12 @@ def _examine_file(
         if conducting is not None:
             over.add(conducting)
         conducting = run
+
+
+def _answered_by(record: dict[str, Any]) -> list[str]:
+    """The names of the messages that a record answers."""
+    names = record.get("answers")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _record(line: bytes) -> tuple[dict[str, Any] | None, str | None]:

@@ -20,6 +20,8 @@ from .report import Result
 from .scenario import Plan
 from .traffic import Line
 
+_POLL_S = 0.01
+
 
 class Work(Protocol):
     """Something to supervise."""
@@ -33,6 +35,9 @@ class Work(Protocol):
     def unsent(self) -> int:
         """How many messages are about to be posted."""
 
+    def resume(self) -> None:
+        """Post what was held back while nothing was taken."""
+
     def release(self) -> float:
         """End what hangs on purpose; returns the seconds that this may take."""
 
@@ -40,7 +45,10 @@ class Work(Protocol):
 class Scenario:
     """The messages of a plan, each at its time; what is not answered is posted again as often as it says."""
 
-    def __init__(self, plan: Plan, bodies: Bodies, ledger: Ledger) -> None:
+    def __init__(self, plan: Plan, bodies: Bodies, ledger: Ledger, ids: Sequence[str] = ()) -> None:
+        self._ids = ids or [ledger.new_message() for _ in plan.lines]
+        self._held: list[Line] = []
+        """What is to be posted again, and came during a restart."""
         self.sleeps_at_most = plan.sleeps_at_most
         self._plan, self._bodies, self._ledger = plan, bodies, ledger
         self._sup: Supervisor | None = None
@@ -52,9 +60,11 @@ class Scenario:
         """Post every message at its time."""
         self._sup, self._soon = sup, poster()
         start = anyio.current_time()
-        for line in self._plan.lines:
+        for line, name in zip(self._plan.lines, self._ids, strict=True):
             await anyio.sleep_until(start + line.at * self._plan.scale)
-            self._post(line)
+            while sup.state == "restarting":
+                await anyio.sleep(_POLL_S)
+            self._post(Sent(line, id=name))
 
     def unsent(self) -> int:
         """How many messages are about to be posted again."""
@@ -65,10 +75,16 @@ class Scenario:
         self._bodies.release()
         return 2.0
 
-    def _post(self, line: Line) -> None:
+    def resume(self) -> None:
+        """Post what was held back while nothing was taken."""
+        held, self._held = self._held, []
+        for line in held:
+            self._post_again(line)
+
+    def _post(self, sent: Sent) -> None:
         """Send one message; one that is refused counts as failed, for its sender was told so."""
         assert self._sup is not None
-        sent = Sent(line)
+        line = sent.line
         try:
             if line.turn:
                 message = Message(sent, line.route)
@@ -80,7 +96,7 @@ class Scenario:
         except Draining:
             return  # it stays with its sender: nothing was accepted, nothing counts
         except LaneError as error:
-            self._ledger.refused()
+            self._ledger.refused(sent)
             log("message_refused", level="warning", lane=line.lane, session=line.conducted, error=str(error))
             return
         self._ledger.accepted(sent, run)
@@ -97,8 +113,12 @@ class Scenario:
                 self._soon(partial(self._post_again, again))
 
     def _post_again(self, line: Line) -> None:
+        assert self._sup is not None
+        if self._sup.state == "restarting":
+            self._held.append(line)
+            return
         self._unsent -= 1
-        self._post(line)
+        self._post(Sent(line, id=self._ledger.new_message()))
 
 
 class Program:
@@ -124,6 +144,9 @@ class Program:
     def unsent(self) -> int:
         """Nothing is posted by itself."""
         return 0
+
+    def resume(self) -> None:
+        """Nothing was held back."""
 
     def release(self) -> float:
         """Nothing hangs on purpose; what was abandoned has just had its grace."""

@@ -289,7 +289,7 @@ class StatusServer:
     def _go_on(self, client: _Client) -> None:
         while client.is_idle and not client.last and (line := client.line()) is not None:
             self._take(client, line)
-        if client.is_idle and len(client.received) > say.LONGEST_LINE:
+        if client.is_idle and not client.last and len(client.received) > say.LONGEST_LINE:
             self._last_words(client, "bad_question", f"the line is longer than {say.LONGEST_LINE} bytes")
         if client.is_over:
             self._hang_up(client)

@@ -32,6 +32,13 @@ _WHERE_CONTEXTS_ARE = ("context", "self", "task")
 """The local variables that hold a context, or something with one, in the frames of the event loops and threads."""
 _EVENT_LIBRARIES = {"asyncio", "anyio", "trio", "concurrent"}
 _CONDUCT = Execution.conduct.__code__
+_HERE = Path(__file__).resolve().parents[2]
+_LIBRARIES = (
+    "<frozen ",
+    *{path + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))},
+    *(f"{_HERE / package}{os.sep}" for package in ("lanes", "locks", "runtime")),
+)
+"""Where the files begin that are not the user's own."""
 
 
 def frame_of(thread: int) -> FrameType | None:
@@ -45,7 +52,7 @@ def run_of(frame: FrameType | None) -> Run | None:
     while frame is not None and len(stack) < _MOST_FRAMES:
         if frame.f_code is _CONDUCT:
             return _as_run(getattr(frame.f_locals.get("self"), "run", None))
-        names = frame.f_code.co_varnames if _is_of_event_library(frame) else ()
+        names = frame.f_code.co_varnames + frame.f_code.co_freevars if _is_of_event_library(frame) else ()
         for name in _WHERE_CONTEXTS_ARE:
             if name in names and (run := _run_in(_context_of(frame.f_locals.get(name)))) is not None:
                 return run

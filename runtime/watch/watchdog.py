@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -54,6 +54,8 @@ _LOOK_S = 1.0
 _LAST_RESORT_S = 10.0
 """How much later than this thread the one in C ends a process whose loop is dead."""
 _ALIVE_S = 2.0
+_STOPPED = "the process was stopped, or the machine gave it no time"
+_HELD = "code that holds the interpreter lock kept all threads waiting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,15 @@ class Stall:
     ended: float
     why: str
     """In words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Exit:
+    """When, with which code and why the process is to end."""
+
+    at: float
+    code: int
+    why: str
 
 
 class _Ping:
@@ -134,14 +145,18 @@ class Watchdog:
         self._keeper, self._look, self._abandoned = keeper, look, abandoned
         self._dead_s, self._leave = dead_s, leave
         self._resources = Resources()
+        self._mutex = threading.Lock()
+        """Over what both threads decide: whether the process is to end, and whether the loop is watched at all."""
         self._ping: _Ping | None = None
         self._running = False
         self._thread = 0
         self._post: Post | None = None
-        self._due = self._next_look = self._answered = -math.inf
+        self._due = self._next_look = self._next_round = self._answered = -math.inf
+        self._looking = False
+        """Whether the loop is still to look around. Asked again meanwhile, it would look twice at one instant."""
         self._since_look = 0
         self._cpu_s = self._asleep_s = 0.0
-        self._exit_at, self._exit_code, self._exit_why = math.inf, 0, ""
+        self._exit = _Exit(math.inf, 0, "")
         self._alarm: _clock.Alarm | None = None
 
     # On the loop's thread
@@ -150,38 +165,45 @@ class Watchdog:
         """Watch the loop that is running now."""
         now = _clock.clock.now()
         self._thread, self._post = threading.get_ident(), poster()
-        self._running, self._ping = True, None
-        self._due, self._next_look, self._answered = now + PING_S, now + _LOOK_S, now
+        self._running, self._looking, self._ping = True, False, None
+        self._due, self._answered = now + PING_S, now
+        self._next_look = self._next_round = now + _LOOK_S
         self._cpu_s, self._asleep_s = time.process_time(), _asleep_s()
         self._alarm = _clock.clock.alarm(self._tick, THREAD)
         self._alarm.ring_by(self._due)
 
     def stop(self) -> None:
         """Watch no more."""
-        self._running, self._alarm, self._ping = False, None, None
-        if self._dead_s is not None:
-            faulthandler.cancel_dump_traceback_later()
+        with self._mutex:
+            self._running, self._alarm, self._ping = False, None, None
+            if self._dead_s is not None:
+                faulthandler.cancel_dump_traceback_later()
 
     def exit_by(self, at: float, code: int, why: str) -> None:
-        """End the process at `at`, if it is still there then; `math.inf` for never."""
-        self._exit_at, self._exit_code, self._exit_why = at, code, why
+        """End the process at `at`, if it is still there then; `math.inf` for never.
+
+        Time in which the process stands still does not count.
+        """
+        with self._mutex:
+            self._exit = _Exit(at, code, why)
 
     def why_late(self, due: float, now: float) -> str:
         """Why something that was due came late: the longest stall in between, or what blocks the loop still."""
-        found = [(min(one.ended, now) - max(one.began, due), one.why) for one in self.stalls if one.ended > due]
+        stalls = tuple(self.stalls)  # the watchdog's thread notes some meanwhile
+        found = [(min(one.ended, now) - max(one.began, due), one.why) for one in stalls if one.ended > due]
         ping = self._ping
         if ping is not None and ping.place:
             found.append((now - max(ping.sent, due), ping.why))
-        if now - self._due >= STOOD_STILL_S:
-            found.append((now - max(self._due, due), "the process stood still"))  # and this thread is still to note it
+        if why := self._standing_still(now):
+            found.append((now - max(self._due, due), why))
         return max(found, default=(0.0, ""))[1]
 
     def stood_still_s(self, since: float, now: float) -> float:
         """For how long of the time since then the loop did not get on."""
-        ping, stalls = self._ping, [(one.began, one.ended) for one in self.stalls]
+        ping, stalls = self._ping, [(one.began, one.ended) for one in tuple(self.stalls)]
         if ping is not None and ping.place:
             stalls.append((ping.sent, now))
-        if now - self._due >= STOOD_STILL_S:
+        if self._standing_still(now):
             stalls.append((self._due, now))
         still, counted_to = 0.0, since
         for began, ended in sorted(stalls):
@@ -189,10 +211,19 @@ class Watchdog:
             counted_to = max(counted_to, ended)
         return still
 
+    def _standing_still(self, now: float) -> str:
+        """Why the watchdog's thread itself comes late, which is still to note it; empty when it does not."""
+        late = now - self._due
+        if not self._running or late < STOOD_STILL_S:
+            return ""
+        return _why_all_are_late(late, time.process_time() - self._cpu_s)
+
     def _pong(self, ping: _Ping) -> None:
         if not self._running or self._ping is not ping:
             return
         now = _clock.clock.now()
+        if self._standing_still(now) == _STOPPED:
+            ping.forgiven += now - self._due  # the loop goes on before that thread does
         lag = max(0.0, ping.waited(now))
         self._ping, self._answered = None, now
         self.samples.append(lag)
@@ -204,13 +235,21 @@ class Watchdog:
         if self._keeper.late(lag):
             self._since_look = 0  # well again is a whole second without it
 
-    def _look_around(self, now: float) -> None:
-        usage = self._resources.now
-        last = islice(reversed(self.samples), max(1, self._since_look))
-        if self._since_look >= int(_LOOK_S / PING_S) - 2:
-            self._keeper.look(now, usage, self._abandoned(), max(last, default=0.0))
-            self._since_look = 0
-        self.problems = self._look()
+    def _look_around(self) -> None:
+        if not self._running:
+            return
+        now = _clock.clock.now()
+        self._looking, self._next_look = False, now + _LOOK_S
+        try:
+            usage, calm = self._resources.now, self._since_look >= int(_LOOK_S / PING_S) - 2
+            last = islice(reversed(self.samples), max(1, self._since_look))
+            # Not well again before a whole second has passed without it; what the process uses counts all the same.
+            self._keeper.look(now, usage, self._abandoned(), max(last, default=0.0) if calm else math.inf)
+            if calm:
+                self._since_look = 0
+            self.problems = self._look()
+        except Exception as error:
+            log("watchdog_failed", level="error", error=described(error))  # raised further, it would end trio's loop
 
     # On any thread
 
@@ -245,8 +284,8 @@ class Watchdog:
     def _watch(self, now: float) -> None:
         late = now - self._due
         self._note_standing_still(now, late)
-        if now >= self._exit_at:
-            self._end(self._exit_code, self._exit_why)
+        if now >= (leaving := self._exit).at:
+            self._end(leaving.code, leaving.why)
         ping, post = self._ping, self._post
         if ping is None:
             self._ping = ping = _Ping(now)
@@ -254,15 +293,22 @@ class Watchdog:
                 post(partial(self._pong, ping))
         elif ping.waited(now) >= SUSPECT_S:
             self._examine(ping, now)
-        if now >= self._next_look:
-            self._next_look = now + _LOOK_S
+        if now >= self._next_round:
+            self._next_round = now + _LOOK_S
             self._resources.look(now)
-            if post is not None:
-                post(partial(self._look_around, now))
-            if self._dead_s is not None:
-                faulthandler.dump_traceback_later(self._dead_s + _LAST_RESORT_S, exit=True)
+            self._arm_last_resort()
             if self.alive is not None and now - self._answered < _ALIVE_S and not self.problems:
                 self.alive()
+        if now >= self._next_look and not self._looking and post is not None:
+            self._looking = True
+            post(self._look_around)
+
+    def _arm_last_resort(self) -> None:
+        if self._dead_s is None:
+            return
+        with self._mutex:
+            if self._running:  # else it would end a process that has stopped its supervisor long ago
+                faulthandler.dump_traceback_later(self._dead_s + _LAST_RESORT_S, exit=True)
 
     def _examine(self, ping: _Ping, now: float) -> None:
         waited = ping.waited(now)
@@ -292,33 +338,44 @@ class Watchdog:
         spent, slept = cpu_s - self._cpu_s, asleep_s - self._asleep_s
         self._cpu_s, self._asleep_s = cpu_s, asleep_s
         if slept >= STOOD_STILL_S:
-            self._stood_still(now, slept, "the machine was suspended")
+            # Noted as an instant: the clock that all goes by has not moved meanwhile.
+            self._stood_still(now, now, slept, "the machine was suspended")
         if late < STOOD_STILL_S:
             return
-        if spent >= late / 2:
-            # Somebody computed without giving up the interpreter lock: the loop is as late for that as for any block.
-            self._stood_still(now, late, "code that holds the interpreter lock kept all threads waiting")
-            return
-        self._stood_still(now, late, "the process was stopped, or the machine gave it no time")
-        if (ping := self._ping) is not None:
-            ping.forgiven += late
+        why = _why_all_are_late(late, spent)
+        self._stood_still(now - late, now, late, why)
+        if why == _STOPPED:  # else the loop is as late for that as for any block
+            if (ping := self._ping) is not None:
+                ping.forgiven += late
+            with self._mutex:
+                self._exit = replace(self._exit, at=self._exit.at + late)
 
-    def _stood_still(self, now: float, still_s: float, why: str) -> None:
-        self.stalls.append(Stall(now - still_s, now, f"{why} for {still_s:.2f} s"))
+    def _stood_still(self, began: float, ended: float, still_s: float, why: str) -> None:
+        self.stalls.append(Stall(began, ended, f"{why} for {still_s:.2f} s"))
         log("process_stood_still", level="warning", late_s=round(still_s, 3), reason=why)
 
     def _end(self, code: int, why: str) -> None:
         log("process_exits", level="critical", code=code, reason=why)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed, or is no file
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        self._exit_at = math.inf
+        self.exit_by(math.inf, 0, "")
         self._leave(code)
+
+
+def _why_all_are_late(late_s: float, spent_s: float) -> str:
+    """Why no thread got on, by the processor time that was spent meanwhile."""
+    return _HELD if spent_s >= late_s / 2 else _STOPPED
 
 
 def _asleep_s() -> float:
     """How long this machine has been suspended since its start, where that can be told."""
     boot: Any = getattr(time, "CLOCK_BOOTTIME", None)
-    return 0.0 if boot is None else time.clock_gettime(boot) - time.monotonic()
+    if boot is None:
+        return 0.0
+    while True:
+        before, since_start, after = time.monotonic(), time.clock_gettime(boot), time.monotonic()
+        if after - before < STOOD_STILL_S / 4:  # else this thread was held up between the two clocks
+            return since_start - after
 
 
 _IDLE = {
@@ -333,5 +390,11 @@ _IDLE = {
 }
 
 
+_RUNS_A_LOOP = {"run_until_complete", "run_forever"}
+
+
 def _is_idle(frame: Any) -> bool:
-    return (os.path.basename(frame.f_code.co_filename), frame.f_code.co_name) in _IDLE
+    code = frame.f_code
+    if (os.path.basename(code.co_filename), code.co_name) in _IDLE:
+        return True
+    return not _RUNS_A_LOOP.isdisjoint(code.co_names)  # uvloop again, run by whoever called it
