@@ -27,7 +27,14 @@ def lanes() -> list[Figure]:
     return [*throughput(), *latency(), *footprint()]
 
 
-SUITES: Mapping[str, Callable[[], list[Figure]]] = {"locks": locks, "lanes": lanes}
+def gateway() -> list[Figure]:
+    """The figures of a whole gateway."""
+    from .gateway import figures  # noqa: PLC0415 -- it needs what the other suites do not: the extra `gateway`
+
+    return figures()
+
+
+SUITES: Mapping[str, Callable[[], list[Figure]]] = {"locks": locks, "lanes": lanes, "gateway": gateway}
 
 
 def main(argv: list[str]) -> int:

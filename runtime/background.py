@@ -57,3 +57,23 @@ class Background:
             task.add_done_callback(_tasks.discard)
         else:
             sys.modules["trio"].lowlevel.spawn_system_task(contained, name=name)
+
+
+async def to_its_end(body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    """Have `body` run to its end, and raise what it raised. A checkpoint; cancelled, it raises that afterwards.
+
+    In a task of its own, because a native cancellation of asyncio (`asyncio.timeout`, `wait_for`) knows no shield: in
+    the middle of a step that cannot be taken back it would leave neither the one thing nor the other.
+    """
+    task, cancelled = Background(), None
+    task.start(body, name)
+    with anyio.CancelScope(shield=True):
+        while not task.over.is_set():
+            try:
+                await task.over.wait()
+            except anyio.get_cancelled_exc_class() as error:
+                cancelled = error
+    if task.error is not None:
+        raise task.error
+    if cancelled is not None:
+        raise cancelled

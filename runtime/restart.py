@@ -21,9 +21,9 @@ from lanes.checks import seconds
 from locks import DeadlockError, _clock
 from locks._events import described, log
 
-from .background import Background
+from .background import Background, to_its_end
 from .belongings import Belongings
-from .drain import SETTLE_S, Drain, DrainReport
+from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
 from .services import ServiceFactory, Services, ServicesStuck
 from .watch.watchdog import EXIT_NEW_PROCESS
 from .work import Work
@@ -85,20 +85,14 @@ class Restarts(Work):
         """
         self._refuse_inside("restart")
         limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
-        if self._restart_over is not None or self._stopping or self._state not in ("running", "draining"):
-            what = "restarting" if self._restart_over is not None else "stopping" if self._stopping else self._state
-            raise Draining(f"restart: the supervisor is {what}; allowed: while it runs or drains")
+        if not self._may_restart():
+            raise Draining(f"restart: the supervisor is {self._busy_with()}; allowed: while it runs or drains")
         self._state, self._restart_over = "restarting", anyio.Event()
         self._belongings.restarting()
         try:
             with anyio.CancelScope() as self._restart_scope:
-                report = await self._next_generation(limit)
-                _ = self._reopen()
-                return report
+                return await self._next_generation(limit)
             raise Draining("restart: given up, because the supervisor stops")
-        except AbandonedBodies as error:
-            self._exit_for(error.runs, EXIT_NEW_PROCESS)
-            raise
         except Exception as error:
             if not self._is_open():
                 await self._end_after_failure(error)
@@ -113,13 +107,23 @@ class Restarts(Work):
         What comes of it is logged; while a restart or a stop is under way, nothing does.
         """
         log("restart_requested", reason=reason)
-        if self._restart_over is None and not self._stopping and self._state in ("running", "draining"):
+        if self._may_restart():
             Background().start(self._restart_asked_for, "restart", context=self._scheduler.hooks.context.copy())
 
     async def _restart_asked_for(self) -> None:
         """A background task; `restart` has logged what went wrong."""
         with anyio.CancelScope():
             await self.restart()
+
+    def _may_restart(self) -> bool:
+        # Without a generation it is still starting: its services would be left while they are entered.
+        open_ = self._state in ("running", "draining") and self.generation > 0
+        return open_ and self._restart_over is None and not self._stopping
+
+    def _busy_with(self) -> str:
+        if self._restart_over is not None or self._state in ("new", "stopped"):
+            return self._state
+        return "stopping" if self._stopping else "starting"
 
     def _is_open(self) -> bool:
         return self._stopping or self._state == "running"  # a call: `_reopen` and `stop` have come in between
@@ -129,12 +133,14 @@ class Restarts(Work):
         if self._stopping:
             return False
         self._state = "running"
+        self._scheduler.pace.ramp(_clock.clock.now(), RAMP_S)  # much may be overdue, whether it is taken back or done
         self._scheduler.open()
         self._belongings.ready()
         return True
 
     async def _end_after_failure(self, error: Exception) -> None:
         """The old generation is gone, and the next one cannot begin: end everything, and have whoever waits know."""
+        log_unstarted(Drain(self._scheduler).report())
         if self._on_zombie == "exit":
             self._exit(EXIT_NEW_PROCESS, f"the restart failed: {error!r}")
         self._stopping = True
@@ -180,6 +186,12 @@ class Restarts(Work):
             Exception: what a service raised on entering; nothing is open.
         """
         scheduler, began = self._scheduler, _clock.clock.now()
+
+        async def change() -> None:
+            await self._change_services()
+            self.generation += 1
+            _ = self._reopen()
+
         log("restart_started", generation=self.generation, running=len(scheduler.running()), drain_s=drain_timeout)
         scheduler.shut()
         grace = max((spec.grace for spec in scheduler.specs.lanes.values()), default=0.0)
@@ -187,14 +199,12 @@ class Restarts(Work):
         self._hard_limit(bound, EXIT_NEW_PROCESS, "the restart did not end in time")
         try:
             report = await self._come_to_rest(drain_timeout)
-            await self._change_services()
+            await to_its_end(change, f"restart, generation {self.generation + 1}")
         except BaseException as error:
             log("restart_failed", level="error", generation=self.generation, error=described(error))
             raise
         finally:
             self._hard_limit(math.inf, 0, "")
-        self.generation += 1
-        scheduler.pace.ramp(_clock.clock.now(), RAMP_S)
         log(
             "restart_finished",
             generation=self.generation,
@@ -213,6 +223,9 @@ class Restarts(Work):
             await drain.cancel_rest("the supervisor restarts")
             report = drain.report()
             if report.abandoned:
+                if self._on_zombie == "exit":  # before work is started again that the process would take along
+                    log_unstarted(report)
+                    self._exit_for(report.abandoned, EXIT_NEW_PROCESS)
                 raise AbandonedBodies(report.abandoned)
             if not self._scheduler.is_calm():
                 raise RuntimeError(
@@ -225,15 +238,12 @@ class Restarts(Work):
         return report
 
     async def _change_services(self) -> None:
-        """The steps that cannot. Not interrupted by cancellation; the services' own time limits bound it."""
-        with anyio.CancelScope(shield=True):
-            old, limit = self._services, self.services_timeout
-            if not await old.leave(limit):
-                raise ServicesStuck(
-                    f"the services of generation {self.generation} did not leave within {2 * limit:g} s"
-                )
-            if old.error is not None:
-                log("service_failed", level="error", service="", error=described(old.error))  # it has left, badly
-            self._services = fresh = Services(self._factories)
-            await fresh.enter(f"services, generation {self.generation + 1}", limit)
-            self._scheduler.services = fresh.made
+        """The steps that cannot. The services' own time limits bound it."""
+        old, limit = self._services, self.services_timeout
+        if not await old.leave(limit):
+            raise ServicesStuck(f"the services of generation {self.generation} did not leave within {2 * limit:g} s")
+        if old.error is not None:
+            log("service_failed", level="error", service="", error=described(old.error))  # it has left, badly
+        self._services = fresh = Services(self._factories)
+        await fresh.enter(old.name, limit)
+        self._scheduler.services = fresh.made

@@ -30,6 +30,8 @@ class Services:
         self._factories = factories
         self.made: dict[str, Any] = {}
         """What they gave, by name; complete when `enter` has returned."""
+        self.name = ""
+        """Of the background task."""
         self._task = Background()
         self._ready, self._leave = anyio.Event(), anyio.Event()
         self._life = anyio.CancelScope()
@@ -47,6 +49,7 @@ class Services:
             Exception: what a service raised; a note says which one.
             ServicesStuck: it took too long.
         """
+        self.name = name
         self._task.start(self._serve, name)
         try:
             with anyio.move_on_after(timeout):
@@ -57,6 +60,9 @@ class Services:
                     f"service {self._at!r} did not start within {timeout:g} s (services_timeout): admission is closed"
                 )
             self._raise_failure()
+            if self._task.over.is_set():  # without an error of its own: it was cancelled from outside, or by itself
+                log("service_failed", level="error", service=self._at, error="cancelled while it started")
+                raise ServicesStuck(f"service {self._at!r} was cancelled while it started: admission is closed")
         except BaseException:
             self._life.cancel()
             await self.leave(timeout)
@@ -109,5 +115,9 @@ class Services:
                             raise
                     self._ready.set()
                     await self._leave.wait()
+        except Exception as error:
+            if self._ready.is_set() and not self._leave.is_set():  # a task group of a service's own has ended this task
+                log("service_failed", level="error", service="", error=f"while it was used: {described(error)}")
+            raise
         finally:
             self._ready.set()

@@ -146,10 +146,10 @@ class Told:
         return [pair for holds in self.holds.values() for pair in overlaps(holds)]
 
 
-def strike(directory: Path, kills: int, choice: random.Random, numbers: Iterator[int], *planted: str) -> Told:
+def strike(directory: Path, kills: int, choice: random.Random, numbers: Iterator[int]) -> Told:
     """Kill one after the other, and start another one in its place."""
     told, done, end = Told(), 0, time.monotonic() + SECONDS
-    lives = [Life(next(numbers), directory, planted) for _ in range(AT_ONCE)]
+    lives = [Life(next(numbers), directory) for _ in range(AT_ONCE)]
 
     def kill(life: Life) -> None:
         told.orphaned += len(programs(life.mark))
@@ -169,7 +169,7 @@ def strike(directory: Path, kills: int, choice: random.Random, numbers: Iterator
             eventually_sync(lambda: [life.works() for life in lives] and time.monotonic() >= at, within=30)  # noqa: B023 -- awaited in this round
             kill(victim)
             done += 1
-            lives.append(Life(next(numbers), directory, planted))
+            lives.append(Life(next(numbers), directory))
         while lives:
             kill(lives[0])
     finally:
@@ -247,13 +247,19 @@ def test_kills_of_lanes_run_lose_nothing_overlap_nowhere_and_leave_no_program(tm
 
 @pytest.mark.suite("K2")
 def test_what_the_suite_looks_for_it_finds_where_it_was_planted(tmp_path):
-    directory = tmp_path / "sessions"
-    told = strike(directory, 6, random.Random(86014), count(), "early", "turnless", "deaf")
+    directory, told = tmp_path / "sessions", Told()
+    lives = [Life(number, directory, ("early", "turnless", "deaf")) for number in range(AT_ONCE)]
     try:
+        eventually_sync(lambda: all(life.works() and life.hear().count(b"entered") > 6 for life in lives), within=30)
+        for life in lives:
+            life.kill()
+            told.add(life)
         assert judged(directory, told).lost != []
         assert told.overlaps() != []
         assert programs(f"{directory}/") != []
     finally:
+        for life in lives:
+            life.close()
         for program in programs(f"{directory}/"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(program, signal.SIGKILL)

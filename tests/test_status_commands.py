@@ -20,7 +20,7 @@ from anyio import to_thread
 from lanes import LaneSpec
 from runtime import Supervisor
 from runtime.cli.status import lines
-from runtime.status import client
+from runtime.status import client, place
 from runtime.status import protocol as say
 from tests import blocking
 from tests.command import LANES, lanes
@@ -282,12 +282,13 @@ async def test_a_restart_or_drain_that_fails_says_so(tmp_path):
         (["top"], "no process is found in"),
         (["stop", "1"], "no process is found in"),
         (["stop", "x"], "Invalid value for 'RUN'"),
+        (["stop", "1", "--reason", ""], "--reason: has 0 characters, which is not allowed; allowed: text of 1 to 1000"),
         (["drain", "--timeout", "nan"], "--timeout: nan is not allowed; allowed: seconds from 0 to 1e+09"),
         (["restart", "--socket", "/nowhere/s"], "'/nowhere/s' does not exist; allowed: the status socket of a live"),
         (["stack", "1", "--socket", "/etc/passwd"], "'/etc/passwd' is not listened at: its process is dead, or it is"),
         (["status", "--socket", "x" * 108], "has 108 bytes; allowed: at most 107 bytes"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_without_a_process_to_ask_it_is_one_line_and_exit_code_2(arguments, told):
     done = lanes(*arguments)
@@ -295,12 +296,13 @@ def test_without_a_process_to_ask_it_is_one_line_and_exit_code_2(arguments, told
     assert told in done.stderr
 
 
-def test_a_process_that_is_stopped_is_said_not_to_answer(tmp_path, monkeypatch):
-    from runtime.status import place
-
-    with place.listen(str(tmp_path / "s")), client.Client(str(tmp_path / "s"), within_s=0.05) as one:
-        with pytest.raises(client.NoAnswer, match=f"process {os.getpid()} does not answer within 0.05 s"):
-            one.ask(say.Status())
+def test_a_process_that_is_stopped_is_said_not_to_answer(tmp_path):
+    with (
+        place.listen(str(tmp_path / "s")),
+        client.Client(str(tmp_path / "s"), within_s=0.05) as one,
+        pytest.raises(client.NoAnswer, match=f"process {os.getpid()} does not answer within 0.05 s"),
+    ):
+        one.ask(say.Status())
 
 
 # Watching
@@ -360,10 +362,9 @@ async def test_top_goes_on_while_the_process_goes_away_and_leaves_the_terminal_a
     async def watched() -> None:
         codes.append(await to_thread.run_sync(watch))
 
-    async with anyio.create_task_group() as group:
-        async with supervisor(tmp_path) as sup:
-            _ = group.start_soon(watched)
-            await leave.wait()
+    async with anyio.create_task_group() as group, supervisor(tmp_path) as sup:
+        _ = group.start_soon(watched)
+        await leave.wait()
     ((code, drawn),) = codes
     assert code == 0
     assert drawn.count(b"\x1b[?1049h") == drawn.count(b"\x1b[?1049l") == 1

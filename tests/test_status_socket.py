@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from lanes import GroupSpec, LaneSpec
 from runtime import Supervisor
-from runtime.status import place, protocol, server
+from runtime.status import connection, place, protocol, server
 from runtime.status.place import Peer, is_allowed
 from runtime.status.server import StatusServer
 from tests import blocking
@@ -414,7 +414,7 @@ async def test_a_line_without_end_is_cut_off(sup, tmp_path):
 
 
 async def test_who_asks_nothing_or_reads_nothing_is_hung_up_on_and_holds_nobody_up(sup, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "IDLE_S", 0.2)
+    monkeypatch.setattr(connection, "IDLE_S", 0.2)
     for number in range(30):  # an answer that no socket takes at once
         sup.submit(f"session:{number}{'x' * 900}", waits)
     (one,) = [each for each in server._open if each.path == str(tmp_path / "s")]

@@ -42,6 +42,7 @@ def cli() -> None:
     help="Of the log lines on standard error.",
 )
 @click.option("--trace", metavar="FILE", help="Write what ran when, for ui.perfetto.dev or chrome://tracing.")
+@click.option("--socket", metavar="PATH", help="Where `lanes status` and its like can ask, instead of the usual place.")
 def run(listing: bool, **given: Any) -> int:
     """Serve TARGET and say whether anything was lost, interleaved or stuck.
 
@@ -55,7 +56,8 @@ def run(listing: bool, **given: Any) -> int:
       1        red
       2        the input cannot be used; nothing was started
       70       bodies that nobody planned were left running
-      130 143  a second Ctrl-C or SIGTERM cut a green ending short
+      75       green, and SIGUSR1 asked for a restart that needs a new process
+      130 143  a second Ctrl-C or SIGTERM cut a green ending short (129: SIGHUP)
     """
     from . import start  # noqa: PLC0415 -- `--help` need not wait for event loops
 

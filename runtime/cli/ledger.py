@@ -16,7 +16,6 @@ from lanes.errors import RunAbandonedAfterTimeout
 
 from .traffic import Line
 
-
 Told = Literal["answered", "timed_out", "failed"]
 
 

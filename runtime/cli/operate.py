@@ -13,13 +13,22 @@ from .problem import Problem, one_line
 
 _EVERY_S = 0.1
 _LONGEST_DRAIN_S = 1e9
+_LONGEST_REASON = 1000
 _SUCCESSOR_S = 15.0
 """What a service manager gets to start a new process, before it is said that none came."""
 _LONGEST = 2000
 
 
 def stop(socket: str | None, run: int, reason: str) -> int:
-    """Ask a run to end; returns the exit code."""
+    """Ask a run to end; returns the exit code.
+
+    Raises:
+        Problem: `reason` is empty or too long, or there is no process; nothing was asked.
+    """
+    if not 1 <= len(reason) <= _LONGEST_REASON:
+        given = f"has {len(reason)} characters"
+        raise Problem(f"--reason: {given}, which is not allowed; allowed: text of 1 to {_LONGEST_REASON}")
+    reason = say.text(reason, _LONGEST_REASON)  # of the command line, so it may be no UTF-8
 
     def do(client: Client, output: Output) -> None:
         found = asked(client, say.Stop(run=run, reason=reason)).stopped
@@ -52,9 +61,10 @@ def drain(socket: str | None, timeout: float | None) -> int:
         raise Problem(f"--timeout: {timeout!r} is not allowed; allowed: seconds from 0 to {_LONGEST_DRAIN_S:g}")
 
     def do(client: Client, output: Output) -> None:
+        who = asked(client, say.Ping()).pong
         started = asked(client, say.Drain(timeout=timeout)).started
-        assert started is not None
-        output.line(f"process {client.pid} drains, for {lasting(started.within_s)} at most")
+        assert who is not None and started is not None
+        output.line(_line(f"process {who.pid}, sessions {who.sessions}, drains: {lasting(started.within_s)} at most"))
         order, _ = _over(client, started)
         if order.error:
             raise Refusal(f"the drain failed: {order.error}")
@@ -72,7 +82,8 @@ def restart(socket: str | None) -> int:
         before = asked(client, say.Ping()).pong
         started = asked(client, say.Restart()).started
         assert before is not None and started is not None
-        output.line(f"process {before.pid} restarts, within {lasting(started.within_s)} at most")
+        bound = f"{lasting(started.within_s)} at most"
+        output.line(_line(f"process {before.pid}, sessions {before.sessions}, restarts: {bound}"))
         try:
             order, picture = _over(client, started)
         except _Gone as gone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +47,8 @@ class Result:
     plans_abandoned: bool = False
     restarts_s: list[float] = field(default_factory=list)
     """How long each restart in this process took."""
+    on_restart: Callable[[float], object] | None = None
+    """Called with each of them."""
     new_process: bool = False
     """Whether a restart was asked for that needs a new process."""
     not_started: list[str] = field(default_factory=list)
@@ -138,7 +140,7 @@ class Result:
         )
         if self.policies:
             yield f"  policies     {', '.join(f'{n} {name}' for name, n in self.policies.items())}"
-        if self.restarts_s or self.new_process:
+        if self.service is None and (self.restarts_s or self.new_process):
             longest = f", the longest took {max(self.restarts_s):.2f} s" if self.restarts_s else ""
             needed = "; only a new process helps now" if self.new_process else ""
             yield f"  restarts     {len(self.restarts_s)} in the process{longest}{needed}"
@@ -159,7 +161,7 @@ class Result:
     def _restarting(self) -> dict[str, Any]:
         """As far as there is anything: most runs are not restarted, and answer no message twice."""
         found: dict[str, Any] = {}
-        if self.restarts_s or self.new_process:
+        if self.restarts_s or self.new_process or self.service is not None:
             found |= {"restarts": len(self.restarts_s), "untold": self.untold}
         if found or self.findings.doubled:
             found["doubled"] = self.findings.doubled
@@ -181,7 +183,8 @@ class Result:
             ("stuck", self.stuck),
             ("unanswered", [f"{text!r:.80}: its run was done without it" for text in self.ledger.unanswered]),
             ("wrong", self.findings.complaints),
-            ("not started", self.not_started),
+            # Where there are several processes, the next one has started them.
+            ("not started", self.not_started if self.service is None else []),
             ("abandoned", self.abandoned),
             ("before", [f"{broken} (left as it is)" for broken in self.before.broken]),
         ):

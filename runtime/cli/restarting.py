@@ -65,4 +65,7 @@ class Restarting:
             # The supervisor has ended by itself, and raises it where its block is left.
             log("harness_failed", level="error", error=described(error))
         else:
-            self._result.restarts_s.append(_clock.clock.now() - began)
+            took_s = _clock.clock.now() - began
+            self._result.restarts_s.append(took_s)
+            if self._result.on_restart is not None:
+                self._result.on_restart(took_s)

@@ -68,6 +68,19 @@ class GroupTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     reserve: int = 0
 
 
+class RestartTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """That the scenario is a service: a process that is restarted, and started again when it asks for that."""
+
+    at: list[float] = []
+    """When SIGUSR1 is sent, since the first process took work."""
+    drain: float = 5.0
+    """Seconds that running runs get to finish before a restart, and before the end."""
+    secrets: float = 0.0
+    """Seconds that the service takes to be entered, and to be left, which gives each generation its secret."""
+    processes: int = 3
+    """How many may be started, the first one included."""
+
+
 class ScenarioFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A scenario as it stands in its file."""
 
@@ -84,6 +97,7 @@ class ScenarioFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     """Generated traffic."""
     traffic: str | None = None
     """A traffic file, relative to this one."""
+    restart: RestartTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,7 @@ class Plan:
     seed: int
     sleeps_at_most: float
     """Seconds within which some run must begin or end, as long as there is any."""
+    restart: RestartTable | None = None
 
     @property
     def plans_abandoned(self) -> bool:
@@ -190,6 +205,26 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
         scale=scale,
         seed=seed,
         sleeps_at_most=max(map(_sleeps_at_most, used)) * scale,
+        restart=_restart(file, lines, path, scale),
+    )
+
+
+def _restart(file: ScenarioFile, lines: list[Line], path: Path, scale: float) -> RestartTable | None:
+    given = file.restart
+    if given is None:
+        return None
+    for field, value in (("drain", given.drain), ("secrets", given.secrets), *(("at", at) for at in given.at)):
+        if not 0 <= value < math.inf:
+            raise Problem(f"{path}: restart.{field}: {value!r} is not allowed; allowed: seconds from 0")
+    if given.processes < 1:
+        raise Problem(f"{path}: restart.processes: {given.processes!r} is not allowed; allowed: a number from 1")
+    if any(line.again or line.dedupe is not None for line in lines):
+        raise Problem(f"{path}: again, dedupe: not with [restart]: there, who was not answered sends again anyway")
+    return RestartTable(
+        at=sorted(at * scale for at in given.at),
+        drain=given.drain * scale,
+        secrets=given.secrets * scale,
+        processes=given.processes,
     )
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import anyio
 
 from lanes import LaneSpec, SessionLayout
+from locks._events import log
 from runtime import log as logging
 from runtime.signals import Signals
+from runtime.status.place import StatusSocketError, check_path, path_for
+from runtime.status.server import StatusServer
 from runtime.supervisor import Supervisor
 from runtime.trace import SupervisorHooks, Trace
 
@@ -44,6 +48,7 @@ class Options:
     json: bool = False
     log_format: logging.LogFormat = "console"
     trace: str | None = None
+    socket: str | None = None
 
 
 def list_scenarios() -> int:
@@ -64,11 +69,12 @@ def run(options: Options) -> int:
     """
     output = Output(json=options.json)
     target = resolve(options.target)
-    overrides = Overrides(scale=options.scale, seed=options.seed, duration=options.duration)
-    todo = plan(target.file, target.name, _NOWHERE, overrides) if target.file is not None else None
+    todo = plan(target.file, target.name, _NOWHERE, overrides_of(options)) if target.file is not None else None
+    _check_socket(options.socket)
     directory = prepare(options.sessions)
     logging.configure(options.log_format)
-    with Signals() as signals, _trace(options.trace) as trace:
+    supervised = todo is not None and todo.restart is not None
+    with Signals() as signals, opened_trace(None if supervised else options.trace) as trace:
         before = _surveyed(directory)
         result = Result(
             Ledger(runs_count=todo is None),
@@ -80,7 +86,16 @@ def run(options: Options) -> int:
         output.line(f"sessions: {directory}")
         for broken in before.broken:
             output.line(f"broken before: {broken} (left as it is)")
-        anyio.run(_serve, target, todo, options, result, output, signals, trace, backend=options.backend)
+        if supervised:
+            from .processes import serve  # noqa: PLC0415 -- most runs are one process, which is this one
+
+            assert todo is not None
+            anyio.run(
+                serve, todo, replace(options, sessions=directory), result, output, signals, backend=options.backend
+            )
+            _conclude(result, output)
+        else:
+            anyio.run(_serve, target, todo, options, result, output, signals, trace, backend=options.backend)
     return result.exit_code or int(output.failed)
 
 
@@ -91,7 +106,50 @@ def _surveyed(directory: str) -> verdict.Survey:
         raise Problem(f"--sessions: {error.filename}: cannot be read: {error.strerror or error}") from error
 
 
-def _trace(path: str | None) -> Trace | nullcontext[None]:
+def _check_socket(given: str | None) -> None:
+    try:
+        _ = None if given is None else check_path(given)
+    except StatusSocketError as error:
+        raise _bad_socket(error) from error
+
+
+def _bad_socket(error: Exception) -> Problem:
+    return Problem(f"--socket: {str(error).removeprefix('status_socket: ')}")
+
+
+def overrides_of(options: Options) -> Overrides:
+    """What the command line says instead of the scenario."""
+    return Overrides(scale=options.scale, seed=options.seed, duration=options.duration)
+
+
+@contextmanager
+def opened_socket(given: str | None, sup: Supervisor) -> Iterator[None]:
+    """Answer `lanes status` and its like while the block runs. On the event loop's thread.
+
+    Raises:
+        Problem: the place that was asked for cannot be had. Without the default one, it goes on, and says so.
+    """
+    server: StatusServer | None = None
+    try:
+        server = StatusServer(path_for(True if given is None else given), sup)
+        server.open()
+    except (StatusSocketError, OSError) as error:
+        if given is not None:
+            raise _bad_socket(error) from error
+        log("status_unavailable", level="warning", error=str(error))
+    try:
+        yield
+    finally:
+        if server is not None:
+            server.close()
+
+
+def opened_trace(path: str | None) -> Trace | nullcontext[None]:
+    """Where what ran is written to, if anywhere.
+
+    Raises:
+        Problem: it cannot be written.
+    """
     try:
         return nullcontext() if path is None else Trace(path)
     except (OSError, ValueError) as error:
@@ -112,27 +170,32 @@ async def _serve(
     if todo is not None:
         bodies = Bodies(result.ledger, todo.scale)
         work = Scenario(todo, bodies, result.ledger)
-        sup = _supervisor(result, [replace(spec, handler=bodies.handle) for spec in todo.lanes], todo, trace)
+        sup = supervisor_of(result, [replace(spec, handler=bodies.handle) for spec in todo.lanes], todo, trace)
         result.plans_abandoned = todo.plans_abandoned
     else:
         assert target.main is not None
         result.appended = 0
         work = Program(target.name, target.main, result, options.duration)
-        sup = _supervisor(result, [], None, trace)
-    await harness.serve(sup, work, result, signals, _display(output, result.ledger))
+        sup = supervisor_of(result, [], None, trace)
+    with opened_socket(options.socket, sup):
+        await harness.serve(sup, work, result, signals, _display(output, result.ledger))
     if trace is not None:
         trace.close()
     _conclude(result, output)
-    if result.abandoned:
+    if result.abandoned:  # an ordinary exit would wait for them
         leave_now(result.exit_code)
 
 
-def _supervisor(result: Result, lanes: list[LaneSpec], todo: Plan | None, trace: Trace | None) -> Supervisor:
+def supervisor_of(
+    result: Result, lanes: list[LaneSpec], todo: Plan | None, trace: Trace | None, **options: Any
+) -> Supervisor:
+    """The supervisor of a run, whose hooks fill the books."""
     hooks: SupervisorHooks = {"on_run_start": result.ledger.run_started, "on_run_end": result.ledger.run_ended}
     sup = Supervisor(
         result.sessions_dir,
         lanes=lanes,
         groups=todo.groups if todo is not None else (),
+        **{"drain_timeout": harness.DRAIN_S, **options},
         **(hooks if trace is None else trace.hooks(**hooks)),
     )
     if trace is not None:

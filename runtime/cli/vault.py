@@ -1,4 +1,4 @@
-"""A service whose value bodies need: a secret that is good for one generation only, and takes its time to come and go."""
+"""A service whose value bodies need: a secret that is good for one generation, and takes its time to come and go."""
 
 from __future__ import annotations
 

@@ -67,6 +67,8 @@ class Findings:
     interleaved: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     """How many answers stand there to each message, by its name."""
+    overlaps: int = 0
+    """Records of an old generation behind those of a newer one."""
     complaints: list[str] = field(default_factory=list)
     """Each loss, each interleaving, and each second answer, in words."""
 
@@ -129,6 +131,7 @@ def _examine_file(
     real = os.path.realpath(path)
     conducting: str | None = None
     over: set[str] = set()
+    generations: list[str] = []
     for number, line in enumerate(_lines(path, start), 1):
         record, reason = _record(line)
         if record is None or not line.endswith(b"\n"):
@@ -139,6 +142,9 @@ def _examine_file(
             continue
         found.records += 1
         found.answers.update(_answered_by(record))
+        if _is_of_old_generation(record, generations):
+            found.overlaps += 1
+            found.complaints.append(f"{path}, new line {number}: generation {record['generation']} was over already")
         key, run = record.get("id"), record.get("run")
         if isinstance(key, str) and acknowledged.get(key) == Acknowledged(real, fingerprint(record)):
             seen[key] += 1
@@ -156,6 +162,17 @@ def _answered_by(record: dict[str, Any]) -> list[str]:
     """The names of the messages that a record answers."""
     names = record.get("answers")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _is_of_old_generation(record: dict[str, Any], seen: list[str]) -> bool:
+    """Whether a newer generation has written before; notes a new one."""
+    name = record.get("generation")
+    if not isinstance(name, str) or name in seen[-1:]:
+        return False
+    if name in seen:
+        return True
+    seen.append(name)
+    return False
 
 
 def _record(line: bytes) -> tuple[dict[str, Any] | None, str | None]:

@@ -125,7 +125,7 @@ class Answers:
         log("operator_asked", what="stop", run=run.id, lane=run.lane, reason=question.reason, by=who)
         return say.Answer(
             stopped=say.Stopped(
-                run=run.id, lane=run.lane, state=state, asked=asked, reason=text(run.reason or question.reason)
+                run=run.id, lane=text(run.lane), state=state, asked=asked, reason=text(run.reason or question.reason)
             )
         )
 

@@ -33,10 +33,11 @@ from locks._events import described, log
 from locks._loop import know_loop, poster
 
 from ..watch.frames import frame_of, name_of, place_of, run_of, stack_text
-from ..watch.watchdog import _is_idle
+from ..watch.watchdog import is_idle
 from . import place
 from . import protocol as say
 from .answers import Answers, Supervised, directory_of, pong, refused
+from .connection import Asked, Client
 from .protocol import text
 
 MOST_CONNECTIONS = 50
@@ -44,82 +45,12 @@ PATIENCE_S = 0.5
 """What the loop gets to answer; also what makes it count as blocked."""
 LONG_PATIENCE_S = 5.0
 """The same, while it runs nobody's code: then it is the machine that does not come to it."""
-IDLE_S = 10.0
-"""What a client gets to read an answer and to ask again."""
 _LOOK_S = 0.05
 _CHUNK = 64 * 1024
 _ACCEPT_AGAIN_S = 0.5
 _JOIN_S = 5.0
 
 _open: WeakSet[StatusServer] = WeakSet()
-
-
-class _Asked:
-    """A question that the loop is to answer."""
-
-    __slots__ = ("_claim", "answer", "at", "client", "question")
-
-    def __init__(self, question: say.Question, client: _Client) -> None:
-        self.question = question
-        self.client = client
-        self.at = time.monotonic()
-        self.answer: say.Answer | None = None
-        self._claim = threading.Lock()
-
-    def claim(self) -> bool:
-        """Whether the caller is the one who answers; true once."""
-        return self._claim.acquire(blocking=False)
-
-
-class _Client:
-    """One connection. Belongs to the server's thread.
-
-    Invariant: `asked` is set, or `unsent` is not empty, or it may ask: one answer at a time, so nothing piles up.
-    """
-
-    def __init__(self, connection: socket.socket, who: str) -> None:
-        self.connection = connection
-        self.who = who
-        self.received = bytearray()
-        self.unsent = memoryview(b"")
-        self.asked: _Asked | None = None
-        self.at_end = False
-        """Whether it will say nothing more."""
-        self.last = False
-        """Whether it is closed when it has been told what is unsent."""
-        self.due = time.monotonic() + IDLE_S
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it owes the next question."""
-        return self.asked is None and not self.unsent
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more can come of it."""
-        return self.is_idle and (self.last or (self.at_end and not self.received))
-
-    @property
-    def wants(self) -> int:
-        """What to wait for."""
-        if self.unsent:
-            return selectors.EVENT_WRITE
-        return selectors.EVENT_READ if self.is_idle and not self.at_end else 0
-
-    def line(self) -> bytes | None:
-        """The next line; the last one may lack its end."""
-        end = self.received.find(b"\n")
-        if end < 0 and not (self.at_end and self.received):
-            return None
-        found = bytes(self.received[:end] if end >= 0 else self.received)
-        del self.received[: end + 1 if end >= 0 else len(self.received)]
-        return found
-
-    def say(self, answer: say.Answer) -> None:
-        """Answer, and give it time to read that."""
-        self.asked = None
-        self.unsent = memoryview(say.encoded(answer))
-        self.due = time.monotonic() + IDLE_S
 
 
 class StatusServer:
@@ -142,12 +73,12 @@ class StatusServer:
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
         self._closing = False
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, Client] = {}
         self._accept_at = 0.0
         self._strangers: set[int] = set()
         # Shared with the loop: deques, whose `append` and `popleft` are single steps.
-        self._asked: deque[_Asked] = deque()
-        self._answered: deque[_Asked] = deque()
+        self._asked: deque[Asked] = deque()
+        self._answered: deque[Asked] = deque()
         self._posted = False
 
     def __repr__(self) -> str:
@@ -224,9 +155,9 @@ class StatusServer:
         """Answer all that is asked. One look serves all who want one."""
         self._posted = False  # first: what is asked from here on is either seen below or posted anew
         status: say.Answer | None = None
-        while self._asked and not self._closing:
+        for _ in range(len(self._asked)):  # what comes meanwhile is for the next call: nobody may keep the loop busy
             asked = self._asked.popleft()
-            if not asked.claim():
+            if self._closing or not asked.claim():
                 continue  # its client was told that the loop is frozen
             if isinstance(asked.question, say.Status):
                 status = status or self._answers.to(asked.question, asked.client.who)
@@ -270,7 +201,7 @@ class StatusServer:
         else:
             self._accept()
 
-    def _attend(self, client: _Client) -> None:
+    def _attend(self, client: Client) -> None:
         """Read or write what there is, and go on with what that makes possible."""
         try:
             if client.unsent:
@@ -286,7 +217,7 @@ class StatusServer:
             return
         self._go_on(client)
 
-    def _go_on(self, client: _Client) -> None:
+    def _go_on(self, client: Client) -> None:
         while client.is_idle and not client.last and (line := client.line()) is not None:
             self._take(client, line)
         if client.is_idle and not client.last and len(client.received) > say.LONGEST_LINE:
@@ -296,7 +227,7 @@ class StatusServer:
         else:
             self._watch(client)
 
-    def _take(self, client: _Client, line: bytes) -> None:
+    def _take(self, client: Client, line: bytes) -> None:
         """Take a question, to be answered here or by the loop."""
         try:
             if len(line) > say.LONGEST_LINE:
@@ -308,7 +239,7 @@ class StatusServer:
         if isinstance(question, say.Ping):
             client.say(say.Answer(pong=pong(self._sup)))
             return
-        client.asked = _Asked(question, client)
+        client.asked = Asked(question, client)
         self._asked.append(client.asked)
         if not self._posted:  # one call is under way at most, however long the loop is frozen and however many ask
             self._posted = True
@@ -321,11 +252,11 @@ class StatusServer:
             if asked.client.asked is asked and asked.answer is not None:
                 self._tell(asked.client, asked.answer)
 
-    def _tell(self, client: _Client, answer: say.Answer) -> None:
+    def _tell(self, client: Client, answer: say.Answer) -> None:
         client.say(answer)
         self._attend(client)  # most often the socket takes it at once
 
-    def _last_words(self, client: _Client, kind: say.Kind, message: str) -> None:
+    def _last_words(self, client: Client, kind: say.Kind, message: str) -> None:
         client.say(refused(kind, message))
         client.last = True
 
@@ -340,11 +271,11 @@ class StatusServer:
             self._accept_at = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def _see_whether_frozen(self, client: _Client, asked: _Asked, now: float) -> None:
+    def _see_whether_frozen(self, client: Client, asked: Asked, now: float) -> None:
         waited = now - asked.at
         blocked = self._sup.watchdog.blocked()
         frame = None if blocked is not None else frame_of(self._loop_thread)
-        if blocked is None and waited < (LONG_PATIENCE_S if frame is None or _is_idle(frame) else PATIENCE_S):
+        if blocked is None and waited < (LONG_PATIENCE_S if frame is None or is_idle(frame) else PATIENCE_S):
             return
         if not asked.claim():
             if waited >= LONG_PATIENCE_S:
@@ -381,7 +312,7 @@ class StatusServer:
             return
         connection.setblocking(False)
         peer = place.peer_of(connection)
-        client = _Client(connection, "unknown" if peer is None else f"pid {peer.pid}, user {peer.uid}")
+        client = Client(connection, "unknown" if peer is None else f"pid {peer.pid}, user {peer.uid}")
         self._clients[connection.fileno()] = client
         if not place.is_allowed(peer):
             self._note_stranger(peer)
@@ -400,7 +331,7 @@ class StatusServer:
         """On the loop's thread: a host's log handler that blocks must not make this thread deaf."""
         self._post(partial(log, event, **fields))
 
-    def _watch(self, client: _Client) -> None:
+    def _watch(self, client: Client) -> None:
         connection, wanted = client.connection, client.wants
         known = self._selector.get_map().get(connection.fileno())
         if known is None and wanted:
@@ -410,7 +341,7 @@ class StatusServer:
         elif known is not None and known.events != wanted:
             self._selector.modify(connection, wanted)
 
-    def _hang_up(self, client: _Client) -> None:
+    def _hang_up(self, client: Client) -> None:
         descriptor = client.connection.fileno()
         if self._clients.pop(descriptor, None) is None:
             return

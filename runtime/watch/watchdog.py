@@ -315,7 +315,7 @@ class Watchdog:
         if now - ping.looked_at >= BLOCKED_S or not ping.place:
             ping.looked_at = now
             frame = frame_of(self._thread)
-            if frame is None or _is_idle(frame):
+            if frame is None or is_idle(frame):
                 # It waits for its selector to be told, and the machine has not come to it: late, and nobody's fault.
                 return
             ping.run, ping.stack, ping.place = name_of(run_of(frame)), stack_text(frame), place_of(frame)
@@ -393,7 +393,7 @@ _IDLE = {
 _RUNS_A_LOOP = {"run_until_complete", "run_forever"}
 
 
-def _is_idle(frame: Any) -> bool:
+def is_idle(frame: Any) -> bool:
     code = frame.f_code
     if (os.path.basename(code.co_filename), code.co_name) in _IDLE:
         return True

@@ -10,8 +10,8 @@ What it says, a line each, with the time of a clock that all processes share:
 - `entered FILE NS`, first thing in a turn; `left FILE NS`, last thing in it;
 - `kept NUMBER FILE`, when an append has returned.
 
-Planted defects: `early` says `kept` before the append; `turnless` conducts without the turn; `deaf` starts programs
-that do not notice the end of whoever reads their output.
+Planted defects: `early` says `kept` before the append; `turnless` conducts without the turn; `deaf` starts, in the
+last session, programs that do not notice the end of whoever reads their output.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def main(sup: Supervisor) -> None:
         record = {"writer": writer, "number": number, "text": chr(97 + writer % 26) * length, "length": length}
         if "early" in planted:
             say("kept", number, file)
-            await sleep(0.02)
+            await sleep(0.05)
         await ctx.session.append(record)
         if "early" not in planted:
             say("kept", number, file)
@@ -59,9 +59,12 @@ async def main(sup: Supervisor) -> None:
         for _ in range(choice.randrange(2, 8)):
             await append(ctx, file)
             await sleep(0.002)
-        if "deaf" in planted or choice.random() < 0.5:
+        if "deaf" in planted and ctx.session.key == KEYS[-1]:
+            with move_on_after(5):
+                await ctx.run_process(["sh", "-c", DEAF, told["mark"]])
+        elif choice.random() < 0.5:
             with move_on_after(0.05):
-                await ctx.run_process(["sh", "-c", DEAF if "deaf" in planted else TALKS, told["mark"]])
+                await ctx.run_process(["sh", "-c", TALKS, told["mark"]])
         say("left", file, time.monotonic_ns())
 
     async def conduct(key: str) -> None:

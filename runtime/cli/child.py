@@ -1,0 +1,178 @@
+"""One process of a service that its parent starts again: it does what it is told, tells everything, and is no orphan.
+
+Started as `python -m runtime.cli.child`, with its job on the first line of its standard input. When that input ends,
+its parent is dead, however it died: the process ends at once then. Transcripts take that as they take `kill -9`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import replace
+
+import anyio
+import msgspec
+
+from lanes import SessionLayout
+from runtime import log as logging
+from runtime.signals import Signals
+from runtime.supervisor import Supervisor
+from runtime.trace import Trace
+
+from . import harness, wire
+from .bodies import Bodies
+from .ledger import Acknowledged, Ledger, Sent, Told
+from .output import complain, leave_now, repair
+from .probe import Probe
+from .problem import Problem
+from .report import RED, USAGE, Result
+from .scenario import Plan, plan
+from .start import Options, opened_socket, opened_trace, overrides_of, supervisor_of
+from .target import resolve
+from .traffic import Line
+from .vault import NAME, Vault
+from .verdict import Survey
+from .work import Scenario
+
+_SERVICES_S = 5.0
+"""What the services get to be entered, and to be left."""
+
+
+class Reporter:
+    """Tells the parent. On any thread; it blocks while the parent does not listen."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._mutex = threading.Lock()
+
+    def say(self, what: wire.Event) -> None:
+        """Say it, before anything else happens."""
+        left = memoryview(wire.line_of(what))
+        with self._mutex:
+            try:
+                while left:
+                    left = left[os.write(self._descriptor, left) :]
+            except OSError:
+                leave_now(RED)  # nobody is there
+
+    def listen(self, ledger: Ledger) -> None:
+        """Tell what goes into the books."""
+
+        def sent(message: Sent) -> None:
+            self.say(wire.Posted(message.id))
+
+        def told(message: Sent, what: Told, state: str) -> None:
+            self.say(wire.Outcome(message.id, what, state))
+
+        def acknowledged(key: str, what: Acknowledged) -> None:
+            self.say(wire.Promised(key, what.path, what.fingerprint))
+
+        ledger.on_sent, ledger.on_told, ledger.on_acknowledged = sent, told, acknowledged
+
+
+def main() -> int:
+    """Do the job; returns the exit code."""
+    repair()
+    job = msgspec.json.decode(sys.stdin.buffer.readline(), type=wire.Job)
+    threading.Thread(target=_end_with_parent, name="lanes-parent", daemon=True).start()
+    reporter = Reporter(os.dup(1))
+    os.dup2(2, 1)  # whatever else is printed is none of the parent's business
+    try:
+        return _run(job, reporter)
+    except Problem as error:
+        complain(str(error))
+        return USAGE
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not through `sys.stdin`, whose lock the interpreter wants when it ends
+        pass
+    leave_now(RED)
+
+
+def _run(job: wire.Job, reporter: Reporter) -> int:
+    options = job.options
+    target = resolve(options.target)
+    assert target.file is not None
+    todo = plan(target.file, target.name, SessionLayout("."), overrides_of(options))
+    assert options.sessions is not None
+    result = Result(Ledger(), Survey(), options.backend, options.sessions, plans_abandoned=todo.plans_abandoned)
+    reporter.listen(result.ledger)
+    result.on_restart = lambda took_s: reporter.say(wire.Restarted(took_s))
+    logging.configure(options.log_format)
+    with Signals() as signals, opened_trace(options.trace) as trace:
+        served = _Served(job, todo, options, result, reporter)
+        anyio.run(served.serve, signals, trace, backend=options.backend)
+    return result.exit_code
+
+
+def _moved(line: Line, past: float) -> Line:
+    """A message that may be overdue."""
+    return msgspec.structs.replace(line, at=max(0.0, line.at - past))
+
+
+class _Served:
+    """What one event loop of it does."""
+
+    def __init__(self, job: wire.Job, todo: Plan, options: Options, result: Result, reporter: Reporter) -> None:
+        assert todo.restart is not None
+        self._options, self._result, self._reporter = options, result, reporter
+        self._vault = Vault(todo.restart.secrets, result.ledger.instance)
+        past = job.elapsed_s / todo.scale
+        lines = tuple(_moved(todo.lines[number], past) for number in job.todo)
+        self._plan = replace(todo, lines=lines)
+        self._bodies = Bodies(result.ledger, todo.scale)
+        self._work = Scenario(
+            self._plan, self._bodies, result.ledger, [wire.name_of(job.service, number) for number in job.todo]
+        )
+
+    async def serve(self, signals: Signals, trace: Trace | None) -> None:
+        """Serve, and say how it went."""
+        restart = self._plan.restart
+        assert restart is not None
+        sup = supervisor_of(
+            self._result,
+            [replace(spec, handler=self._bodies.handle) for spec in self._plan.lanes],
+            self._plan,
+            trace,
+            services={NAME: self._vault.service},
+            services_timeout=_SERVICES_S,
+            drain_timeout=restart.drain,
+        )
+        with opened_socket(self._options.socket, sup):
+            await harness.serve(sup, self._work, self._result, signals, self._display)
+        if trace is not None:
+            trace.close()
+        self._reporter.say(self._ended(sup))
+        if self._result.abandoned:
+            leave_now(self._result.exit_code)
+
+    async def _display(self, sup: Supervisor) -> None:
+        self._reporter.say(wire.Ready())
+        await Probe(sup, lambda took_s, answer: self._reporter.say(wire.Probed(took_s, answer))).serve()
+
+    def _ended(self, sup: Supervisor) -> wire.Ended:
+        result, ledger = self._result, self._result.ledger
+        return wire.Ended(
+            lags_s=list(sup.watchdog.samples),
+            waits_s=ledger.waits_s,
+            recoveries_s=ledger.recoveries_s,
+            stuck=result.stuck,
+            unanswered=ledger.unanswered,
+            dead_writes=ledger.dead_writes,
+            late_writes_refused=result.late_writes_refused,
+            failure=result.failure,
+            not_started=result.not_started,
+            abandoned=result.abandoned,
+            policies=result.policies,
+            shared=dict(ledger.shared),
+            rss_mb=result.rss_mb,
+            peak_rss_mb=result.peak_rss_mb,
+            overlaps=self._vault.overlaps,
+            old_uses=self._vault.old_uses,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

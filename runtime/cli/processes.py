@@ -1,0 +1,216 @@
+"""A scenario that is a service: a process that is signalled in the middle, and started again when it asks for that.
+
+This is the part of a service manager. It starts the process, sends SIGUSR1 when the scenario says so, passes on what it
+is itself told, and starts the next process when one exits with 75 or is killed, with the messages that nobody was told
+about: senders send again. The next one is started when the last one is gone, never before.
+
+No process outlives this one: each has a pipe from here as its standard input, and ends when that does.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from dataclasses import replace
+
+import anyio
+import msgspec
+from anyio.abc import Process
+
+from locks._events import log
+from runtime.quantiles import quantiles
+from runtime.signals import Signals
+from runtime.watch.watchdog import EXIT_NEW_PROCESS
+
+from . import wire
+from .books import Books, numbered
+from .output import Output
+from .report import Result
+from .scenario import Plan
+from .start import Options
+
+_COMMAND = [sys.executable, "-P", "-m", "runtime.cli.child"]
+_MARGIN_S = 10.0
+"""What a restart, or an end, may take beyond the drain and the grace."""
+_EVERY_S = 1.0
+
+
+async def serve(plan: Plan, options: Options, result: Result, output: Output, signals: Signals) -> None:
+    """Run the scenario to its end, and fill in the result; the files are still to be examined. A checkpoint."""
+    started = time.monotonic()
+    result.plans_abandoned = plan.plans_abandoned
+    service = _Service(plan, options, result, output)
+    async with anyio.create_task_group() as beside:
+        signals.tell(service.stop, restart=service.restart)
+        _ = beside.start_soon(service.restart_at_times)
+        _ = beside.start_soon(service.show)
+        try:
+            await service.serve()
+        finally:
+            service.kill()
+        beside.cancel_scope.cancel()
+    service.books.close()
+    result.loop_lag = quantiles(service.books.figures.lags_s)
+    result.duration_s = time.monotonic() - started
+    if len(signals.received) > 1:
+        result.signal = signals.received[-1]
+
+
+class _Service:
+    """The processes, one after the other. On the event loop's thread.
+
+    Invariant: `_process` is the only one that may live; `_ready` is set while it takes signals.
+    """
+
+    def __init__(self, plan: Plan, options: Options, result: Result, output: Output) -> None:
+        assert plan.restart is not None
+        self.books = Books(result, result.ledger.instance, len(plan.lines))
+        self._plan, self._options, self._result, self._output = plan, options, result, output
+        self._restart = plan.restart
+        grace = max(spec.grace for spec in plan.lanes)
+        self._within_s = plan.restart.drain + 2 * grace + _MARGIN_S
+        self._process: Process | None = None
+        self._ready = anyio.Event()
+        self._first_ready = anyio.Event()
+        self._began = 0.0
+        self._ready_until = 0.0
+        """When there was last a process that took work."""
+        self._restarted = anyio.Event()
+        """Set when a restart has come to something: a new generation, or the end of the process."""
+        self._stopping = False
+
+    # What it is told
+
+    def stop(self, count: int) -> None:
+        """Pass on a signal; nothing is started any more."""
+        self._stopping = True
+        self._send(signal.SIGTERM)
+        if count == 1:
+            log("stopping_process", level="warning", pid=self._process.pid if self._process is not None else None)
+
+    def restart(self) -> None:
+        """Pass it on, once the process takes it: before that, it would be its end."""
+        if self._ready.is_set():
+            self._send(signal.SIGUSR1)
+        else:
+            log("signal_ignored", signal="SIGUSR1", reason="the process is just being started")
+
+    def kill(self) -> None:
+        """End the process at once, if there is one."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    # Tasks
+
+    async def serve(self) -> None:
+        """One process after the other, until one ends of its own accord."""
+        left = self.books.left()
+        for number in range(1, self._restart.processes + 1):
+            if self._stopping:
+                return
+            code = await self._one(number, left)
+            if code >= 0 and not self.books.ended:  # what is wrong by its own books it has said
+                self._result.failure = f"a process ended with exit code {code}, without a word"
+            if code == EXIT_NEW_PROCESS:
+                self.books.figures.replaced += 1
+            elif code < 0 and not self._stopping:
+                self.books.figures.died += 1
+            else:
+                return
+            left = self.books.left()
+            log("process_ended", level="warning", code=code, messages_left=len(left))
+            if not left:
+                return
+        self._result.failure = f"{len(left)} messages are left over by the last of {self._restart.processes} processes"
+
+    async def restart_at_times(self) -> None:
+        """Send SIGUSR1 when the scenario says so, and see that something comes of it in time."""
+        await self._first_ready.wait()
+        for at in self._restart.at:
+            await anyio.sleep_until(self._began + at)
+            await self._ready.wait()
+            self._restarted = anyio.Event()
+            self._send(signal.SIGUSR1)
+            with anyio.move_on_after(self._within_s) as waiting:
+                await self._restarted.wait()
+            if waiting.cancelled_caught and not self._stopping:
+                log("restart_not_in_time", level="error", within_s=self._within_s)
+                self.books.figures.unbounded += 1
+                self.kill()
+
+    async def show(self) -> None:
+        """Say how far it is, a line a second; silent when standard output is for a machine."""
+        started = anyio.current_time()
+        while not self._output.json:
+            await anyio.sleep(_EVERY_S)
+            told, figures = self.books.told(), self.books.figures
+            state = "taking work" if self._ready.is_set() else "away"
+            self._output.line(
+                f"t={anyio.current_time() - started:.1f}s  process {figures.processes} {state}, "
+                f"{len(figures.restarts_s)} restarts, {told['answered']} answered, {told['timed_out']} timed out, "
+                f"{told['failed']} failed, probe max {max(figures.probes_s, default=0.0) * 1000:.1f} ms"
+            )
+
+    async def _one(self, number: int, todo: list[int]) -> int:
+        """One process, from start to end; returns its exit code. Cancelled, it is killed."""
+        self.books.begin(number)
+        job = wire.Job(
+            options=self._options_for(number),
+            service=self.books.service,
+            todo=todo,
+            elapsed_s=0.0 if number == 1 else anyio.current_time() - self._began,
+        )
+        # A session of its own: Ctrl-C at a terminal is for the parent, which passes it on once.
+        process = self._process = await anyio.open_process(_COMMAND, stderr=None, start_new_session=True)
+        try:
+            if self._stopping:
+                self._send(signal.SIGTERM)
+            assert process.stdin is not None
+            try:
+                await process.stdin.send(wire.line_of(job))
+                await self._listen(process)
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass  # it has gone already; its exit code says more
+            return await process.wait()
+        finally:
+            self.kill()
+            with anyio.CancelScope(shield=True):
+                await process.aclose()
+            self._note_away()
+            self._restarted.set()
+
+    async def _listen(self, process: Process) -> None:
+        """Note all that it says, until it says no more."""
+        assert process.stdout is not None
+        decoder = msgspec.json.Decoder(wire.Event)
+        rest = b""
+        async for chunk in process.stdout:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                event = decoder.decode(line)
+                if isinstance(event, wire.Ready):
+                    self._note_ready()
+                elif isinstance(event, wire.Restarted):
+                    self._restarted.set()
+                self.books.note(event)
+
+    def _note_ready(self) -> None:
+        now = anyio.current_time()
+        if self._ready_until:
+            self.books.figures.away_s = max(self.books.figures.away_s, now - self._ready_until)
+        if not self._first_ready.is_set():
+            self._began = now
+            self._first_ready.set()
+        self._ready.set()
+
+    def _note_away(self) -> None:
+        if self._ready.is_set():
+            self._ready, self._ready_until = anyio.Event(), anyio.current_time()
+
+    def _options_for(self, number: int) -> Options:
+        trace = self._options.trace
+        return self._options if trace is None else replace(self._options, trace=numbered(trace, number))

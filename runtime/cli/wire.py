@@ -1,0 +1,102 @@
+"""What a supervised process is told, and what it tells: JSON, one object a line, over its standard input and output.
+
+The input stays open for as long as the parent lives. The process says everything at once, before it goes on: what it
+has said is known also when it is killed in the next moment.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .ledger import Told
+from .start import Options
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done, on one line."""
+
+    options: Options
+    service: str
+    """Begins the name of each message, so that an answer can be told from those of other times."""
+    todo: list[int]
+    """The messages of the plan, by number, that nobody has been told about."""
+    elapsed_s: float
+    """Since the first process took work."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """It takes work and hears signals."""
+
+
+class Posted(msgspec.Struct, frozen=True, tag=True):
+    """A message was taken, or refused."""
+
+    name: str
+
+
+class Outcome(msgspec.Struct, frozen=True, tag=True):
+    """The sender of a message was told."""
+
+    name: str
+    told: Told
+    state: str
+
+
+class Promised(msgspec.Struct, frozen=True, tag=True):
+    """An append has returned."""
+
+    key: str
+    path: str
+    fingerprint: bytes
+
+
+class Probed(msgspec.Struct, frozen=True, tag=True):
+    """A health check was answered."""
+
+    took_s: float
+    answer: str
+
+
+class Restarted(msgspec.Struct, frozen=True, tag=True):
+    """There is a new generation in the process."""
+
+    took_s: float
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Its own books, the last thing that it says; the names are those of the result."""
+
+    lags_s: list[float]
+    waits_s: list[float]
+    recoveries_s: list[float]
+    stuck: list[str]
+    unanswered: list[str]
+    dead_writes: int
+    late_writes_refused: int
+    failure: str | None
+    not_started: list[str]
+    abandoned: list[str]
+    policies: dict[str, int]
+    shared: dict[str, int]
+    rss_mb: float
+    peak_rss_mb: float
+    overlaps: int
+    old_uses: int
+
+
+Event = Ready | Posted | Outcome | Promised | Probed | Restarted | Ended
+
+
+def line_of(what: Job | Event) -> bytes:
+    """As it stands on the wire."""
+    return msgspec.json.encode(what) + b"\n"
+
+
+def name_of(service: str, number: int) -> str:
+    """Of a message of the plan."""
+    return f"{service}-m{number}"
+
+
+def number_of(name: str) -> int:
+    """The other way round."""
+    return int(name.rpartition("-m")[2])
