@@ -14,6 +14,9 @@ from .latency import figures as latency
 from .lifetime import figures as lifetime
 from .many import figures as many
 from .measure import Figure, quiet, table
+from .process import figures as surroundings
+from .restarts import figures as restarts
+from .soak import figures as soak
 from .throughput import figures as throughput
 
 
@@ -27,6 +30,11 @@ def lanes() -> list[Figure]:
     return [*throughput(), *latency(), *footprint()]
 
 
+def process() -> list[Figure]:
+    """The figures of the process around the lanes; with `LANES_LONG=1` ten minutes longer."""
+    return [*surroundings(), *restarts(), *soak()]
+
+
 def gateway() -> list[Figure]:
     """The figures of a whole gateway."""
     from .gateway import figures  # noqa: PLC0415 -- it needs what the other suites do not: the extra `gateway`
@@ -34,7 +42,12 @@ def gateway() -> list[Figure]:
     return figures()
 
 
-SUITES: Mapping[str, Callable[[], list[Figure]]] = {"locks": locks, "lanes": lanes, "gateway": gateway}
+SUITES: Mapping[str, Callable[[], list[Figure]]] = {
+    "locks": locks,
+    "lanes": lanes,
+    "process": process,
+    "gateway": gateway,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -34,7 +34,7 @@ from examples.gateway import Settings, application
 from examples.wire import body_of, parsed, reply
 from lanes import SessionLayout
 
-from .measure import ROUNDS, Figure, quiet
+from .measure import CHILD_S, ROUNDS, Figure, quiet
 
 CONNECTIONS, REQUESTS, KEYS = 16, 2000, 64
 WEBSOCKETS, AT_A_TIME = 1000, 50
@@ -65,8 +65,12 @@ def _serving(kind: str, directory: str) -> Iterator[tuple[psutil.Process, int]]:
         assert child.stdout is not None
         yield psutil.Process(child.pid), int(child.stdout.readline())
     finally:
-        child.kill()
-        child.communicate()
+        child.terminate()  # not killed: it removes its status socket
+        try:
+            child.communicate(timeout=CHILD_S)
+        finally:
+            child.kill()
+            child.wait()
 
 
 # Requests
@@ -168,7 +172,7 @@ def _plain(directory: str) -> Starlette:
         path = Path(layout.file_of(request.path_params["key"]))
         with path.open("a+b", buffering=0) as file:  # noqa: ASYNC230 -- on the loop, as the gateway appends too
             file.seek(0)
-            _ = [json.loads(line) for line in file]
+            _ = [json.loads(line) for line in file.read().splitlines()]
             file.write(json.dumps({"role": "user", "content": asked.text}).encode() + b"\n")
             answer = "".join([token async for token in model.answer(asked.text)])
             file.write(json.dumps({"role": "assistant", "content": answer}).encode() + b"\n")

@@ -80,13 +80,13 @@ def quiet(level: int = logging.ERROR) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
 
 
-def at_once(module: str, *calls: tuple[str, ...]) -> list[Any]:
+def at_once(module: str, *calls: tuple[str, ...], within_s: float = CHILD_S) -> list[Any]:
     """What fresh processes print as JSON, one per call of a module with arguments, all running at the same time.
 
     For figures of memory and CPU time, which are those of one process whatever runs beside it.
 
     Raises:
-        subprocess.TimeoutExpired: one took longer than `CHILD_S`; all are killed.
+        subprocess.TimeoutExpired: one took longer than `within_s` seconds; all are killed.
         ValueError: one printed no JSON; standard error says why.
     """
     children = [
@@ -94,7 +94,7 @@ def at_once(module: str, *calls: tuple[str, ...]) -> list[Any]:
         for arguments in calls
     ]
     try:
-        return [json.loads(child.communicate(timeout=CHILD_S)[0]) for child in children]
+        return [json.loads(child.communicate(timeout=within_s)[0]) for child in children]
     finally:
         for child in children:
             child.kill()

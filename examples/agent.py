@@ -51,10 +51,8 @@ class Agent:
         reply, unread = "", list(messages)
         try:
             while unread:
-                for message in unread:
-                    await ctx.session.append(
-                        {"role": "user", "content": message.body}
-                    )  # first: a crash must not lose it
+                for message in unread:  # first: a crash must not lose it
+                    await ctx.session.append({"role": "user", "content": message.body})
                 if len(before) > self.compact_above:
                     before = await compact(ctx, before)
                 for message in unread:

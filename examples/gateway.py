@@ -1,7 +1,7 @@
 """A chat gateway: sessions over HTTP and WebSocket, Starlette under uvicorn. `examples/agent.py` is what they do.
 
     pip install 'session-lanes[gateway]'
-    python -m examples.gateway --sessions sessions/       # each option is an environment variable too, for
+    python -m examples.gateway --sessions sessions/     # each option is a variable too, such as GATEWAY_SESSIONS, for
     uvicorn --factory examples.gateway:create_app --timeout-graceful-shutdown 30
 
 `POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. 200 with the reply, or
@@ -48,7 +48,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from examples.agent import Agent, Model, clock
 from examples.wire import MAX_BODY, Posted, Refusal, body_of, parsed, problem, refused, reply, shown
 from lanes import LaneError, LaneSpec, Run, RunError
-from locks import LockError
+from locks import LockError, LockRegistry
 from runtime import Supervisor
 from runtime.asgi import Supervised
 from runtime.log import configure
@@ -89,6 +89,7 @@ class Gateway:
         sup = Supervisor(
             s.sessions,
             lanes=[chat],
+            registry=LockRegistry(sidecar=False),  # nobody else is there who would read lock files; see `exclusive`
             exclusive=True,
             status_socket=True,
             services={
@@ -223,8 +224,8 @@ def create_app() -> Supervised:
 
 
 def option(name: str, default: Any, text: str, **more: Any) -> Any:
-    """An option with an environment variable of the same name."""
-    variable = name.lstrip("-").replace("-", "_").upper()
+    """An option, and its environment variable."""
+    variable = "GATEWAY_" + name.lstrip("-").replace("-", "_").upper()
     return click.option(name, default=default, envvar=variable, show_default=True, show_envvar=True, help=text, **more)
 
 

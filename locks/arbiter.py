@@ -262,6 +262,10 @@ class Arbiter:
 
         Callable from any thread.
         """
+        now = _clock.clock.now()
+        for claim in fence.claims:
+            if claim.lost is None and now - claim.next_due() >= claim.suspended_after():
+                claim.forgive(now)  # as the steward would: when a process goes on, either of them may come first
         fence.end_by(at)
         self._steward.look_by(at)
 

@@ -187,10 +187,9 @@ class Claim:
 
     def forgive(self, now: float) -> None:
         """Start the grace afresh: nobody could have met a deadline while the process stood still."""
-        if self.fence is None:
-            self.revoke_at = now + self.grace
-        else:
+        if self.fence is not None:
             self.fence.forgive(now)
+        self.revoke_at = max(self.revoke_at, now + self.grace)
 
     def holds_at_most(self, grace: float) -> float:
         """Seconds for which it will hold at most if it begins now, grace included."""

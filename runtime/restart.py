@@ -31,6 +31,7 @@ from .work import Work
 State = Literal["new", "running", "draining", "restarting", "stopped"]
 OnZombie = Literal["raise", "exit"]
 
+_GIVEN_UP = "restart: given up, because the supervisor stops"
 _MARGIN_S = 5.0
 RAMP_S = 2.0
 """Within so many seconds the next generation comes up to full speed."""
@@ -92,7 +93,7 @@ class Restarts(Work):
         try:
             with anyio.CancelScope() as self._restart_scope:
                 return await self._next_generation(limit)
-            raise Draining("restart: given up, because the supervisor stops")
+            raise Draining(_GIVEN_UP)
         except Exception as error:
             if not self._is_open():
                 await self._end_after_failure(error)
@@ -221,6 +222,8 @@ class Restarts(Work):
             drain = Drain(self._scheduler)
             await drain.let_finish(drain_timeout)
             await drain.cancel_rest("the supervisor restarts")
+            if self._stopping:
+                raise Draining(_GIVEN_UP)
             report = drain.report()
             if report.abandoned:
                 if self._on_zombie == "exit":  # before work is started again that the process would take along

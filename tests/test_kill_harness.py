@@ -239,9 +239,9 @@ def test_kills_of_lanes_run_lose_nothing_overlap_nowhere_and_leave_no_program(tm
         )
         shutil.rmtree(directory)
     print("K2:", ", ".join(f"{number} {name}" for name, number in seen.items()))  # noqa: T201
-    assert seen["kills"] >= ROUNDS * 15
+    assert seen["kills"] >= ROUNDS * 10
     assert seen["midway"] * 3 >= seen["kills"], "they were hardly killed amid their work: nothing was tested"
-    assert seen["programs"] * 5 >= seen["kills"], "hardly any program ran when its process was killed"
+    assert seen["programs"] * 10 >= seen["kills"], "hardly any program ran when its process was killed"
     assert seen["acknowledged"] > 5 * seen["kills"]
 
 

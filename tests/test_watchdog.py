@@ -157,7 +157,6 @@ async def test_what_a_program_calls_its_variables_is_not_asked_and_harms_nobody(
         context = await sup.run("main", body)  # a run's, kept by code that is nobody's
         self = task = Strange()
         assert run_of(sys._getframe()) is None
-        assert stack_text(sys._getframe()).endswith("stack_text(sys._getframe()).endswith(")
         del context, self, task
 
 
@@ -311,7 +310,7 @@ async def test_a_blocked_loop_in_virtual_time_is_blocked_until_it_answers(virtua
         virtual.advance(5.0)  # the guilty line here
         blocked = watched.dog.blocked()
         assert blocked is not None and 4.9 <= blocked.for_s <= 5.0
-        assert "test_watchdog.py" in blocked.place
+        assert "virtual.advance(5.0)  # the guilty line here" in blocked.stack
         await anyio.sleep(1.0)
         assert watched.dog.blocked() is None
         (over,) = named(logs, "loop_unblocked")
@@ -328,7 +327,7 @@ async def test_a_dead_loop_ends_the_process(virtual, no_last_resort):
         assert watched.left == []
         virtual.advance(1.2)
         assert watched.left and set(watched.left) == {75}
-    assert "the event loop was blocked for 60 s at test_watchdog.py:" in named(logs, "process_exits")[0]["reason"]
+    assert "the event loop was blocked for 60 s at virtual.py:" in named(logs, "process_exits")[0]["reason"]
 
 
 async def test_without_it_a_dead_loop_is_only_reported(virtual, no_last_resort):

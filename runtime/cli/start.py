@@ -217,6 +217,8 @@ def _conclude(result: Result, output: Output) -> None:
         result.findings = verdict.examine(result.sessions_dir, result.before, result.ledger.acknowledged)
     except OSError as error:
         result.failure = f"{error.filename}: cannot be read: {error.strerror or error}"
+    if result.service is not None:
+        result.service.overlaps += result.findings.overlaps
     if output.json:
         for line in result.remarks():
             output.line(line)

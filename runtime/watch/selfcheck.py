@@ -7,11 +7,19 @@ is found twice, because the first look after a stall comes before the timers tha
 
 from __future__ import annotations
 
+from lanes.execution import Execution
 from lanes.scheduler import Scheduler
 from locks import _clock
 from locks._events import log
 
 _SLACK_S = 5.0
+
+
+def _last_bound(execution: Execution) -> float:
+    """When a run should have ended, or been given up, at the latest."""
+    bound, timer = execution.fence.end_at + execution.spec.grace, execution.timer
+    # One that was asked to end late has its grace from then on, though it may write no more.
+    return bound if timer is None or timer.call is None else max(bound, timer.due)
 
 
 class SelfCheck:
@@ -39,7 +47,7 @@ class SelfCheck:
         return [
             f"{one.fence.holder} should have been ended by now, and was not"
             for one in self._scheduler.running()
-            if now > one.fence.end_at + one.spec.grace + _SLACK_S
+            if now > _last_bound(one) + _SLACK_S
         ]
 
     def _stuck(self) -> list[str]:

@@ -9,10 +9,10 @@ import os
 
 import pytest
 
-from tests.planted import lanes, locks
+from tests.planted import lanes, locks, process
 
 NAME = os.environ["LANES_PLANT"]
-DEFECTS = lanes if NAME in lanes.DEFECTS else locks
+(DEFECTS,) = (module for module in (lanes, locks, process) if NAME in module.DEFECTS)
 
 
 def pytest_configure() -> None:
