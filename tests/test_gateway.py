@@ -582,7 +582,6 @@ async def test_every_message_during_a_restart_is_answered_or_refused_with_a_reas
             assert answer.json()["error"] == "Draining" and answer.headers["retry-after"] == "1"
 
 
-@pytest.mark.suite("K2")
 async def test_sigterm_under_load_answers_or_refuses_everything_and_exits_well(tmp_path):
     async with serving(tmp_path) as gateway:
         sent, answers = 0, list[tuple[str, str, Any]]()

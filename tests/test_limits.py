@@ -23,7 +23,8 @@ class Kept:
     """A keeper, what it has asked for, and a look at figures a second after the last one."""
 
     def __init__(self, **limits):
-        self.asked, self.pace, self.now = [], Pace(), 0.0
+        self.asked: list[str] = []
+        self.pace, self.now = Pace(), 0.0
         self.keeper = Keeper(Limits(**limits), self.pace, self.asked.append)
 
     def look(self, memory=0, descriptors=0, threads=0, abandoned=0, lag_s=0.0):
@@ -145,21 +146,16 @@ class FakeProcess:
 # In a supervisor
 
 
-class Using:
+class Using(Resources):
     """Resources that say what the test wants."""
 
-    def __init__(self, **figures):
-        self.figures = {"memory": 0, "descriptors": 0, "threads": 0, **figures}
-
-    @property
-    def now(self):
-        return Usage(**self.figures)
+    def __init__(self, threads):
+        super().__init__()
+        self.threads = threads
 
     def look(self, now):
+        self.now = Usage(0, 0, self.threads)
         return self.now
-
-    def statistics(self):
-        return None
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["calm", "late all the time"])
@@ -174,7 +170,7 @@ async def test_a_process_that_keeps_using_too_much_is_restarted(virtual, tmp_pat
                     virtual.advance(1.2)
                 await anyio.sleep(0.25)
             assert sup.generation == 2
-            using.figures["threads"] = 5
+            using.threads = 5
             await anyio.sleep(5.0)
             assert sup.statistics().admission_slowed == ""
             assert sup.generation == 2

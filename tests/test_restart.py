@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import threading
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from lanes import Draining, LaneSpec, RetrySpec, RunState
+from lanes import Draining, LaneSpec, RetrySpec, Run, RunState
 from locks import DeadlockError, RunEnded
 from runtime import AbandonedBodies, Supervisor
+from runtime.restart import Restarts
 from runtime.services import ServicesStuck
 from tests.supervised import Shielded, about, assert_empty, gone, texts
 from tests.suspensions import Suspensions, sweep
@@ -40,8 +44,8 @@ class Service:
 
     def __init__(self):
         self.heard: list[str] = []
-        self.entering: dict[int, object] = {}
-        self.leaving: dict[int, object] = {}
+        self.entering: dict[int, Callable[[], Awaitable[object]]] = {}
+        self.leaving: dict[int, Callable[[], Awaitable[object]]] = {}
         self.count = 0
 
     @asynccontextmanager
@@ -62,6 +66,14 @@ class Service:
     def open(self):
         """The generations that are entered."""
         return [one for one in range(1, self.count + 1) if f"in {one}" in self.heard and f"out {one}" not in self.heard]
+
+
+@pytest.fixture
+def no_last_resort(monkeypatch):
+    """The real one is the process's only one, and belongs to the test runner."""
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda *_, **__: None)
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: None)
+    monkeypatch.setattr(faulthandler, "dump_traceback", lambda **_: None)
 
 
 @pytest.fixture
@@ -382,7 +394,8 @@ async def test_cancelled_while_runs_finish_they_go_on_undisturbed(sup, virtual):
 @pytest.mark.failure("G4")
 async def test_cancelled_anywhere_it_is_as_before_or_restarted(sup, service):
     service.leaving = service.entering = dict.fromkeys(range(1000), lambda: anyio.sleep(0.1))
-    runs, before = [], []
+    runs: list[Run] = []
+    before: list[int] = []
 
     async def prepare():
         before[:] = [sup.generation]
@@ -455,13 +468,11 @@ async def test_a_step_that_fails_for_good_stops_all_and_everybody_is_told(
 
     getattr(service, step)[2 if step == "entering" else 1] = what or ignores
     sup = Supervisor(tmp_path, lanes=LANES, services={"db": service}, services_timeout=5.0)
-    queued = None
+    runs: list[Run] = []
 
     async def block():
-        nonlocal queued
         async with sup:
-            sup.submit("session:a", sleeps)
-            queued = sup.submit("session:a", sleeps)
+            runs.extend(sup.submit("session:a", sleeps) for _ in range(2))
             await anyio.lowlevel.checkpoint()
             sup.request_restart("for a test")
             await anyio.sleep_forever()
@@ -469,6 +480,7 @@ async def test_a_step_that_fails_for_good_stops_all_and_everybody_is_told(
     with capture_logs() as logs, pytest.raises(error or ServicesStuck):
         await block()
     assert sup.state == "stopped"
+    queued = runs[1]
     assert (queued.state, queued.outcome.reason) == (
         RunState.CANCELLED,
         "the supervisor stopped before it started",
@@ -487,13 +499,17 @@ async def test_a_step_that_fails_for_good_stops_all_and_everybody_is_told(
 
 @pytest.mark.failure("G3")
 @pytest.mark.parametrize("on_zombie", ["raise", "exit"])
+@pytest.mark.usefixtures("no_last_resort")
 async def test_beside_a_zombie_the_healthy_finishes_and_the_restart_is_bounded(virtual, tmp_path, on_zombie):
     virtual.busy_limit = 100
     left, seen = [], []
     sup = Supervisor(tmp_path, lanes=LANES, on_zombie=on_zombie, services_timeout=5.0)
-    # No real last resort: it is the process's only one, and belongs to the test runner.
-    sup.watchdog._arm_last_resort = lambda: None
-    sup._leave_process = lambda code: (left.append(code), seen.append(queued.state))
+
+    def leave(code):
+        left.append(code)
+        seen.append(queued.state)
+
+    sup._leave_process = leave
     await sup.start()
     zombie = Shielded()
     bad, good = sup.submit("side:a", zombie), sup.submit("side:b", sleeps_well)
@@ -524,33 +540,23 @@ async def sleeps_well(ctx, seconds=5.0):
 
 @pytest.mark.suite("R1")
 @pytest.mark.failure("G4")
-async def test_a_restart_that_overruns_its_bounds_ends_the_process(virtual, tmp_path, service, monkeypatch):
-    virtual.busy_limit = 100
-    left = []
+@pytest.mark.usefixtures("no_last_resort")
+async def test_a_restart_that_overruns_its_bounds_ends_the_process(virtual, tmp_path, monkeypatch):
+    left: list[float] = []
+    sup = Supervisor(tmp_path, lanes=LANES, on_zombie="exit", services_timeout=5.0)
+    sup._leave_process = lambda code: left.extend((code, virtual.now()))
     release = anyio.Event()
-    sup = Supervisor(tmp_path, lanes=LANES, services={"db": service}, on_zombie="exit", services_timeout=5.0)
-    sup.watchdog._arm_last_resort = lambda: None
-    sup._leave_process = left.append
-
-    async def calm_for_ever():
-        await release.wait()
-
+    monkeypatch.setattr(Restarts, "_change_services", lambda _: release.wait())
     await sup.start()
-    sup._scheduler.calm = calm_for_ever
-    sup.submit("side:a", sleeps)
-    real, sup._scheduler.is_calm = sup._scheduler.is_calm, lambda: False
-    monkeypatch.setattr("runtime.drain.SETTLE_S", 1000.0)
     began = virtual.now()
     async with anyio.create_task_group() as group:
-        group.start_soon(anyio.lowlevel.checkpoint)
         group.start_soon(restarts, sup)
-        while not left:
-            await anyio.sleep(0.1)
-        assert left == [75]
-        assert virtual.now() == about(began + 10.0 + 2 * GRACE + 1.0 + 4 * 5.0 + 5.0) or virtual.now() > began + 30.0
-        sup._scheduler.is_calm = real
+        await anyio.sleep(100.0)
+        assert left[0] == 75
+        assert left[1] == pytest.approx(began + 10.0 + 2 * GRACE + 1.0 + 4 * 5.0 + 5.0, abs=0.1)
         release.set()
     await sup.stop()
+    assert len(left) == 2
 
 
 async def restarts(sup):
@@ -615,14 +621,15 @@ async def test_a_run_may_ask_for_it_and_twice_is_once(sup, virtual):
 @pytest.mark.suite("R1")
 @pytest.mark.parametrize("hook", ["on_run_start", "on_run_end", "on_wait"])
 async def test_a_hook_may_ask_for_it(virtual, tmp_path, hook):
-    asked = []
+    made: list[Supervisor] = []
 
     def asks(run):
-        if not asked:
-            asked.append(run)
-            sup.request_restart("a hook")
+        if made:
+            made.pop().request_restart("a hook")
 
-    async with Supervisor(tmp_path, lanes=LANES, **{hook: asks}) as sup:
+    options: dict[str, Any] = {hook: asks}
+    async with Supervisor(tmp_path, lanes=LANES, **options) as sup:
+        made.append(sup)
         runs = [sup.submit("side:a", sleeps_well, 1.0), sup.submit("side:a", sleeps_well, 1.0)]
         assert [await run.result() for run in runs] == ["well"] * 2
         await virtual.settle()

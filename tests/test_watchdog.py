@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from itertools import pairwise
+from typing import Any
 
 import anyio
 import pytest
@@ -17,12 +18,14 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec
 from lanes.pace import Pace
+from locks import _clock
 from runtime import Limits, Supervisor
 from runtime.watch import watchdog as module
 from runtime.watch.frames import frame_of, name_of, place_of, run_of, stack_text
 from runtime.watch.limits import Keeper
 from runtime.watch.watchdog import Watchdog, is_idle
 from tests.poll import eventually, eventually_sync
+from tests.virtual import VirtualAlarm
 
 
 def block(seconds):
@@ -169,15 +172,13 @@ def test_a_thread_that_is_gone_is_nobodys():
 
 
 async def test_a_loop_that_waitsis_idle(tmp_path):
-    me, seen, over = threading.get_ident(), [], anyio.Event()
+    me = threading.get_ident()
 
     def looks():
-        eventually_sync(lambda: seen.append(is_idle(frame_of(me))) or seen[-1], within=20)
+        return eventually_sync(lambda: is_idle(frame_of(me)), within=20)
 
     async with Supervisor(tmp_path):
-        await anyio.to_thread.run_sync(looks)
-        over.set()
-    assert seen[-1]
+        assert await anyio.to_thread.run_sync(looks)
 
 
 @pytest.mark.backends("asyncio")
@@ -207,14 +208,16 @@ class Watched:
     """A watchdog by itself, whose thread comes when the test says so."""
 
     def __init__(self, **options):
-        self.left, self.fed, self.asked = [], [], []
+        self.left: list[int] = []
+        self.fed: list[float] = []
+        self.asked: list[str] = []
         self.limits = options.pop("limits", Limits())
         self.pace = Pace()
         self.dog = Watchdog(
             Keeper(self.limits, self.pace, self.asked.append),
             look=options.pop("look", list),
             abandoned=lambda: 0,
-            alive=lambda: self.fed.append(None),
+            alive=lambda: self.fed.append(_clock.clock.now()),
             leave=self.left.append,
             **options,
         )
@@ -229,6 +232,7 @@ class Watched:
     def stand_still(self, virtual, seconds):
         """Nobody gets on, this thread included; then its tick comes."""
         alarm = self.dog._alarm
+        assert isinstance(alarm, VirtualAlarm)
         alarm.due = float("inf")
         virtual.advance(seconds)
         alarm.ring_by(virtual.now())
@@ -237,7 +241,7 @@ class Watched:
 @pytest.fixture
 def no_last_resort(monkeypatch):
     """The real one is the process's only one, and belongs to the test runner."""
-    armed = []
+    armed: list[Any] = []
     monkeypatch.setattr(faulthandler, "dump_traceback_later", lambda seconds, **how: armed.append((seconds, how)))
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: armed.append("cancelled"))
     monkeypatch.setattr(faulthandler, "dump_traceback", lambda **_: None)
@@ -383,8 +387,13 @@ async def test_the_service_manager_is_not_told_so_while_something_is_wrong(virtu
 
 @pytest.mark.failure("F4")
 async def test_after_a_stall_the_loop_looks_around_once_however_long_it_was(virtual):
-    looks = []
-    with Watched(look=lambda: looks.append(virtual.now()) or []) as watched:
+    looks: list[float] = []
+
+    def look():
+        looks.append(virtual.now())
+        return []
+
+    with Watched(look=look) as watched:
         await anyio.sleep(3.0)
         virtual.advance(60.0)
         await anyio.sleep(5.0)
@@ -413,8 +422,13 @@ async def test_what_its_thread_raises_is_logged_and_it_goes_on(virtual):
 
 
 async def test_stopped_it_says_and_does_nothing_more(virtual):
-    looks = []
-    with Watched(look=lambda: looks.append(None) or []) as watched:
+    looks: list[float] = []
+
+    def look():
+        looks.append(virtual.now())
+        return []
+
+    with Watched(look=look) as watched:
         await anyio.sleep(3.0)
     count, samples = len(looks), len(watched.dog.samples)
     watched.dog.exit_by(virtual.now() + 1.0, 75, "too late")
@@ -426,7 +440,8 @@ async def test_stopped_it_says_and_does_nothing_more(virtual):
 async def test_a_stall_that_is_noted_meanwhile_does_not_disturb_who_asks_why(virtual):
     """The watchdog's thread notes one while the loop's thread looks through them."""
     with Watched() as watched:
-        dog, noted = watched.dog, []
+        dog = watched.dog
+        noted: list[bool] = []
 
         class Noting(module.Stall):
             @property

@@ -39,7 +39,7 @@ class Figures:
     old_uses: int = 0
     """Runs that worked with the secret of an old generation. Must stay 0."""
     unbounded: int = 0
-    """Restarts that did not end in time. Must stay 0."""
+    """Restarts, and ends, that did not come in time. Must stay 0."""
 
     @property
     def wrong(self) -> bool:

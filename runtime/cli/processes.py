@@ -34,6 +34,8 @@ _COMMAND = [sys.executable, "-P", "-m", "runtime.cli.child"]
 _MARGIN_S = 10.0
 """What a restart, or an end, may take beyond the drain and the grace."""
 _EVERY_S = 1.0
+_SILENT_S = 40.0
+"""The longest time without a word; while the process works, its probe alone speaks ten times a second."""
 
 
 async def serve(plan: Plan, options: Options, result: Result, output: Output, signals: Signals) -> None:
@@ -138,9 +140,12 @@ class _Service:
             with anyio.move_on_after(self._within_s) as waiting:
                 await self._restarted.wait()
             if waiting.cancelled_caught and not self._stopping:
-                log("restart_not_in_time", level="error", within_s=self._within_s)
-                self.books.figures.unbounded += 1
-                self.kill()
+                self._is_stuck("restart_not_in_time", self._within_s)
+
+    def _is_stuck(self, event: str, within_s: float) -> None:
+        log(event, level="error", within_s=within_s)
+        self.books.figures.unbounded += 1
+        self.kill()
 
     async def show(self) -> None:
         """Say how far it is, a line a second; silent when standard output is for a machine."""
@@ -173,8 +178,8 @@ class _Service:
             try:
                 await process.stdin.send(wire.line_of(job))
                 await self._listen(process)
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-                pass  # it has gone already; its exit code says more
+            except (anyio.BrokenResourceError, anyio.EndOfStream):
+                pass  # it has gone; its exit code says how
             return await process.wait()
         finally:
             self.kill()
@@ -188,7 +193,12 @@ class _Service:
         assert process.stdout is not None
         decoder = msgspec.json.Decoder(wire.Event)
         rest = b""
-        async for chunk in process.stdout:
+        while True:
+            with anyio.move_on_after(_SILENT_S) as waiting:
+                chunk = await process.stdout.receive()
+            if waiting.cancelled_caught:
+                self._is_stuck("process_silent", _SILENT_S)
+                return
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 event = decoder.decode(line)
