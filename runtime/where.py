@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from linecache import getline
 
 from lanes import Run, RunState
 from lanes.execution import Execution
@@ -27,7 +28,7 @@ from locks._events import described
 from locks.sidecar import note
 
 from .tasks import Task, all_tasks, grow, running_tasks
-from .watch.frames import name_of, place_of, run_of, stack_text
+from .watch.frames import name_of, place_of, run_of, source_of, stack_text
 
 _MOST_TASKS = 100
 _MOST_OTHERS = 20
@@ -236,6 +237,33 @@ def _task_lines(task: Task, depth: int, what: str) -> list[str]:
     at = f" at {places.guilty}" if places.guilty else ""
     text = f"{what} {task.name} {now}{at}\n{places.inner().told()}"
     return ["    " * depth + line for line in text.splitlines()]
+
+
+def guilty_lines(executions: Iterable[Execution]) -> dict[Execution, str]:
+    """The one line that each of some running bodies waits at: in its worker thread, else in its innermost child task.
+
+    Short, with its source: `tool.py:12 in crunch: await fetch()`. On the event loop's thread. Never raises.
+    """
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]  # for the reason of `_threads`
+    in_threads = {run: source_of(frame) for frame in frames.values() if (run := run_of(frame)) is not None}
+    tasks = all_tasks()
+    return {one: in_threads.get(one.run) or _line_of_tasks(one, tasks) for one in executions}
+
+
+def _line_of_tasks(execution: Execution, tasks: dict[int, Task]) -> str:
+    task = tasks.get(id(execution.fence.task))
+    if task is None:
+        return ""
+    grow(execution.run, task, tasks)
+    place = places_of(task.coro, unseen=__name__).guilty
+    while task.children:
+        task = task.children[0]
+        place = places_of(task.coro, unseen=__name__).guilty or place
+    if place is None:
+        return ""
+    source = getline(place.file, place.line).strip()
+    return f"{place}: {source}" if source else f"{place}"
 
 
 # What else it has

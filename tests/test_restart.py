@@ -156,6 +156,7 @@ async def test_a_clean_up_that_takes_the_whole_grace_is_no_zombie_before_it_has_
 @pytest.mark.failure("G3")
 async def test_a_clean_up_past_the_grace_is_a_zombie_and_admission_is_open_again(sup, virtual, service):
     run, began = sup.submit("side:a", cleans, GRACE + 0.001), virtual.now()
+    await virtual.settle()
     with pytest.raises(AbandonedBodies) as caught:
         await sup.restart(drain_timeout=0.0)
     assert caught.value.runs == (run,) and virtual.now() == about(began + GRACE)
@@ -481,6 +482,7 @@ async def test_a_step_that_fails_for_good_stops_all_and_everybody_is_told(
         await block()
     assert sup.state == "stopped"
     queued = runs[1]
+    assert queued.outcome is not None
     assert (queued.state, queued.outcome.reason) == (
         RunState.CANCELLED,
         "the supervisor stopped before it started",

@@ -10,6 +10,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import pytest
@@ -27,7 +28,7 @@ from runtime.signals import Signals
 from runtime.supervisor import Supervisor
 from tests import blocking
 from tests.command import lanes, records, result_of, started
-from tests.poll import eventually_sync
+from tests.poll import eventually, eventually_sync
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 both = pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -83,12 +84,15 @@ class Served:
             on_run_end=self.ledger.run_ended,
         )
 
-    def at_record(self, number, do):
-        """Have something done in the body that has just written its n-th record."""
+    def at_record(self, number, do, restarting=None):
+        """Have something done in the body that has just written its n-th record, or the first one in a restart."""
+        left = [restarting] if restarting is not None else []
 
         def acknowledged(key, what):
             if len(self.ledger.acknowledged) == number:
                 do()
+            if left and self.sup.state == "restarting":
+                left.pop()()
 
         self.ledger.on_acknowledged = acknowledged
 
@@ -98,6 +102,8 @@ class Served:
 
         with anyio.fail_after(60):
             await harness.serve(self.sup, Scenario(self.plan, self.bodies, self.ledger), self.result, signals, display)
+        self.bodies.release()  # in a process of its own, these would be gone with it
+        await eventually(lambda: not self.sup.statistics().abandoned, within=20)
         self.result.findings = verdict.examine(self.root, self.result.before, self.ledger.acknowledged)
         return self.result
 
@@ -180,8 +186,7 @@ async def test_a_message_that_comes_during_a_restart_is_sent_when_it_is_over(tmp
     assert served.ledger.told == {"answered": 40}
 
 
-async def test_a_restart_that_needs_a_new_process_tells_everybody_and_ends_with_75(tmp_path):
-    wedge = """
+WEDGES = """
 [[lanes]]
 pattern = "cron"
 grace = 0.1
@@ -193,7 +198,10 @@ count = 2
 end = 0.0
 behave = "swallow"
 """
-    served = Served(tmp_path, LOAD + wedge)
+
+
+async def test_a_restart_that_needs_a_new_process_tells_everybody_and_ends_with_75(tmp_path):
+    served = Served(tmp_path, LOAD + WEDGES)
     served.sup.drain_timeout = 0.3
     served.at_record(20, lambda: send(signal.SIGUSR1))
     with Signals() as signals:
@@ -204,10 +212,29 @@ behave = "swallow"
     assert len(result.not_started) == len(shown["not_started"]) > 0
     assert len(result.abandoned) == 2
     assert served.ledger.states["cancelled"] >= len(result.not_started)
-    served.bodies.release()
-    with anyio.fail_after(10):
-        while served.sup.statistics().abandoned:
-            await anyio.sleep(0.002)
+
+
+@pytest.mark.parametrize("drain_s", [0.5, 0.0], ids=["while runs finish", "after they were cancelled"])
+async def test_who_is_told_to_stop_during_a_restart_does_not_ask_for_a_new_process(tmp_path, drain_s):
+    served = Served(tmp_path, LOAD + WEDGES)
+    served.sup.drain_timeout = drain_s
+    served.at_record(20, lambda: send(signal.SIGUSR1), restarting=lambda: send(signal.SIGTERM))
+    with Signals() as signals:
+        result = await served.serve(signals)
+    assert_all_is_told(served)
+    assert signals.received == [signal.SIGTERM]
+    assert (result.exit_code, result.new_process, result.restarts_s) == (0, False, [])
+
+
+async def test_what_is_to_be_sent_again_during_a_restart_is_sent_when_it_is_over(tmp_path):
+    served = Served(tmp_path, LOAD.replace("count = 40", 'count = 4\nagain = 1\nbehave = "raise"'))
+    served.vault = Vault(0.1, served.ledger.instance)
+    served.sup._factories[NAME] = served.vault.service
+    served.at_record(4, lambda: send(signal.SIGUSR1))
+    with Signals() as signals:
+        result = await served.serve(signals)
+    assert_all_is_told(served)
+    assert (served.ledger.posted, served.ledger.told, len(result.restarts_s)) == (8, {"failed": 8}, 1)
 
 
 async def test_hangup_stops_like_sigterm(tmp_path):
@@ -246,12 +273,13 @@ async def test_sigterm_during_a_restart_stops_in_order(tmp_path, step):
     for seed in range(ROUNDS):
         directory = tmp_path / str(seed)
         directory.mkdir()
-        served, rng, numbers = Served(directory), random.Random(f"{step}/{seed}"), [signal.SIGUSR1]
-        if step == "drain":
-            numbers.append(signal.SIGTERM)
-        else:
-            inform(served, step, lambda: send(signal.SIGTERM))
-        served.at_record(rng.randint(5, 40), lambda chosen=tuple(numbers): send(*chosen))
+        served, rng = Served(directory), random.Random(f"{step}/{seed}")
+        stop = partial(send, signal.SIGTERM)
+        served.at_record(
+            rng.randint(5, 40), partial(send, signal.SIGUSR1), restarting=stop if step == "drain" else None
+        )
+        if step != "drain":
+            inform(served, step, stop)
         with Signals() as signals:
             result = await served.serve(signals)
         assert_all_is_told(served)
@@ -403,7 +431,7 @@ PLANTED = {
         "async def dropping(self):\n"
         "    await change(self)\n"
         "    hooks = self._scheduler.hooks\n"
-        "    told, hooks.on_run_end = hooks._on_end, None\n"
+        "    told, hooks._on_end = hooks._on_end, None\n"
         "    for execution in list(self._scheduler.live.values()):\n"
         "        execution.ask_to_end(RunState.CANCELLED, 'dropped')\n"
         "    hooks._on_end = told\n"
@@ -463,15 +491,21 @@ def test_a_planted_defect_makes_the_verdict_red(tmp_path, defect):
 # Signals, kills, and who is left
 
 
+FROZEN = """
+import time
+from runtime.cli.bodies import Bodies
+async def compute(self, *args): time.sleep(600)
+Bodies._think = compute
+"""
+
+
 @pytest.fixture
-def service(tmp_path):
+def service(tmp_path, request, monkeypatch):
     """Starts a service that lasts; gives the parent, the ids of the processes that it has started, and its log."""
-    (tmp_path / "service.toml").write_text(
-        SERVICE.replace("duration = 0.6", "duration = 2.0")
-        .replace("end = 0.6", "end = 2.0")
-        .replace("0.3]", "]")
-        .replace("at = [", "at = [")
-    )
+    (tmp_path / "sitecustomize.py").write_text(getattr(request, "param", ""))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    lasting = SERVICE.replace("duration = 0.6", "duration = 2.0").replace("end = 0.6", "end = 2.0")
+    (tmp_path / "service.toml").write_text(lasting.replace("at = [0.3]", "at = []"))
     log = tmp_path / "log"
 
     def pids():
@@ -502,6 +536,7 @@ def test_a_process_that_is_killed_is_started_again_and_answers_the_rest_once(ser
     assert "process_ended" in log.read_text()
 
 
+@pytest.mark.parametrize("service", ["", FROZEN], ids=["busy", "frozen"], indirect=True)
 def test_no_process_outlives_its_parent(service):
     parent, pids, _ = service
     parent.kill()

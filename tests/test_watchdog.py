@@ -171,18 +171,19 @@ def test_a_thread_that_is_gone_is_nobodys():
     assert (run_of(None), place_of(None), stack_text(None)) == (None, "", "")
 
 
-async def test_a_loop_that_waitsis_idle(tmp_path):
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+def test_a_loop_that_waits_is_idle(loop):
+    """Run as a program does it: the test runner is the host of a trio that is its guest, and waits elsewhere."""
     me = threading.get_ident()
 
-    def looks():
-        return eventually_sync(lambda: is_idle(frame_of(me)), within=20)
+    async def main():
+        return await anyio.to_thread.run_sync(lambda: eventually_sync(lambda: is_idle(frame_of(me)), within=20))
 
-    async with Supervisor(tmp_path):
-        assert await anyio.to_thread.run_sync(looks)
+    options = {"use_uvloop": True} if loop == "uvloop" else {}
+    assert anyio.run(main, backend="trio" if loop == "trio" else "asyncio", backend_options=options)
 
 
-@pytest.mark.backends("asyncio")
-def test_an_idle_uvloop_is_told_from_a_blocked_one_whoever_runs_it(tmp_path):
+def test_an_idle_uvloop_is_told_from_a_blocked_one_whoever_runs_it():
     import uvloop
 
     loop = uvloop.new_event_loop()

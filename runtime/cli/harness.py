@@ -71,6 +71,7 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
                     await work.send(sup)
                     await _settle(sup, work, result)
                 await restarting.give_up()
+                result.new_process &= not signals.received  # who is told to stop is not to be started again
                 if stopping.cancel_called:
                     await _drain(sup, result, hurry)
                 if not result.new_process:  # else they are why the process has to go: nobody ends them

@@ -12,18 +12,17 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from heapq import nsmallest
 from itertools import chain, islice
-from linecache import getline
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from lanes import Run, RunState, SessionLayout
 from lanes.execution import Execution
 from lanes.scheduler import Scheduler
-from lanes.stacks import coroutine_of, places_of
 from locks import WaitingClaim, _clock
 from locks._events import described, log
 
 from ..background import Background
+from ..where import guilty_lines, where
 from . import protocol as say
 from .protocol import text
 
@@ -130,8 +129,6 @@ class Answers:
         )
 
     def _stack(self, question: say.Stack) -> say.Answer:
-        from ..where import where  # noqa: PLC0415 -- nobody needs it before something is stuck
-
         run = self._sup.find(question.run)
         if run is None:
             return self._unknown(question.run)
@@ -203,7 +200,9 @@ class Answers:
             say.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
         runs = self._runs(leases.waiters, now)
-        abandoned = _rows(say.MOST_ABANDONED, scheduler.abandoned.items(), partial(_abandoned, now))
+        left = dict(islice(scheduler.abandoned.items(), say.MOST_ABANDONED))
+        lines = guilty_lines(left)
+        abandoned = [_abandoned(now, one, since, stack, lines[one]) for one, (since, stack) in left.items()]
         held = nsmallest(say.MOST_LEASES, leases.holders, key=lambda right: -right.held_s)
         return say.Picture(
             pid=os.getpid(),
@@ -267,9 +266,10 @@ class Answers:
         started = [one for one in chosen if one.run.started_at is not None and one.run.state is RunState.RUNNING]
         longest = set(nsmallest(_MOST_PLACES, started, key=attrgetter("run.started_at")))
         claims = {claim.holder.run_id: claim for claim in waiters}
-        return [self._run(one, one in longest, claims.get(one.run.id), now) for one in chosen]
+        lines = guilty_lines(longest)
+        return [self._run(one, lines.get(one, ""), claims.get(one.run.id), now) for one in chosen]
 
-    def _run(self, one: Execution, is_long: bool, claim: WaitingClaim | None, now: float) -> say.RunRow:
+    def _run(self, one: Execution, line: str, claim: WaitingClaim | None, now: float) -> say.RunRow:
         run, queued = one.run, one.is_queued()
         started = None if queued else run.started_at
         limit = run.wait_deadline if queued else run.deadline
@@ -288,7 +288,7 @@ class Answers:
             holder_run=wait.run,
             parent=run.parent,
             reason=text(run.reason),
-            at=place_of(one) if is_long else "",
+            at=text(line),
         )
 
     def _wait(self, one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
@@ -338,12 +338,7 @@ def _own_run(claim: WaitingClaim) -> int | None:
     return holder.run_id
 
 
-def _rows(most: int, found: Iterable[Any], row: Callable[[Any], _T]) -> list[_T]:
-    return [row(one) for one in islice(found, most)]
-
-
-def _abandoned(now: float, found: tuple[Execution, tuple[float, str]]) -> say.AbandonedRow:
-    execution, (since, stack) = found
+def _abandoned(now: float, execution: Execution, since: float, stack: str, line: str) -> say.AbandonedRow:
     run = execution.run
     return say.AbandonedRow(
         id=run.id,
@@ -351,18 +346,9 @@ def _abandoned(now: float, found: tuple[Execution, tuple[float, str]]) -> say.Ab
         session=None if run.session is None else text(run.session, 1100),
         reason=text(run.reason),
         abandoned_for_s=now - since,
-        at=place_of(execution),
+        at=text(line),
         stack=say.stack_text(stack),
     )
-
-
-def place_of(execution: Execution) -> str:
-    """The line of the user's own code at which a body stands: `tool.py:12 in crunch: await fetch()`."""
-    place = places_of(coroutine_of(execution.fence.task)).guilty
-    if place is None:
-        return ""
-    source = getline(place.file, place.line).strip()
-    return text(f"{place}: {source}" if source else place)
 
 
 def pong(sup: Supervised) -> say.Pong:

@@ -107,15 +107,28 @@ def place_of(frame: FrameType | None) -> str:
 
     Of a stack that ends inside of a library, the innermost line outside of all libraries: that one can be mended.
     """
+    frame = _own(frame)
+    if frame is None:
+        return ""
+    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def _own(frame: FrameType | None) -> FrameType | None:
     innermost = frame
     for _ in range(_MOST_FRAMES):
         if frame is None or not frame.f_code.co_filename.startswith(_LIBRARIES):
             break
         frame = frame.f_back
-    frame = frame or innermost
+    return frame or innermost
+
+
+def source_of(frame: FrameType | None) -> str:
+    """The same, with the line's source: `tool.py:12 in crunch: time.sleep(5)`."""
+    frame = _own(frame)
     if frame is None:
         return ""
-    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+    source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return place_of(frame) + (f": {source}" if source else "")
 
 
 def stack_text(frame: FrameType | None) -> str:
