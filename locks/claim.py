@@ -189,7 +189,10 @@ class Claim:
         """Start the grace afresh: nobody could have met a deadline while the process stood still."""
         if self.fence is not None:
             self.fence.forgive(now)
-        self.revoke_at = max(self.revoke_at, now + self.grace)
+        if self.fence is None or self.expires or self.ends_at < math.inf:
+            self.revoke_at = max(self.revoke_at, now + self.grace)
+        else:  # it goes by its run's grace, not by ours
+            self.revoke_at = max(self.revoke_at, self.fence.end_at + _AFTER_THE_LOOP_S)
 
     def holds_at_most(self, grace: float) -> float:
         """Seconds for which it will hold at most if it begins now, grace included."""

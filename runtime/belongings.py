@@ -5,6 +5,7 @@ Each is asked for by a parameter of its own, taken in this order, and given back
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ class Belongings:
             if notifier is not None:
                 self._taken.callback(notifier.close)
                 sup.watchdog.alive = notifier.watchdog
+                sup.watchdog.alive_every_s = notifier.watchdog_interval_s or math.inf
                 notifier.extend(self._exclusive_wait + sup.services_timeout)
         if self._exclusive:
             self._taken.callback((await own(root, self._exclusive_wait)).release)

@@ -65,7 +65,7 @@ class Restarts(Work):
     _restart_scope: anyio.CancelScope | None
     _restart_over: anyio.Event | None
     _failure: Exception | None = None
-    """Why it has ended by itself, to be raised where its block is left."""
+    """Why it has ended by itself, to be raised where its block is left, or by `stop`."""
 
     async def _end_background(self) -> None:
         raise NotImplementedError
@@ -144,10 +144,10 @@ class Restarts(Work):
         log_unstarted(Drain(self._scheduler).report())
         if self._on_zombie == "exit":
             self._exit(EXIT_NEW_PROCESS, f"the restart failed: {error!r}")
-        self._stopping = True
-        await self._end_background()
+        self._stopping, self._failure = True, error
+        self._belongings.stopping()
+        await to_its_end(self._end_background, "end after a restart that failed")
         if self._block is not None:
-            self._failure = error
             self._block.cancel()
         self._told_to_stop.set()
 
@@ -221,6 +221,10 @@ class Restarts(Work):
         try:
             drain = Drain(self._scheduler)
             await drain.let_finish(drain_timeout)
+            if self._on_zombie == "raise" and self._scheduler.abandoned:
+                raise AbandonedBodies(
+                    tuple(execution.run for execution in self._scheduler.abandoned)
+                )  # spares the rest
             await drain.cancel_rest("the supervisor restarts")
             if self._stopping:
                 raise Draining(_GIVEN_UP)

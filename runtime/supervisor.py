@@ -20,7 +20,7 @@ from locks import InvalidSession, LockRegistry, _clock
 from locks._events import log
 from locks._loop import poster
 
-from .background import Background
+from .background import Background, to_its_end
 from .belongings import Belongings
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
 from .restart import AbandonedBodies, OnZombie, Restarts, State
@@ -198,23 +198,28 @@ class Supervisor(Restarts):
         Raises:
             AbandonedBodies: some bodies ignored their cancellation; everything else is stopped. With `on_zombie="exit"`
                 the process ends instead.
+            Exception: a service failed in a restart that was only requested, so everything has stopped already; once.
         """
         if self._state in ("new", "stopped"):
             self._state = "stopped"
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
             return DrainReport(0, 0, (), ())
         self._refuse_inside("stop")
         limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
         self._stopping = True
         self._belongings.stopping()
         grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
-        bound = limit + 2 * grace + 2 * SETTLE_S + 6 * self.services_timeout
+        changes = 2 if self._restart_over is None else 6  # times that services may have to leave or enter
+        bound = limit + 2 * grace + 2 * SETTLE_S + changes * self.services_timeout
         self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         report = DrainReport(0, 0, (), ())
         try:
             await self._give_up_restart()
             report = await self.drain(limit)
         finally:
-            await self._end_background()
+            await to_its_end(self._end_background, f"stop of {self.layout.root}")
             log_unstarted(report)
             log(
                 "supervisor_stopped",
@@ -282,14 +287,15 @@ class Supervisor(Restarts):
         assert self._block is not None
         swallowed = self._block.__exit__(kind, error, traceback)
         in_peace = error is None or (swallowed and self._told_to_stop.is_set())
+        failure, self._failure = self._failure, None
         try:
             await self.stop(drain_timeout=None if in_peace else 0.0)
         except AbandonedBodies:
             if error is None or swallowed:
                 raise
             log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
-        if self._failure is not None and (error is None or swallowed):
-            raise self._failure
+        if failure is not None and (error is None or swallowed):
+            raise failure
         return swallowed
 
     async def _serve_lanes(self, ready: anyio.Event, leave: anyio.Event) -> None:
@@ -303,8 +309,10 @@ class Supervisor(Restarts):
         finally:
             self._scheduler.shut()
             ready.set()
-            if not leave.is_set() and self._block is not None:
-                self._block.cancel()  # it failed by itself: whoever uses the supervisor must not go on
+            if not leave.is_set():  # it failed by itself, or the loop ends
+                self.watchdog.stop()
+                if self._block is not None:
+                    self._block.cancel()  # whoever uses the supervisor must not go on
 
     async def _end_background(self) -> None:
         """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind."""

@@ -227,7 +227,8 @@ async def test_who_is_told_to_stop_during_a_restart_does_not_ask_for_a_new_proce
 
 
 async def test_what_is_to_be_sent_again_during_a_restart_is_sent_when_it_is_over(tmp_path):
-    served = Served(tmp_path, LOAD.replace("count = 40", 'count = 4\nagain = 1\nbehave = "raise"'))
+    load = LOAD.replace("end = 0.1", "end = 0.0").replace("count = 40", 'count = 4\nagain = 1\nbehave = "raise"')
+    served = Served(tmp_path, load)
     served.vault = Vault(0.1, served.ledger.instance)
     served.sup._factories[NAME] = served.vault.service
     served.at_record(4, lambda: send(signal.SIGUSR1))

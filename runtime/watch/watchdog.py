@@ -142,6 +142,9 @@ class Watchdog:
         self.problems: list[str] = []
         """What was wrong at the last look."""
         self.alive = alive
+        self.alive_every_s = _LOOK_S
+        """Seconds between two calls of it."""
+        self._next_alive = -math.inf
         self._keeper, self._look, self._abandoned = keeper, look, abandoned
         self._dead_s, self._leave = dead_s, leave
         self._resources = Resources()
@@ -297,7 +300,9 @@ class Watchdog:
             self._next_round = now + _LOOK_S
             self._resources.look(now)
             self._arm_last_resort()
-            if self.alive is not None and now - self._answered < _ALIVE_S and not self.problems:
+        if self.alive is not None and now >= self._next_alive:
+            self._next_alive = now + self.alive_every_s
+            if now - self._answered < _ALIVE_S and not self.problems:
                 self.alive()
         if now >= self._next_look and not self._looking and post is not None:
             self._looking = True
