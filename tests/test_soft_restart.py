@@ -590,6 +590,14 @@ def test_a_place_that_cannot_be_had_is_refused(place, why, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--socket", "--trace"])
+def test_what_only_the_process_can_tell_to_be_unusable_is_refused_too(tmp_path, option):
+    (tmp_path / "service.toml").write_text(SERVICE)
+    done = lanes("run", tmp_path / "service.toml", option, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"lanes: {option}: ") and done.stderr.count("\n") == 1
+
+
 def test_without_the_usual_place_it_goes_on_and_says_so(tmp_path, monkeypatch):
     (tmp_path / "load.toml").write_text(LOAD)
     (tmp_path / "lanes").write_text("in the way")

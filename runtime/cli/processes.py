@@ -25,8 +25,8 @@ from runtime.watch.watchdog import EXIT_NEW_PROCESS
 
 from . import wire
 from .books import Books, numbered
-from .output import Output
-from .report import Result
+from .output import Output, leave_now
+from .report import USAGE, Result
 from .scenario import Plan
 from .start import Options
 
@@ -115,6 +115,8 @@ class _Service:
             if self._stopping:
                 return
             code = await self._one(number, left)
+            if code == USAGE and not self._first_ready.is_set():
+                leave_now(USAGE)  # it has said what cannot be used, and nothing was done
             if code >= 0 and not self.books.ended:  # what is wrong by its own books it has said
                 self._result.failure = f"a process ended with exit code {code}, without a word"
             if code == EXIT_NEW_PROCESS:
