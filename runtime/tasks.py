@@ -81,19 +81,30 @@ def _run_of_task(task: Task) -> Run | None:
     return context.get(_current) if context is not None else None
 
 
-def grow(run: Run, root: Task, tasks: dict[int, Task]) -> list[Task]:
+Kin = tuple[dict[int | None, list[Task]], dict[Run | None, list[Task]]]
+
+
+def kin_of(tasks: dict[int, Task]) -> Kin:
+    """Tasks by who started them, and by the run whose they are: found once, however many runs are asked about."""
+    by_parent, by_run = defaultdict[int | None, list[Task]](list), defaultdict[Run | None, list[Task]](list)
+    for task in tasks.values():
+        by_parent[task.parent].append(task)
+        # One that has not begun may be the body of a run that this one has just submitted.
+        if getattr(task.coro, "cr_suspended", True) or is_running(task.coro):
+            by_run[_run_of_task(task)].append(task)
+    return by_parent, by_run
+
+
+def grow(run: Run, root: Task, tasks: dict[int, Task], kin: Kin) -> list[Task]:
     """Give each task of a run its children; returns the run's tasks that are nobody's child.
 
     Args:
         root: the task of the run's body.
         tasks: `all_tasks()`, looked at in the same step of the loop.
+        kin: `kin_of(tasks)`.
     """
-    by_parent = defaultdict[int | None, list[Task]](list)
-    for task in tasks.values():
-        by_parent[task.parent].append(task)
-    # One that has not begun may be the body of a run that this one has just submitted.
-    begun = [one for one in tasks.values() if getattr(one.coro, "cr_suspended", True) or is_running(one.coro)]
-    mine = [task for task in begun if task is not root and _run_of_task(task) is run]
+    by_parent, by_run = kin
+    mine = [task for task in by_run[run] if task is not root]
     native = {task.id for task in mine if task.parent is None}
     placed = {root.id}
 

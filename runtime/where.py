@@ -27,10 +27,12 @@ from locks import _clock
 from locks._events import described
 from locks.sidecar import note
 
-from .tasks import Task, all_tasks, grow, running_tasks
+from .tasks import Kin, Task, all_tasks, grow, kin_of, running_tasks
 from .watch.frames import name_of, place_of, run_of, source_of, stack_text
 
 _MOST_TASKS = 100
+_MOST_ASKED = 2000
+"""With more tasks on the loop, it is not found out for a one-line answer whose child each of them is."""
 _MOST_OTHERS = 20
 """Threads, runs and rights that are told, each."""
 _MOST_NAMED = 3
@@ -218,7 +220,7 @@ def _tasks(execution: Execution) -> list[str]:
     root = tasks.get(id(execution.fence.task))
     if root is None:
         return ["its task has ended, or belongs to another event loop"]
-    strays = grow(run, root, tasks)
+    strays = grow(run, root, tasks, kin_of(tasks))
     lines: list[str] = []
     told = [(root, 0, "task"), *((task, 0, "task that none of its tasks awaits:") for task in strays)][::-1]
     number = 0
@@ -248,14 +250,15 @@ def guilty_lines(executions: Iterable[Execution]) -> dict[Execution, str]:
     del frames[threading.get_ident()]  # for the reason of `_threads`
     in_threads = {run: source_of(frame) for frame in frames.values() if (run := run_of(frame)) is not None}
     tasks = all_tasks()
-    return {one: in_threads.get(one.run) or _line_of_tasks(one, tasks) for one in executions}
+    kin = kin_of(tasks if len(tasks) <= _MOST_ASKED else {})
+    return {one: in_threads.get(one.run) or _line_of_tasks(one, tasks, kin) for one in executions}
 
 
-def _line_of_tasks(execution: Execution, tasks: dict[int, Task]) -> str:
+def _line_of_tasks(execution: Execution, tasks: dict[int, Task], kin: Kin) -> str:
     task = tasks.get(id(execution.fence.task))
     if task is None:
         return ""
-    grow(execution.run, task, tasks)
+    grow(execution.run, task, tasks, kin)
     place = places_of(task.coro, unseen=__name__).guilty
     while task.children:
         task = task.children[0]
