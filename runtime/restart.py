@@ -31,7 +31,7 @@ from .work import Work
 State = Literal["new", "running", "draining", "restarting", "stopped"]
 OnZombie = Literal["raise", "exit"]
 
-_GIVEN_UP = "restart: given up, because the supervisor stops"
+_GIVEN_UP = "restart: given up, because the supervisor stops or drains"
 _MARGIN_S = 5.0
 RAMP_S = 2.0
 """Within so many seconds the next generation comes up to full speed."""
