@@ -243,8 +243,8 @@ class Supervisor(Restarts):
         """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
 
         Children of running runs are still taken and started: their parents wait for them.
-        Lasts until `stop` or `restart`; a restart that is under way is given up. Cancelled, it cancels the runs at once, waits for their grace, and raises
-        afterwards.
+        Lasts until `stop` or `restart`; a restart that is under way is given up. Cancelled, it cancels the runs at
+        once, waits for their grace, and raises afterwards.
         """
         scheduler = self._scheduler
         timeout = seconds("timeout", timeout, zero=True)

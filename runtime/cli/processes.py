@@ -142,10 +142,11 @@ class _Service:
             with anyio.move_on_after(self._within_s) as waiting:
                 await self._restarted.wait()
             if waiting.cancelled_caught and not self._stopping:
-                self._is_stuck("restart_not_in_time", self._within_s)
+                log("restart_not_in_time", level="error", within_s=self._within_s)
+                self._give_up()
 
-    def _is_stuck(self, event: str, within_s: float) -> None:
-        log(event, level="error", within_s=within_s)
+    def _give_up(self) -> None:
+        """End a process that is stuck."""
         self.books.figures.unbounded += 1
         self.kill()
 
@@ -199,7 +200,8 @@ class _Service:
             with anyio.move_on_after(_SILENT_S) as waiting:
                 chunk = await process.stdout.receive()
             if waiting.cancelled_caught:
-                self._is_stuck("process_silent", _SILENT_S)
+                log("process_silent", level="error", within_s=_SILENT_S)
+                self._give_up()
                 return
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
