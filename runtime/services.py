@@ -34,9 +34,13 @@ class Services:
         """Of the background task."""
         self._task = Background()
         self._ready, self._leave = anyio.Event(), anyio.Event()
-        self._life = anyio.CancelScope()
+        self._life: anyio.CancelScope | None = None
         self._at = ""
         """The service that is being entered, for the error."""
+
+    def _cancel(self) -> None:
+        if self._life is not None:
+            self._life.cancel()
 
     async def enter(self, name: str, timeout: float) -> None:
         """Enter them all. A checkpoint; cancelled or failed, those that were entered are left again.
@@ -50,6 +54,7 @@ class Services:
             ServicesStuck: it took too long.
         """
         self.name = name
+        self._life = anyio.CancelScope()  # not earlier: a supervisor may be made before any event loop runs
         self._task.start(self._serve, name)
         try:
             with anyio.move_on_after(timeout):
@@ -64,7 +69,7 @@ class Services:
                 log("service_failed", level="error", service=self._at, error="cancelled while it started")
                 raise ServicesStuck(f"service {self._at!r} was cancelled while it started: admission is closed")
         except BaseException:
-            self._life.cancel()
+            self._cancel()
             await self.leave(timeout)
             raise
 
@@ -86,7 +91,7 @@ class Services:
                     await self._task.over.wait()
                 if self._task.over.is_set():
                     return True
-                self._life.cancel()
+                self._cancel()
         log("services_stuck", level="error", waited_s=2 * timeout)
         return False
 
@@ -102,8 +107,10 @@ class Services:
 
     async def _serve(self) -> None:
         """A background task: enter, wait, leave."""
+        life = self._life
+        assert life is not None
         try:
-            with self._life:
+            with life:
                 async with AsyncExitStack() as stack:
                     for name, factory in self._factories.items():
                         self._at = name

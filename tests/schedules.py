@@ -36,7 +36,7 @@ from lanes.pace import INTERVAL_S
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
 from locks import LeaseLost, LockError, LockRegistry
-from runtime.drain import finish_or_cancel
+from runtime.drain import Drain
 from runtime.work import Work
 from tests.supervised import TICK
 from tests.virtual import VirtualClock
@@ -334,7 +334,7 @@ class Schedule:
         """Come to rest, and take work again."""
         self._drains += 1
         self.scheduler.shut()
-        await finish_or_cancel(self.scheduler, given[2])
+        await Drain(self.scheduler).finish_or_cancel(given[2])
         self._drains -= 1
         if not self._drains:
             self.scheduler.open()

@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -294,7 +295,8 @@ async def test_a_loop_that_stands_still_during_a_restart_loses_nothing(tmp_path)
     for seed in range(ROUNDS):
         directory = tmp_path / str(seed)
         directory.mkdir()
-        served, stalled = Served(directory), []
+        served = Served(directory)
+        stalled: list[Any] = []
 
         def stall(served=served, stalled=stalled):
             if served.sup.state == "restarting" and not stalled:

@@ -13,6 +13,7 @@ import sys
 import threading
 import weakref
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -308,7 +309,9 @@ async def test_a_task_that_runs_right_now_is_shown_where_it_runs(sup):
     told = []
 
     def asks():
-        told.append(where(current_run()))  # asks for itself
+        mine = current_run()
+        assert mine is not None
+        told.append(where(mine))  # asks for itself
 
     async def child():
         asks()
@@ -642,7 +645,8 @@ class Kept:
 
 
 async def test_looking_keeps_neither_frames_nor_what_the_body_holds(sup):
-    refs, go_on = [], anyio.Event()
+    refs: list[Any] = []
+    go_on = anyio.Event()
 
     async def body(ctx):
         first, second = Kept(), Kept()

@@ -31,7 +31,8 @@ async def main(path: str) -> None:
         parent = os.getpid()
         warnings.simplefilter("ignore", DeprecationWarning)  # it forks with threads: that is what is tested
         if os.fork() == 0:
-            print(told(path, parent), flush=True)
+            sys.stdout.write(told(path, parent) + "\n")
+            sys.stdout.flush()
             os._exit(0)
         os.kill(parent, signal.SIGKILL)
 
