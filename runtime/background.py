@@ -71,7 +71,7 @@ async def to_its_end(body: Callable[[], Coroutine[Any, Any, None]], name: str) -
         while not task.over.is_set():
             try:
                 await task.over.wait()
-            except anyio.get_cancelled_exc_class() as error:
+            except BaseException as error:  # trio raises KeyboardInterrupt here, whatever the shield
                 cancelled = error
     if task.error is not None:
         raise task.error

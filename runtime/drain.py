@@ -64,9 +64,11 @@ class Drain:
             execution.ask_to_end(RunState.CANCELLED, reason)
         grace = max((execution.spec.grace for execution in self._left), default=0.0)
         # Twice: a body that had no chance to end, because the loop came late, gets its grace again.
-        with anyio.CancelScope(shield=True, deadline=anyio.current_time() + 2 * grace + SETTLE_S):
-            if self._left:
-                await self._scheduler.calm()
+        # And as often as the loop comes so late that this is over before the timers that abandon have rung.
+        with anyio.CancelScope(shield=True):
+            while self._left and self._scheduler.serving and not self._scheduler.is_calm():
+                with anyio.move_on_after(2 * grace + SETTLE_S):
+                    await self._scheduler.calm()
 
     def report(self) -> DrainReport:
         """What became of them."""

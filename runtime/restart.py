@@ -60,11 +60,13 @@ class Restarts(Work):
     _leave_process: Callable[[int], object]
     _state: State
     _stopping: bool
+    _opened: bool
+    """Whether admission was opened again in the restart that is under way."""
     _told_to_stop: anyio.Event
     _block: anyio.CancelScope | None
     _restart_scope: anyio.CancelScope | None
     _restart_over: anyio.Event | None
-    _failure: Exception | None = None
+    _failure: BaseException | None = None
     """Why it has ended by itself, to be raised where its block is left, or by `stop`."""
 
     async def _end_background(self) -> None:
@@ -89,13 +91,14 @@ class Restarts(Work):
         if not self._may_restart():
             raise Draining(f"restart: the supervisor is {self._busy_with()}; allowed: while it runs or drains")
         self._state, self._restart_over = "restarting", anyio.Event()
+        self._opened = False
         self._belongings.restarting()
         try:
             with anyio.CancelScope() as self._restart_scope:
                 return await self._next_generation(limit)
             raise Draining(_GIVEN_UP)
-        except Exception as error:
-            if not self._is_open():
+        except BaseException as error:
+            if not self._opened and not self._stopping:
                 await self._end_after_failure(error)
             raise
         finally:
@@ -119,19 +122,19 @@ class Restarts(Work):
     def _may_restart(self) -> bool:
         # Without a generation it is still starting: its services would be left while they are entered.
         open_ = self._state in ("running", "draining") and self.generation > 0
-        return open_ and self._restart_over is None and not self._stopping
+        return open_ and self._restart_over is None and not self._stopping and not self._told_to_stop.is_set()
 
     def _busy_with(self) -> str:
         if self._restart_over is not None or self._state in ("new", "stopped"):
             return self._state
         return "stopping" if self._stopping else "starting"
 
-    def _is_open(self) -> bool:
-        return self._stopping or self._state == "running"  # a call: `_reopen` and `stop` have come in between
-
     def _reopen(self) -> bool:
         """Take work again, unless everything ends."""
         if self._stopping:
+            return False
+        self._opened = True
+        if self._state == "draining":  # somebody has asked for that meanwhile
             return False
         self._state = "running"
         self._scheduler.pace.ramp(_clock.clock.now(), RAMP_S)  # much may be overdue, whether it is taken back or done
@@ -139,7 +142,7 @@ class Restarts(Work):
         self._belongings.ready()
         return True
 
-    async def _end_after_failure(self, error: Exception) -> None:
+    async def _end_after_failure(self, error: BaseException) -> None:
         """The old generation is gone, and the next one cannot begin: end everything, and have whoever waits know."""
         log_unstarted(Drain(self._scheduler).report())
         if self._on_zombie == "exit":
@@ -167,8 +170,7 @@ class Restarts(Work):
             self._exit(code, f"{len(zombies)} bodies ignore their cancellation: " + "; ".join(map(repr, zombies[:10])))
 
     def _exit(self, code: int, why: str) -> None:
-        log("process_exits", level="critical", code=code, reason=why)
-        self._exit_now(code)
+        self.watchdog.end_process(code, why)
 
     def _exit_now(self, code: int) -> None:
         self._leave_process(code)
@@ -251,6 +253,8 @@ class Restarts(Work):
             raise ServicesStuck(f"the services of generation {self.generation} did not leave within {2 * limit:g} s")
         if old.error is not None:
             log("service_failed", level="error", service="", error=described(old.error))  # it has left, badly
+        if self._stopping:
+            raise Draining(_GIVEN_UP)
         self._services = fresh = Services(self._factories)
         await fresh.enter(old.name, limit)
         self._scheduler.services = fresh.made

@@ -130,7 +130,7 @@ class Supervisor(Restarts):
         self._leave_lanes = anyio.Event()
         self._block: anyio.CancelScope | None = None
         self._told_to_stop = anyio.Event()
-        self._stopping = False
+        self._stopping = self._hurried = False
         self._drain: Drain | None = None
         self._starting: anyio.CancelScope | None = None
         self._restart_scope: anyio.CancelScope | None = None
@@ -216,7 +216,7 @@ class Supervisor(Restarts):
         self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         report = DrainReport(0, 0, (), ())
         try:
-            await self._give_up_restart()
+            await to_its_end(self._give_up_restart, "end of a restart")
             report = await self.drain(limit)
         finally:
             await to_its_end(self._end_background, f"stop of {self.layout.root}")
@@ -231,7 +231,6 @@ class Supervisor(Restarts):
         zombies = tuple(execution.run for execution in self._scheduler.abandoned)
         if zombies:
             self._exit_for(zombies, EXIT_ABANDONED)
-            Background().start(self._release_zombies, "end of abandoned bodies")
             raise AbandonedBodies(zombies)
         return report
 
@@ -254,6 +253,8 @@ class Supervisor(Restarts):
         if self._state in ("running", "restarting"):
             self._state = "draining"
         self._drain = Drain(scheduler)
+        if self._hurried:
+            self._drain.hurry()
         return await self._drain.finish_or_cancel(timeout)
 
     async def _release_zombies(self) -> None:
@@ -267,11 +268,15 @@ class Supervisor(Restarts):
     def signalled(self, count: int) -> None:
         """The first signal stops it, the second one ends the drain."""
         self._told_to_stop.set()
+        if self.generation and self._state in ("running", "restarting"):
+            self._scheduler.shut()
+            self._state = "draining"
         if self._starting is not None:
             self._starting.cancel()
         if self._block is not None:
             self._block.cancel()
-        if count > 1 and self._drain is not None:
+        self._hurried = count > 1
+        if self._hurried and self._drain is not None:
             self._drain.hurry()
 
     async def __aenter__(self) -> Self:
@@ -312,6 +317,7 @@ class Supervisor(Restarts):
             ready.set()
             if not leave.is_set():  # it failed by itself, or the loop ends
                 self.watchdog.stop()
+                self._belongings.give_back()
                 if self._block is not None:
                     self._block.cancel()  # whoever uses the supervisor must not go on
 
@@ -320,6 +326,10 @@ class Supervisor(Restarts):
         for execution in reversed(list(self._scheduler.live.values())):
             what = "started" if execution.run.attempt == 1 else "was tried again"
             execution.ask_to_end(RunState.CANCELLED, f"the supervisor stopped before it {what}")
+        self._scheduler.shut()
+        await Drain(self._scheduler).cancel_rest("the supervisor is stopping")  # the lanes' timers are needed for it
+        if self._scheduler.abandoned:
+            Background().start(self._release_zombies, "end of abandoned bodies")
         with anyio.CancelScope(shield=True):
             self._leave_lanes.set()
             if self._lanes_task.started and not self._scheduler.abandoned:

@@ -122,6 +122,12 @@ def _own(frame: FrameType | None) -> FrameType | None:
     return frame or innermost
 
 
+def code_of(frame: FrameType | None) -> object:
+    """The function of the same place."""
+    frame = _own(frame)
+    return frame.f_code if frame is not None else None
+
+
 def source_of(frame: FrameType | None) -> str:
     """The same, with the line's source: `tool.py:12 in crunch: time.sleep(5)`."""
     frame = _own(frame)

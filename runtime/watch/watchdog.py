@@ -34,7 +34,7 @@ from locks._events import described, log
 from locks._loop import Post, poster
 
 from ..quantiles import Quantiles, quantiles
-from .frames import frame_of, name_of, place_of, run_of, stack_text
+from .frames import code_of, frame_of, name_of, place_of, run_of, stack_text
 from .limits import Keeper
 from .resources import ProcessStatistics, Resources
 
@@ -94,7 +94,7 @@ class _Exit:
 class _Ping:
     """A question to the loop. `forgiven` is time in which nobody could have answered it."""
 
-    __slots__ = ("forgiven", "looked_at", "place", "reported", "run", "sent", "stack")
+    __slots__ = ("forgiven", "looked_at", "place", "reported", "run", "seen", "sent", "stack")
 
     def __init__(self, sent: float) -> None:
         self.sent = sent
@@ -102,14 +102,20 @@ class _Ping:
         self.looked_at = -math.inf
         self.reported = False
         self.place = self.run = self.stack = ""
+        self.seen: dict[tuple[str, object], tuple[int, str]] = {}
 
     def waited(self, now: float) -> float:
         return now - self.sent - self.forgiven
 
     @property
     def why(self) -> str:
-        whose = self.run or "code of no run"
-        return f"the event loop was blocked by {whose} at {self.place}" if self.place else "the event loop was late"
+        if not self.seen:
+            return "the event loop was late"
+        (run, _), (often, place) = max(self.seen.items(), key=lambda item: item[1][0])
+        whose = f"{run or 'code of no run'} at {place}"
+        if 2 * often > sum(number for number, _ in self.seen.values()):
+            return f"the event loop was blocked by {whose}"
+        return f"the event loop was busy, with {whose} and others"
 
 
 class Watchdog:
@@ -288,7 +294,7 @@ class Watchdog:
         late = now - self._due
         self._note_standing_still(now, late)
         if now >= (leaving := self._exit).at:
-            self._end(leaving.code, leaving.why)
+            self.end_process(leaving.code, leaving.why)
         ping, post = self._ping, self._post
         if ping is None:
             self._ping = ping = _Ping(now)
@@ -317,14 +323,17 @@ class Watchdog:
 
     def _examine(self, ping: _Ping, now: float) -> None:
         waited = ping.waited(now)
+        frame = frame_of(self._thread)
+        if frame is None or is_idle(frame):
+            # It waits for its selector to be told, and the machine has not come to it: late, and nobody's fault.
+            return
+        # At each tick: who is looked at once in half a second may be somebody that came after the culprit.
+        run, place, code = name_of(run_of(frame)), place_of(frame), code_of(frame)
+        ping.seen = {**ping.seen, (run, code): (ping.seen.get((run, code), (0, ""))[0] + 1, place)}
         if now - ping.looked_at >= BLOCKED_S or not ping.place:
             ping.looked_at = now
-            frame = frame_of(self._thread)
-            if frame is None or is_idle(frame):
-                # It waits for its selector to be told, and the machine has not come to it: late, and nobody's fault.
-                return
-            ping.run, ping.stack, ping.place = name_of(run_of(frame)), stack_text(frame), place_of(frame)
-            del frame
+            ping.run, ping.stack, ping.place = run, stack_text(frame), place
+        del frame
         if waited >= BLOCKED_S and ping.place and not ping.reported:
             ping.reported = True
             log(
@@ -336,7 +345,7 @@ class Watchdog:
                 stack=ping.stack,
             )
         if self._dead_s is not None and waited >= self._dead_s:
-            self._end(EXIT_NEW_PROCESS, f"the event loop was blocked for {waited:.0f} s at {ping.place}")
+            self.end_process(EXIT_NEW_PROCESS, f"the event loop was blocked for {waited:.0f} s at {ping.place}")
 
     def _note_standing_still(self, now: float, late: float) -> None:
         cpu_s, asleep_s = time.process_time(), _asleep_s()
@@ -359,7 +368,8 @@ class Watchdog:
         self.stalls.append(Stall(began, ended, f"{why} for {still_s:.2f} s"))
         log("process_stood_still", level="warning", late_s=round(still_s, 3), reason=why)
 
-    def _end(self, code: int, why: str) -> None:
+    def end_process(self, code: int, why: str) -> None:
+        """Say why, print all stacks, and end the process. On any thread."""
         log("process_exits", level="critical", code=code, reason=why)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed, or is no file
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
