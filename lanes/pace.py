@@ -49,6 +49,11 @@ class Pace:
         """
         self._ramp_ends, self._ramp_s = now + seconds, seconds
 
+    def end_ramp(self, now: float) -> None:
+        """Forget a ramp that is over, also when nothing was started on it."""
+        if now >= self._ramp_ends:
+            self._ramp_s = 0.0
+
     def holds_back(self, group: str) -> bool:
         """Whether starts in a group are slowed."""
         return bool(self.why or self._ramp_s) and group != EXEMPT
@@ -74,8 +79,7 @@ class Pace:
 
     def may_start_at(self, group: str, urgency: Priority, now: float) -> float:
         """When the next run of that class may start."""
-        if now >= self._ramp_ends:
-            self._ramp_s = 0.0
+        self.end_ramp(now)
         last = self._last.get((group, urgency))
         if last is None:
             return -math.inf

@@ -198,7 +198,7 @@ class Restarts(Work):
         log("restart_started", generation=self.generation, running=len(scheduler.running()), drain_s=drain_timeout)
         scheduler.shut()
         grace = max((spec.grace for spec in scheduler.specs.lanes.values()), default=0.0)
-        bound = began + drain_timeout + 2 * grace + SETTLE_S + 4 * self.services_timeout + _MARGIN_S
+        bound = began + drain_timeout + 2 * grace + SETTLE_S + 7 * self.services_timeout + _MARGIN_S
         self._hard_limit(bound, EXIT_NEW_PROCESS, "the restart did not end in time")
         try:
             report = await self._come_to_rest(drain_timeout)

@@ -198,7 +198,7 @@ class Supervisor(Restarts):
         Raises:
             AbandonedBodies: some bodies ignored their cancellation; everything else is stopped. With `on_zombie="exit"`
                 the process ends instead.
-            Exception: a service failed in a restart that was only requested, so everything has stopped already; once.
+            Exception: a service failed in a restart, so everything has stopped already; told once, here too.
         """
         if self._state in ("new", "stopped"):
             self._state = "stopped"
@@ -211,7 +211,7 @@ class Supervisor(Restarts):
         self._stopping = True
         self._belongings.stopping()
         grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
-        changes = 2 if self._restart_over is None else 6  # times that services may have to leave or enter
+        changes = 2 if self._restart_over is None else 7  # times that services may have to leave or enter
         bound = limit + 2 * grace + 2 * SETTLE_S + changes * self.services_timeout
         self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         report = DrainReport(0, 0, (), ())
@@ -248,10 +248,10 @@ class Supervisor(Restarts):
         scheduler = self._scheduler
         timeout = seconds("timeout", timeout, zero=True)
         self._refuse_inside("drain")
-        await self._give_up_restart()  # it would open again what this closes
         scheduler.shut()
         if self._state in ("running", "restarting"):
-            self._state = "draining"
+            self._state = "draining"  # before the restart is given up, which would start queued work on its way back
+        await self._give_up_restart()
         self._drain = Drain(scheduler)
         if self._hurried:
             self._drain.hurry()

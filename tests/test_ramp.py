@@ -125,3 +125,10 @@ def test_slowed_on_a_ramp_it_is_the_slower_of_both_and_restored_it_stays_on_the_
     assert pace.restore()
     assert pace.may_start_at("main", Priority.BACKGROUND, 0.0) == 0.025
     assert pace.holds_back("main")
+
+
+async def test_a_ramp_ends_although_nothing_was_started_on_it(sup):
+    await sup.restart()
+    assert sup._scheduler.pace.holds_back("main")
+    await anyio.sleep(RAMP_S + 2.0)
+    assert not sup._scheduler.pace.holds_back("main")

@@ -32,6 +32,7 @@ class SelfCheck:
 
     def look(self) -> list[str]:
         """Look once; what was found before too is wrong, and logged the first time."""
+        self._scheduler.pace.end_ramp(_clock.clock.now())
         found = {*self._overdue(), *self._stuck()}
         wrong = sorted(found & self._suspects)
         for what in wrong:
