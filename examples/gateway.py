@@ -18,11 +18,13 @@ A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 t
 the run was stopped, reset or superseded; 422 a field, its value and what is allowed; 429 the queue is full; 503
 draining or restarting; 504 the run timed out. What may be tried again has `Retry-After`. A client that goes away ends
 nothing: its question is in the transcript, and so will be the answer. SIGTERM is uvicorn's: requests under way are
-answered, which takes `--wait` at most, WebSockets are closed, then the supervisor drains.
+answered, which takes `--wait` at most, WebSockets are closed, then the supervisor drains. SIGHUP is the same, and
+SIGUSR1 a restart.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import signal
@@ -92,11 +94,14 @@ class Gateway:
             registry=LockRegistry(sidecar=False),  # nobody else is there who would read lock files; see `exclusive`
             exclusive=True,
             status_socket=True,
+            notify=True,
             services={
                 "model": lambda: nullcontext(model),
                 "clock": lambda: clock(sup, self.recent, s.cron_every, s.heartbeat_every),
             },
         )
+        if sys.platform != "win32":  # left alone, it would end the process at once
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, sup.request_restart, "SIGUSR1")
         return sup
 
     def take(self, connection: Request | WebSocket, asked: Posted) -> Run:
@@ -251,6 +256,8 @@ def main(host: str, port: int, **settings: Any) -> None:
     # uvicorn raises the signal that has ended it once more. Then, and before it listens, there is nothing to save.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn does not know it
     config = uvicorn.Config(
         application(Settings(**settings)),
         host,

@@ -71,7 +71,7 @@ def parsed(raw: str | bytes) -> Posted:
         raise Refusal(f"body: {len(raw)} bytes; allowed: {MAX_BODY} bytes", status=413)
     try:
         given = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise Refusal(f"body: no JSON ({error}); allowed: a JSON object", status=400) from None
     if not isinstance(given, dict):
         raise Refusal(f"body: {given!r:.80}; allowed: a JSON object", status=422)

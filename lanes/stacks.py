@@ -53,13 +53,13 @@ class Places(NamedTuple):
 
     def inner(self) -> Places:
         """Without the outermost calls, those of the event library and ours that every task begins with."""
-        begins = next((n for n, place in enumerate(self.kept) if _distance(place.file) < _OURS), 0)
+        begins = next((n for n, place in enumerate(self.kept) if distance(place.file) not in (_OURS, _EVENTS)), 0)
         return Places(self.kept[begins:], self.left_out) if not self.left_out else self
 
     @property
     def guilty(self) -> Place | None:
         """The innermost line of the user's own code, or else of what is nearest to it."""
-        return min(reversed(self.kept), key=lambda place: _distance(place.file), default=None)
+        return min(reversed(self.kept), key=lambda place: distance(place.file), default=None)
 
 
 def stack_of(task: Any) -> str:
@@ -174,15 +174,20 @@ def _inside(folders: Iterable[str], *names: str) -> tuple[str, ...]:
     return tuple(os.path.join(folder, name, "") for folder in folders for name in names or ("",))
 
 
-_FARTHEST_FIRST = (
-    ("<frozen", *_inside(_PACKAGES, "anyio", "trio", "outcome", "sniffio")),
-    _inside([_HERE], "locks", "lanes", "runtime"),
-    _inside(_PACKAGES),
-    _inside({_PATHS[name] for name in ("stdlib", "platstdlib")}),
+_OURS, _LIBRARY, _EVENTS = 2, 3, 4
+_DISTANCES = (
+    (_EVENTS, ("<frozen", *_inside(_PACKAGES, "anyio", "trio", "outcome", "sniffio"))),
+    (_OURS, _inside([_HERE], "locks", "lanes", "runtime")),
+    (1, _inside(_PACKAGES)),
+    (_LIBRARY, _inside({_PATHS[name] for name in ("stdlib", "platstdlib")})),
 )
-_OURS = len(_FARTHEST_FIRST) - 1
+"""The first that fits: packages lie inside of the standard library's folder, and we may lie among them."""
 
 
-def _distance(file: str) -> int:
-    """How far code is from the user's own, which is 0: what a task begins and ends with is farthest."""
-    return next((len(_FARTHEST_FIRST) - n for n, those in enumerate(_FARTHEST_FIRST) if file.startswith(those)), 0)
+def distance(file: str) -> int:
+    """How far code is from the user's own, which is 0: what a task begins and ends with is farthest.
+
+    A program that is installed lies among the packages, so those come next. The standard library is where the program
+    waits, and never what can be mended.
+    """
+    return next((far for far, folders in _DISTANCES if file.startswith(folders)), 0)

@@ -204,7 +204,9 @@ class Restarts(Work):
             report = await self._come_to_rest(drain_timeout)
             await to_its_end(change, f"restart, generation {self.generation + 1}")
         except BaseException as error:
-            log("restart_failed", level="error", generation=self.generation, error=described(error))
+            given_up = isinstance(error, anyio.get_cancelled_exc_class()) and (self._stopping or self._opened)
+            why = _GIVEN_UP if given_up and self._state != "running" else described(error)
+            log("restart_failed", level="error", generation=self.generation, error=why)
             raise
         finally:
             self._hard_limit(math.inf, 0, "")

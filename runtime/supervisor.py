@@ -132,6 +132,7 @@ class Supervisor(Restarts):
         self._told_to_stop = anyio.Event()
         self._stopping = self._hurried = False
         self._drain: Drain | None = None
+        self._services_left = True
         self._starting: anyio.CancelScope | None = None
         self._restart_scope: anyio.CancelScope | None = None
         self._restart_over: anyio.Event | None = None
@@ -232,6 +233,8 @@ class Supervisor(Restarts):
         if zombies:
             self._exit_for(zombies, EXIT_ABANDONED)
             raise AbandonedBodies(zombies)
+        if not self._services_left and self._on_zombie == "exit":  # the event loop would wait for them when it ends
+            self._exit(EXIT_ABANDONED, f"the services did not leave within {2 * self.services_timeout:g} s")
         return report
 
     async def stop_requested(self) -> None:
@@ -334,7 +337,7 @@ class Supervisor(Restarts):
             self._leave_lanes.set()
             if self._lanes_task.started and not self._scheduler.abandoned:
                 await self._lanes_task.over.wait()
-            _ = await self._services.leave(self.services_timeout)
+            self._services_left = await self._services.leave(self.services_timeout)
         self.watchdog.stop()
         self._belongings.give_back()
         self._state = "stopped"

@@ -335,6 +335,7 @@ async def test_reset_puts_the_transcript_away(gateway, http, key):
         (b"", 400, "body: no JSON"),
         (b"{", 400, "body: no JSON"),
         (b"\xff", 400, "body: no JSON"),
+        (b'{"text": "\xff"}', 400, "body: no JSON"),
         (b"[" * 100_000, 400, "body: no JSON"),
         (b"[1]", 422, "body: [1]; allowed: a JSON object"),
         (b"{}", 422, "text: None is not allowed; allowed: text of one character or more"),
@@ -345,7 +346,7 @@ async def test_reset_puts_the_transcript_away(gateway, http, key):
         (b'{"text": "a", "wait": -1}', 422, "wait: -1 is not allowed"),
         (b'{"text": "a", "sesion": 1}', 422, "sesion: 1 is not allowed; allowed: the fields text, when_busy, wait"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 async def test_a_body_that_is_no_message_is_refused_by_field_and_value(gateway, http, key, body, status, says):
     response = await http.post(f"/sessions/{key}/messages", content=body)
@@ -582,7 +583,15 @@ async def test_every_message_during_a_restart_is_answered_or_refused_with_a_reas
             assert answer.json()["error"] == "Draining" and answer.headers["retry-after"] == "1"
 
 
-async def test_sigterm_under_load_answers_or_refuses_everything_and_exits_well(tmp_path):
+async def test_sigusr1_restarts_it(gateway, http):
+    before = gateway.log.read_text().count("restart_finished")
+    gateway.process.send_signal(signal.SIGUSR1)
+    await eventually(lambda: gateway.log.read_text().count("restart_finished") > before, within=LIMIT_S)
+    assert (await post(http, next(gateway.keys))).status_code == 200
+
+
+@pytest.mark.parametrize("sent_signal", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+async def test_a_signal_under_load_answers_or_refuses_everything_and_exits_well(tmp_path, sent_signal):
     async with serving(tmp_path) as gateway:
         sent, answers = 0, list[tuple[str, str, Any]]()
         async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as http, anyio.create_task_group() as group:
@@ -602,7 +611,7 @@ async def test_sigterm_under_load_answers_or_refuses_everything_and_exits_well(t
             for client in range(8):
                 group.start_soon(ask, f"client {client}")
             await eventually(lambda: len(answers) > 8, within=LIMIT_S)
-            gateway.process.send_signal(signal.SIGTERM)
+            gateway.process.send_signal(sent_signal)
         assert await anyio.to_thread.run_sync(gateway.process.wait, LIMIT_S) == 0, gateway.log.read_text()
         assert len(answers) == sent
         for key, text, answer in answers:

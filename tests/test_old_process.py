@@ -68,14 +68,15 @@ def has_stacks(text: str) -> bool:
 @both
 @pytest.mark.parametrize("how", ["swallows", "thread", "service"])
 def test_an_old_process_that_will_not_go_ends_at_its_hard_limit_and_its_successor_serves(tmp_path, how, backend):
-    with process(tmp_path, backend, how) as old, process(tmp_path, backend, "successor") as new:
+    with process(tmp_path, backend, how) as old:
         old.says("begun")
-        assert f"process {old.pid} " in new.logs("waiting_for_owner")
-        assert new.peer.lines == []
-        old.peer.signal(signal.SIGTERM)
-        assert old.ends() == 70
-        new.says("served")
-        assert new.ends() == 0
+        with process(tmp_path, backend, "successor") as new:
+            assert f"process {old.pid} " in new.logs("waiting_for_owner")
+            assert new.peer.lines == []
+            old.peer.signal(signal.SIGTERM)
+            assert old.ends() == 70
+            new.says("served")
+            assert new.ends() == 0
         assert has_stacks(old.text())
         assert "code=70" in old.logged("process_exits")
         assert "run=2" in old.logged("run_not_started")

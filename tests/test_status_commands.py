@@ -192,7 +192,7 @@ def test_problems_come_first_and_what_is_past_its_deadline_is_stuck():
         )
     )
     assert told == [
-        "process 7, DRAINING for 1 h 0 min, generation 1, sessions /s",
+        "process 7, DRAINING, running for 1 h 0 min, generation 1, sessions /s",
         "PROBLEM: too much",
         "SLOWED: the loop is late",
         "1 running, 0 waiting; loop lag p99 1.0 ms, at most 2.0 ms",

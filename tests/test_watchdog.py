@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import faulthandler
+import os
 import select
 import sys
+import sysconfig
 import threading
 import time
 from itertools import pairwise
@@ -477,3 +479,16 @@ async def test_a_body_that_blocks_once_is_not_a_reason_to_be_unwell_for_ever(vir
         now = await sup.run("work", body)
         assert now.healthy and now.admission_slowed == ""
         assert now.loop_lag.max >= 2.9
+
+
+def test_the_guilty_line_of_a_program_that_is_installed_is_its_own_not_that_of_the_standard_library():
+    installed = os.path.join(sysconfig.get_path("purelib"), "gateway", "tool.py")
+    space: dict[str, Any] = {"frames": []}
+    source = "import json\ndef look(_):\n    import sys\n    frames.append(sys._getframe())\ndef load():\n"
+    exec(compile(source + "    json.loads('{}', object_hook=look)\n", installed, "exec"), space)
+    thread = threading.Thread(target=space["load"])  # with nobody's code further out
+    thread.start()
+    thread.join()
+    (frame,) = space["frames"]
+    assert frame.f_back.f_code.co_filename != installed
+    assert place_of(frame.f_back) == "tool.py:6 in load"

@@ -73,7 +73,7 @@ def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
 
 def head(picture: say.Picture) -> list[str]:
     """What concerns the whole process."""
-    state = picture.state.upper() if picture.state != "running" else "running"
+    state = "" if picture.state == "running" else f"{picture.state.upper()}, "
     lag = picture.loop_lag
     running, queued = picture.counts.get("running", 0), picture.counts.get("queued", 0)
     abandoned = len(picture.abandoned) + picture.abandoned_left_out
@@ -84,7 +84,7 @@ def head(picture: say.Picture) -> list[str]:
         for group in picture.groups
     )
     told = [
-        f"process {picture.pid}, {state} for {lasting(picture.uptime_s)}, generation {picture.generation}, "
+        f"process {picture.pid}, {state}running for {lasting(picture.uptime_s)}, generation {picture.generation}, "
         f"sessions {picture.sessions}"
     ]
     told += [f"PROBLEM: {problem}" for problem in picture.problems]

@@ -13,18 +13,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import linecache
-import os
+import math
 import sys
-import sysconfig
 from collections import deque
 from contextvars import Context
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
 from lanes import Run
 from lanes.execution import Execution
 from lanes.run import _current
+from lanes.stacks import distance
 
 _KEPT_FRAMES = 40
 _MOST_FRAMES = 10_000
@@ -32,13 +32,8 @@ _WHERE_CONTEXTS_ARE = ("context", "self", "task")
 """The local variables that hold a context, or something with one, in the frames of the event loops and threads."""
 _EVENT_LIBRARIES = {"asyncio", "anyio", "trio", "concurrent"}
 _CONDUCT = Execution.conduct.__code__
-_HERE = Path(__file__).resolve().parents[2]
-_LIBRARIES = (
-    "<frozen ",
-    *{path + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib") if (path := sysconfig.get_path(name))},
-    *(f"{_HERE / package}{os.sep}" for package in ("lanes", "locks", "runtime")),
-)
-"""Where the files begin that are not the user's own."""
+_PACKAGES = 1
+"""The `distance` of installed packages: a program may be one."""
 
 
 def frame_of(thread: int) -> FrameType | None:
@@ -114,12 +109,15 @@ def place_of(frame: FrameType | None) -> str:
 
 
 def _own(frame: FrameType | None) -> FrameType | None:
-    innermost = frame
+    """The innermost frame of the code that is nearest to the user's own, up to the event loop that has called it."""
+    found, nearest = frame, math.inf
     for _ in range(_MOST_FRAMES):
-        if frame is None or not frame.f_code.co_filename.startswith(_LIBRARIES):
+        if frame is None or not nearest or (nearest <= _PACKAGES and _is_of_event_library(frame)):
             break
+        if (far := distance(frame.f_code.co_filename)) < nearest:
+            found, nearest = frame, far
         frame = frame.f_back
-    return frame or innermost
+    return found
 
 
 def code_of(frame: FrameType | None) -> object:

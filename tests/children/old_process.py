@@ -1,6 +1,6 @@
-"""A gateway that will not go, or its successor: `old_process DIRECTORY LOG asyncio|trio HOW`. Its log lines are in LOG.
+"""A gateway that will not go, or its successor: `old_process DIRECTORY LOG asyncio|trio HOW`. LOG gets its stderr.
 
-It has session `a` for itself, and one more run queued for it, and then says `begun`. HOW is what keeps it from leaving:
+A run of it conducts session `a`, and says `begun`; one more is queued behind it. HOW is what keeps it from leaving:
 `swallows` (a body that swallows its cancellation), `thread` (one that hangs in a thread), `service` (one that never
 leaves), `blocked` (the event loop is), or nothing: `willing`, whose run ends when it is told to stop. `successor` waits
 for the directory, conducts the session, says `served`, and ends.
@@ -15,6 +15,7 @@ import time
 from contextlib import asynccontextmanager
 
 import anyio
+import structlog
 
 from lanes import LaneSpec
 from runtime import Limits, Supervisor
@@ -46,7 +47,7 @@ async def swallows(_) -> None:
     while True:
         try:
             await anyio.sleep_forever()
-        except BaseException:  # noqa: S112 -- what a careless handler does
+        except BaseException:
             continue
 
 
@@ -55,7 +56,6 @@ async def hangs(_) -> None:
 
 
 async def blocks(_) -> None:
-    say("begun")
     blocks_the_loop()
 
 
@@ -66,7 +66,11 @@ async def main(directory: str, how: str) -> None:
     async def serves(ctx) -> None:
         await ctx.session.append({"text": "answer"})
 
-    bodies = {"swallows": swallows, "thread": hangs, "blocked": blocks, "successor": serves}
+    async def first(ctx) -> None:
+        say("begun")
+        bodies = {"swallows": swallows, "thread": hangs, "blocked": blocks, "successor": serves}
+        await bodies.get(how, until_told_to_stop)(ctx)
+
     async with Supervisor(
         directory,
         lanes=[LaneSpec("session:*", grace=0.1)],
@@ -79,22 +83,16 @@ async def main(directory: str, how: str) -> None:
         drain_timeout=30.0 if how == "willing" else 0.1,
         services_timeout=0.2,
     ) as sup:
-        run = sup.submit("session:a", bodies.get(how, until_told_to_stop))
+        run = sup.submit("session:a", first)
         if how == "successor":
             await run.result()
             say("served")
             return
         sup.submit("session:a", serves)
-        while run.state.value != "running":
-            await anyio.sleep(0)
-        if how != "blocked":
-            say("begun")
         await anyio.sleep_forever()
 
 
 if __name__ == "__main__":
-    os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1 + 1)
-    import structlog
-
+    os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     anyio.run(main, sys.argv[1], sys.argv[4], backend=sys.argv[3])
