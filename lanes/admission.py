@@ -49,15 +49,16 @@ class Group:
     """The slots of one group.
 
     Invariants: after `offer` a lane is in the ring of class `p` exactly when the run that it could start is of class
-    `p`; `holders` are the executions with `has_slot`, and `others` counts those of them that are not foreground.
+    `p`; `holders` are the executions with `has_slot`, each with the class by which it took its slot.
     """
 
     __slots__ = ("_ages", "_got", "_order", "_passed", "_returning", "_rings", "holders", "others", "spec", "tally")
 
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
-        self.holders: dict[Execution, None] = {}
+        self.holders: dict[Execution, Priority] = {}
         self.others = 0
+        """How many of them have taken their slots as another class than foreground."""
         self.tally = Tally()
         self._rings: dict[Priority, OrderedDict[Lane, None]] = {p: OrderedDict() for p in Priority}
         self._ages: dict[Priority, list[tuple[float, int, Lane]]] = {p: [] for p in Priority}
@@ -145,7 +146,8 @@ class Group:
     def take(self, execution: Execution) -> None:
         """Note that an execution holds a slot."""
         execution.has_slot = True
-        self.holders[execution] = None
+        # The class is kept here: an execution's own may change while it holds the slot.
+        self.holders[execution] = execution.urgency
         self.others += execution.urgency is not Priority.FOREGROUND
 
     def give_back(self, execution: Execution) -> None:
@@ -156,9 +158,7 @@ class Group:
                 event.set()  # its run has ended without it; a body that still waits must not do so for ever
             return
         execution.has_slot = False
-        del self.holders[execution]
-        self.others -= execution.urgency is not Priority.FOREGROUND
-        assert 0 <= self.others <= len(self.holders), "a slot was given back twice"
+        self.others -= self.holders.pop(execution) is not Priority.FOREGROUND
 
     def take_again(self, execution: Execution) -> None:
         """Take a slot for a run that goes on after it had lent its own: now, or when the next one is free."""

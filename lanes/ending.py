@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from locks import _clock
-from locks._events import log
+from locks._events import described, log
 
 from .admission import Group
 from .errors import (
@@ -17,6 +18,7 @@ from .errors import (
     RunTimedOut,
 )
 from .execution import Execution
+from .retry import RetrySpec
 from .run import Outcome, RunState
 from .unframed import scrub
 
@@ -28,22 +30,44 @@ _ERRORS: dict[RunState, type[RunError]] = {
 }
 
 
-def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, raised: BaseException | None) -> Outcome:
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a body raised, or what kept a run from starting: without frames, and with what was asked of it."""
+
+    error: BaseException
+    said: str
+    """The exception in words."""
+    traceback: str
+    retryable: bool
+    """Whether the lane's `retry` takes it for worth another attempt."""
+
+
+def raised_of(error: BaseException, retry: RetrySpec | None = None) -> Raised:
+    """Ask an exception all that its run's end needs, and take its frames off.
+
+    To be called before the change of state that ends the run: the text, the property `retryable` and the finalizers of
+    what the frames held are user code.
+    """
+    retryable = retry is not None and retry.is_for(error)
+    said = described(error)
+    return Raised(error, said, scrub(error), retryable)
+
+
+def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, raised: Raised | None) -> Outcome:
     """The outcome of an execution that ends now.
 
     Args:
         value: what its body returned, if it did.
-        raised: what its body raised, or what kept it from starting; loses its frames here.
+        raised: what its body raised, or what kept it from starting.
     """
     run, now = execution.run, _clock.clock.now()
-    text = scrub(raised) if raised is not None else None
-    error = raised
+    error = raised.error if raised is not None else None
     kind = _ERRORS.get(state)
     if kind is not None:
         if kind is RunAbandoned and execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT:
             kind = RunAbandonedAfterTimeout  # so that it is a TimeoutError still
-        error = kind(f"run {run.id} on lane {run.lane} {reason}", run)
-        error.__cause__ = raised
+        told = kind(f"run {run.id} on lane {run.lane} {reason}", run)
+        told.__cause__, error = error, told
     started = run.started_at
     ran_s = execution.ran_before_s + (0.0 if started is None else now - started)
     return Outcome(
@@ -54,7 +78,7 @@ def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, r
         waited_s=max(0.0, now - run.enqueued_at - ran_s),
         ran_s=ran_s,
         late_s=execution.late_s,
-        traceback=text,
+        traceback=raised.traceback if raised is not None else None,
         attempts=run.attempt,
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
-from locks import Fence, LeaseLost, LockRegistry, Right, _clock
+from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
 from locks._loop import current_task
 from locks.claim import Claim
 from locks.holder import current_fence
@@ -126,6 +126,7 @@ class Execution:
         messages: list[Message] | None,
         context: Context,
         fence: Fence,
+        session_file: str | None,
         file: str | None,
         timeout: float,
         urgency: Priority,
@@ -140,6 +141,8 @@ class Execution:
         """What its handler answers; `None` for work that is no message."""
         self.context: Context | None = context
         self.fence = fence
+        self.session_file = session_file
+        """The transcript of the session that it names, conducted or not."""
         self.file = file
         """The transcript whose turn it needs, if it conducts one."""
         self.timeout = timeout
@@ -336,7 +339,8 @@ class Execution:
             self.fence.task = None
 
     def forget(self) -> None:
-        """Let go of what the body was called with."""
+        """Let go of what the body was called with; its finalizers run when the present change is complete."""
+        _effects.release(self.body, self.args, self.context, self.messages)
         self.body, self.args, self.context, self.messages = None, (), None, None
 
     def next_attempt(self, fence: Fence) -> Execution:
@@ -351,6 +355,7 @@ class Execution:
             messages=self.messages,
             context=self.context,
             fence=fence,
+            session_file=self.session_file,
             file=self.file,
             timeout=self.timeout,
             urgency=self.given_urgency,

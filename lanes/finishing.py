@@ -1,8 +1,9 @@
 """From a cause to an outcome, or to the next attempt.
 
-Whatever asks a run to end goes through `end`, whoever lets go of it goes through `_leave`; both are synchronous, so no
-cancellation can come in between. A run that is tried again leaves like one that has ended, but for its place in its
-session, and its next attempt is a new execution.
+Whatever asks a run to end goes through `end`, and each run that ends leaves its lane and session through `_leave`. Both
+are parts of one synchronous change: no cancellation comes in between, and hooks, log lines and finalizers run after it.
+A run that is tried again leaves like one that has ended, but for its place in its session. Its next attempt is a new
+execution.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ from typing import Any
 
 import anyio
 
-from locks import LeaseLost, RunEnded, Superseded, _clock
-from locks._events import described, log
+from locks import LeaseLost, RunEnded, Superseded, _clock, _effects
+from locks._events import log
 
-from .ending import deadline_reason, fields, log_timeout, outcome_of, queue_reason
+from .ending import Raised, deadline_reason, fields, log_timeout, outcome_of, queue_reason, raised_of
 from .execution import Execution
 from .lateness import late_reason
 from .run import RunState
 from .stacks import stack_of
 from .steering import Steering
-from .unframed import scrub
 
 _LEAST_GRACE_S = 0.02
 _DONE = RunState.DONE  # a member of an enumeration costs more to look up than a global name
@@ -29,6 +29,7 @@ _DONE = RunState.DONE  # a member of an enumeration costs more to look up than a
 class Finishing(Steering):
     """How runs end."""
 
+    @_effects.change
     def end(self, execution: Execution, state: RunState, reason: str) -> bool:
         """Ask a run to end, for the first cause that comes: cancel its body, let it clean up, and see that it does."""
         run = execution.run
@@ -86,6 +87,7 @@ class Finishing(Steering):
             return
         self.end(execution, RunState.TIMED_OUT, "")
 
+    @_effects.change
     def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
         """The session was taken from a run: by hand, or by the steward because this loop was late."""
         deadline = execution.run.deadline
@@ -138,13 +140,20 @@ class Finishing(Steering):
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Turn what the body did into the run's outcome, or into its next attempt."""
+        if error is None:
+            self._body_ended(execution, value, None, False)
+        else:
+            cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+            self._body_ended(execution, value, raised_of(error, execution.spec.retry), cancelled)
+
+    @_effects.change
+    def _body_ended(self, execution: Execution, value: Any, raised: Raised | None, cancelled: bool) -> None:
         if execution.over:
             self._abandoned_ended(execution)
             return
-        if error is None and execution.cause is None and _clock.clock.now() < execution.fence.end_at:
+        if raised is None and execution.cause is None and _clock.clock.now() < execution.fence.end_at:
             self._finish(execution, _DONE, "", value=value)
             return
-        cancelled = error is not None and isinstance(error, anyio.get_cancelled_exc_class())
         if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
             self.end(execution, RunState.TIMED_OUT, "")  # it kept the loop, and its turn was taken from it meanwhile
         if execution.cause is None and cancelled:
@@ -152,19 +161,20 @@ class Finishing(Steering):
                 self._end_queued()  # before this one's end lets the next one in
             execution.cause = (RunState.CANCELLED, "cancelled from outside the supervisor")
         if execution.cause is None:
-            if error is None:
+            if raised is None:
                 self._finish(execution, RunState.DONE, "", value=value)
-            elif not self._try_again(execution, RunState.FAILED, error):
-                self._finish(execution, RunState.FAILED, described(error), error=error)
+            elif not self._try_again(execution, RunState.FAILED, raised):
+                self._finish(execution, RunState.FAILED, raised.said, raised=raised)
             return
         state, reason = execution.cause
-        if not self._try_again(execution, state, error):
-            self._finish(execution, state, reason, value=value, error=None if cancelled else error)
+        if not self._try_again(execution, state, raised):
+            self._finish(execution, state, reason, value=value, raised=None if cancelled else raised)
 
     def _is_torn_down(self) -> bool:
         """Whether asyncio cancels all tasks, as at the end of `asyncio.run`; on trio the groups see to the order."""
         return self._task is not None and bool(getattr(self._task, "cancelling", int)())
 
+    @_effects.change
     def _end_queued(self) -> None:
         """Nothing starts any more: tell those who wait, the latest first, lest each one lets the next one in."""
         self.accepting = self.starting = False
@@ -188,14 +198,14 @@ class Finishing(Steering):
         reason: str,
         *,
         value: Any = None,
-        error: BaseException | None = None,
+        raised: Raised | None = None,
     ) -> None:
         """End a run, in whatever state it was, and let its successors go on."""
         run = execution.run
         self._close(execution)
         if run.attempt > 1 and run.started_at is None:
             run.attempt -= 1  # the next attempt never was
-        outcome = outcome_of(execution, state, reason, value, error)
+        outcome = outcome_of(execution, state, reason, value, raised)
         if state is RunState.TIMED_OUT and run.started_at is None:
             log_timeout(execution, reason)
         execution.lane.tally.add(outcome)
@@ -214,7 +224,7 @@ class Finishing(Steering):
         if execution.children:
             execution.ask_children_to_end(reason or "has ended")
         if execution.answering is not None:
-            self._tell_answered(execution, state, reason, value, error)
+            self._tell_answered(execution, state, reason, value, raised)
         self._leave(execution)
         if state is RunState.FAILED:
             log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
@@ -227,20 +237,17 @@ class Finishing(Steering):
         state: RunState,
         reason: str,
         value: Any = None,
-        error: BaseException | None = None,
+        raised: Raised | None = None,
     ) -> None:
         """Those whose messages the body has read share its outcome."""
         answering, execution.answering = execution.answering or (), None
         for answered in answering:
             answered.cause, answered.late_s = execution.cause, execution.late_s
-            self._finish(answered, state, reason, value=value, error=error)
+            self._finish(answered, state, reason, value=value, raised=raised)
 
     def _close(self, execution: Execution) -> None:
         """Take from an execution what it may no longer do."""
         execution.over = True
-        if execution.is_ready:  # before a hook is called, whose work may have its group admit somebody
-            execution.lane.make_unready(execution)
-            self.groups[execution.spec.group].offer(execution.lane)
         if execution.claim is not None:
             execution.release_turn(self.registry)
         if execution.killers:
@@ -286,15 +293,15 @@ class Finishing(Steering):
 
     # Trying again
 
-    def _try_again(self, execution: Execution, state: RunState, error: BaseException | None) -> bool:
+    def _try_again(self, execution: Execution, state: RunState, raised: Raised | None) -> bool:
         """Queue the next attempt of a run whose body has failed, if there is one to come."""
         retry, run = execution.spec.retry, execution.run
         if retry is None or run.attempt >= retry.attempts or not self.may_start(execution):
             return False
         if state is RunState.FAILED:
-            if error is None or not retry.is_for(error):
+            if raised is None or not raised.retryable:
                 return False
-            why = described(error)
+            why = raised.said
         elif state is RunState.TIMED_OUT and retry.timeouts:
             why = run.reason
         else:
@@ -303,8 +310,6 @@ class Finishing(Steering):
             return False
         self._close(execution)
         wait_s = retry.wait_after(run.attempt)
-        if error is not None:
-            scrub(error)  # what the attempt held must be free before the next one begins
         follower = execution.next_attempt(self.new_fence(run.lane, run.id))
         follower.held_until = _clock.clock.now() + wait_s
         reason = f"attempt {run.attempt} of {retry.attempts} failed ({why}); again in {wait_s:.3g} s"
@@ -314,12 +319,7 @@ class Finishing(Steering):
         run.attempt += 1
         run.state, run.reason, run.started_at, run.deadline = RunState.QUEUED, reason, None, None
         execution.ask_children_to_end(f"tries again: {why}")
-        if run.outcome is not None:
-            # A hook that was told of a child's end has ended it.
-            self._tell_answered(execution, run.outcome.state, run.outcome.reason)
-            self._leave(execution)
-        else:
-            self._hand_on(execution, follower)
+        self._hand_on(execution, follower)
         self._settle()
         return True
 

@@ -6,6 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from locks import _effects
 from locks._events import log
 
 from .message import Message
@@ -50,7 +51,7 @@ class History:
         self._order.append(run.id)
         if len(self._order) > self._keep:
             gone = self._order.popleft()
-            del self._finished[gone]
+            _effects.release(self._finished.pop(gone))
             for key in self._keys.pop(gone, ()):
                 self._known.pop(key, None)
 
@@ -76,9 +77,11 @@ class History:
         """Keep a run for somebody to decide; as many as finished ones, and the oldest go."""
         self.parked[parked.run.id] = parked
         while len(self.parked) > max(self._keep, 1):
-            gone, _ = self.parked.popitem(last=False)
+            gone, forgotten = self.parked.popitem(last=False)
+            _effects.release(forgotten)
             log("parked_run_forgotten", level="warning", run=gone, kept=self._keep)
 
+    @_effects.change
     def resubmit(self, run_id: int) -> Run:
         """Submit a parked run anew. It is parked no more, unless that is refused.
 
@@ -86,12 +89,6 @@ class History:
             KeyError: no such run is parked.
             Exception: what refuses it; it stands where it stood.
         """
-        # Taken out first: a hook that is called by the submission must not find it, and submit it once more.
-        parked = self.parked.pop(run_id)
-        try:
-            return parked.again()
-        except BaseException:
-            self.parked[run_id] = parked
-            for later in [one for one in self.parked.values() if one.parked_at > parked.parked_at]:
-                self.parked.move_to_end(later.run.id)
-            raise
+        run = self.parked[run_id].again()
+        _effects.release(self.parked.pop(run_id))
+        return run

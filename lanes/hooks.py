@@ -1,4 +1,4 @@
-"""What a host wants to be told, called so that it cannot do harm."""
+"""The host's functions, called so that they cannot do harm: after the change that they report, errors contained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
+from locks import _effects
 from locks._events import described, log
 
 from .message import Message
@@ -17,8 +18,9 @@ Hook = Callable[[Run], Any]
 class Hooks:
     """The host's functions; whatever one raises is logged, and that is all it does. Only a `KeyboardInterrupt` passes.
 
-    Each is called in a copy of the supervisor's own context, lest it sees the variables of the run in which something
-    happened to end.
+    `started`, `ended` and `waits` note a call that runs when the present change of state is complete (see
+    `locks._effects`): a hook may submit, post, cancel, reset and revoke. Each is called in a copy of the supervisor's
+    own context, so it never sees the variables of a run.
     """
 
     __slots__ = ("_on_end", "_on_start", "_on_wait", "context")
@@ -32,20 +34,21 @@ class Hooks:
     def started(self, run: Run) -> None:
         """A run starts; its state is `running`, its body has not begun."""
         if self._on_start is not None:
-            self._call(self._on_start, run)
+            _effects.after(self._call, self._on_start, run)
 
     def ended(self, run: Run) -> None:
         """A run has its outcome."""
         if self._on_end is not None:
-            self._call(self._on_end, run)
+            _effects.after(self._call, self._on_end, run)
 
     def waits(self, run: Run) -> None:
         """A run that was submitted did not start at once."""
         if self._on_wait is not None:
-            self._call(self._on_wait, run)
+            _effects.after(self._call, self._on_wait, run)
 
     def dropped(self, hook: Callable[[Run, Sequence[Message]], Any] | None, run: Run, messages: list[Message]) -> Any:
-        """A run was dropped from a full queue; returns what the lane's `on_drop` has made of its messages."""
+        """Call a lane's `on_drop`, now, for a run that was dropped from a full queue; returns what it has made of the
+        messages. The caller is an effect itself."""
         return None if hook is None else self._call(hook, run, tuple(messages))
 
     def _call(self, hook: Callable[..., Any], run: Run, *more: Any) -> Any:
@@ -54,7 +57,7 @@ class Hooks:
         except KeyboardInterrupt:
             raise  # it is not the hook's own: somebody ends the process
         except BaseException as error:
-            # A cancellation or a `SystemExit` too: let through in the middle of an end, it would keep turn and slot.
+            # A cancellation or a `SystemExit` too: it would reach whichever task has made the change.
             name = getattr(hook, "__qualname__", type(hook).__name__)
             log("hook_failed", level="error", hook=name, run=run.id, error=described(error))
             return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
-from locks import DeadlockError, _clock
+from locks import DeadlockError, _clock, _effects
 from locks._events import log
 
 from . import checks
@@ -42,6 +42,8 @@ class Request:
 
     lane: Lane
     session: str | None
+    session_file: str | None
+    """That session's transcript."""
     file: str | None
     """The transcript whose turn it needs."""
     timeout: float
@@ -72,11 +74,10 @@ class Intake:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._next_id = 0
-        self._making_room: set[Lane] = set()
-        """Lanes that drop work now: what a callback of theirs submits must not drop more, and so on for ever."""
         self.thread = 0
         """The event loop's thread."""
 
+    @_effects.change
     def submit(
         self,
         lane: str,
@@ -98,6 +99,7 @@ class Intake:
 
         Raises:
             Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
+            RecursionError: hooks set off hooks without an end; no run exists.
         """
         if not callable(body):
             raise InvalidLane(
@@ -107,6 +109,7 @@ class Intake:
         request.args, request.goes_first = args, goes_first
         return self._admitted(request, "queue" if goes_first else request.spec.when_busy)
 
+    @_effects.change
     def post(
         self,
         lane: str,
@@ -122,6 +125,7 @@ class Intake:
 
         Raises:
             Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
+            RecursionError: hooks set off hooks without an end; nothing was taken.
         """
         handler = self._scheduler.specs.find(lane).handler
         if handler is None:
@@ -166,13 +170,13 @@ class Intake:
             )
         if not scheduler.accepting and (bound_to is None or not scheduler.serving):
             raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
-        name: object = lane
-        queue = scheduler.lanes.get(name) if isinstance(name, str) else None
-        if queue is None:
-            queue = Lane(lane, scheduler.specs.find(lane))
-        spec = queue.spec
+        _effects.refuse_endless("submit, post")
+        known = scheduler.lanes.get(lane) if isinstance(lane, str) else None  # type: ignore[redundant-expr]  # not checked yet
+        spec = known.spec if known is not None else scheduler.specs.find(lane)
         session = session_of_lane(lane, session)
         file = scheduler.layout.file_of(session) if session is not None else None
+        # Looked up last: `file_of` may call a function of the user's, which may have made the lane.
+        queue = scheduler.lanes.get(lane) or Lane(lane, spec)
         hard = spec.timeout if timeout is None else checks.seconds("timeout", timeout)
         if spec.idle_timeout is not None and spec.idle_timeout > hard:
             raise InvalidLane(
@@ -188,7 +192,7 @@ class Intake:
         parent = current_run() if bound_to is None else bound_to.run
         if parent is not None and parent.outcome is not None:
             parent = None
-        return Request(queue, session, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
+        return Request(queue, session, file, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
 
     def _admitted(self, request: Request, policy: WhenBusy) -> Run:
         """The run that does what is asked for: a new one, or one that it joins."""
@@ -205,16 +209,13 @@ class Intake:
         before = lane.waiting
         if spec.queue_limit is None or before < spec.queue_limit or would_start(scheduler, request):
             return self._taken(request, policy, target).run
-        if spec.when_full == "reject" or not lane.queued or lane in self._making_room:
+        # A hook that is called for what was dropped from a lane drops nothing more from it: that would have no end.
+        if spec.when_full == "reject" or not lane.queued or _effects.is_marked(lane):
             raise lane_full(lane)
-        self._making_room.add(lane)
-        try:
-            # Taken first: whatever is called when another one is dropped finds the lane as full as it is.
+        with _effects.marked(lane):
             execution = self._taken(request, policy, target)
             while lane.waiting > max(spec.queue_limit, before) and drop_oldest(scheduler, execution):
                 pass
-        finally:
-            self._making_room.discard(lane)
         return execution.run
 
     def _taken(self, request: Request, policy: WhenBusy, target: Execution | None) -> Execution:
@@ -253,6 +254,7 @@ class Intake:
             messages=request.messages,
             context=contextvars.copy_context(),
             fence=scheduler.new_fence(lane.name, run.id),
+            session_file=request.session_file,
             file=request.file,
             timeout=request.timeout,
             urgency=request.urgency,
@@ -261,7 +263,7 @@ class Intake:
             execution.joined = len(request.messages) - 1  # more than one message only comes from what was parked
         execution.goes_first = request.goes_first
         run._execution = execution
-        if request.key is not None:  # before anything is called that could say the same once more
+        if request.key is not None:
             scheduler.history.know(request.key, run)
         parent = request.bound_to
         if parent is not None:

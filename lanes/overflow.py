@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from locks import _effects
 from locks._events import log
 
 from .errors import LaneFull
@@ -49,6 +50,8 @@ def would_start(scheduler: Scheduler, request: Request) -> bool:
 def drop_oldest(scheduler: Scheduler, newest: Execution) -> bool:
     """Drop the run that has waited longest and tell its sender; have its messages summarized if so specified.
 
+    `on_drop` is called when the change is complete; no body can have begun by then, so a summary still comes first.
+
     Args:
         newest: who comes; it stays.
 
@@ -71,12 +74,20 @@ def drop_oldest(scheduler: Scheduler, newest: Execution) -> bool:
         f"lane {lane.name!r} was full ({limit} queued) when run {newest.run.id} came",
     )
     log("run_dropped", level="warning", run=victim.run.id, lane=lane.name, limit=limit, by=newest.run.id)
-    summary = scheduler.hooks.dropped(lane.spec.on_drop, victim.run, messages)
-    if summarized and summary is not None:
-        _bequeath(summary, victim, route, newest)
+    if lane.spec.on_drop is not None:
+        _effects.after(_call_on_drop, scheduler, victim, messages, route, newest, summarized)
     return True
 
 
+def _call_on_drop(
+    scheduler: Scheduler, victim: Execution, messages: list[Message], route: Any, newest: Execution, summarized: bool
+) -> None:
+    summary = scheduler.hooks.dropped(victim.spec.on_drop, victim.run, messages)
+    if summarized and summary is not None:
+        _bequeath(summary, victim, route, newest)
+
+
+@_effects.change
 def _bequeath(summary: Any, victim: Execution, route: Any, newest: Execution) -> None:
     """Put what was made of dropped messages in front of those that come next in that session, on that route."""
     message = Message(summary.body if isinstance(summary, Message) else summary, route)

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from locks import _effects
+
 from .context import RunContext
 from .run import RunState
 
@@ -31,7 +33,11 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     Raises:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
-    file = scheduler.layout.file_of(key)
+    return _begin(scheduler, key, scheduler.layout.file_of(key), archive)
+
+
+@_effects.change
+def _begin(scheduler: Scheduler, key: str, file: str, archive: bool) -> Run:
     older = list(scheduler.live.values())
     put_away = partial(_put_away, file=file, archive=archive)
     run = scheduler.intake.submit(LANE, put_away, (), session=key, goes_first=True)
@@ -46,8 +52,7 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
 
 def concerns(execution: Execution, key: str, file: str) -> bool:
     """Whether a run names a session, by this key or by another one of the same file."""
-    session = execution.run.session
-    return session is not None and (session == key or execution.owner.layout.file_of(session) == file)
+    return execution.run.session == key or execution.session_file == file
 
 
 async def _put_away(ctx: RunContext, *, file: str, archive: bool) -> str | None:

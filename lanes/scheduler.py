@@ -7,7 +7,7 @@ import threading
 
 import anyio
 
-from locks import LockRegistry
+from locks import LockRegistry, _effects
 from locks._loop import current_task, event_type, know_loop, scope_type
 
 from .finishing import Finishing
@@ -59,6 +59,7 @@ class Scheduler(Finishing):
             self._group, self._task = None, None
             self.registry.wait_sources.remove(self.waits.tasks_before)
 
+    @_effects.change
     def open(self) -> None:
         """Take work, and start what waits."""
         self.accepting = self.starting = True
@@ -66,6 +67,7 @@ class Scheduler(Finishing):
             if execution.is_queued() and not execution.is_ready and self._is_next(execution):
                 self._make_ready(execution)
 
+    @_effects.change
     def shut(self) -> None:
         """Take nothing more, and start nothing but children of what runs."""
         self.accepting = self.starting = False

@@ -15,11 +15,12 @@ from typing import Any
 
 import anyio
 
-from locks import Right, _clock
-from locks._events import described
+from locks import Right, _clock, _effects
+from locks.claim import Claim
 
 from .admission import Group
 from .checks import Priority
+from .ending import Raised, raised_of
 from .execution import Execution
 from .host import LaneHost, spawn
 from .lane import Lane
@@ -79,7 +80,6 @@ class Starting(State):
             and (file is None or self.turns.front(file) is None)
             and execution.held_until == _NOT_HELD
             and self._group is not None
-            and not self._admitting
             and not self.pace.holds_back(lane.spec.group)
             and self.groups[lane.spec.group].would_start(execution.urgency)
         )
@@ -182,11 +182,12 @@ class Starting(State):
         group.offer(lane)
         self.admit_group(group)
 
+    @_effects.change
     def admit_group(self, group: Group) -> None:
         """Start whatever may start now in a group."""
         self._to_admit[group] = None
         if self._admitting:
-            return  # a run that ends while others are admitted lets its successors in from there: no recursion
+            return  # a run that fails at its start lets its successors in from the loop below: no recursion
         self._admitting = True
         try:
             while self._to_admit:
@@ -220,6 +221,7 @@ class Starting(State):
         self._paced.pop(group, None)
         self.admit_group(group)
 
+    @_effects.change
     def admit_all(self) -> None:
         """Start whatever may start now, in all groups."""
         for group in self.groups.values():
@@ -228,14 +230,14 @@ class Starting(State):
     def _start(self, lane: Lane, execution: Execution) -> None:
         execution.begin()
         self.bodies[execution] = None
-        failure: Exception | None = None
+        failure: Raised | None = None
         turn = False
         try:
             turn = execution.take_turn(self.registry, self._turn_lost)
         except Exception as error:
-            failure = error  # the file cannot be opened or locked: the run's failure, nobody else's
+            failure = raised_of(error)  # the file cannot be opened or locked: the failure of this run alone
         if failure is not None:
-            self._finish(execution, RunState.FAILED, described(failure), error=failure)
+            self._finish(execution, RunState.FAILED, failure.said, raised=failure)
             return
         if not turn:
             self._wait_outside(lane, execution)
@@ -282,16 +284,26 @@ class Starting(State):
                     file, Right.TURN, execution.turn_claim(self.registry, self._turn_lost)
                 )
             except Exception as error:
-                failure = error
+                failure = raised_of(error)
             else:
-                if execution.is_over() or execution.turn_scope is not scope:
-                    self.registry.release(claim)
-                    return
-                execution.claim, execution.turn_scope = claim, None
-                self._make_ready(execution)
-                if execution.run.state is RunState.QUEUED:
-                    # No place or no slot is free: nobody may have to wait for a run that only waits. Its place in the
-                    # order of arrival is kept, so it is next again.
-                    execution.release_turn(self.registry)
-        if failure is not None and not execution.is_over():
-            self._finish(execution, RunState.FAILED, described(failure), error=failure)
+                self._turn_came(execution, claim, scope)
+        if failure is not None:
+            self._turn_failed(execution, failure)
+
+    @_effects.change
+    def _turn_came(self, execution: Execution, claim: Claim, scope: anyio.CancelScope) -> None:
+        """The other process has finished its turn, which this process holds now."""
+        if execution.over or execution.turn_scope is not scope:
+            self.registry.release(claim)
+            return
+        execution.claim, execution.turn_scope = claim, None
+        self._make_ready(execution)
+        if execution.is_queued() and not execution.over:
+            # No place or no slot is free: no run may have to wait for one that only waits. Its place in the order of
+            # arrival is kept, so it is next again.
+            execution.release_turn(self.registry)
+
+    @_effects.change
+    def _turn_failed(self, execution: Execution, failure: Raised) -> None:
+        if not execution.over:
+            self._finish(execution, RunState.FAILED, failure.said, raised=failure)

@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from locks import Fence, LeaseLost, LockRegistry
 
 from .admission import Group
+from .ending import Raised
 from .execution import Execution
 from .history import History
 from .hooks import Hooks
@@ -153,7 +154,7 @@ class State(ABC):
         reason: str,
         *,
         value: Any = None,
-        error: BaseException | None = None,
+        raised: Raised | None = None,
     ) -> None:
         """End a run, in whatever state it was, and let its successors go on."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import takewhile
 
-from locks import _clock
+from locks import _clock, _effects
 
 from .execution import Execution
 from .run import RunState
@@ -27,6 +27,7 @@ class Steering(Starting):
         target.inbox.put(execution)
         self.hooks.waits(run)
 
+    @_effects.change
     def message_read(self, execution: Execution, taken: Execution) -> None:
         """A body has read a message from its inbox: whoever sent it gets what that body's run ends with."""
         self.timers.cancel(taken.timer)
@@ -52,8 +53,6 @@ class Steering(Starting):
         others = [one for one in self.turns.of(execution.file) if one is not execution]
         ahead = list(takewhile(lambda one: one.interrupts or one.goes_first, others))
         for one in reversed(unread):
-            if one.over:
-                continue  # a hook has ended it meanwhile
             if ahead:
                 one.in_line = True
                 self.turns.join_behind(execution.file, ahead[-1], one)

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 
-from locks import _clock
+from locks import _clock, _effects
 from locks._events import described, log
 
 
@@ -72,15 +72,13 @@ class Timers:
                 self._dead -= 1
                 continue
             call, args, timer.call, timer.args = timer.call, timer.args, None, ()
-            try:
-                call(*args)
-            except Exception as error:
-                log("timer_failed", level="error", error=described(error))
+            _ring(call, args)
         return math.inf
 
     async def serve(self) -> None:
         """Ring until cancelled."""
         while True:
+            _effects.recover()
             self._earlier = anyio.Event()
             self._wakes_at = -math.inf
             due = self.ring()
@@ -90,3 +88,11 @@ class Timers:
             else:
                 with anyio.CancelScope(deadline=anyio.current_time() + (due - _clock.clock.now())):
                     await self._earlier.wait()
+
+
+@_effects.change
+def _ring(call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        call(*args)
+    except Exception as error:
+        log("timer_failed", level="error", error=described(error))

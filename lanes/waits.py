@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from locks import DeadlockError, LockRegistry
+from locks import DeadlockError, LockRegistry, _effects
 from locks._loop import current_task
 
 from .checks import Priority
@@ -84,19 +84,27 @@ class Waits:
             return
         group = self._groups[asking.spec.group]
         self._begin(asking, run, task)
-        group.give_back(asking)
-        self._admit(group)
+        self._lend(asking, group)
         try:
             await ended.wait()
             turn = group.turn_of(asking)
             if turn is not None and self._stuck(asking) is None:
                 await turn.wait()
         finally:
-            if self._by_task.pop(task, None) is not None:
-                asking.progress()  # its idle budget counts from here again
-            if self._waiting.pop(asking, None) is not None:
-                self._forget(asking, run)
-                self._go_on(asking)
+            self._end(asking, run, task)
+
+    @_effects.change
+    def _lend(self, asking: Execution, group: Group) -> None:
+        group.give_back(asking)
+        self._admit(group)
+
+    @_effects.change
+    def _end(self, asking: Execution, run: Run, task: object) -> None:
+        if self._by_task.pop(task, None) is not None:
+            asking.progress()  # its idle budget counts from here again
+        if self._waiting.pop(asking, None) is not None:
+            self._forget(asking, run)
+            self._go_on(asking)
 
     def ended(self, run: Run) -> None:
         """Have those that wait for a run go on, before its own slot is given to anybody else."""

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from . import _effects
+
 _noted = False
 
 observers: tuple[Callable[[str, str, Mapping[str, Any]], object], ...] = ()
@@ -26,7 +28,11 @@ def prepare() -> None:
 
 
 def log(event: str, /, *, level: str = "info", **fields: Any) -> None:
-    """Write one event. Callable from any thread; never raises."""
+    """Write one event, after the change of state that the caller may be in. Callable from any thread; never raises."""
+    _effects.after(_write, event, level, fields)
+
+
+def _write(event: str, level: str, fields: Mapping[str, Any]) -> None:
     global _noted  # noqa: PLW0603 -- one note per process is the point
     try:
         for observer in observers:

@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager, nullcontext
 from anyio import CancelScope
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
-from . import _clock, network
+from . import _clock, _effects, network
 from ._events import log
 from ._events import prepare as prepare_events
 from ._loop import current_loop, current_task, poster, scope_type
@@ -126,6 +126,7 @@ class Arbiter:
             bound,
         )
 
+    @_effects.change
     def acquire_nowait(self, path: str, right: Right, claim: Claim) -> bool:
         """Take a right if nobody has it or waits for it. Returns whether; if not, nothing is left behind.
 
@@ -218,6 +219,7 @@ class Arbiter:
             self._files.forget(got.entry)
             claim = claim.again()
 
+    @_effects.change
     def release(self, claim: Claim) -> None:
         """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it."""
         entry, queue = claim.entry, claim.queue
@@ -385,6 +387,7 @@ class Arbiter:
         self._loop, self._token, self.new_scope = loop, current_token(), scope_type()
         self._steward.post = poster()
 
+    @_effects.change
     def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
         """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
         if claim.fence is not None:
@@ -446,6 +449,7 @@ class Arbiter:
             claim.changed.set()
         self._steward.watch(claim)
 
+    @_effects.change
     def _settle(self, claim: Claim) -> None:
         """After a right was taken away: tell the block, log it, and let the next one in. On the loop's thread."""
         error = claim.lost

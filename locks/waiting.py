@@ -15,7 +15,7 @@ import anyio
 from anyio import CancelScope, ClosedResourceError
 from anyio.lowlevel import checkpoint
 
-from . import _clock
+from . import _clock, _effects
 from ._events import described
 from .claim import Claim, ClaimState
 from .entry import Entry, cannot
@@ -136,6 +136,7 @@ class WaitingRoom:
                 await anyio.wait_readable(queue.bell.socket)
                 queue.heard()
 
+    @_effects.change
     def _look(self, leader: Claim) -> float:
         """Look at every file that another process holds; returns the instant of the next look.
 

@@ -14,7 +14,7 @@ from lanes.reset import concerns
 from lanes.run import Body
 from lanes.scheduler import Scheduler
 from lanes.spec import WhenBusy
-from locks import DeadlockError, _clock
+from locks import DeadlockError, _clock, _effects
 from locks._loop import Post, on_loop_thread
 
 from .statistics import AbandonedBody, Statistics, take
@@ -70,6 +70,7 @@ class Work:
 
         Raises:
             Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
+            RecursionError: called from a hook that was called for what a hook did, 100 times over; no run exists.
         """
         return self._scheduler.intake.submit(
             lane, fn, args, session=session, turn=turn, timeout=timeout, priority=priority
@@ -101,6 +102,7 @@ class Work:
 
         Raises:
             Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
+            RecursionError: called from a hook that was called for what a hook did, 100 times over; nothing was taken.
         """
         return self._scheduler.intake.post(
             lane,
@@ -176,6 +178,7 @@ class Work:
 
     # Ending work
 
+    @_effects.change
     def cancel(
         self, *, lane: str | None = None, session: str | None = None, reason: str = "cancelled", queued: bool = True
     ) -> int:
