@@ -27,7 +27,7 @@ class Parked:
     parked_at: float
     """When it was parked (`time.monotonic`)."""
     again: Callable[[], Run] = field(repr=False)
-    """Submits it anew, as a run of its own."""
+    """Submits it anew, as a run of its own; it is parked no more, unless that is refused."""
 
 
 class History:
@@ -81,14 +81,6 @@ class History:
             _effects.release(forgotten)
             log("parked_run_forgotten", level="warning", run=gone, kept=self._keep)
 
-    @_effects.change
-    def resubmit(self, run_id: int) -> Run:
-        """Submit a parked run anew. It is parked no more, unless that is refused.
-
-        Raises:
-            KeyError: no such run is parked.
-            Exception: what refuses it; it stands where it stood.
-        """
-        run = self.parked[run_id].again()
-        _effects.release(self.parked.pop(run_id))
-        return run
+    def forget_parked(self, run_id: int) -> None:
+        """Keep a parked run no longer."""
+        _effects.release(self.parked.pop(run_id, None))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 DEBOUNCE_AT_MOST = 10
 """A message waits for quiet at most so many times its lane's `debounce`: a stream without a gap is answered too."""
 _MOST_KEY_CHARS = 1024
+_SHARING = ("collect", "steer")
 
 
 @dataclass(slots=True)
@@ -56,6 +57,12 @@ class Request:
     bound_to: Execution | None = None
     """The run that it ends with."""
     goes_first: bool = False
+    same_route: set[Execution] = field(default_factory=set)
+    """Runs whose messages have a route that equals this one's."""
+
+    def shares_route(self, one: Execution) -> bool:
+        """Whether a run's answer goes where this one's would."""
+        return one.route is self.route or one in self.same_route
 
     @property
     def spec(self) -> LaneSpec:
@@ -77,7 +84,6 @@ class Intake:
         self.thread = 0
         """The event loop's thread."""
 
-    @_effects.change
     def submit(
         self,
         lane: str,
@@ -89,27 +95,43 @@ class Intake:
         timeout: float | None = None,
         priority: str | None = None,
         bound_to: Execution | None = None,
-        goes_first: bool = False,
     ) -> Run:
         """Queue a piece of work. Never blocks.
 
         Args:
             bound_to: the run whose child it is.
-            goes_first: whether nobody may go before it in its session, nor ask it to give way.
 
         Raises:
             Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
             RecursionError: hooks set off hooks without an end; no run exists.
+        """
+        request = self.request(lane, body, args, session, turn, timeout, priority, bound_to)
+        return self.admit(request, request.spec.when_busy)
+
+    def request(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+        bound_to: Execution | None = None,
+    ) -> Request:
+        """Work that is asked for, checked; nothing has changed. User code may be asked: the layout's `path`.
+
+        Raises:
+            What `submit` raises, but for `LaneBusy` and `LaneFull`.
         """
         if not callable(body):
             raise InvalidLane(
                 f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
             )
         request = self._checked(lane, body, session, turn, timeout, priority, bound_to)
-        request.args, request.goes_first = args, goes_first
-        return self._admitted(request, "queue" if goes_first else request.spec.when_busy)
+        request.args = args
+        return request
 
-    @_effects.change
     def post(
         self,
         lane: str,
@@ -144,7 +166,7 @@ class Intake:
             known = self._scheduler.history.known(request.key)
             if known is not None:
                 return known
-        return self._admitted(request, policy)
+        return self.admit(request, policy)
 
     def _dedupe_key(self, request: Request, given: Any) -> DedupeKey:
         if not isinstance(given, str) or not 0 < len(given) <= _MOST_KEY_CHARS:
@@ -175,8 +197,7 @@ class Intake:
         spec = known.spec if known is not None else scheduler.specs.find(lane)
         session = session_of_lane(lane, session)
         file = scheduler.layout.file_of(session) if session is not None else None
-        # Looked up last: `file_of` may call a function of the user's, which may have made the lane.
-        queue = scheduler.lanes.get(lane) or Lane(lane, spec)
+        queue = known if known is not None else Lane(lane, spec)
         hard = spec.timeout if timeout is None else checks.seconds("timeout", timeout)
         if spec.idle_timeout is not None and spec.idle_timeout > hard:
             raise InvalidLane(
@@ -194,9 +215,25 @@ class Intake:
             parent = None
         return Request(queue, session, file, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
 
-    def _admitted(self, request: Request, policy: WhenBusy) -> Run:
-        """The run that does what is asked for: a new one, or one that it joins."""
-        scheduler, lane, spec = self._scheduler, request.lane, request.lane.spec
+    def admit(self, request: Request, policy: WhenBusy) -> Run:
+        """The run that does what is asked for: a new one, or one that it joins.
+
+        Raises:
+            LaneBusy, LaneFull: nothing has changed.
+        """
+        if request.route is not None and (policy in _SHARING or request.spec.debounce):
+            # Asked before the change, since comparing two routes is user code. A run that comes up only because of what
+            # that code does was not compared, and shares nothing.
+            candidates = (self._underway(request), self._last(request))
+            request.same_route = {one for one in candidates if one is not None and same_route(one.route, request.route)}
+        return self._admit(request, policy)
+
+    @_effects.change
+    def _admit(self, request: Request, policy: WhenBusy) -> Run:
+        scheduler, spec = self._scheduler, request.spec
+        lane = request.lane = scheduler.lanes.get(
+            request.lane.name, request.lane
+        )  # user code may have made or ended it
         target = self._target(request, policy)
         if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
             joined = self._join(request, policy)
@@ -287,7 +324,7 @@ class Intake:
         if policy != "steer" or request.messages is None:
             return None
         target = self._underway(request)
-        if target is None or target.run.session != request.session or not same_route(target.route, request.route):
+        if target is None or target.run.session != request.session or not request.shares_route(target):
             return None
         return target
 
@@ -329,7 +366,7 @@ class Intake:
             or (last.timeout, last.given_urgency) != (request.timeout, request.urgency)
             or (policy != "collect" and last.held_until <= now)
             or not self._may_share(request, policy, last)
-            or not same_route(last.route, request.route)
+            or not request.shares_route(last)
         ):
             return None
         limit = lane.spec.queue_limit
@@ -370,12 +407,13 @@ class Intake:
                 messages += one.messages or ()
         assert body is not None
         options = (run.session, run.turn, execution.timeout, execution.given_urgency)
-        again = partial(self._submit_again, run.lane, body, args, messages, *options)
+        again = partial(self._submit_again, run.id, run.lane, body, args, messages, *options)
         self._scheduler.history.park(Parked(run, tuple(messages or ()), _clock.clock.now(), again))
         log("run_parked", level="error", run=run.id, lane=run.lane, session=run.session, attempts=run.attempt)
 
     def _submit_again(
         self,
+        parked: int,
         lane: str,
         body: Body,
         args: tuple[Any, ...],
@@ -388,7 +426,13 @@ class Intake:
         turn = turn or session is None
         request = self._checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
         request.args, request.messages = args, messages
-        return self._admitted(request, "queue")
+        return self._admit_again(request, parked)
+
+    @_effects.change
+    def _admit_again(self, request: Request, parked: int) -> Run:
+        run = self.admit(request, "queue")
+        self._scheduler.history.forget_parked(parked)
+        return run
 
 
 def _is_above(one: Execution, request: Request) -> bool:

@@ -83,24 +83,22 @@ def _call_on_drop(
     scheduler: Scheduler, victim: Execution, messages: list[Message], route: Any, newest: Execution, summarized: bool
 ) -> None:
     summary = scheduler.hooks.dropped(victim.spec.on_drop, victim.run, messages)
-    if summarized and summary is not None:
-        _bequeath(summary, victim, route, newest)
-
-
-@_effects.change
-def _bequeath(summary: Any, victim: Execution, route: Any, newest: Execution) -> None:
-    """Put what was made of dropped messages in front of those that come next in that session, on that route."""
+    if not summarized or summary is None:
+        return
     message = Message(summary.body if isinstance(summary, Message) else summary, route)
-    # Who started because the victim was gone has not begun yet: it comes first.
-    those = chain(victim.lane.running, victim.lane.queued, (newest,))
-    heir = next((one for one in those if _may_inherit(one, victim, route)), None)
+    lane = scheduler.lanes.get(victim.lane.name, victim.lane)
+    # Runs that have started because the dropped one was gone have not begun yet: they come first.
+    those = chain(lane.running, lane.queued, (newest,))
+    heirs = [one for one in list(those) if _may_inherit(one, victim) and same_route(one.route, route)]
+    heir = next((one for one in heirs if _may_inherit(one, victim)), None)  # comparing routes is user code
     if heir is None or heir.messages is None:
         log("summary_without_heir", level="warning", run=victim.run.id, lane=victim.run.lane)
-        return
-    heir.messages.insert(0, message)
+    else:
+        heir.messages.insert(0, message)
 
 
-def _may_inherit(one: Execution, victim: Execution, route: Any) -> bool:
+def _may_inherit(one: Execution, victim: Execution) -> bool:
+    """Whether a summary of dropped messages may be put before a run's own, as far as the two runs go."""
     return (
         one.messages is not None
         and one.run.id > victim.run.id  # a summary is not put before what was said before it
@@ -108,5 +106,4 @@ def _may_inherit(one: Execution, victim: Execution, route: Any) -> bool:
         and not one.over
         and one.steered_into is None
         and one.run.session == victim.run.session
-        and same_route(one.route, route)
     )

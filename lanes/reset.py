@@ -21,6 +21,7 @@ from .run import RunState
 
 if TYPE_CHECKING:
     from .execution import Execution
+    from .intake import Request
     from .run import Run
     from .scheduler import Scheduler
 
@@ -33,14 +34,16 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     Raises:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
-    return _begin(scheduler, key, scheduler.layout.file_of(key), archive)
+    file = scheduler.layout.file_of(key)
+    request = scheduler.intake.request(LANE, partial(_put_away, file=file, archive=archive), (), session=key)
+    request.goes_first = True
+    return _begin(scheduler, request, key, file)
 
 
 @_effects.change
-def _begin(scheduler: Scheduler, key: str, file: str, archive: bool) -> Run:
+def _begin(scheduler: Scheduler, request: Request, key: str, file: str) -> Run:
     older = list(scheduler.live.values())
-    put_away = partial(_put_away, file=file, archive=archive)
-    run = scheduler.intake.submit(LANE, put_away, (), session=key, goes_first=True)
+    run = scheduler.intake.admit(request, "queue")
     for execution in reversed(older):
         if execution.goes_first and concerns(execution, key, file):
             continue

@@ -260,8 +260,7 @@ class Work:
             InvalidLane: no such run is parked.
             What `submit` raises: then it stays parked.
         """
-        self._parked(run_id)
-        return self._scheduler.history.resubmit(run_id)
+        return self._parked(run_id).again()
 
     def discard(self, run_id: int) -> None:
         """Forget a parked run.
@@ -270,7 +269,7 @@ class Work:
             InvalidLane: no such run is parked.
         """
         self._parked(run_id)
-        del self._scheduler.history.parked[run_id]
+        self._scheduler.history.forget_parked(run_id)
 
     def _parked(self, run_id: int) -> Parked:
         found = self._scheduler.history.parked.get(run_id) if type(run_id) is int else None

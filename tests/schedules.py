@@ -38,6 +38,7 @@ from lanes.table import SpecTable
 from locks import LeaseLost, LockError, LockRegistry
 from runtime.drain import Drain
 from runtime.work import Work
+from tests.invariants import complaints
 from tests.supervised import TICK
 from tests.virtual import VirtualClock
 
@@ -529,35 +530,7 @@ class Schedule:
 
     def _check(self) -> None:
         """What holds whenever a task of ours runs."""
-        scheduler = self.scheduler
-        live = list(scheduler.live.values())
-        wrong: list[str] = []
-        for name, group in scheduler.groups.items():
-            slots = [one for one in live if one.has_slot and one.spec.group == name]
-            others = sum(one.urgency > 0 for one in slots)
-            if (group.running, group.others) != (len(slots), others):
-                wrong.append(f"{group!r}, others {group.others}; counted {len(slots)}, {others}")
-            if group.next_class() is not None and not scheduler.pace.why and group not in scheduler._paced:
-                wrong.append(f"{group!r} could start somebody, and does not")
-            if group.running > group.spec.slots or group.others > group.spec.slots - group.spec.reserve:
-                wrong.append(f"{group!r} has given away more than it has, others {group.others}")
-        bodies = [one for one in live if one.run.state is RunState.RUNNING and one.steered_into is None]
-        if set(bodies) != set(scheduler.bodies):
-            wrong.append(f"bodies {bodies} are not those that are known: {list(scheduler.bodies)}")
-        wrong += [
-            f"{lane!r}, joined {lane.joined}"
-            for lane in scheduler.lanes.values()
-            if len(lane.running) > lane.spec.capacity or lane.joined != sum(one.joined for one in lane.queued)
-        ]
-        wrong += [
-            f"{one!r} goes on without its parent"
-            for one in live
-            if one.parent is not None and one.parent.over and one.cause is None
-        ]
-        conducting = Counter(one.file for one in bodies if one.file is not None)
-        wrong += [f"{count} bodies conduct {file}" for file, count in conducting.items() if count > 1]
-        wrong += [f"{one!r} conducts without a turn" for one in bodies if one.file and one.claim is None]
-        self.violations += wrong
+        self.violations += complaints(self.scheduler)
 
     def _judge(self) -> None:
         """What holds when all is over."""
