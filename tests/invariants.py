@@ -8,7 +8,7 @@ from lanes.checks import Priority
 from lanes.execution import Execution
 from lanes.run import RunState
 from lanes.scheduler import Scheduler
-from locks import _clock, _effects
+from locks import _effects
 
 
 def complaints(scheduler: Scheduler) -> list[str]:
@@ -67,7 +67,7 @@ def _of_lanes(scheduler: Scheduler, live: list[Execution]) -> list[str]:
             f"holds runs that are not live: {strangers}": not strangers,
             "runs more than its capacity": len(lane.running) <= lane.spec.capacity,
             f"joined is {lane.joined}": lane.joined == sum(one.joined for one in lane.queued),
-            "is idle and was not retired": not (lane.spec.wild and lane.idle),
+            "is idle and was not retired": not (lane.spec.wild and lane.idle) or any(one.lane is lane for one in live),
         }
         wrong += [f"lane {name}: {what}" for what, holds in checks.items() if not holds]
     return wrong
@@ -88,7 +88,8 @@ def _of_turns(scheduler: Scheduler, live: list[Execution]) -> list[str]:
         if [waiting[p] for p in Priority] != queue.waiting:
             wrong.append(f"the line for {file} counts {queue.waiting}, and has {waiting}")
         front = order[0]
-        waits = front.is_queued() and front.held_until <= _clock.clock.now() and scheduler.may_start(front)
+        held = front.hold_timer is not None and front.hold_timer.call is not None
+        waits = front.is_queued() and not held and scheduler.may_start(front)
         if waits and scheduler.serving and not front.is_ready and front.turn_scope is None:
             wrong.append(f"{front!r} is at the front of its session, and waits for nothing")
     return wrong
