@@ -40,7 +40,7 @@ def _of_execution(scheduler: Scheduler, one: Execution) -> list[str]:
         "it is over, or has an outcome": not one.over and run.outcome is None,
         "its run has another execution": run._execution is one,
         "its state is neither queued nor running": run.state in (RunState.QUEUED, RunState.RUNNING),
-        "its lane is not the known one": scheduler.lanes.get(lane.name) is lane,
+        "its lane is not the known one": read or scheduler.lanes.get(lane.name) is lane,
         "it stands in the wrong part of its lane": (queued, running) == (run.state is RunState.QUEUED, body),
         "it is among the bodies, or is not": (one in scheduler.bodies) == body,
         "it has a slot and does not run": body or not one.has_slot,
