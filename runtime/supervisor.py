@@ -61,9 +61,10 @@ class Supervisor(Restarts):
         services_timeout: seconds that entering all services may take, and leaving them.
         keep_outcomes: how many finished runs `find` still knows.
         on_run_start: called with each run when it starts, and again for each further attempt.
-        on_run_end: called with each run when it has its outcome, just before its place and turn are passed on.
+        on_run_end: called with each run when it has its outcome, and its place and turn have been passed on.
         on_wait: called with each run that does not start when it is submitted. The three are plain functions, called on
-            the event loop; an exception in one is logged and harms nothing.
+            the event loop when the change that they report is complete, in order: each may submit, post, cancel, reset
+            and revoke. An exception in one is logged and harms nothing.
 
     Raises:
         InvalidLane: a specification is not allowed, or contradicts another.
