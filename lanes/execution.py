@@ -340,7 +340,8 @@ class Execution:
 
     def forget(self) -> None:
         """Let go of what the body was called with; its finalizers run when the present change is complete."""
-        _effects.release(self.body, self.args, self.context, self.messages)
+        if not self.began:  # else the frame of `conduct` names it all until the change is complete
+            _effects.release(self.body, self.args, self.context, self.messages)
         self.body, self.args, self.context, self.messages = None, (), None, None
 
     def next_attempt(self, fence: Fence) -> Execution:

@@ -84,9 +84,10 @@ def change(method: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def after(call: Callable[..., object], *args: Any) -> None:
-    """Have something called when the change is complete: at once, outside of one. It must not raise.
+    """Have something called when the change is complete: at once, outside of one.
 
-    Only a `KeyboardInterrupt` passes: it leaves the outermost change when everything else that was noted has run.
+    It contains its own errors. What it raises all the same, such as a `KeyboardInterrupt`, leaves the outermost change
+    when everything else that was noted has run.
     """
     here = _local.effects
     if here.depth:
@@ -143,20 +144,20 @@ def _run(here: _Effects) -> None:
         return  # the change was made by an effect: what it has noted waits for its turn
     before = here.generation, here.marks
     here.running = True
-    interrupt: KeyboardInterrupt | None = None
+    raised: BaseException | None = None
     try:
         while here.noted:
             here.generation, here.marks, call, args = here.noted.popleft()
             try:
                 call(*args)
-            except KeyboardInterrupt as error:
-                interrupt = interrupt or error
+            except BaseException as error:
+                raised = raised or error
             del call, args  # the last reference may be this one, and its finalizer belongs to this effect
     finally:
         here.running = False
         here.generation, here.marks = before
-    if interrupt is not None:
-        raise interrupt
+    if raised is not None:
+        raise raised
 
 
 def _let_go(*_kept: Any) -> None:

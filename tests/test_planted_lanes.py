@@ -46,6 +46,8 @@ GUARDS = {
     "key_forgotten": "debounce_and_dedupe::the_same_key_again_gives_the_same_run_queued_running_and_over",
     "quiet_without_end": "debounce_and_dedupe::a_stream_without_a_pause_waits_ten_times_as_long_and_no_longer",
     "hook_uncontained": "hooks::whatever_a_hook_raises_is_logged_and_harms_nothing",
+    "effects_at_once": "user_code::whatever_user_code_calls_and_whenever_the_invariants_hold",
+    "released_at_once": "user_code::whatever_user_code_calls_and_whenever_the_invariants_hold",
     "always_healthy": "unhealthy::up_to_the_limit_it_is_healthy_and_above_it_says_what_and_where",
     "late_events_heard": "retries::nothing_of_an_earlier_attempt_reaches_the_session_or_the_listeners",
     "priority_not_lent": "fairness::a_foreground_run_that_waits_for_a_turn_lends_its_priority_to_the_one_before_it",

@@ -27,6 +27,7 @@ from lanes.checks import Priority
 from lanes.lane import Lane
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
+from locks import _effects
 from locks.holder import Fence
 from runtime import statistics
 
@@ -330,6 +331,25 @@ def hook_uncontained() -> None:
     hooks.Hooks._call = call  # type: ignore[assignment, method-assign]
 
 
+def effects_at_once() -> None:
+    """Hooks and log lines run in the middle of the change that sets them off."""
+
+    def after(call: Callable[..., object], *args: Any) -> None:
+        reached["effects_at_once"] += 1
+        call(*args)
+
+    _effects.after = after
+
+
+def released_at_once() -> None:
+    """The last references to users' objects go in the middle of a change."""
+
+    def release(*kept: Any) -> None:
+        reached["released_at_once"] += 1
+
+    _effects.release = release
+
+
 def always_healthy() -> None:
     """However many bodies are abandoned, all is well."""
 
@@ -422,6 +442,8 @@ DEFECTS: dict[str, Callable[[], None]] = {
         key_forgotten,
         quiet_without_end,
         hook_uncontained,
+        effects_at_once,
+        released_at_once,
         always_healthy,
         late_events_heard,
         priority_not_lent,
