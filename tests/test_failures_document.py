@@ -24,7 +24,7 @@ def marked() -> dict[str, set[str]]:
 
 def documented() -> dict[str, set[str]]:
     """Row id to the modules that the document names for it."""
-    rows = re.findall(r"^\| ([A-H]\d+) \|.*\| ([^|]*) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ([A-HT-Z]\d+) \|.*\| ([^|]*) \|$", DOCUMENT.read_text(), re.MULTILINE)
     return {row: set(re.findall(r"`(test_\w+)`", where)) for row, where in rows}
 
 
