@@ -6,7 +6,7 @@
 
 `POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. 200 with the reply, or
     202 with a run to poll when it takes longer than `wait` (at most `--wait`). With an `Idempotency-Key` that was sent
-    before, it is the same run.
+    before, it is the same run, unless that one came to no answer: then it is a new one.
 `WebSocket /sessions/{key}/stream`: takes the same objects, waits for none, and sends events of the types `accepted`,
     `token`, `end` and `error`. A client that reads too slowly misses tokens; one that reads nothing is cut off.
 `POST /sessions/{key}/stop`, `POST /sessions/{key}/reset`: end the session's runs; put its transcript away as well.
@@ -14,12 +14,12 @@
 `GET /healthz`, `GET /readyz`, `GET /metrics`: whether it is well, whether it takes work, Prometheus.
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
-A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 the session is busy (and with what), or
-the run was stopped, reset or superseded; 422 a field, its value and what is allowed; 429 the queue is full; 503
-draining or restarting; 504 the run timed out. What may be tried again has `Retry-After`. A client that goes away ends
-nothing: its question is in the transcript, and so will be the answer. SIGTERM is uvicorn's: requests under way are
-answered, which takes `--wait` at most, WebSockets are closed, then the supervisor drains. SIGHUP is the same, and
-SIGUSR1 a restart.
+A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 the session is busy (and with what), the
+run was stopped, reset or superseded, or the `Idempotency-Key` is that of another text; 422 a field, its value and what
+is allowed; 429 the queue is full; 503 draining or restarting; 504 the run timed out. What may be tried again has
+`Retry-After`. A client that goes away ends nothing: its question is in the transcript, and so will be the answer.
+SIGTERM is uvicorn's: requests under way are answered, which takes `--wait` at most, WebSockets are closed, then the
+supervisor drains. SIGHUP is the same, and SIGUSR1 a restart.
 """
 
 from __future__ import annotations

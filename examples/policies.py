@@ -18,7 +18,18 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from lanes import GroupSpec, LaneBusy, LaneFull, LaneSpec, Message, ProcessFailed, RetrySpec, Run, RunContext
+from lanes import (
+    DedupeConflict,
+    GroupSpec,
+    LaneBusy,
+    LaneFull,
+    LaneSpec,
+    Message,
+    ProcessFailed,
+    RetrySpec,
+    Run,
+    RunContext,
+)
 from locks import LeaseLost
 from runtime import Limits, Supervisor
 
@@ -106,6 +117,14 @@ async def interrupt() -> None:
         await tell(one=one, two=two)
 
 
+async def replace() -> None:
+    async with gateway(LaneSpec("session:*", handler=answer, when_busy="replace")) as sup:
+        one = sup.post("session:ann", "one")
+        two = sup.post("session:ann", "two")
+        three = sup.post("session:ann", "three")
+        await tell(one=one, two=two, three=three)
+
+
 async def collect() -> None:
     async with gateway(LaneSpec("session:*", handler=answer, when_busy="collect")) as sup:
         one = sup.post("session:ann", "one")
@@ -174,6 +193,14 @@ async def dedupe() -> None:
         await tell(first=first)
         again = sup.post("session:ann", "hello", dedupe="update-17")
         print("the same run:", again is first)
+        try:
+            sup.post("session:ann", "goodbye", dedupe="update-17")
+        except DedupeConflict as error:
+            print(f"refused: {error.key!r} is the key of run {error.run}")
+        stopped = sup.post("session:ann", "how are you?", dedupe="update-18")
+        stopped.cancel("by mistake")
+        again = sup.post("session:ann", "how are you?", dedupe="update-18")
+        await tell(stopped=stopped, again=again)
 
 
 # How a run ends
@@ -368,6 +395,7 @@ EXAMPLES = (
     queue,
     reject,
     interrupt,
+    replace,
     collect,
     steer,
     full,

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from lanes import (
+    DedupeConflict,
     Draining,
     InvalidLane,
     LaneBusy,
@@ -33,7 +34,8 @@ MAX_BODY = 1 << 20
 STATUS: dict[type[BaseException], int] = {
     InvalidLane: 422,
     InvalidSession: 422,
-    **dict.fromkeys((LaneBusy, LeaseTimeout, LeaseLost, DeadlockError, RunCancelled, RunSuperseded), 409),
+    **dict.fromkeys((LaneBusy, DedupeConflict, LeaseTimeout, LeaseLost), 409),
+    **dict.fromkeys((DeadlockError, RunCancelled, RunSuperseded), 409),
     LaneFull: 429,
     Draining: 503,
     RunTimedOut: 504,

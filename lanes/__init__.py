@@ -2,6 +2,7 @@
 
 from .context import RunContext
 from .errors import (
+    DedupeConflict,
     Draining,
     InvalidLane,
     LaneBusy,
@@ -28,6 +29,7 @@ from .spec import GroupSpec, LaneSpec
 from .tally import Totals
 
 __all__ = [
+    "DedupeConflict",
     "Draining",
     "EventStream",
     "GroupSpec",

@@ -42,6 +42,16 @@ class LaneBusy(LaneError):
     """The id of the run that conducts the session, if it names one."""
 
 
+class DedupeConflict(LaneError):
+    """The `dedupe` key has another body already, and its run waits, runs or is kept: a slip of the sender."""
+
+    lane: str
+    session: str | None
+    key: str
+    run: int
+    """The id of the run that has the key."""
+
+
 class Draining(LaneError):
     """The supervisor is draining, stopped or not yet started: it accepts nothing."""
 

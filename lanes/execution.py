@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .lane import Lane
     from .layout import SessionLayout
     from .message import Message
-    from .spec import LaneSpec
+    from .spec import LaneSpec, WhenBusy
     from .timers import Timer
     from .waits import Waits
 
@@ -80,8 +80,8 @@ class Execution:
     """Messages that came to it while it was queued."""
     goes_first = False
     """Whether nobody may go before it, and nobody may ask it to give way: it resets its session."""
-    interrupts = False
-    """Whether it was to go next, whoever waits."""
+    policy: WhenBusy = "queue"
+    """What it was taken under. A newer run of a policy in `ONLY_NEWEST` supersedes it while it waits under the same."""
     held_until = -math.inf
     """When it may start: its sender may say more, or its last attempt has just failed."""
     hold_at_most = math.inf

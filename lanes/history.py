@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from locks import _effects
 from locks._events import log
 
 from .message import Message
-from .run import Run
+from .run import Run, RunState
+from .spec import DedupeKeeps
 
 DedupeKey = tuple[str, str | None, str]
 """Lane, session, and the sender's own key."""
+
+
+class Said(NamedTuple):
+    """What was sent under a key."""
+
+    run: Run
+    """The run that answers it."""
+    digest: bytes
+    """Of its body, which must not live as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,8 @@ class Parked:
 class History:
     """The last finished runs, by id.
 
-    Invariant: a dedupe key is known while its run is live or among the finished ones that are kept.
+    Invariant: a dedupe key is in `_known` while its run is live or among the finished ones that are kept, unless a
+    newer run has it by then; `_keys` has the keys of each run in `_known`.
     """
 
     def __init__(self, keep: int) -> None:
@@ -41,7 +53,7 @@ class History:
         self._finished: dict[int, Run] = {}
         self._order: deque[int] = deque()
         """Their ids, oldest first: a plain dictionary is slow to find its first entry when many before it are gone."""
-        self._known: dict[DedupeKey, Run] = {}
+        self._known: dict[DedupeKey, Said] = {}
         self._keys: dict[int, list[DedupeKey]] = {}
         self.parked: OrderedDict[int, Parked] = OrderedDict()
 
@@ -53,7 +65,7 @@ class History:
             gone = self._order.popleft()
             _effects.release(self._finished.pop(gone))
             for key in self._keys.pop(gone, ()):
-                self._known.pop(key, None)
+                del self._known[key]
 
     def find(self, run_id: int) -> Run | None:
         """A finished run that is still kept."""
@@ -62,15 +74,29 @@ class History:
             return parked.run
         return found
 
-    def known(self, key: DedupeKey) -> Run | None:
-        """The run that this key was given to."""
-        return self._known.get(key)
+    def known(self, key: DedupeKey, keeps: DedupeKeeps) -> Said | None:
+        """What was sent under this key before, if its run counts."""
+        said = self._known.get(key)
+        if said is None or keeps == "ended" or _stands(said.run) or self._is_parked(said.run):
+            return said
+        return None
 
-    def know(self, key: DedupeKey, run: Run) -> None:
-        """Give the same run to whoever comes with this key again."""
+    def _is_parked(self, run: Run) -> bool:
+        """Whether somebody is to decide about a run, or about the one that has read its message."""
+        return run.id in self.parked or run.answered_by in self.parked
+
+    def know(self, key: DedupeKey, said: Said) -> None:
+        """Keep what was sent under a key for the next message with this key; what was sent before it is forgotten."""
+        run = said.run
         if run.outcome is not None and run.id not in self._finished:
             return  # it ended as it was submitted, and is forgotten already: nothing would ever take the key away
-        self._known[key] = run
+        older = self._known.get(key)
+        if older is not None:
+            keys = self._keys[older.run.id]
+            keys.remove(key)
+            if not keys:
+                del self._keys[older.run.id]
+        self._known[key] = said
         self._keys.setdefault(run.id, []).append(key)
 
     def park(self, parked: Parked) -> None:
@@ -84,3 +110,25 @@ class History:
     def forget_parked(self, run_id: int) -> None:
         """Keep a parked run no longer."""
         _effects.release(self.parked.pop(run_id, None))
+
+    def resubmitted(self, run_id: int, run: Run) -> None:
+        """Keep a parked run no longer, since another one does its work. That one takes its dedupe keys over."""
+        self.forget_parked(run_id)
+        for key, said in list(self._known.items()):
+            if run_id in (said.run.id, said.run.answered_by):  # repeated, the message must not be answered twice
+                self.know(key, said._replace(run=run))
+
+
+def _stands(run: Run) -> bool:
+    """Whether a run is done, or may still come to be: it waits, runs, or will be tried again or parked."""
+    if run.outcome is not None:
+        return run.outcome.state is RunState.DONE
+    execution = run._execution
+    if execution is None:
+        return True
+    if execution.steered_into is not None and run.state is RunState.RUNNING:
+        execution = execution.steered_into  # whose outcome it shares
+    if execution.cause is None:
+        return True
+    retry = execution.spec.retry
+    return retry is not None and retry.timeouts and execution.cause[0] is RunState.TIMED_OUT

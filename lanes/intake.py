@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,15 +19,15 @@ from locks._events import log
 
 from . import checks
 from .checks import Priority
-from .errors import Draining, InvalidLane, LaneBusy, WrongThread
+from .errors import DedupeConflict, Draining, InvalidLane, LaneBusy, WrongThread
 from .execution import Execution
-from .history import DedupeKey, Parked
+from .history import DedupeKey, Parked, Said
 from .lane import Lane
 from .layout import session_of_lane
-from .message import Message, message_of, same_route
+from .message import Message, digest_of, message_of, same_route
 from .overflow import drop_oldest, lane_full, would_start
 from .run import Body, Run, current_run
-from .spec import LaneSpec, WhenBusy
+from .spec import ONLY_NEWEST, LaneSpec, WhenBusy
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
@@ -53,6 +54,8 @@ class Request:
     args: tuple[Any, ...] = ()
     messages: list[Message] | None = None
     key: DedupeKey | None = None
+    digest: bytes = b""
+    """Of the message's body, if it has a key."""
     parent: Run | None = None
     bound_to: Execution | None = None
     """The run that it ends with."""
@@ -146,7 +149,7 @@ class Intake:
         """Queue a message for the lane's handler. Never blocks.
 
         Raises:
-            Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
+            DedupeConflict, Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
             RecursionError: hooks set off hooks without an end; nothing was taken.
         """
         handler = self._scheduler.specs.find(lane).handler
@@ -162,10 +165,7 @@ class Intake:
             checks.choice("when_busy", when_busy, get_args(WhenBusy))
             policy = when_busy
         if dedupe is not None:
-            request.key = self._dedupe_key(request, dedupe)
-            known = self._scheduler.history.known(request.key)
-            if known is not None:
-                return known
+            request.key, request.digest = self._dedupe_key(request, dedupe), digest_of(given.body)
         return self.admit(request, policy)
 
     def _dedupe_key(self, request: Request, given: Any) -> DedupeKey:
@@ -219,7 +219,7 @@ class Intake:
         """The run that does what is asked for: a new one, or one that it joins.
 
         Raises:
-            LaneBusy, LaneFull: nothing has changed.
+            DedupeConflict, LaneBusy, LaneFull: nothing has changed.
         """
         if request.route is not None and (policy in _SHARING or request.spec.debounce):
             # Asked before the change, since comparing two routes is user code. A run that comes up only because of what
@@ -234,29 +234,46 @@ class Intake:
         lane = request.lane = scheduler.lanes.get(
             request.lane.name, request.lane
         )  # user code may have made or ended it
+        if (known := self._said_before(request)) is not None:
+            return known
         target = self._target(request, policy)
         if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
             joined = self._join(request, policy)
             if joined is not None:
                 if request.key is not None:
-                    scheduler.history.know(request.key, joined.run)
+                    scheduler.history.know(request.key, Said(joined.run, request.digest))
                 return joined.run
         if policy == "reject" and self._is_busy(request):
             raise self._busy(request)
-        before = lane.waiting
+        older = self._outdated(request, policy)
+        before = lane.waiting - sum(1 + one.joined for one in older if one.lane is lane)
         if spec.queue_limit is None or before < spec.queue_limit or would_start(scheduler, request):
-            return self._taken(request, policy, target).run
+            return self._taken(request, policy, target, older).run
         # A hook that is called for what was dropped from a lane drops nothing more from it: that would have no end.
         if spec.when_full == "reject" or not lane.queued or _effects.is_marked(lane):
             raise lane_full(lane)
         with _effects.marked(lane):
-            execution = self._taken(request, policy, target)
+            execution = self._taken(request, policy, target, older)
             while lane.waiting > max(spec.queue_limit, before) and drop_oldest(scheduler, execution):
                 pass
         return execution.run
 
-    def _taken(self, request: Request, policy: WhenBusy, target: Execution | None) -> Execution:
-        """A new run, put where its policy wants it: nothing is in its way any more."""
+    def _said_before(self, request: Request) -> Run | None:
+        """The run of the message that its sender has sent under the same key before, if that one counts."""
+        if request.key is None:
+            return None
+        said = self._scheduler.history.known(request.key, request.spec.dedupe_keeps)
+        if said is not None and said.digest != request.digest:
+            raise _conflict(request, request.key[-1], said.run)
+        return said.run if said is not None else None
+
+    def _taken(self, request: Request, policy: WhenBusy, target: Execution | None, older: list[Execution]) -> Execution:
+        """A new run, put where its policy wants it: nothing is in its way any more.
+
+        Args:
+            target: the run under way that it interrupts, or is handed to.
+            older: runs that wait, and that it supersedes.
+        """
         scheduler, spec = self._scheduler, request.spec
         execution = self._execution_of(request)
         if policy == "steer" and target is not None:
@@ -269,10 +286,14 @@ class Intake:
                 # Else what is said without a pause would end in the queue, for want of quiet alone.
                 most = max(spec.debounce, min(most, spec.queue_timeout / 2))
             execution.held_until, execution.hold_at_most = now + spec.debounce, now + most
-        execution.interrupts = policy == "interrupt" and _conducts(request)
-        scheduler.queue(execution, first=execution.interrupts and self._is_busy(request))
-        if target is not None and not execution.over:
-            scheduler.supersede(target, execution)
+        if _conducts(request):
+            execution.policy = policy
+        goes_next = execution.policy == "interrupt" and (bool(older) or self._is_busy(request))
+        scheduler.queue(execution, first=goes_next)
+        # Last: a run that ends lets the next one in, which must be the newest.
+        for one in older if target is None else (*older, target):
+            if not execution.over:  # its file could not be opened
+                scheduler.supersede(one, execution)
         return execution
 
     def _execution_of(self, request: Request) -> Execution:
@@ -301,7 +322,7 @@ class Intake:
         execution.goes_first = request.goes_first
         run._execution = execution
         if request.key is not None:
-            scheduler.history.know(request.key, run)
+            scheduler.history.know(request.key, Said(run, request.digest))
         parent = request.bound_to
         if parent is not None:
             execution.parent, run.lineage = parent, (*parent.run.lineage, parent.run.id)
@@ -320,6 +341,8 @@ class Intake:
     def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
         """The run that the policy turns to: to take its place, or to be told the message."""
         if policy == "interrupt":
+            if request.file is None and self._outdated(request, policy):
+                return None  # it takes the place of the run that waits, for which another one has been ended already
             return self._underway(request) if _conducts(request) else None
         if policy != "steer" or request.messages is None:
             return None
@@ -327,6 +350,19 @@ class Intake:
         if target is None or target.run.session != request.session or not request.shares_route(target):
             return None
         return target
+
+    def _outdated(self, request: Request, policy: WhenBusy) -> list[Execution]:
+        """The runs that wait where the request would, and that a newer one of their policy supersedes.
+
+        A reset, the next attempt of a run, and what an inbox was left with have no such policy.
+        """
+        if policy not in ONLY_NEWEST or not _conducts(request):
+            return []
+        if request.file is not None:
+            waiting: Iterable[Execution] = self._scheduler.turns.of(request.file)
+        else:
+            waiting = (one for one in request.lane.queued if one.run.session is None)
+        return [one for one in waiting if one.policy == policy and one.is_queued()]
 
     def _underway(self, request: Request) -> Execution | None:
         """Who runs where the request would have to wait, and was not asked to end yet."""
@@ -387,8 +423,15 @@ class Intake:
         return next(reversed(request.lane.queued), None) if request.lane.queued else None
 
     def _may_share(self, request: Request, policy: WhenBusy, last: Execution) -> bool:
-        """Whether joining the last one keeps the policy: `reject` waits for nobody, `interrupt` goes next."""
-        if policy not in ("reject", "interrupt") or (policy == "interrupt" and last.interrupts):
+        """Whether joining the last one keeps the policy: `reject` waits for nobody, `interrupt` goes next.
+
+        What a newer message may supersede is joined under the same policy only.
+        """
+        if policy == last.policy and policy in ONLY_NEWEST:
+            return True
+        if last.policy in ONLY_NEWEST:
+            return False
+        if policy not in ("reject", "interrupt"):
             return True
         if request.file is not None:
             return self._scheduler.turns.front(request.file) is last
@@ -431,8 +474,20 @@ class Intake:
     @_effects.change
     def _admit_again(self, request: Request, parked: int) -> Run:
         run = self.admit(request, "queue")
-        self._scheduler.history.forget_parked(parked)
+        self._scheduler.history.resubmitted(parked, run)
         return run
+
+
+def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:
+    """What the sender is told that says something else under the same key."""
+    return DedupeConflict(
+        f"dedupe: {checks.shown(key)} is the key of run {run.id} on lane {request.lane.name!r}, whose message has "
+        "another body; allowed: the same body, or another key",
+        lane=request.lane.name,
+        session=request.session,
+        key=key,
+        run=run.id,
+    )
 
 
 def _is_above(one: Execution, request: Request) -> bool:

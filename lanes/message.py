@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from .checks import MAX_MESSAGE_BYTES, size
 from .errors import InvalidLane
@@ -31,6 +36,18 @@ def message_of(value: Any) -> Message:
             f"allowed: {MAX_MESSAGE_BYTES} bytes of text"
         )
     return message
+
+
+def digest_of(body: Any) -> bytes:
+    """What two bodies have in common that are equal as JSON. Of a body that has no JSON, only its type counts.
+
+    Dataclasses and the like have one (`msgspec.to_builtins`).
+    """
+    try:
+        text = json.dumps(body, sort_keys=True, default=partial(msgspec.to_builtins, order="deterministic"))
+    except Exception:  # circular, too deep, an object of the sender's own
+        text = f"{type(body).__module__}.{type(body).__qualname__}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def same_route(one: Any, other: Any) -> bool:

@@ -14,7 +14,10 @@ from .retry import RetrySpec
 from .run import Run
 
 PriorityName = Literal["foreground", "normal", "background"]
-WhenBusy = Literal["queue", "reject", "interrupt", "collect", "steer"]
+WhenBusy = Literal["queue", "reject", "interrupt", "replace", "collect", "steer"]
+ONLY_NEWEST = ("interrupt", "replace")
+"""Policies under which one run at most waits in a session: a newer one of the same policy supersedes it."""
+DedupeKeeps = Literal["done", "ended"]
 WhenFull = Literal["reject", "drop_oldest", "summarize"]
 DropHandler = Callable[[Run, Sequence[Message]], Any]
 
@@ -42,14 +45,20 @@ class LaneSpec:
             longest, whose sender is told; `summarize` does so too, and what `on_drop` returns (a `Message` or a body;
             `None` for nothing) is put in front of the messages that wait next in that session and have the same route,
             the new one's included. Where there are none, a log line says so.
-        when_busy: what becomes of work for a session whose turn somebody has or waits for (for a run without a session:
-            for a lane at its capacity): `queue` behind; `reject` raises `LaneBusy`; `interrupt` ends the run that is
-            under way and goes next; `collect` joins the message that is queued last, if that one has the same route;
-            `steer` hands it to the run that is under way (`ctx.inbox`), if that one has the same route. What is not
-            possible, and work that is no message, is queued. A run of the session that was asked to end is under way no
-            more. Who interrupts goes before everybody who waits, earlier ones who did so too.
+        when_busy: what becomes of work for a session whose turn somebody has or waits for (for a run without a
+            session: for a lane at its capacity): `queue` behind; `reject` raises `LaneBusy`; `interrupt` ends the run
+            that is under way and goes next; `replace` queues behind, but of several only the newest waits; `collect`
+            joins the message that is queued last, if that one has the same route; `steer` hands it to the run that is
+            under way (`ctx.inbox`), if that one has the same route. What is not possible, and work that is no message,
+            is queued. A run of the session that was asked to end is under way no more. A run that interrupts goes
+            before all that wait. A run that waits under `interrupt` or `replace` is superseded by a newer one of the
+            same policy for the same session (without a session: on the same lane), and leaves the queue before
+            `queue_limit` is looked at.
         debounce: seconds of quiet that a message waits for before its run may start; messages of one route that come
             meanwhile join it. At most ten times as long in all, and no longer than half the `queue_timeout`.
+        dedupe_keeps: for which runs a `dedupe` key gives the same run again: `done`, for those that wait, run or are
+            done, so that what was cancelled, failed or came to another such end can be sent again under its name;
+            `ended`, for those too that have ended in any other way.
         grace: seconds a cancelled run may take to clean up before it is abandoned.
         retry: when a body that failed is called again; never by default.
         on_drop: called with the run that was dropped and its messages, on the event loop; an exception in it is logged.
@@ -72,6 +81,7 @@ class LaneSpec:
     when_full: WhenFull = "reject"
     when_busy: WhenBusy = "queue"
     debounce: float = 0.0
+    dedupe_keeps: DedupeKeeps = "done"
     grace: float = 2.0
     retry: RetrySpec | None = None
     on_drop: DropHandler | None = None
@@ -95,6 +105,7 @@ class LaneSpec:
         checks.priority(self.priority, where + "priority")
         checks.choice(where + "when_full", self.when_full, get_args(WhenFull))
         checks.choice(where + "when_busy", self.when_busy, get_args(WhenBusy))
+        checks.choice(where + "dedupe_keeps", self.dedupe_keeps, get_args(DedupeKeeps))
         if self.queue_limit is not None:
             checks.whole(where + "queue_limit", self.queue_limit, 0)
         self._check_times(where)
@@ -124,7 +135,7 @@ class LaneSpec:
     def _check_room(self, where: str) -> None:
         if self.queue_limit != 0:
             return
-        if self.when_busy in ("interrupt", "collect", "steer"):
+        if self.when_busy not in ("queue", "reject"):
             raise InvalidLane(
                 f"{where}when_busy: {self.when_busy!r} lets work wait, if only for a moment, and queue_limit is 0; "
                 "allowed: 'queue', 'reject', or a queue_limit from 1"

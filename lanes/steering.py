@@ -47,11 +47,13 @@ class Steering(Starting):
         if not unread:
             return
         if execution.file is None:
-            ahead = sorted((one for one in execution.lane.queued if one.interrupts), key=lambda one: one.rank)
+            ahead = sorted(
+                (one for one in execution.lane.queued if one.policy == "interrupt"), key=lambda one: one.rank
+            )
             self._go_first(ahead, unread)
             return
         others = [one for one in self.turns.of(execution.file) if one is not execution]
-        ahead = list(takewhile(lambda one: one.interrupts or one.goes_first, others))
+        ahead = list(takewhile(lambda one: one.policy == "interrupt" or one.goes_first, others))
         for one in reversed(unread):
             if ahead:
                 one.in_line = True

@@ -93,14 +93,17 @@ class Work:
             message: a `Message`; anything else becomes the body of one. At most 16 MiB of text.
             session, timeout, priority: as for `submit`.
             when_busy: what to do when the session is busy, instead of the lane's policy (see `LaneSpec`).
-            dedupe: a name for this message: posted again to the same lane and session, it gives the same run, for as
-                long as that run's outcome is kept.
+            dedupe: a name for this message: posted again to the same lane and session, it gives the same run while
+                that one waits, runs, or is done and its outcome is kept. After any other end it gives a new run
+                (`LaneSpec(dedupe_keeps="ended")`: the same one still). Bodies are compared as JSON; of a body that has
+                no JSON, only the type counts.
 
         Returns:
             The run that will answer. With `collect` or `debounce` others may share it; with `steer` it shares the
             outcome of the run that reads the message, or runs by itself when none does.
 
         Raises:
+            DedupeConflict: the name is that of a message with another body. Nothing was taken.
             Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
             RecursionError: called from a hook that was called for what a hook did, 100 times over; nothing was taken.
         """

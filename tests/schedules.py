@@ -587,6 +587,7 @@ SCENARIOS = {
         Scenario("queue", acts={"post": 8, "submit": 3, "ask": 2, "wait": 1, "dedupe": 2}),
         Scenario("reject", policies=("reject", "queue"), acts={"post": 6, "cancel": 1, "follow": 1}),
         Scenario("interrupt", policies=("interrupt", "queue"), acts={"post": 8, "cancel": 1, "wait": 1}),
+        Scenario("replace", policies=("replace", "replace", "queue", "interrupt"), acts={"post": 8, "cancel": 1}),
         Scenario(
             "collect", policies=("collect", "collect", "queue"), acts={"post": 8, "cancel": 1}, spec={"debounce": 0.25}
         ),

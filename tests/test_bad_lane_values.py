@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import anyio
 import pytest
@@ -21,6 +21,7 @@ from lanes import (
     WrongThread,
 )
 from lanes.checks import MAX_MESSAGE_BYTES
+from lanes.spec import WhenBusy
 from runtime import Supervisor
 from tests.supervised import assert_empty
 
@@ -55,6 +56,7 @@ class Unprintable:
         ({"debounce": 5.0, "queue_timeout": 5.0}, r"debounce: 5.0 s is not shorter than queue_timeout \(5.0 s\)"),
         ({"debounce": 5.0, "queue_limit": 0}, r"debounce: 5.0 s lets every message wait, and queue_limit is 0"),
         ({"when_busy": "interrupt", "queue_limit": 0}, r"when_busy: 'interrupt' lets work wait.* queue_limit is 0"),
+        ({"when_busy": "replace", "queue_limit": 0}, r"when_busy: 'replace' lets work wait.* queue_limit is 0"),
         ({"when_busy": "collect", "queue_limit": 0}, r"when_busy: 'collect' lets work wait.* queue_limit is 0"),
         ({"when_busy": "steer", "queue_limit": 0}, r"when_busy: 'steer' lets work wait.* queue_limit is 0"),
         (
@@ -241,7 +243,7 @@ CALLS: list[tuple[dict[str, Any], str]] = [
     ({"priority": 0}, "priority: 0 is unknown; allowed: 'foreground'"),
     (
         {"when_busy": "shout"},
-        "when_busy: 'shout' is unknown; allowed: 'queue', 'reject', 'interrupt', 'collect', 'steer'",
+        "when_busy: 'shout' is unknown; allowed: 'queue', 'reject', 'interrupt', 'replace', 'collect', 'steer'",
     ),
     ({"dedupe": 7}, "dedupe: 7 is not allowed; allowed: 1 to 1024 characters of text"),
     ({"session": "a\0b"}, "session"),
@@ -415,7 +417,7 @@ async def test_what_is_posted_while_draining_is_refused_and_what_was_queued_is_t
         async with anyio.create_task_group() as group:
             group.start_soon(sup.drain, 60.0)
             await virtual.settle()
-            for policy in ("queue", "reject", "interrupt", "collect", "steer"):
+            for policy in get_args(WhenBusy):
                 with pytest.raises(Draining):
                     sup.post("work", "3", when_busy=policy)
         assert running.outcome is not None and running.outcome.state == "done"

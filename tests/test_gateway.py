@@ -222,6 +222,16 @@ async def test_a_message_that_is_sent_twice_under_one_idempotency_key_is_answere
     assert gateway.said(key, "user") == [SLOW]
 
 
+@pytest.mark.failure("T5")
+async def test_an_idempotency_key_that_was_sent_with_another_text_is_409(gateway, http, key):
+    headers = {"Idempotency-Key": "update 18"}
+    first = (await http.post(f"/sessions/{key}/messages", json={"text": "a"}, headers=headers)).json()
+    response = await http.post(f"/sessions/{key}/messages", json={"text": "b"}, headers=headers)
+    told = response.json()
+    assert (response.status_code, told["error"], told["run"]) == (409, "DedupeConflict", first["run"])
+    assert "retry-after" not in response.headers and gateway.said(key, "user") == ["a"]
+
+
 async def test_a_client_that_goes_away_finds_the_answer_in_the_transcript(gateway, key):
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         with pytest.raises(httpx.ReadTimeout):

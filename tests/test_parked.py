@@ -220,11 +220,14 @@ async def test_messages_that_were_read_on_the_way_are_parked_with_it(virtual, tm
     async with Supervisor(tmp_path, lanes=lanes) as sup:
         run = sup.post("session:a", "one")
         await anyio.sleep(0.5)
-        steered = sup.post("session:a", "two")
+        steered = sup.post("session:a", "two", dedupe="m2")
         assert [(await one.wait()).state for one in (run, steered)] == [RunState.FAILED] * 2
         (parked,) = sup.parked()
         assert [m.body for m in parked.messages] == ["one", "two"]
-        await sup.resubmit(run.id).result()
+        assert sup.post("session:a", "two", dedupe="m2") is steered
+        again = sup.resubmit(run.id)
+        assert sup.post("session:a", "two", dedupe="m2") is again
+        await again.result()
         assert answered == [["one"], ["one"], ["one", "two"]]
 
 
@@ -246,10 +249,18 @@ async def test_they_stay_visible_when_the_supervisor_has_stopped(virtual, tmp_pa
     assert [(one.run, one.messages[0].body) for one in sup.parked()] == [(run, "poison")]
 
 
-async def test_the_sender_of_a_parked_message_gets_the_same_run_for_its_key(sup):
+async def test_the_sender_of_a_parked_message_gets_the_same_run_for_its_key_until_somebody_has_decided(sup, model):
     run = sup.post("session:a", "poison", dedupe="m1")
     await run.wait()
     assert sup.post("session:a", "poison", dedupe="m1") is run
+    again = sup.resubmit(run.id)
+    assert sup.post("session:a", "poison", dedupe="m1") is again  # which must not be answered twice
+    await again.wait()
+    assert sup.post("session:a", "poison", dedupe="m1") is again
+    sup.discard(again.id)
+    model.down = False
+    new = sup.post("session:a", "poison", dedupe="m1")
+    assert new is not again and await new.result() == "answered"
 
 
 async def test_a_key_of_a_run_that_ended_as_it_was_submitted_is_not_kept_for_ever(virtual, tmp_path):

@@ -57,6 +57,16 @@ def test_every_piece_of_code_in_the_document_stands_in_the_example():
 
 
 def test_every_policy_has_a_section_with_a_picture():
-    for title in ("queue", "reject", "interrupt", "collect", "steer", "drop_oldest", "summarize", "debounce"):
+    for title in (
+        "queue",
+        "reject",
+        "interrupt",
+        "replace",
+        "collect",
+        "steer",
+        "drop_oldest",
+        "summarize",
+        "debounce",
+    ):
         section = DOCUMENT.split(f"\n### {title}\n", 1)[1].split("\n#", 1)[0]
         assert re.search(r"^    .*[├└┌─]", section, re.MULTILINE), title

@@ -224,7 +224,7 @@ async def test_a_body_that_ignores_it_is_abandoned_and_the_reset_ends_at_its_gra
 # What is posted meanwhile
 
 
-@pytest.mark.parametrize("policy", ["queue", "interrupt", "collect", "steer"])
+@pytest.mark.parametrize("policy", ["queue", "interrupt", "replace", "collect", "steer"])
 async def test_what_is_posted_meanwhile_finds_the_new_session_in_order(sup, policy):
     async def lingers(ctx):
         try:
@@ -242,11 +242,10 @@ async def test_what_is_posted_meanwhile_finds_the_new_session_in_order(sup, poli
         group.start_soon(_reset, sup, "a", moved)
         await anyio.sleep(0.5)
         runs = [sup.post("session:a", n, when_busy=policy) for n in range(3)]
-        assert [run.state for run in runs] == [RunState.QUEUED] * 3
-    for run in runs:
-        await run.result()
-    expected = [2, 1, 0] if policy == "interrupt" else [0, 1, 2]
-    assert texts(sup, "a") == expected
+        assert runs[-1].state is RunState.QUEUED
+    newest_only = policy in ("interrupt", "replace")
+    assert [(await run.wait()).state for run in runs] == [*["superseded" if newest_only else "done"] * 2, "done"]
+    assert texts(sup, "a") == ([2] if newest_only else [0, 1, 2])
     assert [record["text"] for record in lines_of(Path(moved[0]))] == ["old"]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from lanes import SessionLayout
+from lanes.spec import WhenBusy
 from runtime.cli.generate import InvalidLoad, Load, generate
 from runtime.cli.problem import Problem, one_line
 from runtime.cli.scenario import Overrides, described, plan, shipped
@@ -85,6 +87,17 @@ def test_interrupt_cuts_answers_short_and_says_for_whom(tmp_path, backend):
 
 
 @both
+def test_replace_answers_what_is_under_way_and_then_only_the_newest_that_waits(tmp_path, backend):
+    result, written = served(tmp_path, "replace", backend, 0.03)
+    assert result["superseded"] == result["failed"] > result["answered"] >= 6
+    # A run that was superseded had not begun: it has written nothing, and nothing was cut short.
+    assert [record["role"] for record in sorted(written, key=lambda record: record["run"])] == (
+        ["user", "assistant"] * result["answered"]
+    )
+    assert not any("stopped" in record for record in written)
+
+
+@both
 def test_collect_answers_a_burst_in_one_run_and_a_repetition_once(tmp_path, backend):
     result, written = served(tmp_path, "collect", backend, 0.02)
     asked, answers = by_run(written, "user"), by_run(written, "assistant")
@@ -157,7 +170,7 @@ def test_the_list_shows_every_shipped_scenario_with_a_line():
     assert done.returncode == 0
     listed = [line.split()[0] for line in done.stdout.splitlines()]
     assert listed == ["mixed", *sorted(set(shipped()) - {"mixed"})]
-    assert {"queue", "reject", "interrupt", "collect", "steer", "drop-oldest", "summarize", "retry"} < set(listed)
+    assert {*get_args(WhenBusy), "drop-oldest", "summarize", "retry"} < set(listed)
     assert all(description and description == one_line(description) for _, description in described())
     assert {path.suffix for path in shipped().values()} == {".toml"}
 
@@ -274,7 +287,7 @@ def test_a_traffic_file_lies_beside_its_scenario(tmp_path):
         ('[[lanes]]\npattern = "cron"\n[[lanes]]\npattern = "cron"', "'cron' is specified twice"),
         (
             '[[lanes]]\npattern = "cron"\nwhen_busy = "shout"',
-            "lanes[0].when_busy: 'shout' is not allowed; allowed: 'queue', 'reject', 'interrupt', 'collect', 'steer'",
+            "lanes[0].when_busy: 'shout' is not allowed; allowed: 'queue', 'reject', 'interrupt', 'replace', 'collect'",
         ),
         ('[[lanes]]\npattern = "cron"\n[lanes.retry]\nattempts = 1', "retry, attempts: 1 is not allowed; allowed: "),
         (

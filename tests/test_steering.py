@@ -423,10 +423,10 @@ async def test_who_interrupts_goes_before_what_the_interrupted_run_left_unread(v
         for text in ("unread", "unread too"):
             sup.post("work", text, session=session)
         await virtual.settle()
-        for text in ("stop", "no, wait"):
-            sup.post("work", text, session=session, when_busy="interrupt")
+        stopped, _ = [sup.post("work", text, session=session, when_busy="interrupt") for text in ("stop", "no, wait")]
         await last.result()
-        assert asked == ["1", "no, wait", "stop", "unread", "unread too", "queued"]
+        assert asked == ["1", "no, wait", "unread", "unread too", "queued"]
+        assert (stopped.state, stopped.reason) == ("superseded", "superseded by run 6")
         assert_empty(sup)
 
 

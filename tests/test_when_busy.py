@@ -1,4 +1,4 @@
-"""A session is busy, or a lane at its capacity, and more work comes: `queue`, `reject`, `interrupt` and `collect`."""
+"""A session is busy, or a lane at its capacity: `queue`, `reject`, `interrupt`, `replace` and `collect`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tests.supervised import Shielded, assert_empty, gone, texts
 
 SESSION = partial(LaneSpec, "session:*", timeout=1000.0)
 WORK = partial(LaneSpec, "work", timeout=1000.0)
+FULL_AT_ONE = {"queue_limit": 1}
+DROPS = {"when_full": "drop_oldest"}
 
 
 class Answering:
@@ -28,6 +30,17 @@ class Answering:
         self.asked.append(asked)
         await anyio.sleep(self.seconds)
         return asked
+
+
+class SlowToEnd(Answering):
+    """A handler that takes a second to end when it is cancelled."""
+
+    async def __call__(self, ctx, messages):
+        try:
+            return await super().__call__(ctx, messages)
+        finally:
+            async with ctx.cleanup():
+                await anyio.sleep(1)
 
 
 class Noting:
@@ -219,25 +232,127 @@ async def test_an_interrupting_run_on_another_lane_ends_whoever_conducts_the_ses
         assert_empty(sup)
 
 
-async def test_of_several_that_interrupt_the_latest_goes_first_and_none_is_lost(virtual, tmp_path):
-    body = Noting()
+@pytest.mark.failure("T4")
+@pytest.mark.parametrize("session", ["a", None])
+@pytest.mark.parametrize("options", [{}, FULL_AT_ONE, FULL_AT_ONE | DROPS], ids=["unlimited", "full", "drops"])
+async def test_of_several_that_interrupt_only_the_newest_waits_and_each_other_one_is_told(
+    virtual, tmp_path, session, options
+):
+    handler = SlowToEnd()
+    async with Supervisor(tmp_path, lanes=[WORK(handler=handler, when_busy="interrupt", **options)]) as sup:
+        runs = []
+        for text in "ABCD":
+            runs.append(sup.post("work", text, session=session))
+            await anyio.sleep(0.1)
+            assert sup.statistics().lanes["work"].queued <= 1
+        assert [(run.state, run.outcome and run.outcome.reason) for run in runs[1:]] == [
+            ("superseded", "superseded by run 3"),
+            ("superseded", "superseded by run 4"),
+            ("queued", None),
+        ]
+        with pytest.raises(RunSuperseded, match="run 2 on lane work superseded by run 3"):
+            await runs[1].result()
+        assert await runs[3].result() == "D"
+        assert runs[0].outcome is not None and runs[0].outcome.reason == "superseded by run 2"
+        assert handler.asked == ["A", "D"]
+        assert sup.statistics().runs["superseded"] == 3 and sup.statistics().groups["main"].totals.dropped == 0
+        assert_empty(sup)
 
-    async def slow_to_end(ctx):
-        try:
-            await anyio.sleep(10)
-        finally:
-            async with ctx.cleanup():
-                await anyio.sleep(1)
 
-    async with Supervisor(tmp_path, lanes=[SESSION(when_busy="interrupt"), WORK()]) as sup:
-        old = sup.submit("session:a", slow_to_end)
-        queued = sup.submit("work", body, "queued", session="a")
+@pytest.mark.failure("T4")
+async def test_an_interrupt_that_waits_on_another_lane_is_superseded_too(virtual, tmp_path):
+    handler = SlowToEnd()
+    lanes = [SESSION(handler=handler, when_busy="interrupt"), WORK(handler=handler, queue_limit=1)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        first = sup.post("session:a", "A")
         await virtual.settle()
-        runs = [sup.submit("session:a", body, name) for name in ("stop", "no, wait")]
-        await queued.result()
-        assert body.started == ["no, wait", "stop", "queued"]
-        assert old.outcome is not None and old.outcome.reason == "superseded by run 3"
-        assert [run.outcome and run.outcome.state for run in runs] == ["done", "done"]
+        elsewhere = sup.post("work", "B", session="a", when_busy="interrupt")
+        assert await sup.post("session:a", "C").result() == "C"
+        assert [run.state for run in (first, elsewhere)] == ["superseded"] * 2
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+async def test_an_interrupt_supersedes_no_run_that_waits_for_another_reason(virtual, tmp_path):
+    handler, body = SlowToEnd(), Noting()
+    lanes = [SESSION(handler=handler, when_busy="interrupt"), WORK(handler=handler, capacity=9)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        sup.post("session:a", "A")
+        await virtual.settle()
+        others = [
+            sup.post("work", "queued", session="a"),
+            sup.post("work", "replaces", session="a", when_busy="replace"),
+            sup.post("work", "elsewhere", session="b", when_busy="interrupt"),
+            sup.submit("work", body, "a note", session="a", turn=False),
+        ]
+        sup.post("session:a", "B")
+        sup.post("session:a", "C")
+        assert [(await run.wait()).state for run in others] == ["done"] * 4
+        assert handler.asked == ["A", "elsewhere", "C", "queued", "replaces"]
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+async def test_the_next_attempt_of_a_run_that_interrupted_is_not_superseded(virtual, tmp_path):
+    asked: list[str] = []
+
+    async def fails_once(ctx, messages):
+        asked.append(messages[0].body)
+        if messages[0].body == "B" and ctx.run.attempt == 1:
+            raise LookupError("once")
+        await anyio.sleep(1)
+
+    lane = SESSION(handler=fails_once, when_busy="interrupt", retry=RetrySpec(2, wait=60.0))
+    async with Supervisor(tmp_path, lanes=[lane]) as sup:
+        sup.post("session:a", "A")
+        second = sup.post("session:a", "B")
+        await anyio.sleep(5)
+        assert (second.state, second.attempt) == ("queued", 2)
+        sup.post("session:a", "C")
+        assert (await second.wait()).state == "done"
+        assert asked == ["B", "C", "B"]
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+async def test_an_interrupt_that_is_refused_supersedes_nobody_that_waits(virtual, tmp_path):
+    handler = SlowToEnd()
+    lanes = [SESSION(handler=handler, when_busy="interrupt"), WORK(handler=handler, queue_limit=1)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        sup.post("session:a", "A")
+        await virtual.settle()
+        waits = sup.post("session:a", "B")
+        for text in ("runs", "fills the queue"):
+            sup.post("work", text)
+        with pytest.raises(LaneFull):
+            sup.post("work", "C", session="a", when_busy="interrupt")
+        assert waits.state == "queued" and await waits.result() == "B"
+
+
+@pytest.mark.failure("T4")
+async def test_on_a_lane_of_two_places_an_interrupt_that_supersedes_one_that_waits_ends_no_other(virtual, tmp_path):
+    handler = SlowToEnd()
+    async with Supervisor(tmp_path, lanes=[WORK(handler=handler, capacity=2, when_busy="interrupt")]) as sup:
+        runs = []
+        for text in "ABCD":
+            runs.append(sup.post("work", text))
+            await virtual.settle()
+        await runs[-1].result()
+        assert [(await run.wait()).state for run in runs] == ["superseded", "done", "superseded", "done"]
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+async def test_what_collects_does_not_join_a_message_that_may_be_superseded(virtual, tmp_path):
+    handler = SlowToEnd()
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, when_busy="interrupt")]) as sup:
+        sup.post("session:a", "A")
+        await virtual.settle()
+        sup.post("session:a", "B")
+        collected = sup.post("session:a", "also", when_busy="collect")
+        sup.post("session:a", "C")
+        assert await collected.result() == "also"
+        assert handler.asked == ["A", "C", "also"]
 
 
 async def test_an_interrupting_run_goes_before_the_one_that_waits_for_a_slot(virtual, tmp_path):
@@ -353,6 +468,87 @@ async def test_interrupting_a_reset_waits_for_it(virtual, tmp_path):
             new = sup.submit("session:a", body, "new")
             assert await new.result() == "new"
         assert ended == ["session:a", "control", "session:a"]
+
+
+# replace
+
+
+@pytest.mark.failure("T4")
+@pytest.mark.parametrize("session", ["a", None])
+@pytest.mark.parametrize("options", [{}, FULL_AT_ONE, FULL_AT_ONE | DROPS], ids=["unlimited", "full", "drops"])
+async def test_what_replaces_leaves_the_run_under_way_alone_and_of_several_only_the_newest_waits(
+    virtual, tmp_path, session, options
+):
+    handler = Answering()
+    async with Supervisor(tmp_path, lanes=[WORK(handler=handler, when_busy="replace", **options)]) as sup:
+        runs = []
+        for text in "ABCD":
+            runs.append(sup.post("work", text, session=session))
+            await anyio.sleep(1)
+            assert sup.statistics().lanes["work"].queued <= 1
+        assert [run.state for run in runs] == ["running", "superseded", "superseded", "queued"]
+        with pytest.raises(RunSuperseded, match="run 2 on lane work superseded by run 3"):
+            await runs[1].result()
+        assert [await run.result() for run in (runs[0], runs[3])] == ["A", "D"]
+        assert handler.asked == ["A", "D"]
+        assert sup.statistics().runs["superseded"] == 2 and sup.statistics().groups["main"].totals.dropped == 0
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+async def test_what_replaces_goes_last_and_supersedes_no_run_that_waits_for_another_reason(virtual, tmp_path):
+    handler = Answering(1.0)
+    lanes = [SESSION(handler=handler), WORK(handler=handler, capacity=9)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        sup.post("session:a", "busy")
+        old = sup.post("work", "1", session="a", when_busy="replace")
+        sup.post("session:a", "2")
+        new = sup.post("session:a", "3", when_busy="replace")
+        sup.post("session:a", "4", when_busy="collect")
+        await new.result()
+        await anyio.sleep(5)
+        assert old.state == "superseded" and handler.asked == ["busy", "2", "3", "4"]
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+async def test_a_note_for_a_session_replaces_nobody(virtual, tmp_path):
+    body = Noting()
+    async with Supervisor(tmp_path, lanes=[WORK(capacity=1, when_busy="replace")]) as sup:
+        sup.submit("work", body, "busy")
+        runs = [sup.submit("work", body, "waits", session="a"), sup.submit("work", body, "waits too")]
+        sup.submit("work", body, "a note", session="a", turn=False)
+        assert [run.state for run in runs] == ["queued"] * 2
+        for run in runs:
+            await run.result()
+
+
+@pytest.mark.failure("T4")
+async def test_what_replaces_and_is_refused_supersedes_nobody(virtual, tmp_path):
+    handler = Answering()
+    lanes = [SESSION(handler=handler, when_busy="replace"), WORK(handler=handler, queue_limit=1)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        sup.post("session:a", "A")
+        waits = sup.post("session:a", "B")
+        for text in ("runs", "fills the queue"):
+            sup.post("work", text)
+        with pytest.raises(LaneFull):
+            sup.post("work", "C", session="a", when_busy="replace")
+        assert await waits.result() == "B"
+
+
+@pytest.mark.failure("T4")
+async def test_replacing_messages_in_a_burst_are_answered_together_and_a_later_burst_supersedes_them(virtual, tmp_path):
+    handler = Answering(20.0)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0, when_busy="replace")]) as sup:
+        runs = []
+        for text, after in (("1", 5), ("2", 1), ("3", 5), ("4", 1), ("5", 1)):
+            runs.append(sup.post("session:a", text))
+            await anyio.sleep(after)
+        await runs[-1].result()
+        assert handler.asked == ["1", "4+5"]
+        assert [run.state for run in runs] == ["done", "superseded", "superseded", "done", "done"]
+        assert_empty(sup)
 
 
 # collect

@@ -17,7 +17,7 @@ from msgspec import UNSET, UnsetType
 
 from lanes import GroupSpec, LaneError, LaneSpec, RetrySpec, SessionLayout
 from lanes.intake import DEBOUNCE_AT_MOST
-from lanes.spec import DEFAULT_LANES, PriorityName, WhenBusy, WhenFull
+from lanes.spec import DEFAULT_LANES, DedupeKeeps, PriorityName, WhenBusy, WhenFull
 from lanes.table import SpecTable
 from locks import InvalidSession
 
@@ -57,6 +57,7 @@ class LaneTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     when_busy: WhenBusy | UnsetType = UNSET
     when_full: WhenFull | UnsetType = UNSET
     debounce: float | UnsetType = UNSET
+    dedupe_keeps: DedupeKeeps | UnsetType = UNSET
     retry: RetryTable | UnsetType = UNSET
 
 
