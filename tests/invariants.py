@@ -16,7 +16,7 @@ def complaints(scheduler: Scheduler) -> list[str]:
     live = list(scheduler.live.values())
     wrong = [f"{one!r}: {what}" for one in live for what in _of_execution(scheduler, one)]
     wrong += _of_lanes(scheduler, live) + _of_turns(scheduler, live) + _of_groups(scheduler, live)
-    known = {id(run) for run in scheduler.history._known.values()}
+    known = {id(said.run) for said in scheduler.history._known.values()}
     kept = {id(one.run) for one in live} | {id(run) for run in scheduler.history._finished.values()}
     if known - kept:
         wrong.append("a dedupe key is known of a run that is not kept")

@@ -228,7 +228,7 @@ class Model:
         self.now = to
 
     def settle(self) -> None:
-        """End what ends at the instant at which it began; to be called after each call."""
+        """End what ends at the instant at which it began; to be called when all calls of an instant are made."""
         while self._soon:
             if len(self._soon) > 1:
                 raise Unpromised("several end in the instant in which they began")

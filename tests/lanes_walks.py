@@ -216,6 +216,7 @@ class Play:
             rng = random.Random(drawn)
             self.taken[name] += 1
             await getattr(self, f"_{name}")(rng)
+            self.model.settle()
             await self.clock.settle()
             self._compare_all(f"step {number}, {name}")
 
@@ -295,7 +296,6 @@ class Play:
             told.append("taken" if run is None else f"run {run.id}" if isinstance(run, Run) else "taken")
         try:
             job = model()
-            self.model.settle()
         except Refused as error:
             told.append(str(error))
         else:
@@ -325,9 +325,15 @@ class Play:
         self._do_post(lane, note, route, session, cls, policy, key)
 
     async def _burst(self, rng: random.Random) -> None:
-        """Several messages at one instant."""
+        """Several messages of the same kind at one instant."""
+        lane = rng.choice(LANES)
+        session = None if lane.startswith("session:") else rng.choice((None, *SESSIONS))
+        policy = rng.choice((None, *POLICIES))
         for _ in range(rng.choice((2, 3))):
-            await self._post(rng)
+            number = len(self._posted) + 1
+            note = Note(number, program(rng, number))
+            self._posted.append((lane, note, "r", session, f"own {number}"))
+            self._do_post(lane, note, "r", session, None, policy, f"own {number}")
 
     async def _again(self, rng: random.Random) -> None:
         """The same message once more."""
