@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from lanes import GroupSpec, LaneBusy, LaneFull, LaneSpec, Message, RetrySpec, RunCancelled, RunSuperseded
-from locks import Superseded
+from locks import LockRegistry, Superseded
 from runtime import Supervisor
 from tests.supervised import Shielded, assert_empty, gone, texts
 
@@ -339,6 +339,22 @@ async def test_on_a_lane_of_two_places_an_interrupt_that_supersedes_one_that_wai
             await virtual.settle()
         await runs[-1].result()
         assert [(await run.wait()).state for run in runs] == ["superseded", "done", "superseded", "done"]
+        assert_empty(sup)
+
+
+@pytest.mark.failure("T4")
+@pytest.mark.parametrize("policy", ["interrupt", "replace"])
+async def test_what_waits_for_the_turn_of_another_process_is_superseded_too(virtual, tmp_path, policy):
+    handler = Answering(1.0)
+    async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, when_busy=policy)]) as sup:
+        async with LockRegistry().turn(sup.layout.file_of("a")):  # another registry stands for another process
+            older, newer = sup.post("session:a", "A"), sup.post("session:a", "B")
+            assert (older.reason, newer.state) == (f"superseded by run {newer.id}", "queued")
+            await anyio.sleep(1)
+            newest = sup.post("session:a", "C")
+            assert newer.state == "superseded"
+        assert await newest.result() == "C"
+        assert handler.asked == ["C"]
         assert_empty(sup)
 
 
