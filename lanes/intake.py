@@ -221,19 +221,23 @@ class Intake:
         Raises:
             DedupeConflict, LaneBusy, LaneFull: nothing has changed.
         """
+        self._compare_routes(request, policy)
+        return self._admit(request, policy)
+
+    def _compare_routes(self, request: Request, policy: WhenBusy) -> None:
+        """Note which runs it may share a route with. Before the change, since comparing two routes is user code.
+
+        A run that comes up only because of what that code does was not compared, and shares nothing.
+        """
         if request.route is not None and (policy in _SHARING or request.spec.debounce):
-            # Asked before the change, since comparing two routes is user code. A run that comes up only because of what
-            # that code does was not compared, and shares nothing.
             candidates = (self._underway(request), self._last(request))
             request.same_route = {one for one in candidates if one is not None and same_route(one.route, request.route)}
-        return self._admit(request, policy)
 
     @_effects.change
     def _admit(self, request: Request, policy: WhenBusy) -> Run:
         scheduler, spec = self._scheduler, request.spec
-        lane = request.lane = scheduler.lanes.get(
-            request.lane.name, request.lane
-        )  # user code may have made or ended it
+        # Looked up again: user code that was asked since may have made or ended the lane.
+        lane = request.lane = scheduler.lanes.get(request.lane.name, request.lane)
         if (known := self._said_before(request)) is not None:
             return known
         target = self._target(request, policy)
@@ -469,11 +473,12 @@ class Intake:
         turn = turn or session is None
         request = self._checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
         request.args, request.messages = args, messages
+        self._compare_routes(request, "queue")
         return self._admit_again(request, parked)
 
     @_effects.change
     def _admit_again(self, request: Request, parked: int) -> Run:
-        run = self.admit(request, "queue")
+        run = self._admit(request, "queue")
         self._scheduler.history.resubmitted(parked, run)
         return run
 

@@ -1,9 +1,9 @@
-"""What a host does from its hooks, between any two steps of the scheduler: runs end, nobody is lost, nothing wedges.
+"""What a host does from its hooks, whatever set them off: runs end, nobody is lost, nothing wedges.
 
-A hook is called in the middle of something: a run has ended, and its place is not passed on yet; the first of two
-unread messages starts, the second one does not stand in line yet; a child was told to end, its parent is about to be
-tried again. Whatever the hook cancels, submits or posts there, the rest goes on from what is true afterwards. Beside
-these, promises at other edges: of draining, of a reset, of a refused wait, of idle time.
+A hook is called for one of several things that one change has done: a run has ended and another one starts, the first
+of two unread messages starts, a child was told to end and its parent is tried again. It is called when all of that is
+done; whatever it cancels, submits or posts, the rest goes on from what is true afterwards. Beside these, promises at
+other edges: of draining, of a reset, of a refused wait, of idle time.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ async def test_a_hook_told_of_a_childs_end_cancels_its_parent_which_was_about_to
         assert_empty(sup)
 
 
-async def test_who_steered_a_run_that_a_hook_cancels_before_its_next_attempt_is_told(virtual, tmp_path):
+@pytest.mark.failure("X1")
+async def test_what_was_said_to_a_run_that_a_hook_cancels_before_its_next_attempt_is_answered(virtual, tmp_path):
     def ended(run):
         if run is handler.child:
             first.cancel("by a hook")
@@ -160,7 +161,7 @@ async def test_who_steered_a_run_that_a_hook_cancels_before_its_next_attempt_is_
         assert said.answered_by == first.id
         with anyio.fail_after(20):
             await said.wait()
-        assert endings(first, said) == [BY_HOOK, BY_HOOK]
+        assert endings(first, said) == [BY_HOOK, DONE]
         assert await sup.post("session:a", "3").result() == "3"
         await keeps_the_child_queued.wait()
         assert_empty(sup)
@@ -193,14 +194,16 @@ async def test_a_ready_run_that_was_cancelled_is_not_started_by_what_a_hook_subm
         assert_empty(sup)
 
 
-async def test_an_interrupting_run_that_a_hook_cancels_while_it_is_queued_supersedes_nobody(virtual, tmp_path):
+@pytest.mark.failure("X1")
+async def test_a_hook_that_cancels_an_interrupting_run_comes_when_that_has_superseded(virtual, tmp_path):
     lane = SESSION(handler=answers, when_busy="interrupt")
     async with Supervisor(tmp_path, lanes=[lane], on_wait=lambda run: run.cancel("by a hook")) as sup:
         underway = sup.post("session:a", "1")
         await virtual.settle()
         interrupting = sup.post("session:a", "2")
-        assert await underway.result() == "1"
-        assert endings(underway, interrupting) == [DONE, BY_HOOK]
+        await underway.wait()
+        superseded = (RunState.SUPERSEDED, f"superseded by run {interrupting.id}")
+        assert endings(underway, interrupting) == [superseded, BY_HOOK]
         assert_empty(sup)
 
 
