@@ -31,6 +31,8 @@ from typing import Any
 import anyio
 from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled_exc_class, to_thread
 
+from locks import _os
+
 from . import commands
 
 KEPT_BY_ERRORS = 16_384
@@ -129,9 +131,10 @@ async def run_process(
     def start() -> subprocess.Popen[bytes]:
         source = subprocess.PIPE if input else subprocess.DEVNULL
         pipe = subprocess.PIPE
-        return subprocess.Popen(
-            words, 0, stdin=source, stdout=pipe, stderr=pipe, cwd=directory, env=variables, start_new_session=True
-        )
+        with _os.standard_streams_taken():  # else what this program prints could become the input of the process
+            return subprocess.Popen(
+                words, 0, stdin=source, stdout=pipe, stderr=pipe, cwd=directory, env=variables, start_new_session=True
+            )
 
     child = _Child(start, input or b"", output_limit)
     killers.add(child.kill)

@@ -4,18 +4,27 @@ Callers write `_os.write(...)`, never `from ._os import write`, so a test that r
 kills exactly there.
 
 What a platform lacks is made up for here: on Windows there is no `fcntl`, on macOS and Windows no `fdatasync`.
+
+Nothing that is opened here has the number 0, 1 or 2. A program may have closed its standard streams, or close them
+while it runs, as daemons do. The kernel gives the lowest free number to whatever is opened next, and from then on each
+`print` and each traceback of the program would be written into a session. So a descriptor with such a number is moved
+up at once. From the first time on, and where a stream is closed at the start, the free numbers are occupied before
+anything is opened: another thread that prints in between cannot reach a file either.
+
+Rejected: to leave `/dev/null` in the place of a closed stream. A program that opens a file of its own next, and counts
+on the number, would get another one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from os import (
     close as close,
-)
-from os import (
-    dup as dup,
 )
 from os import (
     fstat as fstat,
@@ -34,9 +43,6 @@ from os import (
 )
 from os import (
     lstat as lstat,
-)
-from os import (
-    open as open,
 )
 from os import (
     rename as rename,
@@ -98,6 +104,126 @@ O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
 O_NOCTTY: int = getattr(os, "O_NOCTTY", 0)
 O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+
+_STANDARD = 2
+"""The last number of a standard stream."""
+
+# A descriptor of nothing. The root directory is there in a `chroot` without devices, too.
+_NOTHING = os.devnull if os.name == "nt" else "/"
+_NO_ACCESS = os.O_RDONLY | O_CLOEXEC | getattr(os, "O_PATH", 0)
+
+
+def _is_closed(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return True
+    return False
+
+
+_exposed = any(map(_is_closed, range(_STANDARD + 1)))
+"""Whether one of the standard streams was seen closed. It stays so: what was closed once may be closed again."""
+
+
+_mutex = threading.RLock()
+_takers = 0
+"""How many threads need the free numbers of standard streams to be taken. Changed with `_mutex` held."""
+_stand_ins: list[int] = []
+"""What takes them. Changed with `_mutex` held; empty when there are no takers."""
+
+
+@contextlib.contextmanager
+def standard_streams_taken() -> Iterator[None]:
+    """Inside, no number of a standard stream is free for what this thread opens, in whatever way.
+
+    What stands in for a closed stream can be neither read nor written, as if it were closed, and is not inherited.
+    """
+    global _takers  # noqa: PLW0603 -- the program's streams belong to the process
+    with _mutex:
+        _takers += 1
+    try:
+        with _mutex:
+            while (fd := os.open(_NOTHING, _NO_ACCESS)) <= _STANDARD:
+                _stand_ins.append(fd)
+            os.close(fd)
+        yield
+    finally:
+        with _mutex:
+            _takers -= 1
+            if not _takers:
+                _free_stand_ins()
+
+
+def _free_stand_ins() -> None:
+    nothing = os.stat(_NOTHING)
+    while _stand_ins:
+        fd = _stand_ins.pop()
+        with contextlib.suppress(OSError):  # the program has closed it meanwhile
+            if os.path.samestat(os.fstat(fd), nothing):  # else it has opened a stream of its own in its place
+                os.close(fd)
+
+
+def _forked() -> None:
+    """In a forked child, the threads that needed the numbers are gone."""
+    global _takers  # noqa: PLW0603 -- see above
+    _takers = 0
+    _free_stand_ins()
+    _mutex.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_mutex.acquire, after_in_parent=_mutex.release, after_in_child=_forked)
+
+
+def open(path: str, flags: int, mode: int = 0o777) -> int:  # noqa: A001 -- named as in `os`, like all of this seam
+    """As `os.open`; the descriptor is none of the standard streams'."""
+    if _exposed:
+        with standard_streams_taken():
+            fd = os.open(path, flags, mode)
+    else:
+        fd = os.open(path, flags, mode)
+    if fd > _STANDARD:
+        return fd
+    try:
+        return _moved_up(fd)
+    except OSError:
+        if flags & os.O_EXCL:
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # it was created just now, and the caller is told that it was not
+        raise
+
+
+def dup(fd: int) -> int:
+    """As `os.dup`; the descriptor is none of the standard streams'."""
+    if _exposed:
+        with standard_streams_taken():
+            fd = os.dup(fd)
+    else:
+        fd = os.dup(fd)
+    return fd if fd > _STANDARD else _moved_up(fd)
+
+
+def unix_socket(kind: int) -> socket.socket:
+    """A new Unix socket; its descriptor is none of the standard streams'."""
+    if _exposed:
+        with standard_streams_taken():
+            made = socket.socket(socket.AF_UNIX, kind)
+    else:
+        made = socket.socket(socket.AF_UNIX, kind)
+    return made if made.fileno() > _STANDARD else socket.socket(fileno=_moved_up(made.detach()))
+
+
+def _moved_up(fd: int) -> int:
+    """Another descriptor of the same open file, above those of the standard streams; the given one is closed."""
+    global _exposed  # noqa: PLW0603 -- the program's streams belong to the process, and so does what is known of them
+    _exposed = True
+    try:
+        with standard_streams_taken():
+            moved = os.dup(fd)
+    finally:
+        os.close(fd)
+    return moved if moved > _STANDARD else _moved_up(moved)  # another thread has closed a stream just then
+
 
 # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid (which must be 0 for these commands).
 _FLOCK = struct.Struct("hhqqi4x")

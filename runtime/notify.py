@@ -21,7 +21,7 @@ import socket
 from collections.abc import Mapping
 from typing import Self
 
-from locks import _clock
+from locks import _clock, _os
 from locks._events import log
 
 _LONGEST_PATH = 107  # bytes, with which a `sockaddr_un` ends in the zero that a path needs; an abstract name does not
@@ -43,7 +43,7 @@ class Notifier:
         self.watchdog_interval_s = None if watchdog_s is None else watchdog_s / 2
         self._address = address
         self._failed = False
-        self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket: socket.socket | None = _os.unix_socket(socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 
+from .. import _os
 from .._os import FileId
 
 # Bells belong to kernel locks, so they are on Linux only; elsewhere this module must merely be importable.
@@ -24,7 +25,7 @@ class Bell:
     __slots__ = ("socket",)
 
     def __init__(self, file_id: FileId, ticket: int) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, _KIND)
+        self.socket = _os.unix_socket(_KIND)
         try:
             self.socket.bind(_name(file_id, ticket))
         except OSError:
@@ -47,7 +48,7 @@ class Bell:
 def ring(file_id: FileId, ticket: int) -> None:
     """Wake whoever waits with a ticket, if it listens. Never blocks, never raises."""
     try:
-        with socket.socket(socket.AF_UNIX, _KIND) as sender:
+        with _os.unix_socket(_KIND) as sender:
             sender.sendto(b"", _name(file_id, ticket))
     except OSError:
         return  # it does not listen, has gone, or has been woken often enough; it polls

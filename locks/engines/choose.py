@@ -69,7 +69,11 @@ def kernel_locks_work() -> bool:
     if not _os.HAS_OFD_LOCKS:
         return False
     try:
-        with tempfile.NamedTemporaryFile(prefix="lanes-probe-") as file, open(file.name, "r+b") as again:
+        with (
+            _os.standard_streams_taken(),
+            tempfile.NamedTemporaryFile(prefix="lanes-probe-") as file,
+            open(file.name, "r+b") as again,
+        ):
             return _exclude_each_other(file.fileno(), again.fileno())
     except OSError:
         return True

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from locks import _os
+
 from . import place
 from . import protocol as say
 
@@ -49,7 +51,7 @@ class Client:
     def __init__(self, path: str, *, within_s: float = ANSWERS_WITHIN_S) -> None:
         self.path = path
         self._within_s = within_s
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = _os.unix_socket(socket.SOCK_STREAM)
         self._socket.settimeout(within_s)
         try:
             self._socket.connect(path)

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from locks import _os
+
 LONGEST = 107
 """Bytes of a path that fit into a socket address on Linux, the zero at its end left out."""
 END = ".sock"
@@ -150,7 +152,7 @@ def listen(path: str) -> socket.socket:
         StatusSocketError: the path cannot be used, or is somebody's; what is there is left alone.
     """
     check_path(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = _os.unix_socket(socket.SOCK_STREAM)
     try:
         with _locked(path):
             _make_room(path)
@@ -190,7 +192,7 @@ def _make_room(path: str) -> None:
         raise StatusSocketError(path, f"is {_kind(there)}, which is left alone", free)
     if there.st_uid != os.geteuid():
         raise StatusSocketError(path, f"belongs to user {there.st_uid}, and is left alone", free)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with _os.unix_socket(socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
@@ -226,7 +228,7 @@ def _locked(path: str) -> Iterator[None]:
     """
     directory = os.path.dirname(path) or "."
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = _os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise StatusSocketError(path, "has no directory", "a path in a directory that exists") from None
     except OSError as error:

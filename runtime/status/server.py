@@ -29,6 +29,7 @@ from types import FrameType
 from typing import Any, Literal
 from weakref import WeakSet
 
+from locks import _os
 from locks._events import described, log
 from locks._loop import know_loop, poster
 
@@ -102,8 +103,9 @@ class StatusServer:
             there = os.lstat(self.path)
             self._identity = (there.st_dev, there.st_ino)
             undo.callback(self._unlink)
-            self._selector = undo.enter_context(selectors.DefaultSelector())
-            self._bell, self._waker = socket.socketpair()
+            with _os.standard_streams_taken():
+                self._selector = undo.enter_context(selectors.DefaultSelector())
+                self._bell, self._waker = socket.socketpair()
             undo.enter_context(self._bell)
             undo.enter_context(self._waker)
             for one in (self._bell, self._waker):
@@ -301,7 +303,8 @@ class StatusServer:
         if listener is None:
             return
         try:
-            connection, _ = listener.accept()
+            with _os.standard_streams_taken():  # what the program prints is no answer
+                connection, _ = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
