@@ -21,6 +21,7 @@ import contextlib
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from os import (
@@ -90,10 +91,22 @@ def _not_here(*_args: object) -> None:
     """For what a platform lacks and is not asked for there."""
 
 
+def _no_attributes(_fd: int) -> list[str]:
+    return []
+
+
+def _no_attribute(_fd: int, _name: str) -> bytes:
+    return b""
+
+
 fchmod: Callable[[int, int], None] = getattr(os, "fchmod", _not_here)
 fchown: Callable[[int, int, int], None] = getattr(os, "fchown", _not_here)
 fdatasync: Callable[[int], None] = getattr(os, "fdatasync", _sync_fully)
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
+listxattr: Callable[[int], list[str]] = getattr(os, "listxattr", _no_attributes)
+getxattr: Callable[[int, str], bytes] = getattr(os, "getxattr", _no_attribute)
+setxattr: Callable[[int, str, bytes], None] = getattr(os, "setxattr", _not_here)
+removexattr: Callable[[int, str], None] = getattr(os, "removexattr", _not_here)
 
 FileId = tuple[int, int]
 """Device and inode: the identity of a file, whatever it is called."""
@@ -104,6 +117,20 @@ O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
 O_NOCTTY: int = getattr(os, "O_NOCTTY", 0)
 O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+
+FS_IMMUTABLE, FS_APPEND = 0x10, 0x20
+_FS_IOC_GETFLAGS = 0x80086601  # of Linux on 64-bit x86 and ARM; another platform knows no such call, and says so
+
+
+def inode_flags(fd: int) -> int:
+    """The flags that `chattr` sets; 0 where there are none."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
+    except OSError:
+        return 0  # the file system has none; if it cannot say, the rename will
+
 
 _STANDARD = 2
 """The last number of a standard stream."""

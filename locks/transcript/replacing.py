@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 import threading
 from dataclasses import dataclass, field
 
@@ -22,6 +21,7 @@ from .. import _os
 from .._os import FileId
 from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
+from .access import carry_over, check_flags, withhold
 from .appending import check_in_place, seal
 from .records import Position, header_of
 
@@ -105,11 +105,12 @@ def prepare(entry: Entry, path: str, through: Position | None, read_to: Position
         found = _os.fstat(fd)
         check_in_place(entry, path)
         refuse_links(path, found)
+        check_flags(path, fd)
         size = seal(entry, fd, found.st_size) if found.st_size else 0
         kept_header, _ = header_of(fd, size)
         keep_from = max(_keep_from(entry, path, fd, size, len(kept_header), through, read_to), len(kept_header))
         target = _os.realpath(path)
-        return _begin(target, fd, found, keep_from, size, kept_header or header or b"")
+        return _begin(target, fd, keep_from, size, kept_header or header or b"")
     except OSError as error:
         raise cannot("replace", path, error) from error
 
@@ -123,7 +124,7 @@ def refuse_links(path: str, found: os.stat_result) -> None:
         )
 
 
-def _begin(target: str, fd: int, found: os.stat_result, keep_from: int, keep_to: int, header: bytes) -> Draft:
+def _begin(target: str, fd: int, keep_from: int, keep_to: int, header: bytes) -> Draft:
     """Create the new file, alike the old one, with its header."""
     path = target + SUFFIX
     with contextlib.suppress(FileNotFoundError):
@@ -140,7 +141,8 @@ def _begin(target: str, fd: int, found: os.stat_result, keep_from: int, keep_to:
     draft = Draft(path, target, -1, keep_from, keep_to, new, (made.st_dev, made.st_ino))
     try:
         draft.source = _os.dup(fd)
-        _own_alike(new, found)
+        carry_over(target, fd, new)  # what cannot be is a refusal, before anything is written
+        withhold(new)
         _add(draft, header)
     except BaseException:
         draft.discard()
@@ -208,6 +210,8 @@ def write_aside(draft: Draft, data: bytes) -> None:
 def is_complete(draft: Draft, entry: Entry) -> bool:
     """Whether it has all that is to be kept; if not, more was appended under this very lease, and `write_aside` again.
 
+    If so, it is open to those whom the old file is open to, and ready to take its place.
+
     Raises:
         OSError, TranscriptError: the old file cannot be looked at, or has got a second name; it is in place.
     """
@@ -215,7 +219,10 @@ def is_complete(draft: Draft, entry: Entry) -> bool:
     found = _os.fstat(fd)
     refuse_links(draft.target, found)
     draft.keep_to = seal(entry, fd, found.st_size) if found.st_size else 0
-    return draft.keep_from >= draft.keep_to
+    if draft.keep_from < draft.keep_to:
+        return False
+    carry_over(draft.target, fd, draft.fd)
+    return True
 
 
 def _is_at(path: str, file_id: FileId) -> bool:
@@ -224,15 +231,6 @@ def _is_at(path: str, file_id: FileId) -> bool:
     except OSError:
         return False
     return (found.st_dev, found.st_ino) == file_id
-
-
-def _own_alike(fd: int, like: os.stat_result) -> None:
-    """The new file belongs to whom the old one belonged to, as far as we may."""
-    if hasattr(os, "fchmod"):  # not on Windows
-        if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-            with contextlib.suppress(PermissionError):  # then it is ours, with the same mode
-                _os.fchown(fd, like.st_uid, like.st_gid)
-        _os.fchmod(fd, stat.S_IMODE(like.st_mode))
 
 
 def _add(draft: Draft, data: bytes) -> None:

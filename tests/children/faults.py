@@ -3,7 +3,7 @@
 `stopped`: stops itself between creating its lock file and writing it; goes on with SIGCONT, then says `held`.
 `exits`, `aborts`: ends with the lease held, without any clean-up.
 `descriptors`: has no descriptor left. `size`: may not make files larger than 64 KiB, so that a line breaks off.
-`user`: is not root any more, if it was: permissions count.
+`user`: is not root any more, if it was: permissions count. `compacts`: so does this one, and compacts the session.
 `hangs`: holds OTHER, too, for a short time, and says `held`; when it hears a line, it writes to PATH on the event
 loop's thread, and that may hang. Without a file system that freezes, it hangs by itself until it hears another line.
 """
@@ -110,13 +110,30 @@ async def size(path: str) -> None:
     await attempt(registry, path, {"n": 4})
 
 
+def give_up_root() -> None:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+
+
+async def compacts(path: str) -> None:
+    await LockRegistry().append(path + ".warm-up", {"n": 1})  # as in `user`
+    give_up_root()
+    try:
+        async with LockRegistry().lease(path) as lease:
+            await lease.read()
+            await lease.replace([{"summary": 1}])
+        say("compacted")
+    except TranscriptError as error:
+        say(f"{type(error).__name__} {error.errno}: {error}")
+
+
 async def user(path: str) -> None:
     registry = LockRegistry()
     async with registry.lease(path + ".warm-up"):  # everything is imported: what follows may not read much
         pass
-    if os.geteuid() == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+    give_up_root()
     say("ready")
     while line := await to_thread.run_sync(sys.stdin.readline):
         name, n = line.split()
@@ -147,6 +164,6 @@ async def hangs(path: str, other: str, how: str) -> None:
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     kinds: dict[str, Callable[..., Awaitable[None]]] = {
-        one.__name__: one for one in (stopped, exits, aborts, descriptors, size, user, hangs)
+        one.__name__: one for one in (stopped, exits, aborts, descriptors, size, user, compacts, hangs)
     }
     anyio.run(kinds[sys.argv[1]], *sys.argv[2:])
