@@ -18,6 +18,7 @@ on the number, would get another one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -117,6 +118,9 @@ O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
 O_NOCTTY: int = getattr(os, "O_NOCTTY", 0)
 O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+
+NO_ROOM = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+"""The disk, the user's share of it or the file is as large as it may be."""
 
 FS_IMMUTABLE, FS_APPEND = 0x10, 0x20
 _FS_IOC_GETFLAGS = 0x80086601  # of Linux on 64-bit x86 and ARM; another platform knows no such call, and says so

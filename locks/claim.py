@@ -70,6 +70,8 @@ class Claim:
     """Why a waiter cannot go on waiting."""
     supersedes = False
     """Goes to the head of the queue, and takes over from who holds."""
+    makes_room = False
+    """It is for deleting, so a full disk must not refuse it: it goes without what guards the right beside the lock."""
     idle: float | None = None
     """Seconds without `progress()` after which it ends."""
     grace = 0.0

@@ -195,6 +195,7 @@ def let_go(fd: int) -> None:
         _os.close(fd)
 
 
-def cannot(what: str, path: str, error: OSError) -> TranscriptError:
-    """The typed error for a failed call of the operating system, with the path and its own words."""
-    return TranscriptError(f"cannot {what} {path}: {error.strerror or error}", path=path, errno=error.errno)
+def cannot(what: str, path: str, error: OSError, advice: str = "") -> TranscriptError:
+    """The typed error for a failed call of the operating system, with the path, its own words, and ours if need be."""
+    why = f"{error.strerror or error}; {advice}" if advice else error.strerror or error
+    return TranscriptError(f"cannot {what} {path}: {why}", path=path, errno=error.errno)

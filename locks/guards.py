@@ -97,6 +97,11 @@ class LockFile:
         try:
             found = take(claim.path, _terms(claim, grace), self.other)
         except OSError as error:
+            if claim.makes_room and error.errno in _os.NO_ROOM:
+                # Our processes are kept out by the lock itself. A foreign program could come meanwhile only if it found
+                # room for a lock file where we found none; one that had been there first was waited for.
+                self.forget()
+                return True
             claim.epoch = 0
             raise _cannot_take(claim.path, error) from error
         if isinstance(found, Found):
@@ -180,6 +185,8 @@ def _cannot_take(session_path: str, error: OSError) -> TranscriptError:
     path = path_of(session_path)
     forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
     advice = "let this user create and remove files there, or use sidecar=False" if forbidden else "nothing was taken"
+    if error.errno in _os.NO_ROOM:
+        advice += "; deleting a session needs no room, and makes some"
     return TranscriptError(
         f"cannot create the lock file {path}, or replace what a dead process left there: "
         f"{error.strerror or error}; {advice}",

@@ -9,6 +9,8 @@ although the turn of the old one is still held. That is harmless: the two have n
 aside writes nothing more that belongs to a turn. (Within the process, the scheduler starts the next turn afterwards.)
 So nothing has to be locked in advance, unlike in `compaction`, after which a turn goes on.
 
+On a full disk no lock file can be written. Then the kernel's lock has to do: this is how room is made.
+
 What stands beside the name, `<file>.lock` and `<file>.turn`, belongs to whoever has the file of that name. It is
 removed first, while that is us: afterwards it could be a successor's. `<file>.torn` stays.
 
@@ -53,7 +55,9 @@ async def set_aside(registry: LockRegistry, path: str, to: str | None, under: Fe
     if not _is_there(path):
         return False  # and none is created, as asking for the right would
     me = current_task()
-    claim = await registry.acquire(path, Right.WRITE, registry.new_claim(fence=under), suspend=False, task=me)
+    claim = registry.new_claim(fence=under)
+    claim.makes_room = True
+    claim = await registry.acquire(path, Right.WRITE, claim, suspend=False, task=me)
     try:
         name = _take_name(claim, path, to, under)
     finally:

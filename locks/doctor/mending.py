@@ -26,7 +26,7 @@ from ..entry import Entry
 from ..errors import TranscriptError
 from ..network import refuse
 from ..sidecar import lockfile
-from ..sidecar.lockfile import Found
+from ..sidecar.lockfile import Found, Written
 from ..sidecar.payload import Terms
 from ..transcript.appending import seal
 from ..transcript.replacing import SUFFIX as NEW
@@ -102,10 +102,9 @@ def _mend_held(entry: Entry, made: bool, mended: Mended) -> None:
     path = entry.path
     # A lock on a file that was just made says nothing about who has the one that had its name before.
     before = lockfile.find(path, locked=not made)
+    written: Written | Found | None = before
     if before is None or before.verdict.stale:
-        written = lockfile.take(path, Terms(None, None, 0, _MOST_MS), before)
-    else:
-        written = before
+        written = _take_lock_file(path, before)
     if isinstance(written, Found):
         # If the session was made here, it stays: whoever holds the lock file may have opened it to write to it.
         mended.left.append(f"{written} holds it: {written.verdict.reason}")
@@ -122,8 +121,24 @@ def _mend_held(entry: Entry, made: bool, mended: Mended) -> None:
             if made and _os.fstat(entry.descriptor()).st_size == 0 and entry.is_at(path):
                 _os.unlink(path)
     finally:
-        if (trouble := lockfile.release(written)) is not None:
+        if written is not None and (trouble := lockfile.release(written)) is not None:
             mended.left.append(f"its own lock file: {trouble.strerror or trouble}")
+
+
+def _take_lock_file(path: str, before: Found | None) -> Written | Found | None:
+    """The lock file, or whose it is; `None` on a full disk, where none can be written: what is removed makes room.
+
+    A stale one is gone afterwards.
+
+    Raises:
+        OSError: as `lockfile.take`, for another reason.
+    """
+    try:
+        return lockfile.take(path, Terms(None, None, 0, _MOST_MS), before)
+    except OSError as error:
+        if error.errno not in _os.NO_ROOM:
+            raise
+        return lockfile.find(path)
 
 
 def _remove_note(path: str, mended: Mended) -> None:

@@ -202,7 +202,8 @@ def write_aside(draft: Draft, data: bytes) -> None:
             draft.keep_from += len(block)
         _os.fdatasync(draft.fd)
     except OSError as error:
-        raise cannot("write", draft.path, error) from error
+        advice = "it needs room beside the old file, until it takes its place" if error.errno in _os.NO_ROOM else ""
+        raise cannot("write", draft.path, error, advice) from error
     finally:
         draft.end_writing()
 
