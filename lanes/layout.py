@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from locks import InvalidSession
+from locks.checks import in_full
 from locks.transcript import HEADER_KEY
 
 from .errors import InvalidLane
@@ -49,7 +50,7 @@ class SessionLayout:
     """Where sessions live.
 
     Args:
-        root: the directory; paths outside it are refused.
+        root: the directory, as it is called when the layout is made; paths outside it are refused.
         path: from a key to a path below `root`; by default `<readable part>-<16 hex digits of SHA-256>.jsonl`.
         header: from a key to a file's first line, which is no record; by default one that names the key, and none
             where `path` is given.
@@ -58,6 +59,14 @@ class SessionLayout:
     root: str | os.PathLike[str]
     path: Callable[[str], str | os.PathLike[str]] | None = None
     header: Callable[[str], Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        root: object = os.fspath(self.root)
+        if not isinstance(root, str):
+            raise InvalidSession(f"sessions: {root!r:.80} names no directory; allowed: a str or a PathLike of one")
+        if root and not os.path.isabs(root):
+            full = in_full("sessions", root)
+            object.__setattr__(self, "root", Path(full) if isinstance(self.root, Path) else full)
 
     def file_of(self, key: str) -> str:
         """The transcript of a session, by the key alone: touches no disk but where `path` is given.

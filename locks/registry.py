@@ -213,7 +213,7 @@ class LockRegistry(Arbiter):
             records = await in_thread(partial(transcript.read, text, last=last, on_error=on_error))
         return records
 
-    async def stream(
+    def stream(
         self, path: str | os.PathLike[str], *, after: Position | None = None, on_error: OnError = "skip"
     ) -> AsyncGenerator[Records, None]:
         """As `read`, for files that are too large to have in memory at once: yields batches of some hundred kilobytes.
@@ -228,12 +228,7 @@ class LockRegistry(Arbiter):
             TranscriptError: as `read`; or the file was replaced since that position was taken.
         """
         instance_of("after", after, Position, none=True)
-        batches = transcript.Batches(transcript.stream(checked_path(path), after=after, on_error=on_error))
-        try:
-            while (batch := await in_thread(batches.next)) is not None:
-                yield batch
-        finally:
-            batches.close()
+        return _in_batches(transcript.Batches(transcript.stream(checked_path(path), after=after, on_error=on_error)))
 
     def revoke(self, path: str | os.PathLike[str], reason: str) -> int:
         """Take turn and write lease of a session away from whoever holds them here; returns how many were held.
@@ -433,3 +428,11 @@ class LockRegistry(Arbiter):
         """As `synced`, on a worker thread."""
         if self.durability == "sync" and claim.entry is not None:
             self._syncs.sync_now(claim.entry, path)
+
+
+async def _in_batches(batches: transcript.Batches) -> AsyncGenerator[Records, None]:
+    try:
+        while (batch := await in_thread(batches.next)) is not None:
+            yield batch
+    finally:
+        batches.close()

@@ -15,7 +15,7 @@ import anyio
 from .notify import Notifier
 from .owner import own
 from .signals import Signals
-from .status.place import path_for
+from .status.place import in_full, path_for
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
@@ -34,7 +34,8 @@ class Belongings:
         notify: bool,
     ) -> None:
         self._exclusive, self._exclusive_wait = exclusive, exclusive_wait
-        self._signals, self._status_socket, self._notify = signals, status_socket, notify
+        self._signals, self._notify = signals, notify
+        self._status_socket = in_full(status_socket)
         self._notifier: Notifier | None = None
         self._received: Signals | None = None
         self._taken = ExitStack()

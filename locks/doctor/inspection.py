@@ -14,6 +14,7 @@ import stat
 from contextlib import suppress
 
 from .. import _os, process
+from ..checks import in_full
 from ..engines.choose import kernel_locks_work
 from ..engines.kernel import KernelLock
 from ..engines.seam import Right
@@ -55,6 +56,7 @@ def inspect(path: str) -> Inspection | None:
     a time. Reads the whole session, so it is for a worker thread where an event loop runs. What cannot be read is a
     finding. Callable from any thread. Never raises an `OSError`.
     """
+    path = in_full("path", path)
     seen = Inspection(path)
     try:
         linked = stat.S_ISLNK(_os.lstat(path).st_mode)

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import _os
+from ..checks import in_full
 from ..engines.choose import engine_for
 from ..engines.seam import Right
 from ..entry import Entry
@@ -46,6 +47,7 @@ def mend(path: str) -> Mended:
     raises an `OSError`.
     """
     mended = Mended()
+    path = in_full("path", path)
     try:
         refuse(path)
         with _held(path) as (entry, made):

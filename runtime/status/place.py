@@ -92,6 +92,19 @@ def path_for(given: object) -> str:
     return check_path(path if isinstance(path, str) else os.fsdecode(path))
 
 
+def in_full(given: object) -> object:
+    """What `status_socket` was given, and a relative path as it leads from the root now, if a socket can have that."""
+    if not isinstance(given, str | os.PathLike):
+        return given
+    path = os.fspath(given)
+    path = path if isinstance(path, str) else os.fsdecode(path)
+    with contextlib.suppress(OSError, UnicodeEncodeError):  # there is no current directory, or it is no path
+        full = os.path.join(os.getcwd(), path)
+        if path and len(os.fsencode(full)) <= LONGEST:
+            return full
+    return given
+
+
 def check_path(path: str) -> str:
     """The path itself, if a socket can have it.
 

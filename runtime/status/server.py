@@ -97,7 +97,7 @@ class StatusServer:
         """
         if self._listener is not None or self._closing:
             raise RuntimeError(f"a status server is opened once: {self!r}")
-        self.path = place.path_for(self._given)
+        self.path = place.path_for(place.in_full(self._given))
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(place.listen(self.path))
             there = os.lstat(self.path)
