@@ -14,6 +14,8 @@
 `GET /healthz`, `GET /readyz`, `GET /metrics`: whether it is well, whether it takes work, Prometheus.
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
+A key is what the percent-encoded path stands for: 1 byte to 1 KiB of UTF-8. What is no UTF-8 is refused, not replaced.
+
 A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 the session is busy (and with what), the
 run was stopped, reset or superseded, or the `Idempotency-Key` is that of another text; 422 a field, its value and what
 is allowed; 429 the queue is full; 503 draining or restarting; 504 the run timed out. What may be tried again has
@@ -48,7 +50,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from examples.agent import Agent, Model, clock
-from examples.wire import MAX_BODY, Posted, Refusal, body_of, parsed, problem, refused, reply, shown
+from examples.wire import MAX_BODY, AsSent, Posted, Refusal, body_of, key_in, parsed, problem, refused, reply, shown
 from lanes import LaneError, LaneSpec, Run, RunError
 from locks import LockError, LockRegistry
 from runtime import Supervisor
@@ -106,7 +108,7 @@ class Gateway:
 
     def take(self, connection: Request | WebSocket, asked: Posted) -> Run:
         """Post a message to the session that the path names."""
-        key = connection.path_params["key"]
+        key = key_in(connection)
         dedupe = connection.headers.get("idempotency-key")
         run: Run = connection.state.lanes.post(f"session:{key}", asked.text, when_busy=asked.when_busy, dedupe=dedupe)
         if key not in self.recent:
@@ -157,11 +159,11 @@ class Gateway:
 
     async def stop(self, request: Request) -> Response:
         """End what a session does and has queued."""
-        return reply({"stopped": request.state.lanes.cancel(session=request.path_params["key"], reason="stopped")})
+        return reply({"stopped": request.state.lanes.cancel(session=key_in(request), reason="stopped")})
 
     async def reset(self, request: Request) -> Response:
         """Start a session afresh."""
-        moved = await request.state.lanes.reset(request.path_params["key"])
+        moved = await request.state.lanes.reset(key_in(request))
         return reply({"archived": moved and os.path.basename(moved)})
 
     async def run(self, request: Request) -> Response:
@@ -208,10 +210,10 @@ def application(settings: Settings) -> Supervised:
     """The ASGI application."""
     gateway = Gateway(settings)
     routes = [
-        Route("/sessions/{key:path}/messages", gateway.post, methods=["POST"]),
-        Route("/sessions/{key:path}/stop", gateway.stop, methods=["POST"]),
-        Route("/sessions/{key:path}/reset", gateway.reset, methods=["POST"]),
-        WebSocketRoute("/sessions/{key:path}/stream", gateway.stream),
+        Route("/sessions/{key:key}/messages", gateway.post, methods=["POST"]),
+        Route("/sessions/{key:key}/stop", gateway.stop, methods=["POST"]),
+        Route("/sessions/{key:key}/reset", gateway.reset, methods=["POST"]),
+        WebSocketRoute("/sessions/{key:key}/stream", gateway.stream),
         Route("/runs/{id:int}", gateway.run),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
@@ -219,7 +221,7 @@ def application(settings: Settings) -> Supervised:
         Route("/admin/restart", restart, methods=["POST"]),
     ]
     errors: Any = dict.fromkeys((LaneError, LockError, RunError), refused)
-    return Supervised(Starlette(routes=routes, exception_handlers=errors), gateway.supervisor)
+    return Supervised(AsSent(Starlette(routes=routes, exception_handlers=errors)), gateway.supervisor)
 
 
 def create_app() -> Supervised:

@@ -7,11 +7,14 @@ import re
 import time
 from contextlib import suppress
 from typing import Annotated, Any, get_args
+from urllib.parse import quote, unquote_to_bytes
 
 import anyio
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lanes import (
     DedupeConflict,
@@ -26,6 +29,7 @@ from lanes import (
     RunSuperseded,
     RunTimedOut,
 )
+from lanes.layout import check_key
 from lanes.spec import WhenBusy
 from locks import DeadlockError, InvalidSession, LeaseLost, LeaseTimeout
 from runtime import Supervisor
@@ -45,6 +49,64 @@ STATUS: dict[type[BaseException], int] = {
 
 class Refusal(LaneError):
     """What the gateway refuses by itself; `status` and what else the client should know are fields."""
+
+
+KEYS = "1 byte to 1 KiB of UTF-8 without control characters, percent-encoded"
+
+
+class AnyKey(Convertor[str]):
+    """What may stand for a key in a route. A line break too: no key has one, and that is said instead of 404."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """The key as the path has it."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The key, encoded for a path."""
+        return quote(value, safe="")
+
+
+register_url_convertor("key", AnyKey())
+
+
+class AsSent:
+    """Gives the application the path that was sent, where the server says what it was.
+
+    A server puts U+FFFD in the place of bytes that are no UTF-8, and so makes one session of many. Here each such byte
+    is a lone surrogate, which no key may have; whatever is UTF-8 is as the server has it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope. A checkpoint."""
+        raw = scope.get("raw_path")
+        if raw is not None:
+            path = unquote_to_bytes(raw.partition(b"?")[0]).decode(errors="surrogateescape")
+            scope = {**scope, "path": path}
+        await self.app(scope, receive, send)
+
+
+def key_in(connection: HTTPConnection) -> str:
+    """The session that a path names.
+
+    Raises:
+        InvalidSession: it names none, or cannot be told from others; field, value and what is allowed are in it.
+    """
+    key: str = connection.path_params["key"]
+    why = "is not allowed"
+    try:
+        if connection.scope.get("raw_path") is not None or "\ufffd" not in key:
+            return check_key(key)
+        why = "is perhaps not what was sent, and this server does not say"
+    except InvalidSession:
+        pass  # its message shows the text; a client wants to see what it has sent
+    sent = quote(key, safe="", errors="surrogateescape")
+    sent = sent if len(sent) <= 80 else f"{sent:.77}..."
+    raise InvalidSession(f"key: {sent!r} {why}; allowed: {KEYS}", field="key", value=sent, allowed=KEYS)
 
 
 class Posted(msgspec.Struct, forbid_unknown_fields=True):

@@ -22,12 +22,13 @@ import httpx
 import psutil
 import pytest
 from click.testing import CliRunner
+from starlette.routing import Route, Router, WebSocketRoute
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from examples.gateway import Settings, main
-from examples.wire import MAX_BODY, problem
+from examples.wire import MAX_BODY, AsSent, key_in, problem, reply
 from lanes import (
     Draining,
     InvalidLane,
@@ -371,10 +372,105 @@ async def test_the_field_the_value_and_what_is_allowed_stand_by_themselves_too(h
     assert len(json.dumps(huge)) < 1000
 
 
-@pytest.mark.parametrize("path", ["%00", "", "a" * 2000], ids=["control", "empty", "long"])
-async def test_a_key_that_names_no_session_is_422(http, path):
-    response = await http.post(f"/sessions/{path}/messages", json={"text": "a"})
-    assert (response.status_code, response.json()["error"]) == (422, "InvalidSession")
+NO_KEYS = {
+    "byte": "%FF",
+    "another byte": "%FE",
+    "byte in text": "a%80b",
+    "overlong": "%C0%AF",
+    "half pair": "%ED%A0%80",
+    "cut off": "%F0%9F%90",
+    "line break": "%0A",
+    "line break at the end": "a%0A",
+    "nul": "%00",
+    "delete": "%7F",
+    "control": "%C2%85",
+    "empty": "",
+    "long": "a" * 2000,
+    "long when encoded": "%C3%A4" * 513,
+}
+
+
+@pytest.mark.failure("T6")
+@pytest.mark.parametrize("path", NO_KEYS.values(), ids=NO_KEYS)
+@pytest.mark.parametrize("what", ["messages", "stop", "reset"])
+async def test_a_path_that_names_no_session_is_422_and_says_what_was_sent(gateway, http, path, what):
+    before = os.listdir(gateway.sessions)
+    response = await http.post(f"/sessions/{path}/{what}", json={"text": "a"})
+    told = response.json()
+    assert (response.status_code, told["error"], told["field"]) == (422, "InvalidSession", "key")
+    assert told["value"] == (path if len(path) <= 80 else path[:77] + "...")
+    assert told["message"] == f"key: {told['value']!r} is not allowed; allowed: {told['allowed']}"
+    assert os.listdir(gateway.sessions) == before
+
+
+@pytest.mark.failure("T6")
+@pytest.mark.parametrize("path", NO_KEYS.values(), ids=NO_KEYS)
+async def test_a_stream_of_no_session_says_so_too(gateway, path):
+    async with connect(f"{gateway.url.replace('http', 'ws')}/sessions/{path}/stream") as stream:
+        await stream.send(json.dumps({"text": "a"}))
+        told = json.loads(await stream.recv())
+    assert (told["type"], told["status"], told["error"], told["field"]) == ("error", 422, "InvalidSession", "key")
+
+
+@pytest.mark.failure("T6")
+async def test_two_paths_share_a_session_exactly_if_they_stand_for_the_same_text(gateway, http, key):
+    spellings = {
+        f"{key}": key,
+        f"{key.replace('t', '%74')}": key,
+        f"{key}%EF%BF%BD": f"{key}\ufffd",
+        f"{key}%2F..": f"{key}/..",
+        f"{key}/%2e%2e": f"{key}/..",
+        f"{key}%2fmessages": f"{key}/messages",
+        f"{key}%E2%80%A8": f"{key}\u2028",
+        f"{key}%3F%23": f"{key}?#",
+        f"{key}%2500": f"{key}%00",
+    }
+    for path in spellings:
+        assert (await http.post(f"/sessions/{path}/messages", json={"text": path})).is_success, path
+    for text in set(spellings.values()):
+        assert gateway.said(text, "user") == [path for path, key in spellings.items() if key == text]
+
+
+@pytest.mark.failure("T6")
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize(
+    "raw, path, key",
+    [
+        (b"/sessions/%FF/x", "/sessions/\ufffd/x", None),
+        (b"/sessions/%EF%BF%BD/x", "/sessions/\ufffd/x", "\ufffd"),
+        (b"/sessions/a%2Fb/x?q=%FF", "/sessions/a/b/x", "a/b"),
+        (b"/sessions/\xc3\xa4/x", "/sessions/\xe4/x", "\xe4"),
+        (None, "/sessions/a/x", "a"),
+        (None, "/sessions/\ufffd/x", None),
+        (None, "/sessions/\n/x", None),
+    ],
+)
+async def test_a_server_that_does_not_say_what_was_sent_is_believed_only_where_nothing_can_be_lost(
+    raw, path, key, kind
+):
+    found: list[str | None] = []
+
+    async def endpoint(connection):
+        try:
+            found.append(key_in(connection))
+        except InvalidSession:
+            found.append(None)
+        if kind == "http":
+            return reply({})
+        await connection.close()
+        return None
+
+    async def nothing(_message=None):
+        return {"type": "websocket.connect"}
+
+    route = (
+        Route("/sessions/{key:key}/x", endpoint)
+        if kind == "http"
+        else WebSocketRoute("/sessions/{key:key}/x", endpoint)
+    )
+    scope = {"type": kind, "method": "GET", "path": path, "headers": [], "query_string": b""}
+    await AsSent(Router([route]))(scope | ({} if raw is None else {"raw_path": raw}), nothing, nothing)
+    assert found == [key]
 
 
 @pytest.mark.parametrize("size", [0, 2000], ids=["empty", "long"])
