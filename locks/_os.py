@@ -50,6 +50,9 @@ from os import (
     rename as rename,
 )
 from os import (
+    scandir as scandir,
+)
+from os import (
     stat as stat,
 )
 from os import (

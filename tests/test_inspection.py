@@ -233,7 +233,7 @@ def mended(path: str) -> str:
 )
 def test_a_lock_file_of_nobody_is_removed(session, data):
     beside(session, ".lock", data)
-    assert kinds(session) == [(Kind.STALE_LOCK, True, True)]
+    assert kinds(session) == [(Kind.STALE_LOCK, False, True)]
     assert "removed the stale lock file" in mended(session)
     assert os.listdir(os.path.dirname(session)) == ["a.jsonl"]
     assert Path(session).read_bytes() == RECORD
@@ -266,7 +266,7 @@ def test_an_unreadable_lock_file_is_removed_after_its_grace(session):
 def test_a_note_of_a_turn_and_a_new_file_that_nobody_needs_are_removed(session):
     beside(session, ".turn", ours())
     beside(session, ".new", b"half")
-    assert kinds(session) == [(Kind.STALE_TURN, True, True), (Kind.LEFT_OVER, True, True)]
+    assert kinds(session) == [(Kind.STALE_TURN, False, True), (Kind.LEFT_OVER, True, True)]
     assert mended(session) == (
         f"removed the note of a turn of process {os.getpid()} (run 7 on lane main); removed a.jsonl.new (4 bytes)"
     )

@@ -43,6 +43,8 @@ class Kind(StrEnum):
     HARD_LINKS = "hard_links"
     TORN = "torn"
     """Torn tails that were moved aside."""
+    NETWORK_FS = "network_fs"
+    """A directory further down that locks of this host do not exclude other hosts from."""
     ORPHAN = "orphan"
     """Something that belongs to a session which is not there."""
 
@@ -55,9 +57,9 @@ class Finding:
     text: str
     """In words for an operator. Names are as the file system has them: not safe to print."""
     wrong: bool = False
-    """Whether something should be done about it."""
+    """Whether something should be done about it; not so where the next lease or turn does it by itself."""
     mendable: bool = False
-    """Whether `mend` can, if nobody comes in between. Never without `wrong`."""
+    """Whether `mend` can do something about it, if nobody comes in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,18 @@ class Inspection:
         return any(one.mendable for one in self.findings)
 
     @property
+    def ails(self) -> bool:
+        """Whether there is something that is wrong and that `mend` can do something about."""
+        return any(one.wrong and one.mendable for one in self.findings)
+
+    @property
     def held(self) -> bool:
         """Whether somebody works with the session now."""
         return any(one.kind in (Kind.HELD, Kind.LIVE_LOCK) for one in self.findings)
 
     def say(self, kind: Kind, text: str, *, wrong: bool = False, mendable: bool = False) -> None:
         """Add a finding."""
-        self.findings.append(Finding(kind, text, wrong, wrong and mendable))
+        self.findings.append(Finding(kind, text, wrong, mendable))
 
 
 @dataclass(slots=True)

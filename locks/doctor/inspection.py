@@ -5,6 +5,8 @@ whether a right is held, and files beside the session say by whom. Such an answe
 come and go between two questions. So all that could be a writer's doing is looked at twice, around the question whether
 the right is free. What stood there unchanged while it was free, a lock file or half a line, is nobody's work in
 progress. Where somebody holds, nothing is called wrong but a broken line.
+
+What a killed process left beside its session, and the next lease or turn clears away by itself, is told and not wrong.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def sessions_in(directory: str) -> list[str]:
     Raises:
         OSError: it is no directory, or cannot be listed.
     """
-    return sorted({session for name in _os.listdir(directory) if (session := _session_of(name)) is not None})
+    return sorted({session for name in _os.listdir(directory) if (session := session_of(name)) is not None})
 
 
 def inspect(path: str) -> Inspection | None:
@@ -221,23 +223,23 @@ def _tell_who_holds(seen: Inspection) -> None:
 def _tell_of_lock_files(
     seen: Inspection, why_no_lock: str, named: Found | None, why_no_note: str, *, idle: bool
 ) -> None:
-    lock, mendable = seen.lock, seen.target is None
+    lock, mendable = seen.lock, idle and seen.target is None
     for why in (why_no_lock, why_no_note):
         if why:
             seen.say(Kind.NO_LOCK_FILE, why, wrong=True)
     if lock is not None and lock.verdict.stale:
         text = f"stale lock file of {lock.who}: {lock.verdict.reason}"
-        seen.say(Kind.STALE_LOCK, text, wrong=idle, mendable=mendable)
+        seen.say(Kind.STALE_LOCK, text, wrong=idle and not seen.exists, mendable=mendable)
     elif lock is not None and (lock.foreign or lock.payload is None or seen.write.state is not State.HELD):
         what = "lock file" if lock.payload is None else f"lock file of {lock}"
         seen.say(Kind.LIVE_LOCK, f"{what}; it counts as held: {lock.verdict.reason}")
     if named is not None and idle and seen.turn.state is State.FREE:
         text = f"stale note of a turn of {named.who}: nobody has the turn"
-        seen.say(Kind.STALE_TURN, text, wrong=True, mendable=mendable)
+        seen.say(Kind.STALE_TURN, text, mendable=mendable)
 
 
 def _tell_of_the_rest(seen: Inspection, *, idle: bool) -> None:
-    mendable = seen.target is None
+    mendable = idle and seen.target is None
     if seen.tail is not None:
         what = "a record that lacks its newline" if seen.tail.whole else "torn"
         text = f"its last {seen.tail.size} bytes are {what}"
@@ -272,7 +274,7 @@ def _look_at_orphans(seen: Inspection) -> None:
     _tell_of_lock_files(seen, why_no_lock, None, why_no_note, idle=idle)
     if named is not None:
         text = f"note of a turn of {named.who}, without its session"
-        seen.say(Kind.STALE_TURN, text, wrong=idle, mendable=True)
+        seen.say(Kind.STALE_TURN, text, wrong=idle, mendable=idle)
     kind, size = kind_and_size(path + NEW)
     if kind:
         text = f"{os.path.basename(path)}{NEW} ({size} bytes) is without its session, and may be all that is left of it"
@@ -292,7 +294,8 @@ def _unreadable(seen: Inspection, error: OSError) -> None:
     seen.say(Kind.UNREADABLE, f"it cannot be read: {error.strerror or error}", wrong=True)
 
 
-def _session_of(name: str) -> str | None:
+def session_of(name: str) -> str | None:
+    """The name of the session that something in a directory is, or belongs to, by its name."""
     if name.endswith(SESSION):
         return name
     for end in BESIDE:

@@ -69,19 +69,23 @@ def run(listing: bool, **given: Any) -> int:
 @cli.command("doctor", context_settings=_SETTINGS)
 @click.argument("directory", metavar="DIR")
 @click.option("--fix", is_flag=True, help="Remove what is provably dead, and see to torn tails; never to what is held.")
+@click.option("--recursive", "-r", is_flag=True, help="Look into the directories below DIR, too.")
 @click.option("--json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
 def examine(**given: Any) -> int:
     """Say what is wrong with the sessions (*.jsonl) in DIR, and who holds them.
 
     Looking changes nothing, and waits for nobody. With --fix, lock files and notes whose process is gone, new files of
     compactions that did not end, and torn tails are seen to, each under the session's own locks; a session that
-    somebody holds, or may hold, is left alone. Broken lines inside of a file always stay as they are.
+    somebody holds, or may hold, is left alone. Broken lines inside of a file always stay as they are. What a killed
+    process left, and the next lease or turn clears away by itself, is a note.
+
+    With --recursive, symbolic links to directories are not gone through, and what cannot be listed is wrong.
 
     \b
     Exit codes:
       0        nothing is wrong; sessions that are held are not
       1        something is wrong that was not mended
-      2        DIR cannot be used
+      2        DIR cannot be used, or nothing was looked at: there are no sessions in it
       130 143  Ctrl-C or SIGTERM cut it short, after the session at hand
     """
     from . import doctor  # noqa: PLC0415 -- as above

@@ -1,5 +1,7 @@
 """`lanes doctor DIR`: what is wrong in a directory of sessions, and with `--fix`, what was done about it.
 
+What a killed process left beside a session, and the next lease or turn clears away by itself, is told as a note.
+
 A line is printed as soon as it is known, so that a large directory needs neither patience nor memory. With `--json`,
 standard output is one object, a session a line:
 
@@ -9,7 +11,8 @@ standard output is one object, a session a line:
     ], "summary": {"sessions": …, …}}
 
 - `network_fs`: the type of the network file system, where locks of this host exclude no other host; else null.
-- A session: `file` (its name, also if only what belonged to it is left: then `exists` is false), `size` in bytes,
+- A session: `file` (its name, also if only what belonged to it is left: then `exists` is false; with `--recursive`, its
+  path below DIR, and so for a directory that there is something to say about), `size` in bytes,
   `records`, `key` (null where no header names it), `broken` (how many lines are no records) and `broken_lines` (the
   first ones: `line`, `offset`, `reason`), `tail` (null, or `bytes` behind the last newline, and whether they are a
   `whole` record), `turn` and `write` (`state`: free, held or unknown; `holder`; `waiting` processes), `lock` (null, or
@@ -33,8 +36,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from locks.doctor.findings import Inspection, Mended, Standing
-from locks.doctor.inspection import inspect, sessions_in
+from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
+from locks.doctor.searching import Place, one_below, search
 from locks.network import network_file_system
 from locks.sidecar.lockfile import Found
 from runtime import log
@@ -43,7 +47,7 @@ from runtime.signals import Signals
 from .output import Output
 from .problem import Problem, one_line
 
-_WRONG = 1
+_WRONG, _NOTHING_SEEN = 1, 2
 _LONGEST_LINE = 2000
 _WIDEST_NAME = 64
 _UNITS = ("bytes", "kB", "MB", "GB", "TB")
@@ -55,6 +59,7 @@ class Options:
 
     directory: str
     fix: bool = False
+    recursive: bool = False
     json: bool = False
 
 
@@ -90,35 +95,46 @@ def run(options: Options) -> int:
     """
     output = Output(json=options.json)
     log.configure("console", level=logging.ERROR)  # what is seen and done is told here
-    names = _names(options.directory)
-    network_fs = network_file_system(options.directory)
-    report = _JsonReport(output, options, network_fs) if options.json else _Report(output, options, network_fs, names)
     summary = _Summary()
     with Signals() as signals:
+        places = _places(options, signals)
+        network_fs = network_file_system(options.directory)
+        report = (
+            _JsonReport(output, options, network_fs) if options.json else _Report(output, options, network_fs, places)
+        )
         report.begin()
-        for name in names:
+        for place in places:
             if signals.received:
-                summary.interrupted = signals.received[0]
                 break
-            path = os.path.join(options.directory, name)
-            seen, mended = inspect(path), Mended()
+            path = os.path.join(options.directory, place.name)
+            seen, mended = place.told or inspect(path), Mended()
             if seen is not None and seen.mendable and options.fix:
                 mended = mend(path)
                 seen = inspect(path)
             seen = seen or Inspection(path, exists=False)  # gone meanwhile, or all of it was mended
             summary.add(seen, mended)
-            report.tell(name, seen, mended)
+            report.tell(place.name, seen, mended)
+        if signals.received:
+            summary.interrupted = signals.received[0]
         report.end(summary)
     if summary.interrupted is not None:
         return 128 + summary.interrupted
+    if not places:
+        return _NOTHING_SEEN
     return _WRONG if summary.wrong or network_fs is not None or output.failed else 0
 
 
-def _names(directory: str) -> list[str]:
+def _places(options: Options, signals: Signals) -> list[Place]:
+    directory, found = options.directory, []
     try:
         if not directory or "\0" in directory:
             raise Problem(f"DIR: {directory!r} is not allowed; allowed: a directory of sessions")
-        return sessions_in(directory)
+        os.path.abspath(directory)  # it must be told where that is, and a current directory may have been removed
+        for place in search(directory, recursive=options.recursive):
+            if signals.received:
+                break
+            found.append(place)
+        return found
     except OSError as error:
         why = error.strerror or error
         raise Problem(f"DIR: {directory!r} cannot be read: {why}; allowed: a directory of sessions") from error
@@ -127,11 +143,14 @@ def _names(directory: str) -> list[str]:
 class _Report:
     """For people: a line for each session that has something to say."""
 
-    def __init__(self, output: Output, options: Options, network_fs: str | None, names: list[str]) -> None:
+    def __init__(self, output: Output, options: Options, network_fs: str | None, places: list[Place]) -> None:
         self._output = output
         self._options = options
         self._network_fs = network_fs
-        self._width = min(_WIDEST_NAME, max(map(_width, names), default=0))
+        self._places = places
+        self._width = min(_WIDEST_NAME, max((_width(place.name) for place in places), default=0))
+        self._ailing = 0
+        """Sessions with something wrong that can be mended."""
 
     def begin(self) -> None:
         if self._network_fs is not None:
@@ -148,12 +167,13 @@ class _Report:
             state = "mended"
         else:
             state = "held" if seen.held else "note"
+        self._ailing += seen.ails
         self._line(state, name, texts)
 
     def end(self, summary: _Summary) -> None:
         """The summary, and what to do next."""
-        if not summary.sessions and not summary.wrong and not summary.mended:
-            self._output.result("no sessions (*.jsonl) here; subdirectories are not looked into")
+        if not self._places and summary.interrupted is None:
+            self._output.result(self._nothing_here())
             return
         counts = [
             f"{number} {word}"
@@ -164,10 +184,26 @@ class _Report:
         cut = f"   (cut short by signal {summary.interrupted})" if summary.interrupted is not None else ""
         what = f"{_count(summary.sessions, 'session')}, {_count(summary.records, 'record')}, {_size(summary.bytes)}"
         self._output.result(f"{what}: {told}{cut}")
-        if summary.mendable and not self._options.fix:
-            what = "it" if summary.mendable == summary.wrong == 1 else f"{summary.mendable} of them"
-            command = one_line(shlex.quote(self._options.directory), _LONGEST_LINE)
-            self._output.result(f"to mend {what}: lanes doctor {command} --fix")
+        if self._ailing and not self._options.fix:
+            what = "it" if self._ailing == summary.wrong == 1 else f"{self._ailing} of them"
+            self._output.result(f"to mend {what}: {self._command('--fix')}")
+
+    def _nothing_here(self) -> str:
+        directory = os.path.abspath(self._options.directory)
+        where = one_line(directory, _LONGEST_LINE)
+        if self._options.recursive:
+            return f"no sessions (*.jsonl) here, nor in the directories below; looked in {where}"
+        text = f"no sessions (*.jsonl) here; subdirectories are not looked into; looked in {where}"
+        below = one_below(self._options.directory)
+        if below is None:
+            return text
+        return f"{text}; {one_line(below, _LONGEST_LINE)} is one further down: {self._command()} --recursive"
+
+    def _command(self, *more: str) -> str:
+        """The command that does the same, with other options."""
+        given = ["--recursive"] if self._options.recursive else []
+        command = one_line(shlex.quote(self._options.directory), _LONGEST_LINE)
+        return " ".join(["lanes doctor", command, *given, *more])
 
     def _line(self, state: str, name: str, texts: list[str]) -> None:
         shown = one_line(name, _LONGEST_LINE).ljust(self._width)
@@ -179,7 +215,9 @@ class _JsonReport:
 
     def __init__(self, output: Output, options: Options, network_fs: str | None) -> None:
         self._output = output
-        self._head = {"directory": options.directory, "fix": options.fix, "network_fs": network_fs}
+        self._head: dict[str, Any] = {"directory": options.directory, "fix": options.fix, "network_fs": network_fs}
+        if options.recursive:
+            self._head["recursive"] = True
         self._held_back = ""
         """The last session: a comma follows if another one does."""
 
