@@ -14,6 +14,11 @@ A task of its own conducts the process. A cancellation that is not the event loo
 or many times) hits the task that calls; by the group that it waits in, it reaches the conductor as a cancellation that
 a shield holds off, so the child is given its grace and is reaped however the call is cancelled.
 
+A signal that a process ignores stays ignored in the programs that it starts, and a blocked one stays blocked. A program
+must not inherit that from a gateway under `nohup` or in the background: a tool that ends its own helper with SIGINT
+would wait for ever. `subprocess` resets SIGPIPE and SIGXFSZ only. The rest is reset between fork and exec, where Python
+code may run safely only if it takes no lock; and only if there is something to reset, because it costs a whole fork.
+
 What leaves the group (a daemon that calls `setsid`) is out of reach: it is neither killed nor waited for.
 """
 
@@ -42,6 +47,14 @@ _TERMINATION_SHARE = 0.8  # of the grace; in the rest the process is killed and 
 _CHUNK = 65_536
 _LARGEST_PIPE = 1_048_576  # bytes that a pipe may hold, unless root has raised it
 _POLL = 0.005  # seconds between two looks where there is no pidfd
+_RESETTABLE = (
+    tuple(  # signals that a program could inherit as ignored; the rest `subprocess` resets, or nobody can ignore
+        number
+        for number in sorted(signal.valid_signals())
+        if number
+        not in {getattr(signal, name, None) for name in ("SIGKILL", "SIGSTOP", "SIGPIPE", "SIGXFZ", "SIGXFSZ")}
+    )
+)
 _SHOWN = 200  # characters of a command, bytes of an output in a message
 
 
@@ -100,9 +113,9 @@ async def run_process(
 ) -> ProcessResult:
     """Run a program to its end. Afterwards neither it nor anything of its process group is left, however this ends.
 
-    The program leads a session, and so a process group, of its own. Both outputs are read all the time, so it never
-    blocks on a full pipe. When it ends, the rest of its group is killed, and what its pipes hold by then is the last
-    that is read: a process left behind in the background delays nothing.
+    The program leads a session, and so a process group, of its own, and begins with no signal ignored or blocked. Both
+    outputs are read all the time, so it never blocks on a full pipe. When it ends, the rest of its group is killed, and
+    what its pipes hold by then is the last that is read: a process left behind in the background delays nothing.
 
     Args:
         command: the program and its arguments; no shell looks at them.
@@ -133,7 +146,15 @@ async def run_process(
         pipe = subprocess.PIPE
         with _os.standard_streams_taken():  # else what this program prints could become the input of the process
             return subprocess.Popen(
-                words, 0, stdin=source, stdout=pipe, stderr=pipe, cwd=directory, env=variables, start_new_session=True
+                words,
+                0,
+                stdin=source,
+                stdout=pipe,
+                stderr=pipe,
+                cwd=directory,
+                env=variables,
+                start_new_session=True,
+                preexec_fn=_signals_reset(),  # noqa: PLW1509 -- it takes no lock
             )
 
     child = _Child(start, input or b"", output_limit)
@@ -308,6 +329,23 @@ class _Child:
                 if popen.stdin is not None:
                     await _write(popen.stdin.fileno(), self._given)
                     popen.stdin.close()
+
+
+def _signals_reset() -> Callable[[], None] | None:
+    """What a new process must do so that no signal is ignored or blocked there; `None` if there is nothing to do.
+
+    To be called on the thread that starts it, whose blocked signals it inherits.
+    """
+    ignored = [number for number in _RESETTABLE if signal.getsignal(number) is signal.SIG_IGN]
+    if not ignored and not signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return None
+
+    def reset() -> None:
+        for number in ignored:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    return reset
 
 
 async def _read(fd: int, output: _Output) -> None:

@@ -12,7 +12,9 @@ cancellation, and give it back.
 - A signal that the kernel hands to another thread is noted by the main thread: at once as a rule, at its next bytecode
   if it was sent to that very thread and the loop sleeps meanwhile.
 - A forked child gets back the handlers of before: it has no loop that could be told, and must end when it is told to.
-- SIGHUP stays ignored where it is, under `nohup`.
+- SIGINT and SIGHUP stay ignored where they are: `nohup` ignores SIGHUP, and a shell that runs a script ignores SIGINT
+  for what it starts with `&`. A terminal sends both, and whoever has started the process has said that this terminal is
+  not meant for it. Nothing but a deliberate `kill` sends SIGTERM and SIGUSR1, so these two are always taken.
 
 Rejected: `loop.add_signal_handler` and `anyio.open_signal_receiver`, which need a loop that turns.
 """
@@ -30,7 +32,7 @@ from locks._events import described, log
 from locks._loop import Post, poster
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Those that are counted in any case."""
+"""Those that are counted on every system; SIGINT unless it is ignored."""
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
 """Counted as well unless it is ignored; `None` where there is no such thing, as on Windows."""
 RESTART: int | None = getattr(signal, "SIGUSR1", None)
@@ -73,10 +75,10 @@ class Signals:
                 raise RuntimeError(f"signals can be received on the main thread only; this is thread {name!r}")
             return self
         _entered.append(self)
-        for number in SIGNALS:
-            self._take(number, self._count)
-        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
-            self._take(HANGUP, self._count)
+        self._take(signal.SIGTERM, self._count)
+        for number in (signal.SIGINT, HANGUP):
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                self._take(number, self._count)
         if RESTART is not None:
             self._take(RESTART, self._ask)
         return self

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,15 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 @contextmanager
 def started(
-    *arguments: str | Path, cwd: Path | None = None, log: Path = Path(os.devnull)
+    *arguments: str | Path, cwd: Path | None = None, log: Path = Path(os.devnull), command: Sequence[str] = (LANES,)
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run it beside the test, with its log lines in a file; killed at the latest when the block is left."""
+    """Run it beside the test, with its log lines in a file; killed at the latest when the block is left.
+
+    `command` is what runs the arguments: another program, perhaps, that becomes `lanes`.
+    """
     with log.open("w") as stderr:
         child = subprocess.Popen(
-            [LANES, *map(str, arguments)],
+            [*command, *map(str, arguments)],
             cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -3,6 +3,7 @@
 - Async tests need no marker; they run on asyncio in debug mode, uvloop and trio, or on those that
   `@pytest.mark.backends` names.
 - With the fixture `virtual` they run on asyncio and trio in virtual time: see `virtual.py`.
+- Signals, `umask` and environment are those of a terminal, whoever starts the tests: see `surroundings.py`.
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
 - `pytest --failure A3` and `pytest --suite S1` select tests by their markers.
 """
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests import blocking, leaks, virtual
+from tests import blocking, leaks, surroundings, virtual
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"debug": True}),
@@ -64,6 +65,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(
         "anyio_backend", [(name, in_virtual_time) for name in names], ids=names, indirect=True, scope="module"
     )
+
+
+# What the tests and their children inherit
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _as_in_a_terminal() -> Iterator[None]:
+    with surroundings.as_in_a_terminal():
+        yield
 
 
 # Leaks and blocking calls

@@ -214,6 +214,26 @@ def test_a_first_signal_drains_and_gives_the_verdict_over_what_was_done(tmp_path
 
 
 @both
+@pytest.mark.failure("T8")
+def test_under_nohup_and_in_the_background_only_sigterm_ends_it(tmp_path, backend):
+    ignoring = ["sh", "-c", "trap '' HUP INT; exec \"$@\"", "sh", LANES]
+    log = tmp_path / "log"
+    with started(
+        "run", "--json", "--sessions", tmp_path / "s", "--backend", backend, log=log, command=ignoring
+    ) as child:
+        under_way(tmp_path / "s", child)
+        child.send_signal(signal.SIGHUP)
+        child.send_signal(signal.SIGINT)
+        kept = len(records(tmp_path / "s"))
+        eventually_sync(lambda: child.poll() is not None or len(records(tmp_path / "s")) > kept + 20, within=20)
+        assert "draining" not in log.read_text()
+        child.send_signal(signal.SIGTERM)  # the first one that counts
+        code, result = ended(child)
+    assert (code, result["verdict"]) == (0, "green")
+    assert "draining" in log.read_text()
+
+
+@both
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_cancels_at_once(scenario, tmp_path, number, code, backend):
     file, directory = scenario({"lane": "cron", "session": "a", "behave": "hang"}), tmp_path / "s"

@@ -130,6 +130,38 @@ async def test_it_leads_a_session_and_a_group_of_its_own(calls):
     assert result.stdout == b"True\n"
 
 
+@pytest.mark.failure("T8")
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_it_begins_with_no_signal_ignored_or_blocked_whatever_this_process_was_started_with(backend):
+    code = f"""
+import anyio, signal
+from lanes.processes import run_process
+
+async def main():
+    command = ["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]
+    result = await run_process(command, grace_left=lambda: 1.0, killers=set())
+    print(result.stdout.decode())
+
+for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGCHLD", "SIGUSR1", "SIGTSTP", "SIGTTOU", "SIGRTMAX"):
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+anyio.run(main, backend={backend!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
+@pytest.mark.failure("T8")
+async def test_a_program_that_cannot_be_started_is_refused_alike_where_signals_are_ignored(calls):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with pytest.raises(ProcessFailed, match="could not be started: No such file or directory: 'no/such/program'"):
+            await calls.run(["no/such/program"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert calls.killers == set()
+
+
 async def test_it_works_where_there_are_no_pidfds(calls, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     assert (await calls.run("print('out')")).stdout == b"out\n"

@@ -26,9 +26,10 @@ COUNTED = (*SIGNALS, signal.SIGHUP)
 
 @pytest.fixture(autouse=True)
 def _as_they_were() -> Iterator[None]:
-    """Handlers as in a terminal, also when the tests run under `nohup`."""
+    """Handlers as in a terminal, also when the tests run under `nohup` or in the background."""
     before = [(number, signal.getsignal(number)) for number in ALL]
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for number in ALL:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before:
         signal.signal(number, handler)
@@ -69,11 +70,24 @@ def test_the_third_one_ends_the_process_with_its_number_whatever_the_others_were
     assert left == [128 + number]
 
 
-def test_a_hangup_that_is_ignored_stays_ignored():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.failure("T8")
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT], ids=["SIGHUP", "SIGINT"])
+def test_what_a_terminal_sends_stays_ignored_where_it_is(number):
+    signal.signal(number, signal.SIG_IGN)
     with Signals() as signals:
-        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_IGN
     assert signals.received == []
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+@pytest.mark.failure("T8")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+def test_what_is_only_sent_on_purpose_is_heard_though_it_was_ignored(number):
+    signal.signal(number, signal.SIG_IGN)
+    with Signals():
+        assert signal.getsignal(number) is not signal.SIG_IGN
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 # What asks for a restart
