@@ -1,6 +1,7 @@
 """Suite K1: kill -9 amid appends. No acknowledged record is lost, damaged or glued, and tails were really torn.
 
-In CI 2,000 kills, or as many as fit into 60 s; `LANES_LONG=1` makes it 100,000. What a killed writer leaves is sealed
+In CI 2,000 kills, or as many as fit into 60 s, but never fewer than are asked for below: on a busy machine it takes
+longer. `LANES_LONG=1` makes it 100,000. What a killed writer leaves is sealed
 or moved to `<file>.torn` by the next append, so the lines of that file are the torn tails that were really seen. The
 figures are printed: `pytest -s --suite K1`.
 """
@@ -16,12 +17,13 @@ from typing import Any
 
 import pytest
 
+from tests.children.massacre import LEAST_KILLS, LEAST_TORN
 from tests.peers import peer
 from tests.poll import eventually_sync
 
 LONG = bool(os.environ.get("LANES_LONG"))
 KILLS, SECONDS = (100_000, 3600 * 2) if LONG else (2_000, 60)
-TORN_AT_LEAST = 50
+MOST_S = 2 * SECONDS + 480
 
 
 @dataclass
@@ -75,16 +77,16 @@ def _record(line: bytes) -> dict[str, Any] | None:
 @pytest.mark.suite("K1")
 @pytest.mark.failure("H1")
 def test_no_acknowledged_record_is_lost_or_damaged_by_kills_amid_appends(tmp_path):
-    with peer("massacre", tmp_path, KILLS, SECONDS, 86014) as killer:
-        eventually_sync(lambda: [killer.lines, killer.ended()][1], within=SECONDS + 60)
+    with peer("massacre", tmp_path, KILLS, SECONDS, 86014, MOST_S) as killer:
+        eventually_sync(lambda: [killer.lines, killer.ended()][1], within=MOST_S + 60)
         assert killer.exit_code == 0
         report = json.loads(killer.lines[-1])
     acknowledged = [(writer, number, name) for writer, number, name in report["acknowledged"]]
     verdict = judge(tmp_path, acknowledged)
     print(f"K1: {report['kills']} kills, {len(acknowledged)} acknowledged, {verdict.torn} torn tails")  # noqa: T201
-    assert report["kills"] >= 500
+    assert report["kills"] >= LEAST_KILLS
     assert len(acknowledged) > report["kills"]
-    assert verdict.torn >= TORN_AT_LEAST, f"{report['kills']} kills tore only {verdict.torn} tails: nothing was tested"
+    assert verdict.torn >= LEAST_TORN, f"{report['kills']} kills tore only {verdict.torn} tails: nothing was tested"
     assert verdict.lost == []
     assert verdict.damaged == []
     assert verdict.doubled == []

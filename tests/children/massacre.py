@@ -1,9 +1,12 @@
-"""Kills writers amid their appends: `massacre DIRECTORY KILLS SECONDS SEED`.
+"""Kills writers amid their appends: `massacre DIRECTORY KILLS SECONDS SEED MOST_SECONDS`.
 
 Three writers, on asyncio and trio in turn, append records of 170 B to 64 kB to three files that they share, and tell
 each acknowledgement through a pipe. One after the other is killed with SIGKILL at a random moment and replaced. The
 writers are forked from this process, which has imported everything and runs no event loop: so a life costs a few
 milliseconds.
+
+It goes on until there were KILLS kills and enough torn tails. On a busy machine, SECONDS end it as soon as there were
+LEAST_KILLS kills and LEAST_TORN torn tails; MOST_SECONDS end it in any case.
 
 At the end it says one JSON line: how many kills, and every acknowledgement as `[writer, number, file]`.
 """
@@ -31,6 +34,7 @@ from locks import LockRegistry
 
 WRITERS = 3
 TORN_WANTED = 75  # goes on beyond its number of kills, within its time, until so many tails were torn
+LEAST_KILLS, LEAST_TORN = 500, 50  # goes on beyond its time until there were so many
 FILES = ("a.jsonl", "b.jsonl", "c.jsonl")
 SIZES = (170, 1_000, 5_000, 20_000, 64_000, 64_000)
 
@@ -92,16 +96,22 @@ def torn(directory: str) -> int:
     return sum(path.read_bytes().count(b"\n") for path in Path(directory).glob("*.torn"))
 
 
-def main(directory: str, kills: int, seconds: float, seed: int) -> None:
+def main(directory: str, kills: int, seconds: float, seed: int, most_seconds: float) -> None:
     gc.collect()
     gc.freeze()  # else each child copies the pages of every object that it collects
     choice = random.Random(seed)
     numbers = itertools.count()
     writers = [Writer(directory, next(numbers)) for _ in range(WRITERS)]
     acknowledged = []
-    end = time.monotonic() + seconds
+    begun = time.monotonic()
     done = 0
-    while (done < kills or torn(directory) < TORN_WANTED) and time.monotonic() < end:
+
+    def goes_on() -> bool:
+        took, tails = time.monotonic() - begun, torn(directory)
+        enough = done >= LEAST_KILLS and tails >= LEAST_TORN
+        return (done < kills or tails < TORN_WANTED) and took < (seconds if enough else most_seconds)
+
+    while goes_on():
         victim = done % WRITERS  # the oldest: it has had time to start up
         # Once it has begun to write: who is killed while starting up shows nothing.
         while not writers[victim].hear() and time.monotonic() < writers[victim].born_at + 10:
@@ -118,4 +128,4 @@ def main(directory: str, kills: int, seconds: float, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
