@@ -139,6 +139,9 @@ def _read(account: Account, worker: int, journal: bytes, killed_at: int) -> None
                     account.blocks.append(in_block.pop(writer))
             case "aside" | "placed":
                 account.moves.append((word, words[0], words[1], words[2], worker))
+            case "tears":
+                killed_at = words[0]
+                account.did["torn writes"] += 1
             case "archived":
                 account.archived.append(words[1])
             case "blind":

@@ -1,9 +1,9 @@
 """Suite K1: kill -9 amid appends. No acknowledged record is lost, damaged or glued, and tails were really torn.
 
 In CI 2,000 kills, or as many as fit into 60 s, but never fewer than are asked for below: on a busy machine it takes
-longer. `LANES_LONG=1` makes it 100,000. What a killed writer leaves is sealed
-or moved to `<file>.torn` by the next append, so the lines of that file are the torn tails that were really seen. The
-figures are printed: `pytest -s --suite K1`.
+longer. `LANES_LONG=1` makes it 100,000. What a killed writer leaves is sealed or moved to `<file>.torn` by the next
+append, so the lines of that file are the torn tails that were really seen. The figures are printed: `pytest -s --suite
+K1`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ grace = 0.05
 """
 TRAFFIC = [
     {"lane": "session:torn"},
-    {"lane": "session:a", "text": "one", "behave": "block", "hold": 0.4},
+    {"lane": "session:a", "text": "one", "behave": "swallow", "hold": 0.4},
     {"lane": "main", "session": "a", "text": "two", "at": 0.01, "think": 0.1},
     {"lane": "main", "session": "a", "text": "three", "at": 0.01, "think": 0.15},
 ]
@@ -49,7 +49,7 @@ PLANTED = {
         "from lanes import Session\n"
         "async def append(self, record): pass\n"
         "Session.append = append",
-        {"lost": 7},
+        {"lost": 7, "interleaved": 1},  # the late answer of the dead run is taken, too
     ),
     "dead runs may write": (
         "from locks import Fence\n"
@@ -166,10 +166,10 @@ def test_the_verdict_notices_who_loses_a_message_by_a_policy(tmp_path, defect):
 
 
 def run_with(patch, directory):
-    """`lanes run` of the scenario in a directory, by a library with something changed in it."""
-    child = f"import sys\n{patch}\nfrom runtime.cli import main\nsys.exit(main(sys.argv[1:]))"
+    """`lanes run` of the scenario in a directory, in virtual time, by a library with something changed in it."""
+    scenario = ["run", "scenario.toml", "--sessions", "sessions", "--json"]
     return subprocess.run(
-        [sys.executable, "-c", child, "run", "scenario.toml", "--sessions", "sessions", "--json"],
+        [sys.executable, "-m", "tests.children.virtual_run", patch, *scenario],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -14,6 +14,7 @@ line, one `write` each, so that a kill loses nothing of it:
 - `enter RIGHT WRITER`, `leave RIGHT WRITER`: the turn or the write lease, with the time of a clock that all share;
 - `covers ID ID…`: what a summary takes the place of, which is what the replacer has read; the summary lists it, too;
 - `aside FROM TO`, `placed FROM TO`: the two instants between which a session's file lost its name, or got a new one;
+- `tears`: the instant before it tears a write and dies of it;
 - `late ID`: tried by a run that was over; `blind`: the lock file did not name the holder; `odd`: an error that nobody
   expects; `did`: what else was done, for the figures.
 

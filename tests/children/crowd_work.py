@@ -74,6 +74,7 @@ def watch_the_names(directory: Path, number: int, journal: Journal, choice: rand
 
     def torn(fd: int, data: bytes) -> int:
         if len(data) > 4096 and choice.random() < TORN:
+            journal.jot("tears", time.monotonic_ns())
             write(fd, data[: choice.randrange(1, len(data))])
             os.kill(os.getpid(), signal.SIGKILL)
         return write(fd, data)

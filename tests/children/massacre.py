@@ -1,4 +1,4 @@
-"""Kills writers amid their appends: `massacre DIRECTORY KILLS SECONDS SEED MOST_SECONDS`.
+"""Kills writers amid their appends: `massacre DIRECTORY KILLS SECONDS SEED [MOST_SECONDS]`.
 
 Three writers, on asyncio and trio in turn, append records of 170 B to 64 kB to three files that they share, and tell
 each acknowledgement through a pipe. One after the other is killed with SIGKILL at a random moment and replaced. The
@@ -96,7 +96,7 @@ def torn(directory: str) -> int:
     return sum(path.read_bytes().count(b"\n") for path in Path(directory).glob("*.torn"))
 
 
-def main(directory: str, kills: int, seconds: float, seed: int, most_seconds: float) -> None:
+def main(directory: str, kills: int, seconds: float, seed: int, most_seconds: float = 0.0) -> None:
     gc.collect()
     gc.freeze()  # else each child copies the pages of every object that it collects
     choice = random.Random(seed)
@@ -109,7 +109,7 @@ def main(directory: str, kills: int, seconds: float, seed: int, most_seconds: fl
     def goes_on() -> bool:
         took, tails = time.monotonic() - begun, torn(directory)
         enough = done >= LEAST_KILLS and tails >= LEAST_TORN
-        return (done < kills or tails < TORN_WANTED) and took < (seconds if enough else most_seconds)
+        return (done < kills or tails < TORN_WANTED) and took < (seconds if enough else max(seconds, most_seconds))
 
     while goes_on():
         victim = done % WRITERS  # the oldest: it has had time to start up
@@ -128,4 +128,4 @@ def main(directory: str, kills: int, seconds: float, seed: int, most_seconds: fl
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5]))
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), *map(float, sys.argv[5:]))

@@ -38,7 +38,7 @@ def defect(seen_as: str) -> Callable[[Callable[[Reached], None]], Callable[[Reac
     return enter
 
 
-@defect("damaged")
+@defect("lost")
 def tail_not_sealed(reached: Reached) -> None:
     """Appends go behind a torn tail."""
 
