@@ -18,7 +18,7 @@ line, one `write` each, so that a kill loses nothing of it:
 - `late ID`: tried by a run that was over; `blind`: the lock file did not name the holder; `odd`: an error that nobody
   expects; `did`: what else was done, for the figures.
 
-Each but the last three says of which file. A transcript that a reset deletes is moved to `DIRECTORY/graveyard` instead,
+Most of them say of which file. A transcript that a reset deletes is moved to `DIRECTORY/graveyard` instead,
 so that it is known what was in it.
 
 At the end it says one JSON line: `kills` (of a worker: when), `appends`, `stops`, `died` (workers that ended by
