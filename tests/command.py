@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 LANES = str(Path(sys.executable).with_name("lanes"))
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 def lanes(*arguments: str | Path, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -20,8 +20,8 @@ from pathlib import Path
 import anyio
 from anyio.lowlevel import checkpoint
 
-ENDS_WITHIN = 2.0
-"""Seconds that a thread may take to end after its loop has closed."""
+ENDS_WITHIN = 5.0
+"""Seconds that a thread, a descriptor or a child may take to end after its loop has closed, on a busy machine."""
 
 
 def tasks() -> dict[object, str]:
@@ -103,9 +103,9 @@ def complaints(before: Look) -> list[str]:
     found = []
     if threads := _after_all(lambda: [t for t in threading.enumerate() if t not in before.threads and not _stays(t)]):
         found.append(f"leaked threads: {', '.join(repr(thread) for thread in threads)}")
-    if left := _after_all(new_descriptors, within=0.2):
+    if left := _after_all(new_descriptors):
         found.append(f"leaked descriptors: {', '.join(f'{number} ({target})' for number, target in left)}")
-    if pids := _after_all(lambda: sorted(children() - before.children - {_tracker("_pid")}), within=0.2):
+    if pids := _after_all(lambda: sorted(children() - before.children - {_tracker("_pid")})):
         found.append(f"leaked processes: {', '.join(map(str, pids))}")
     found += busy_now(before)
     return found

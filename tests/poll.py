@@ -18,8 +18,11 @@ T = TypeVar("T")
 PERIOD = 0.002
 """Seconds between two looks."""
 
+PATIENCE_S = 30.0
+"""Seconds until something that is awaited will not come any more, on however busy a machine."""
 
-async def eventually(predicate: Callable[[], T], within: float = 5.0, *, awaited: str | None = None) -> T:
+
+async def eventually(predicate: Callable[[], T], within: float = PATIENCE_S, *, awaited: str | None = None) -> T:
     """Wait until `predicate()` is true, and return what it returned.
 
     `awaited` names it in the error; without it, its source does. A checkpoint. Raises `AssertionError` after `within`
@@ -35,7 +38,7 @@ async def eventually(predicate: Callable[[], T], within: float = 5.0, *, awaited
     return value
 
 
-def eventually_sync(predicate: Callable[[], T], within: float = 5.0, *, awaited: str | None = None) -> T:
+def eventually_sync(predicate: Callable[[], T], within: float = PATIENCE_S, *, awaited: str | None = None) -> T:
     """`eventually` for code outside an event loop: it blocks its thread."""
     deadline = time.monotonic() + within
     while not (value := predicate()):

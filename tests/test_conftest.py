@@ -38,7 +38,7 @@ def run(pytester: pytest.Pytester) -> Run:
             "-p",
             "no:hypothesispytest",
             *options,
-            timeout=60,
+            timeout=240,
         )
 
     return run_file

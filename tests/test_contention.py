@@ -44,7 +44,7 @@ def compete(stack: ExitStack, path, *, holds: int, seconds: float, gap: float = 
 
 
 def result(one: Peer) -> list[Interval]:
-    eventually_sync(lambda: [one.lines, one.ended()][1], within=1200 if LONG else 60)
+    eventually_sync(lambda: [one.lines, one.ended()][1], within=1200 if LONG else 240)
     assert one.exit_code == 0
     return [(entered, left, epoch) for entered, left, epoch in json.loads(one.lines[1])]
 
@@ -97,13 +97,16 @@ def test_the_holds_never_overlap_while_waiters_are_stopped_at_random(tmp_path):
 @pytest.mark.suite("X1")
 @pytest.mark.failure("D1")
 def test_greedy_processes_without_a_gap_get_equal_shares(tmp_path):
-    with ExitStack() as stack:
-        peers = compete(stack, tmp_path / "session.jsonl", holds=0, seconds=30 if LONG else 4)
-        results = [result(one) for one in peers]
-    check(results)
-    # Counted while all of them compete: they neither begin nor end in the same instant.
-    begin = max(intervals[0][0] for intervals in results)
-    end = min(intervals[-1][1] for intervals in results)
-    shares = [sum(begin <= entered and left <= end for entered, left, _ in intervals) for intervals in results]
+    for seconds in (30,) if LONG else (4, 20, 60):  # until there is enough to compare, on a busy machine
+        with ExitStack() as stack:
+            peers = compete(stack, tmp_path / f"{seconds}.jsonl", holds=0, seconds=seconds)
+            results = [result(one) for one in peers]
+        check(results)
+        # Counted while all of them compete: they neither begin nor end in the same instant.
+        begin = max(intervals[0][0] for intervals in results)
+        end = min(intervals[-1][1] for intervals in results)
+        shares = [sum(begin <= entered and left <= end for entered, left, _ in intervals) for intervals in results]
+        if min(shares) > 20:
+            break
     assert min(shares) > 20
     assert max(shares) / min(shares) <= 1.5

@@ -49,7 +49,7 @@ GUARDS = {
 }
 
 
-def run_planted(defect: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run_planted(defect: str, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
@@ -99,31 +99,34 @@ def test_kill_suite_catches_an_append_behind_a_torn_tail(tmp_path):
         acknowledged = json.loads(done.stdout)["acknowledged"]
         return bool(judge(directory, acknowledged).damaged)
 
-    assert eventually_sync(damaged, within=60)
+    assert eventually_sync(damaged, within=240)
 
 
 @pytest.mark.suite("G1")
 def test_contention_suite_catches_a_lock_that_is_not_taken(tmp_path):
     """X1's harness, small: without the kernel's lock its sweep must find overlaps."""
+    # In rounds: on a busy machine the one may be through before the other begins.
+    assert eventually_sync(lambda: overlaps(contended(tmp_path / "a")), within=240)
+
+
+def contended(path):
+    """The holds of two processes that take a lease again and again without the kernel's lock."""
     command = [sys.executable, "-m", "tests.planted.child", "no_lock", "contender"]
     children = [
         subprocess.Popen(
-            [*command, tmp_path / "a", backend, "0", "0.5", "0"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            [*command, path, backend, "0", "0.5", "0"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         for backend in ("asyncio", "trio")
     ]
     for child in children:
         assert child.stdout is not None and child.stdin is not None
         assert child.stdout.readline() == b"ready\n"
-    intervals = []
     for child in children:
         assert child.stdin is not None
         child.stdin.write(b"go\n")
         child.stdin.flush()
+    intervals = []
     for child in children:
         told, _ = child.communicate(timeout=60)
-        intervals += [tuple(interval) for interval in json.loads(told)]
-    assert overlaps(intervals)
+        intervals += [(entered, left, epoch) for entered, left, epoch in json.loads(told)]
+    return intervals

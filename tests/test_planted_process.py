@@ -63,7 +63,7 @@ def test_its_guard_catches_the_planted(defect):
         env={**os.environ, "LANES_PLANT": defect},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr

@@ -40,7 +40,7 @@ def test_every_example_prints_what_the_document_quotes(backend):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

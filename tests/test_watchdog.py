@@ -85,7 +85,7 @@ async def test_a_loop_blocked_for_three_seconds_is_reported_meanwhile_with_its_l
     (told,) = named(logs, "loop_blocked")
     assert (told["place"], told["run"]) == (GUILTY, "run 1 on lane main")
     assert "select.select([], [], [], seconds)  # the guilty line" in told["stack"]
-    assert 0.5 <= told["blocked_s"] < 3.0, "told while it is blocked"
+    assert 0.5 <= told["blocked_s"] < ended - began, "told while it is blocked"
     at, first = observer.seen[0]
     assert began < at < ended
     assert (first.place, first.run) == (GUILTY, "run 1 on lane main")
