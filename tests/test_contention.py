@@ -97,6 +97,7 @@ def test_the_holds_never_overlap_while_waiters_are_stopped_at_random(tmp_path):
 @pytest.mark.suite("X1")
 @pytest.mark.failure("D1")
 def test_greedy_processes_without_a_gap_get_equal_shares(tmp_path):
+    shares = [0]
     for seconds in (30,) if LONG else (4, 20, 60):  # until there is enough to compare, on a busy machine
         with ExitStack() as stack:
             peers = compete(stack, tmp_path / f"{seconds}.jsonl", holds=0, seconds=seconds)
