@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lanes import reset
 from lanes.intake import Intake
 from locks import Fence, LockRegistry, _os
 from locks.claim import Claim
@@ -104,12 +105,12 @@ def fence_not_checked(reached: Reached) -> None:
 @defect("overlapping")
 def reset_waits_for_nobody(reached: Reached) -> None:
     """A reset puts the file away while another process conducts or writes."""
-    submit = Intake.submit
+    request = Intake.request
 
-    def submit_without_turn(self: Intake, *args: Any, goes_first: bool = False, **options: Any) -> Any:
-        return submit(
-            self, *args, goes_first=goes_first, **{**options, "turn": options.get("turn", True) and not goes_first}
-        )
+    def request_without_turn(self: Intake, lane: str, *args: Any, **options: Any) -> Any:
+        if lane == reset.LANE:
+            options["turn"] = False
+        return request(self, lane, *args, **options)
 
     async def set_aside(self: LockRegistry, path: str, to: str | None, **options: Any) -> bool:
         reached()
@@ -121,7 +122,7 @@ def reset_waits_for_nobody(reached: Reached) -> None:
             _os.rename(path, to)
         return True
 
-    plant(Intake, "submit", submit_without_turn)
+    plant(Intake, "request", request_without_turn)
     plant(LockRegistry, "set_aside", set_aside)
 
 
