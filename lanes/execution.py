@@ -22,7 +22,6 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .checks import Priority
-    from .host import LaneHost
     from .intake import Intake
     from .lane import Lane
     from .layout import SessionLayout
@@ -50,6 +49,9 @@ class Owner(Protocol):
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Take note that the body has returned or raised."""
+
+    def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
+        """End everything else, because the process is to end; returns whether to raise that out of the loop."""
 
     def message_read(self, execution: Execution, taken: Execution) -> None:
         """Take note that a body has read a message that was handed to it."""
@@ -99,8 +101,7 @@ class Execution:
     hold_timer: Timer | None = None
     turn_scope: anyio.CancelScope | None = None
     """The wait for a turn that another process has."""
-    host: LaneHost | None = None
-    task: anyio.TaskHandle[None] | None = None
+    _scope: anyio.CancelScope | None = None
     _body_scope: anyio.CancelScope | None = None
     parent: Execution | None = None
     """The run that it ends with; `None` for those that nobody else bounds."""
@@ -277,8 +278,8 @@ class Execution:
         """Cancel the body; it may clean up and write until its fence closes."""
         if self._inbox is not None:
             self._inbox.shut()
-        if self.task is not None:
-            self.task.cancel()
+        if self._scope is not None:
+            self._scope.cancel()  # before the first step there is none: `conduct` sees the cause
 
     def stop_telling_body(self) -> None:
         """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
@@ -307,8 +308,9 @@ class Execution:
     async def conduct(self) -> None:
         """Run the body as a task of its own; contains everything it raises.
 
-        Cancelling the task's own scope cancels the body; the scope inside is there to be shielded, so that an abandoned
-        body is not cancelled over and over.
+        Cancelling the outer scope cancels the body; the inner one is there to be shielded, so that an abandoned body is
+        not cancelled over and over. A native cancellation of this task that is still pending when the body has ended is
+        nobody's: there is no `await` after that.
         """
         run, body = self.run, self.body
         if self.over or body is None:
@@ -324,19 +326,26 @@ class Execution:
         value: Any = None
         error: BaseException | None = None
         try:
-            with self.owner.new_scope() as self._body_scope:
-                value = await body(RunContext(self, self.owner.services), *args)
+            with self.owner.new_scope() as self._scope:
+                try:
+                    with self.owner.new_scope() as self._body_scope:
+                        value = await body(RunContext(self, self.owner.services), *args)
+                except BaseException as raised:
+                    error = raised
         except BaseException as raised:
-            error = raised
+            error = error or raised  # the body has left a scope of its own open, so this one cannot be left in order
+        interrupt: KeyboardInterrupt | None = None
         try:
+            interrupt = interrupt_in(error)
+            leaves = interrupt is not None and self.owner.interrupted(self, interrupt)  # before the next one is let in
             self.owner.body_ended(self, value, error)
-            if isinstance(error, KeyboardInterrupt):
-                raise error  # not the run's own: someone ends the whole process
-            # A cancellation that is nobody's here (a native `task.cancel()`) ends the run, and must not end the lane.
+            if interrupt is not None and leaves:
+                raise interrupt
         finally:
-            del value, error, body, args  # a frame that is its own traceback's end would need the garbage collector
+            # A frame that is its own traceback's end would need the garbage collector.
+            del value, error, body, args, interrupt
             self.forget()
-            self.fence.task = None
+            self.fence.task = self._scope = self._body_scope = None
 
     def forget(self) -> None:
         """Let go of what the body was called with; its finalizers run when the present change is complete."""
@@ -372,3 +381,14 @@ class Execution:
             self.parent.children[again] = None
         self.forget()
         return again
+
+
+def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The `KeyboardInterrupt` that an exception is, or has among its members: the process is to end, not the run."""
+    found = [error]
+    for one in found:  # grows meanwhile; groups may stand in each other deeper than a call could follow
+        if isinstance(one, KeyboardInterrupt):
+            return one
+        if isinstance(one, BaseExceptionGroup):
+            found += one.exceptions
+    return None

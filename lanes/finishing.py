@@ -13,7 +13,8 @@ from typing import Any
 import anyio
 
 from locks import LeaseLost, RunEnded, Superseded, _clock, _effects
-from locks._events import log
+from locks._events import described, log
+from locks._loop import asyncio_runs
 
 from .ending import Raised, deadline_reason, fields, log_timeout, outcome_of, queue_reason, raised_of
 from .execution import Execution
@@ -23,6 +24,7 @@ from .stacks import stack_of
 from .steering import Steering
 
 _LEAST_GRACE_S = 0.02
+FROM_OUTSIDE = "cancelled from outside the supervisor"
 _DONE = RunState.DONE  # a member of an enumeration costs more to look up than a global name
 
 
@@ -112,10 +114,6 @@ class Finishing(Steering):
         stack = stack_of(execution.fence.task)
         execution.stop_telling_body()
         self.abandoned[execution] = (_clock.clock.now(), stack)
-        host = execution.host
-        if host is not None and self.hosts.get(execution.spec.pattern) is host:
-            host.close()
-            self._open_host(execution.spec.pattern)
         reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
         log(
             "run_abandoned",
@@ -159,7 +157,7 @@ class Finishing(Steering):
         if execution.cause is None and cancelled:
             if self._is_torn_down():
                 self._end_queued()  # before this one's end lets the next one in
-            execution.cause = (RunState.CANCELLED, "cancelled from outside the supervisor")
+            execution.cause = (RunState.CANCELLED, FROM_OUTSIDE)
         if execution.cause is None:
             if raised is None:
                 self._finish(execution, RunState.DONE, "", value=value)
@@ -169,6 +167,48 @@ class Finishing(Steering):
         state, reason = execution.cause
         if not self._try_again(execution, state, raised):
             self._finish(execution, state, reason, value=value, raised=None if cancelled else raised)
+
+    def _body_died(self, execution: Execution, error: BaseException | None) -> None:
+        """The task of a body has ended: report what it could not report by itself, since it had not begun, say."""
+        if execution in self.abandoned:
+            self._abandoned_ended(execution)
+        elif not execution.over:
+            self.body_ended(execution, None, error)
+            execution.forget()
+        if isinstance(error, Exception):
+            self.failed(error)
+
+    def _wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
+        """The task that waits for another process's turn has ended: it may have been cancelled by what found it."""
+        if not execution.over and execution.turn_scope is scope:
+            if self._is_torn_down():
+                self._end_queued()
+            self.end(execution, RunState.CANCELLED, FROM_OUTSIDE)
+        if isinstance(error, Exception):
+            self.failed(error)
+
+    def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
+        """A body raised `KeyboardInterrupt`: end everything else; returns whether it is to be raised out of the loop.
+
+        asyncio knows no other way to end a program. trio has one that ends each task in order: what waits raises it.
+        When the loop is being torn down already, raising it once more would cut that short.
+        """
+        leaves = asyncio_runs() and not self._is_torn_down()
+        self._end_all(f"the supervisor was interrupted (KeyboardInterrupt in {by.task_name})", but=by)
+        self.on_failure(error, leaves)
+        return leaves
+
+    def failed(self, error: BaseException) -> None:
+        """Something of our own has failed, or the process is to end: end everything, and have the owner raise it."""
+        self._end_all(f"the supervisor has failed ({described(error)})")
+        self.on_failure(error, False)
+
+    def _end_all(self, reason: str, *, but: Execution | None = None) -> None:
+        """Ask everything to end but one run, and start nothing any more."""
+        self._end_queued()
+        for execution in reversed(self.running()):
+            if execution is not but:
+                self.end(execution, RunState.CANCELLED, reason)
 
     def _is_torn_down(self) -> bool:
         """Whether asyncio cancels all tasks, as at the end of `asyncio.run`; on trio the groups see to the order."""

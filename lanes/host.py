@@ -1,67 +1,204 @@
-"""The task group in which the bodies of some lanes are tasks of their own.
+"""Tasks that stand each by itself: the bodies of runs, and what waits for their turns.
 
-Lanes of one pattern share a task group. One for each lane would cost a task, a cancel scope and an event per
-conversation, and buy nothing: what a body raises is contained in its own task, each is cancelled by itself, and an
-abandoned one is left behind by itself. (Measured on a thousand fresh lanes: 4.7 against 2.5 bare tasks.)
+No body may end another one, or what the bodies stand in. A task group ends as a whole: a child that is cancelled by
+`task.cancel()` of asyncio takes all others along, also when it had asked for that itself and has returned meanwhile, or
+had not begun yet. So on asyncio these tasks are in no task group. What each one died of comes by a callback of the
+loop, which comes whichever way it has died, also before its first step.
+
+On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). There each task has a shield
+of its own, so that only the scheduler ends it, and a nursery that was cancelled is given up for a fresh one.
 """
 
 from __future__ import annotations
 
+import asyncio
+from abc import ABC, abstractmethod
+from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from contextvars import Context
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
 
 import anyio
 from anyio.abc import TaskGroup
 
-from locks._loop import know_loop
+from locks._events import log
 
-if TYPE_CHECKING:
-    from .execution import Execution
+Body = Coroutine[Any, Any, None]
+Ended = Callable[[BaseException | None], object]
+"""Called when a task has ended, with what it died of."""
+
+_EAGER = getattr(getattr(asyncio, "eager_task_factory", None), "__code__", None)
+"""Python 3.12: a task factory whose tasks begin at once, which here would be in the middle of a change of state."""
 
 
-class LaneHost:
-    """A task group whose children are the bodies of the lanes of one pattern.
+class TaskHost(ABC):
+    """Holds tasks from `start` to their end. On the event loop's thread, but for `len`.
 
-    A task group cannot end while a child runs. So when a body is abandoned, the next ones get a fresh host, and the old
-    one ends whenever its last body does.
+    Use it as an async context manager: leaving it waits until all its tasks have ended, however often that wait is
+    cancelled. It ends none of them.
     """
 
-    __slots__ = ("_closing", "_group", "_waiting")
+    @abstractmethod
+    def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
+        """Start a task in a copy of `context`. It begins in a later step of the loop; `ended` is called after it."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def new_host() -> TaskHost:
+    """A host for the running event loop."""
+    return AsyncioHost() if _get_running_loop() is not None else TrioHost()
+
+
+class AsyncioHost(TaskHost):
+    """Tasks in no task group."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[asyncio.Task[None], Ended] = {}  # asyncio itself keeps only weak references
+        self._empty: anyio.Event | None = None
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
+        task = context.run(_new_task, body, name)
+        self._tasks[task] = ended
+        task.add_done_callback(self._ended, context=context)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        ended, error = self._tasks.pop(task), None
+        try:
+            error = task.exception()
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        try:
+            ended(error)
+        finally:
+            del error  # this frame stands in its traceback
+            if not self._tasks and self._empty is not None:
+                self._empty.set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        cancelled: BaseException | None = None
+        with anyio.CancelScope(shield=True):
+            while self._tasks:
+                self._empty = anyio.Event()
+                try:
+                    await self._empty.wait()
+                except asyncio.CancelledError as native:
+                    cancelled = native
+        if cancelled is not None and error is None:
+            raise cancelled
+
+
+def _new_task(body: Body, name: str) -> asyncio.Task[None]:
+    loop = asyncio.get_running_loop()
+    factory = loop.get_task_factory()
+    if factory is not None and getattr(factory, "__code__", None) is _EAGER:
+        return asyncio.Task(body, loop=loop, name=name)
+    return loop.create_task(body, name=name)
+
+
+class TrioHost(TaskHost):
+    """Tasks in a nursery, which is replaced when a task of it has cancelled it."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._around = anyio.create_task_group()
+        self._nursery: _Nursery | None = None
+
+    def __len__(self) -> int:
+        return self._number
+
+    def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
+        nursery = self._nursery
+        if nursery is None or nursery.cancelled:
+            if nursery is not None:
+                log("task_host_replaced", level="warning", tasks=self._number)
+            self._nursery = nursery = _Nursery()
+            Context().run(spawn, self._around, nursery.serve, "bodies")
+        self._number += 1
+        nursery.start(partial(self._contained, body, ended), name, context)
+
+    async def _contained(self, body: Body, ended: Ended) -> None:
+        error: BaseException | None = None
+        try:
+            with anyio.CancelScope(shield=True):
+                await body
+        except BaseException as raised:
+            error = raised
+        try:
+            ended(error)
+        finally:
+            self._number -= 1
+            del error, ended, body
+
+    async def __aenter__(self) -> Self:
+        await self._around.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._nursery is not None:
+            self._nursery.close()
+        await self._around.__aexit__(None, None, None)  # told of an error, it would wrap it
+
+
+class _Nursery:
+    """A task group in a task of its own, and what is to start in it once it is there."""
 
     def __init__(self) -> None:
         self._group: TaskGroup | None = None
-        self._waiting: list[Execution] = []
+        self._waiting: list[tuple[Callable[[], Body], str, Context]] = []
         self._closing = anyio.Event()
 
-    def start(self, execution: Execution) -> None:
-        """Start a body as a task of its own, in the copy of its submitter's context."""
-        group, context = self._group, execution.context
-        if group is None:
-            self._waiting.append(execution)
-        elif context is not None:
-            if execution.spec.retry is not None:
-                context = context.copy()  # what one attempt sets in it, the next one must not find
-            know_loop(context)
-            execution.task = group.create_task(execution.conduct(), name=execution.task_name, context=context)
+    @property
+    def cancelled(self) -> bool:
+        """Whether one of its tasks has cancelled it: it ends when its last task has."""
+        return self._group is not None and self._group.cancel_scope.cancel_called
+
+    def start(self, body: Callable[[], Body], name: str, context: Context) -> None:
+        if self._group is None:
+            self._waiting.append((body, name, context))
+        else:
+            context.run(spawn, self._group, body, name)
 
     def close(self) -> None:
-        """Start nothing more, and end when the last body has."""
+        """End when the last task has."""
         self._closing.set()
 
     async def serve(self) -> None:
         """Hold the task group open until `close`."""
-        async with anyio.create_task_group() as group:
-            self._group = group
-            self._start_waiting()
-            await self._closing.wait()
+        with anyio.CancelScope(shield=True):  # what is around it may be cancelled before its tasks were asked to end
+            async with anyio.create_task_group() as group:
+                self._group = group
+                self._start_waiting()
+                await self._closing.wait()
 
     def _start_waiting(self) -> None:
-        # Not in `serve`, whose frame lives as long as the lane and would keep what its variables name.
+        # Not in `serve`, whose frame lives as long as the tasks and would keep what its variables name.
         waiting, self._waiting = self._waiting, []
-        for execution in waiting:
-            self.start(execution)
+        for body, name, context in waiting:
+            self.start(body, name, context)
 
 
-def spawn(group: TaskGroup, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+def spawn(group: TaskGroup, body: Callable[[], Body], name: str) -> None:
     """Start a task that nobody waits for but its group."""
     _ = group.start_soon(body, name=name)

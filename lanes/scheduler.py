@@ -8,12 +8,15 @@ import threading
 import anyio
 
 from locks import LockRegistry, _effects
+from locks._events import described, log
 from locks._loop import current_task, event_type, know_loop, scope_type
 
-from .finishing import Finishing
+from .finishing import FROM_OUTSIDE, Finishing
 from .hooks import Hooks
+from .host import new_host
 from .intake import Intake
 from .layout import SessionLayout
+from .run import RunState
 from .table import SpecTable
 from .waits import Waits
 
@@ -39,25 +42,58 @@ class Scheduler(Finishing):
         self.pace.on_restore = self.admit_all
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Hold the task group whose children are the lanes, until cancelled."""
+        """Hold the tasks of the bodies, until cancelled: then it ends all runs, and waits for them within their grace.
+
+        Whichever way it ends, each run has an outcome when it has. Bodies that were abandoned keep it waiting.
+        """
         self.registry.bind()  # here, in a task: the first work may come from a callback of the loop, which is none
         self.registry.wait_sources.append(self.waits.tasks_before)
         try:
-            async with anyio.create_task_group() as group:
-                self._group, self._task, self.intake.thread = group, current_task(), threading.get_ident()
+            async with new_host() as self.tasks:
+                self._task, self.intake.thread = current_task(), threading.get_ident()
                 self.hooks.context = contextvars.copy_context()
                 know_loop(self.hooks.context)
                 self.new_scope, self.new_event = scope_type(), event_type()
-                for pattern in self.specs.lanes:
-                    self._open_host(pattern)
                 task_status.started()
                 try:
-                    await self.timers.serve()
+                    await self._serve_timers()
                 finally:
-                    self._end_queued()
+                    await self._come_to_rest()
         finally:
-            self._group, self._task = None, None
+            self.tasks, self._task = None, None
+            self._tell_the_rest()
             self.registry.wait_sources.remove(self.waits.tasks_before)
+
+    async def _serve_timers(self) -> None:
+        while True:
+            try:
+                await self.timers.serve()
+            except KeyboardInterrupt as error:
+                self.failed(error)  # raised further, it would leave everything as it stands
+
+    async def _come_to_rest(self) -> None:
+        """End everything, and keep the timers going until it has ended: they bound that. Not to be interrupted."""
+        self._end_all(FROM_OUTSIDE)
+        self.on_failure(None, False)
+        while not self.is_calm():
+            try:
+                with anyio.CancelScope(shield=True):
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(self.timers.serve)
+                        await self.calm()
+                        group.cancel_scope.cancel()
+            except (KeyboardInterrupt, anyio.get_cancelled_exc_class()) as error:
+                log("supervisor_cancelled_again", level="warning", error=described(error))
+
+    def _tell_the_rest(self) -> None:
+        """No task is left: what has no outcome yet would never get one."""
+        self.accepting = self.starting = False
+        for execution in sorted(self.live.values(), reverse=True):
+            try:
+                if execution.run.outcome is None:
+                    self._finish(execution, RunState.CANCELLED, "the supervisor has ended")
+            except Exception as error:
+                log("run_not_ended", level="error", run=execution.run.id, error=described(error))
 
     @_effects.change
     def open(self) -> None:

@@ -9,20 +9,18 @@ and slot go back, and the run waits outside. One that has nobody before it anywh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
 
 import anyio
 
 from locks import Right, _clock, _effects
+from locks._loop import know_loop
 from locks.claim import Claim
 
 from .admission import Group
 from .checks import Priority
 from .ending import Raised, raised_of
 from .execution import Execution
-from .host import LaneHost, spawn
 from .lane import Lane
 from .run import RunState
 from .state import State
@@ -79,7 +77,7 @@ class Starting(State):
             and len(lane.running) < lane.spec.capacity
             and (file is None or self.turns.front(file) is None)
             and execution.held_until == _NOT_HELD
-            and self._group is not None
+            and self.tasks is not None
             and not self.pace.holds_back(lane.spec.group)
             and self.groups[lane.spec.group].would_start(execution.urgency)
         )
@@ -246,19 +244,18 @@ class Starting(State):
         self.timers.cancel(execution.timer)
         assert run.deadline is not None
         execution.timer = self.timers.at(run.deadline, self._deadline, execution)
-        execution.host = host = self.hosts[lane.spec.pattern]
         self.hooks.started(run)
-        host.start(execution)
+        self._start_body(execution)
 
-    def _open_host(self, pattern: str) -> None:
-        """Have a task group for the bodies of a pattern's lanes."""
-        self.hosts[pattern] = host = LaneHost()
-        self._spawn(host.serve, f"lanes {pattern}")
-
-    def _spawn(self, body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """Start a task of our own, with none of the variables of whoever happened to call."""
-        assert self._group is not None
-        self.hooks.context.copy().run(spawn, self._group, body, name)
+    def _start_body(self, execution: Execution) -> None:
+        """Start a body as a task of its own, in a copy of its submitter's context."""
+        context = execution.context
+        if context is None or self.tasks is None:
+            return  # a hook has ended it
+        if execution.spec.retry is not None:
+            context = context.copy()  # what one attempt sets in it, the next one must not find
+        know_loop(context)
+        self.tasks.start(execution.conduct(), execution.task_name, context, partial(self._body_died, execution))
 
     def _wait_outside(self, lane: Lane, execution: Execution) -> None:
         """Give place and slot back, and wait until the other process has finished its turn."""
@@ -270,7 +267,13 @@ class Starting(State):
         del self.bodies[execution]
         self.groups[lane.spec.group].give_back(execution)
         execution.turn_scope = scope = self.new_scope()
-        self._spawn(partial(self._wait_for_turn, execution, scope), f"turn for run {run.id}")
+        assert self.tasks is not None
+        self.tasks.start(
+            self._wait_for_turn(execution, scope),
+            f"turn for run {run.id}",
+            self.hooks.context.copy(),  # with none of the variables of whatever happened to call
+            partial(self._wait_died, execution, scope),
+        )
         self.groups[lane.spec.group].offer(lane)  # its place is free again
 
     async def _wait_for_turn(self, execution: Execution, scope: anyio.CancelScope) -> None:

@@ -13,7 +13,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio.abc import TaskGroup
 
 from locks import Fence, LeaseLost, LockRegistry
 
@@ -22,7 +21,7 @@ from .ending import Raised
 from .execution import Execution
 from .history import History
 from .hooks import Hooks
-from .host import LaneHost
+from .host import TaskHost
 from .lane import Lane
 from .lateness import Lateness, Unwatched
 from .layout import SessionLayout
@@ -36,6 +35,10 @@ from .turns import Turns
 if TYPE_CHECKING:
     from .intake import Intake
     from .waits import Waits
+
+
+def _ignored(_error: BaseException | None, _raised: bool) -> None:
+    """Nobody wants to know."""
 
 
 class State(ABC):
@@ -64,8 +67,6 @@ class State(ABC):
         self.starting = False
         """Whether queued work is started. While it is not, children of running runs are."""
         self.lanes: dict[str, Lane] = {}
-        self.hosts: dict[str, LaneHost] = {}
-        """The task group in which bodies are started now, by their lane's pattern."""
         self.groups = {name: Group(spec) for name, spec in specs.groups.items()}
         self.turns = Turns()
         self.live: dict[int, Execution] = {}
@@ -81,9 +82,13 @@ class State(ABC):
         self.lateness: Lateness = Unwatched()
         self.pace = Pace()
         self.hooks = hooks or Hooks(None, None, None)
-        self._group: TaskGroup | None = None
+        self.tasks: TaskHost | None = None
+        """Where bodies are started; there while `serve` runs."""
         self._task: Any = None
-        """The task that holds the group."""
+        """The task of `serve`."""
+        self.on_failure: Callable[[BaseException | None, bool], object] = _ignored
+        """Told when the scheduler ends everything by itself: for what, `None` for a cancellation from outside, and
+        whether that is raised out of the loop anyway."""
         self._to_admit: dict[Group, None] = {}
         """Groups in which something may start."""
         self._admitting = False
@@ -96,7 +101,7 @@ class State(ABC):
     @property
     def serving(self) -> bool:
         """Whether anything can start."""
-        return self._group is not None
+        return self.tasks is not None
 
     def find(self, run_id: int) -> Run | None:
         """A live run, or one that is over and still kept."""
@@ -165,6 +170,14 @@ class State(ABC):
     @abstractmethod
     def _deadline(self, execution: Execution) -> None:
         """The deadline of a run has come, unless `progress()` has moved it."""
+
+    @abstractmethod
+    def _body_died(self, execution: Execution, error: BaseException | None) -> None:
+        """The task of a body has ended."""
+
+    @abstractmethod
+    def _wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
+        """The task that waits for another process's turn has ended."""
 
     @abstractmethod
     def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:

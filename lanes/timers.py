@@ -94,5 +94,7 @@ class Timers:
 def _ring(call: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         call(*args)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise  # the process is to end
+    except BaseException as error:  # a `SystemExit` too: the timers bound everything that runs
         log("timer_failed", level="error", error=described(error))

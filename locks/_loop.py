@@ -45,6 +45,11 @@ def current_loop() -> object:
     return _get_running_loop() or _trio().current_trio_token()
 
 
+def asyncio_runs() -> bool:
+    """Whether the running event loop is one of asyncio."""
+    return _get_running_loop() is not None
+
+
 def scope_type() -> Callable[[], CancelScope]:
     """What makes a cancel scope on the running event loop; `CancelScope()` finds that out anew each time."""
     return type(CancelScope())
@@ -73,6 +78,11 @@ def current_task() -> object:
     """The running task; it has a name (`name`, or `get_name()` on asyncio)."""
     loop = _get_running_loop()
     return asyncio.current_task(loop) if loop is not None else _trio().current_task()
+
+
+def has_ended(task: Any) -> bool:
+    """Whether a task, as `current_task` gives it, has ended."""
+    return bool(task.done()) if isinstance(task, asyncio.Future) else task.coro.cr_frame is None
 
 
 def _trio() -> Any:

@@ -25,6 +25,8 @@ class Background:
 
     def __init__(self) -> None:
         self.started = False
+        self.began = False
+        """Whether the body was called: asyncio can cancel a task before its first step."""
         self.over = anyio.Event()
         self.error: BaseException | None = None
 
@@ -40,6 +42,7 @@ class Background:
         self.started = True
 
         async def contained() -> None:
+            self.began = True
             try:
                 await body()
             except BaseException as error:
@@ -51,10 +54,16 @@ class Background:
             finally:
                 self.over.set()
 
+        def ended(task: asyncio.Task[None]) -> None:
+            _tasks.discard(task)
+            if not self.over.is_set():
+                self.error = asyncio.CancelledError()
+                self.over.set()
+
         if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
             task = loop.create_task(contained(), name=name, context=context)
             _tasks.add(task)
-            task.add_done_callback(_tasks.discard)
+            task.add_done_callback(ended)
         else:
             sys.modules["trio"].lowlevel.spawn_system_task(contained, name=name)
 
@@ -65,14 +74,18 @@ async def to_its_end(body: Callable[[], Coroutine[Any, Any, None]], name: str) -
     In a task of its own, because a native cancellation of asyncio (`asyncio.timeout`, `wait_for`) knows no shield: in
     the middle of a step that cannot be taken back it would leave neither the one thing nor the other.
     """
-    task, cancelled = Background(), None
-    task.start(body, name)
+    cancelled = None
     with anyio.CancelScope(shield=True):
-        while not task.over.is_set():
-            try:
-                await task.over.wait()
-            except BaseException as error:  # trio raises KeyboardInterrupt here, whatever the shield
-                cancelled = error
+        while True:
+            task = Background()
+            task.start(body, name)
+            while not task.over.is_set():
+                try:
+                    await task.over.wait()
+                except BaseException as error:  # trio raises KeyboardInterrupt here, whatever the shield
+                    cancelled = error
+            if task.began:
+                break
     if task.error is not None:
         raise task.error
     if cancelled is not None:

@@ -17,18 +17,23 @@ from lanes.hooks import Hook, Hooks
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
 from locks import InvalidSession, LockRegistry, _clock
-from locks._events import log
-from locks._loop import poster
+from locks._events import described, log
+from locks._loop import current_task, has_ended, poster
 
 from .background import Background, to_its_end
 from .belongings import Belongings
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
+from .failures import Failures
 from .restart import AbandonedBodies, OnZombie, Restarts, State
 from .services import ServiceFactory, Services
 from .watch.limits import Keeper, Limits
 from .watch.selfcheck import SelfCheck
 from .watch.watchdog import Watchdog
 
+_ELSEWHERE = (
+    "the supervisor's block was left in another task than it was entered in, which still runs, and whose cancel scopes "
+    "are out of order now; the supervisor has stopped; allowed: start() and stop(), which may be called in two tasks"
+)
 EXIT_ABANDONED = 70
 """The exit code of a process that leaves bodies behind (`EX_SOFTWARE`)."""
 
@@ -117,6 +122,7 @@ class Supervisor(Restarts):
             leave=self._exit_now,
         )
         self._scheduler.lateness = self.watchdog
+        self._scheduler.on_failure = self._lanes_failed
         self._belongings = Belongings(
             exclusive=exclusive,
             exclusive_wait=seconds("exclusive_wait", exclusive_wait, zero=True),
@@ -130,6 +136,8 @@ class Supervisor(Restarts):
         self._lanes_task = Background()
         self._leave_lanes = anyio.Event()
         self._block: anyio.CancelScope | None = None
+        self._block_task: object = None
+        """The task that entered the block."""
         self._told_to_stop = anyio.Event()
         self._stopping = self._hurried = False
         self._drain: Drain | None = None
@@ -211,17 +219,21 @@ class Supervisor(Restarts):
         self._refuse_inside("stop")
         limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
         self._stopping = True
-        self._belongings.stopping()
+        failures = Failures()
+        with failures.kept("notify"):
+            self._belongings.stopping()
         grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
         changes = 2 if self._restart_over is None else 7  # times that services may have to leave or enter
         bound = limit + 2 * grace + 2 * SETTLE_S + changes * self.services_timeout
         self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         report = DrainReport(0, 0, (), ())
-        try:
+        with failures.kept("give_up_restart"):
             await to_its_end(self._give_up_restart, "end of a restart")
-            report = await self.drain(limit)
-        finally:
+        with failures.kept("drain"):
+            report = await self.drain(0.0 if failures else limit)  # cancelled before that, it waits no more
+        with failures.kept("end_background"):
             await to_its_end(self._end_background, f"stop of {self.layout.root}")
+        with failures.kept("log"):
             log_unstarted(report)
             log(
                 "supervisor_stopped",
@@ -229,6 +241,7 @@ class Supervisor(Restarts):
                 cancelled=report.cancelled,
                 unstarted=len(report.unstarted),
             )
+        failures.raise_first()
         self._raise_failure()
         zombies = tuple(execution.run for execution in self._scheduler.abandoned)
         if zombies:
@@ -269,12 +282,34 @@ class Supervisor(Restarts):
             for execution in self._scheduler.abandoned:
                 execution.tell_body_again()
 
-    def signalled(self, count: int) -> None:
-        """The first signal stops it, the second one ends the drain."""
+    def _lanes_failed(self, error: BaseException | None, raised: bool) -> None:
+        """The scheduler ends everything by itself: have whatever uses this supervisor know, and go no further.
+
+        Args:
+            error: what the block, or `stop`, is to raise; `None` when a task of this supervisor was cancelled.
+            raised: whether it is raised out of the event loop.
+        """
+        if self._leave_lanes.is_set():
+            return  # it was told to
+        if error is None and not self._told_to_stop.is_set() and not self._stopping:
+            error = RuntimeError(
+                "a task of the supervisor was cancelled from outside: it has ended all runs, and stops"
+            )
+        if self._failure is None and not raised:
+            self._failure = error
+        self._take_no_more()
+        if self._block is not None:
+            self._block.cancel()
+
+    def _take_no_more(self) -> None:
         self._told_to_stop.set()
         if self.generation and self._state in ("running", "restarting"):
             self._scheduler.shut()
             self._state = "draining"
+
+    def signalled(self, count: int) -> None:
+        """The first signal stops it, the second one ends the drain."""
+        self._take_no_more()
         if self._starting is not None:
             self._starting.cancel()
         if self._block is not None:
@@ -285,7 +320,7 @@ class Supervisor(Restarts):
 
     async def __aenter__(self) -> Self:
         await self.start()
-        self._block = anyio.CancelScope()
+        self._block, self._block_task = anyio.CancelScope(), current_task()
         self._block.__enter__()
         if self._told_to_stop.is_set():
             self._block.cancel()
@@ -294,17 +329,27 @@ class Supervisor(Restarts):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        assert self._block is not None
-        swallowed = self._block.__exit__(kind, error, traceback)
+        failures = Failures()
+        swallowed = elsewhere = False
+        block, self._block = self._block, None
+        if block is not None and current_task() is not self._block_task:
+            elsewhere = True
+        elif block is not None:
+            with failures.kept("leave_block"):  # raises what is left of a group of exceptions, say
+                swallowed = bool(block.__exit__(kind, error, traceback))
+        leaves = error is None or swallowed
         in_peace = error is None or (swallowed and self._told_to_stop.is_set())
         failure, self._failure = self._failure, None
         try:
             await self.stop(drain_timeout=None if in_peace else 0.0)
         except AbandonedBodies:
-            if error is None or swallowed:
+            if leaves and not failures:
                 raise
             log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
-        if failure is not None and (error is None or swallowed):
+        if elsewhere and not has_ended(self._block_task):
+            raise RuntimeError(_ELSEWHERE) from error
+        failures.raise_first()
+        if failure is not None and leaves:
             raise failure
         return swallowed
 
@@ -320,32 +365,77 @@ class Supervisor(Restarts):
             self._scheduler.shut()
             ready.set()
             if not leave.is_set():  # it failed by itself, or the loop ends
-                self.watchdog.stop()
-                self._belongings.give_back()
-                if self._block is not None:
-                    self._block.cancel()  # whoever uses the supervisor must not go on
+                await self._end_by_itself()
+
+    async def _end_by_itself(self) -> None:
+        """The lanes are gone: let go of everything else, and have whatever uses the supervisor go no further."""
+        failures = Failures()
+        self._take_no_more()
+        if self._block is not None:
+            self._block.cancel()
+        for step in (self._leave_services, self._stop_watchdog, self._give_back):
+            with failures.kept(step.__name__.strip("_")):
+                await step()
+        if not self._stopping:
+            self._state = "stopped"
+        why = "its task was cancelled" if self._failure is None else described(self._failure)
+        log("supervisor_ended_by_itself", level="error", error=why)
+        failures.raise_first()
 
     async def _end_background(self) -> None:
-        """Tell queued runs, close the task group, leave the services; abandoned bodies stay behind."""
+        """Take all steps of an end. Whatever one of them raises first is raised when all were taken."""
+        failures = Failures()
+        for name in self._STEPS:
+            with failures.kept(name.strip("_")):
+                await getattr(self, name)()
+        self._state = "stopped"
+        failures.raise_first()
+
+    _STEPS = (
+        "_tell_queued",
+        "_end_running",
+        "_watch_abandoned",
+        "_leave_lanes_task",
+        "_leave_services",
+        "_stop_watchdog",
+        "_give_back",
+    )
+    """In this order: abandoned bodies stay behind."""
+
+    async def _tell_queued(self) -> None:
         for execution in reversed(list(self._scheduler.live.values())):
             what = "started" if execution.run.attempt == 1 else "was tried again"
             execution.ask_to_end(RunState.CANCELLED, f"the supervisor stopped before it {what}")
+
+    async def _end_running(self) -> None:
         self._scheduler.shut()
         await Drain(self._scheduler).cancel_rest("the supervisor is stopping")  # the lanes' timers are needed for it
+
+    async def _watch_abandoned(self) -> None:
         if self._scheduler.abandoned:
             Background().start(self._release_zombies, "end of abandoned bodies")
+
+    async def _leave_lanes_task(self) -> None:
         with anyio.CancelScope(shield=True):
             self._leave_lanes.set()
             if self._lanes_task.started and not self._scheduler.abandoned:
                 await self._lanes_task.over.wait()
-            self._services_left = await self._services.leave(self.services_timeout)
+
+    async def _leave_services(self) -> None:
+        self._services_left = await self._services.leave(self.services_timeout)
+
+    async def _stop_watchdog(self) -> None:
         self.watchdog.stop()
+
+    async def _give_back(self) -> None:
         self._belongings.give_back()
-        self._state = "stopped"
 
     def _raise_failure(self) -> None:
         """Raise what a background task has failed with."""
-        error = self._lanes_task.error
+        error, failure = self._lanes_task.error, self._failure
+        self._failure = None
+        if failure is not None:
+            raise failure
         if self._services.error is not None:
             raise self._services.error
         if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):

@@ -569,7 +569,7 @@ def left_behind(scheduler: Scheduler) -> list[str]:
         "timers": len(scheduler.timers),
         "waits": len(scheduler.waits),
         "lanes": len(set(scheduler.lanes) - set(scheduler.specs.lanes)),
-        "hosts": len(scheduler.hosts) - len(scheduler.specs.lanes),
+        "tasks": len(scheduler.tasks or ()),
         "sessions": registry.sessions,
         "held": registry.held,
         "waiting": registry.waiting,
