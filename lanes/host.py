@@ -121,20 +121,22 @@ class TrioHost(TaskHost):
     def __init__(self) -> None:
         self._number = 0
         self._around = anyio.create_task_group()
-        self._nursery: _Nursery | None = None
+        self._nursery = _Nursery()
 
     def __len__(self) -> int:
         return self._number
 
     def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
         nursery = self._nursery
-        if nursery is None or nursery.cancelled:
-            if nursery is not None:
-                log("task_host_replaced", level="warning", tasks=self._number)
+        if nursery.cancelled:
             self._nursery = nursery = _Nursery()
-            Context().run(spawn, self._around, nursery.serve, "bodies")
+            Context().run(self._open)
+            log("task_host_replaced", level="warning", tasks=self._number)
         self._number += 1
         nursery.start(partial(self._contained, body, ended), name, context)
+
+    def _open(self) -> None:
+        spawn(self._around, self._nursery.serve, "bodies")
 
     async def _contained(self, body: Body, ended: Ended) -> None:
         error: BaseException | None = None
@@ -151,13 +153,13 @@ class TrioHost(TaskHost):
 
     async def __aenter__(self) -> Self:
         await self._around.__aenter__()
+        self._open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._nursery is not None:
-            self._nursery.close()
+        self._nursery.close()
         await self._around.__aexit__(None, None, None)  # told of an error, it would wrap it
 
 
