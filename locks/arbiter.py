@@ -460,7 +460,7 @@ class Arbiter:
             path=claim.entry.path,
             epoch=claim.epoch,
             holder=str(claim.holder),
-            overstayed_s=round(max(0.0, _clock.clock.now() - claim.deadline), 3),
+            overstayed_s=round(claim.late_s()[0], 3),
             reason=str(error),
         )
         for scope in claim.scopes:

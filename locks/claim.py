@@ -231,6 +231,18 @@ class Claim:
             revoke_at = min(revoke_at, self.fence.end_at + _AFTER_THE_LOOP_S)
         return revoke_at if self.deadline_told else min(self.deadline, revoke_at)
 
+    def late_s(self) -> tuple[float, str]:
+        """How long ago its block was to end, in seconds, and what was missed then, in words; 0 when that is to come.
+
+        A run that is asked to end early has missed that, and not the deadline that it still had before it.
+        """
+        asked = math.inf if self.fence is None else self.fence.deadline
+        if asked < self.deadline:
+            missed, what = asked, "after its run was asked to end"
+        else:
+            missed, what = self.deadline, "past its deadline"
+        return max(0.0, _clock.clock.now() - missed), what
+
     def remaining(self) -> float | None:
         """Seconds until it is taken away at the latest, grace included; `None` without a limit."""
         revoke_at = self.revoke_at if self.fence is None else min(self.revoke_at, self.fence.end_at)
@@ -256,10 +268,8 @@ class Claim:
 
 def overstayed(claim: Claim, path: str) -> Revoked:
     """The error for a claim that was still held after deadline and grace."""
-    late = _clock.clock.now() - claim.deadline
-    return Revoked(
-        f"{claim.holder} kept {path} {late:.3f} s past its deadline: revoked", path=path, holder=claim.holder
-    )
+    late_s, missed = claim.late_s()
+    return Revoked(f"{claim.holder} kept {path} {late_s:.3f} s {missed}: revoked", path=path, holder=claim.holder)
 
 
 def without(tasks: tuple[object, ...], task: object) -> tuple[object, ...]:

@@ -153,6 +153,7 @@ class Lease:
             name_successor(claim)  # in another process, it may have taken over since the loss
             raise lost
         if ours or (late >= 0 and claim.expires):
+            late = max(0.0, late)  # its time may have been moved after it was cancelled
             message = f"{claim.holder} left the lease on {self.path} {late:.3f} s past its deadline"
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
         return False

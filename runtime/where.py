@@ -77,11 +77,14 @@ def _limits(run: Run, execution: Execution) -> Iterator[str]:
     if run.started_at is not None:
         yield f"waited {run.started_at - run.enqueued_at - execution.ran_before_s:.1f} s before"
     if execution.ending:
-        yield f"its grace ends in {execution.fence.end_at - now:.1f} s"
+        left = execution.fence.end_at - now
+        yield f"its grace ends in {left:.1f} s" if left >= 0 else f"its grace has ended {-left:.1f} s ago"
     elif run.deadline is not None:
-        yield f"deadline in {run.deadline - now:.1f} s"
+        left = run.deadline - now
+        yield f"deadline in {left:.1f} s" if left >= 0 else f"its deadline has passed {-left:.1f} s ago"
     elif run.wait_deadline is not None:
-        yield f"gives up waiting in {run.wait_deadline - now:.1f} s"
+        left = run.wait_deadline - now
+        yield f"gives up waiting in {left:.1f} s" if left >= 0 else f"should have given up waiting {-left:.1f} s ago"
 
 
 def state_of(run: Run) -> str:
