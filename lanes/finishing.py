@@ -175,8 +175,10 @@ class Finishing(Steering):
         elif not execution.over:
             self.body_ended(execution, None, error)
             execution.forget()
-        if isinstance(error, Exception):
-            self.failed(error)
+        if execution in self.bodies:  # an interrupt has come in the middle of its end
+            self._leave(execution)
+            self._settle()
+        self._task_died(error)
 
     def _wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
         """The task that waits for another process's turn has ended: it may have been cancelled by what found it."""
@@ -184,8 +186,7 @@ class Finishing(Steering):
             if self._is_torn_down():
                 self._end_queued()
             self.end(execution, RunState.CANCELLED, FROM_OUTSIDE)
-        if isinstance(error, Exception):
-            self.failed(error)
+        self._task_died(error)
 
     def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
         """A body raised `KeyboardInterrupt`: end everything else; returns whether it is to be raised out of the loop.
@@ -198,10 +199,17 @@ class Finishing(Steering):
         self.on_failure(error, leaves)
         return leaves
 
-    def failed(self, error: BaseException) -> None:
+    def _task_died(self, error: BaseException | None) -> None:
+        """What a task has raised beyond its body: a hook's `KeyboardInterrupt`, or a fault of our own."""
+        if isinstance(error, KeyboardInterrupt):
+            self.failed(error, raised=asyncio_runs())  # asyncio has raised it out of the loop, trio has not
+        elif isinstance(error, Exception):
+            self.failed(error)
+
+    def failed(self, error: BaseException, *, raised: bool = False) -> None:
         """Something of our own has failed, or the process is to end: end everything, and have the owner raise it."""
         self._end_all(f"the supervisor has failed ({described(error)})")
-        self.on_failure(error, False)
+        self.on_failure(error, raised)
 
     def _end_all(self, reason: str, *, but: Execution | None = None) -> None:
         """Ask everything to end but one run, and start nothing any more."""

@@ -126,5 +126,9 @@ class Services:
             if self._ready.is_set() and not self._leave.is_set():  # a task group of a service's own has ended this task
                 log("service_failed", level="error", service="", error=f"while it was used: {described(error)}")
             raise
+        except anyio.get_cancelled_exc_class():
+            if self._ready.is_set() and not self._leave.is_set():
+                log("service_failed", level="error", service="", error="cancelled from outside while they were used")
+            raise
         finally:
             self._ready.set()

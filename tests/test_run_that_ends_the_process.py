@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+from contextlib import asynccontextmanager
+
 import anyio
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec, Run, RunState
+from locks import _clock
 from runtime import Supervisor
 from tests.supervised import lines_of, path_of
 
@@ -51,6 +56,299 @@ def test_a_keyboard_interrupt_in_a_body_ends_the_program_and_its_runs(backend, t
     assert all(run.outcome is not None for run in runs)
     assert lines_of(path_of(sup, "a")) == [{"text": "question"}]
     assert sup.statistics().leases.held == 0
+
+
+# What else waits when a body raises KeyboardInterrupt
+
+
+class Scene:
+    """A supervisor whose program is interrupted: what waits in it, and what each one was told."""
+
+    def __init__(self, path, **options) -> None:
+        self.told: list[int] = []
+        self.runs: list[Run] = []
+        self.heard: list[str] = []
+        lanes = [LaneSpec("session:*", grace=0.2), LaneSpec("side", grace=0.2, capacity=9)]
+        options.setdefault("on_run_end", lambda run: self.told.append(run.id))
+        self.sup = Supervisor(path, lanes=lanes, **options)
+
+    async def everything_waits(self) -> None:
+        """Bodies that run, queued work, work that waits for a parent, and waiters."""
+
+        async def parent(ctx):
+            self.runs.append(ctx.submit("side", sleeps))
+            await self.runs[-1].wait()
+
+        for lane, body in (("session:b", sleeps), ("session:b", sleeps), ("side", parent), ("side", cleans)):
+            self.runs.append(self.sup.submit(lane, body))
+        while len(self.runs) < 5:
+            await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+
+    def interrupt(self, body) -> None:
+        """Have a body run that interrupts the program, while another message waits for its session."""
+        self.runs += [self.sup.submit("session:a", body) for body in (body, sleeps)]
+
+    def assert_all_told(self) -> None:
+        gc.collect()  # what was never awaited says so
+        assert [run for run in self.runs if run.outcome is None] == []
+        assert sorted(self.told) == sorted(run.id for run in self.runs), "each one once"
+        now = self.sup.statistics()
+        assert (now.leases.held, now.leases.waiting, self.sup.runs()) == (0, 0, [])
+        assert self.sup.state == "stopped"
+
+
+async def sleeps(ctx):
+    await anyio.sleep_forever()
+
+
+async def cleans(ctx):
+    try:
+        await anyio.sleep_forever()
+    finally:
+        async with ctx.cleanup():
+            await anyio.sleep(0.01)
+
+
+async def interrupts(ctx):
+    raise KeyboardInterrupt
+
+
+async def interrupts_later(ctx):
+    await anyio.sleep(0.01)
+    raise KeyboardInterrupt
+
+
+async def interrupts_in_a_group(ctx):
+    raise BaseExceptionGroup("several", [LookupError("one"), BaseExceptionGroup("more", [KeyboardInterrupt()])])
+
+
+async def interrupts_in_a_child_task(ctx):
+    async def child():
+        raise KeyboardInterrupt
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.sleep_forever)
+        group.start_soon(child)
+
+
+async def interrupts_in_its_cleanup(ctx):
+    ctx.run.cancel("first")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        raise KeyboardInterrupt
+
+
+BODIES = [interrupts, interrupts_later, interrupts_in_a_group, interrupts_in_a_child_task, interrupts_in_its_cleanup]
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+@pytest.mark.parametrize("body", BODIES)
+def test_whatever_waits_is_told_when_a_body_interrupts_the_program(backend, tmp_path, body):
+    scene = Scene(tmp_path)
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.interrupt(body)
+            with anyio.fail_after(5):
+                await scene.runs[-1].wait()
+                await anyio.sleep_forever()
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 -- its kind is asserted below
+        anyio.run(main, backend=backend)
+    assert KeyboardInterrupt in {type(error) for error in members(caught.value)}
+    scene.assert_all_told()
+    first, following = scene.runs[-2:]
+    # A child task of asyncio raises it past its body, which is then cancelled with all others.
+    past_it = body is interrupts_in_a_child_task and backend == "asyncio"
+    assert first.state is (RunState.CANCELLED if past_it or body is interrupts_in_its_cleanup else RunState.FAILED)
+    assert (following.state, following.started_at) == (RunState.CANCELLED, None)
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+def test_an_interrupt_by_each_of_several_bodies_at_once_tells_all(backend, tmp_path):
+    scene = Scene(tmp_path)
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.runs += [scene.sup.submit("side", interrupts) for _ in range(4)]
+            with anyio.fail_after(5):
+                await anyio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)
+    scene.assert_all_told()
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+def test_a_program_that_starts_and_stops_its_supervisor_learns_of_an_interrupt_too(backend, tmp_path):
+    scene = Scene(tmp_path)
+
+    async def main():
+        await scene.sup.start()
+        try:
+            await scene.everything_waits()
+            scene.interrupt(interrupts)
+            with anyio.fail_after(5):
+                await scene.sup.stop_requested()
+        finally:
+            await scene.sup.stop()
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)
+    scene.assert_all_told()
+
+
+@pytest.mark.failure("X3")
+def test_a_loop_that_runs_again_after_an_interrupt_finds_the_block_cancelled_and_all_told(tmp_path):
+    """As a test runner or a shell does it."""
+    scene = Scene(tmp_path)
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.interrupt(interrupts)
+            await anyio.sleep_forever()
+        return "left"
+
+    with asyncio.Runner() as runner:
+        task = runner.get_loop().create_task(main())
+        with pytest.raises(KeyboardInterrupt):
+            runner.get_loop().run_until_complete(task)
+        assert runner.get_loop().run_until_complete(task) == "left"
+    scene.assert_all_told()
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+@pytest.mark.parametrize("hook", ["on_run_start", "on_run_end", "on_wait"])
+def test_a_hook_that_interrupts_the_program_leaves_nobody_untold(backend, tmp_path, hook):
+    raised: list[int] = []
+
+    def interrupting(run):
+        if run.lane == "session:a" and not raised:
+            raised.append(run.id)
+            raise KeyboardInterrupt
+
+    scene = Scene(tmp_path, **{hook: interrupting})
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            for _ in range(2):
+                scene.runs.append(scene.sup.submit("session:a", returns_soon))
+            with anyio.fail_after(5):
+                await anyio.sleep_forever()
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 -- its kind is asserted below
+        anyio.run(main, backend=backend)
+    assert {type(error) for error in members(caught.value)} == {KeyboardInterrupt}
+    gc.collect()
+    assert [run for run in scene.runs if run.outcome is None] == []
+    assert scene.sup.statistics().leases.held == 0
+    assert (scene.sup.state, scene.sup.runs()) == ("stopped", [])
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+def test_a_timer_that_interrupts_the_program_leaves_nobody_untold(backend, tmp_path):
+    scene = Scene(tmp_path)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.sup._scheduler.timers.at(_clock.clock.now() + 0.01, interrupt)
+            with anyio.fail_after(5):
+                await anyio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        anyio.run(main, backend=backend)
+    scene.assert_all_told()
+
+
+async def returns_soon(ctx):
+    await anyio.sleep(0.01)
+
+
+@BACKENDS
+@pytest.mark.failure("X3", "X4")
+def test_a_loop_that_ends_under_work_of_all_kinds_tells_all(backend, tmp_path):
+    scene = Scene(tmp_path)
+
+    async def main():
+        await scene.sup.start()
+        await scene.everything_waits()
+        scene.runs += [scene.sup.submit("session:c", sleeps) for _ in range(2)]  # one has not made its first step
+
+    anyio.run(main, backend=backend)
+    scene.assert_all_told()
+
+
+# What a body of asyncio can find in `all_tasks`
+
+
+@pytest.mark.failure("X4")
+@pytest.mark.parametrize("whose", ["supervisor of", "serve", "services", "turn for run", "all"])
+def test_a_body_that_cancels_what_it_finds_leaves_nobody_untold(tmp_path, whose):
+    """What can go on goes on; the supervisor's own tasks cannot be replaced, so it stops, and says why."""
+    left = []
+
+    @asynccontextmanager
+    async def service():
+        try:
+            yield "service"
+        finally:
+            left.append("service")
+
+    scene = Scene(tmp_path, services={"one": service}, exclusive=True)
+
+    async def cancels(ctx):
+        for task in asyncio.all_tasks():
+            name, mine = task.get_name(), task is asyncio.current_task()
+            fits = {"supervisor of": name.startswith("supervisor of") and not name.endswith("services")}
+            fits |= {"serve": "serve" in name, "services": name.endswith("services"), "all": True}
+            if not mine and fits.get(whose, name.startswith(whose)):
+                cancelled.append(name)
+                task.cancel()
+        return "value"
+
+    cancelled: list[str] = []
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.runs.append(scene.sup.submit("side", cancels))
+            with anyio.fail_after(5):
+                outcome = await scene.runs[-1].wait()
+                assert outcome.value == "value"
+                if whose in ("services", "turn for run"):
+                    await scene.runs[-1].wait()
+                    return
+                await anyio.sleep_forever()
+
+    caught = None
+    try:
+        anyio.run(main)
+    except BaseException as error:
+        caught = error
+    assert bool(cancelled) is (whose != "turn for run")
+    if whose in ("supervisor of", "serve"):
+        assert type(caught) is RuntimeError and "cancelled from outside" in str(caught)
+    elif whose == "all":
+        assert type(caught) is asyncio.CancelledError  # the program's own task, too
+    else:
+        assert caught is None
+    scene.assert_all_told()
+    assert left == ["service"]
 
 
 @BACKENDS
