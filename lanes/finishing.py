@@ -170,15 +170,18 @@ class Finishing(Steering):
 
     def _body_died(self, execution: Execution, error: BaseException | None) -> None:
         """The task of a body has ended: report what it could not report by itself, since it had not begun, say."""
-        if execution in self.abandoned:
-            self._abandoned_ended(execution)
-        elif not execution.over:
+        if not execution.over or execution in self.abandoned:
             self.body_ended(execution, None, error)
             execution.forget()
-        if execution in self.bodies:  # an interrupt has come in the middle of its end
-            self._leave(execution)
-            self._settle()
+        if execution in self.bodies:
+            self._left_late(execution)
         self._task_died(error)
+
+    @_effects.change
+    def _left_late(self, execution: Execution) -> None:
+        """An interrupt has come in the middle of an end: what was not given back then is given back now."""
+        self._leave(execution)
+        self._settle()
 
     def _wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
         """The task that waits for another process's turn has ended: it may have been cancelled by what found it."""
@@ -211,6 +214,7 @@ class Finishing(Steering):
         self._end_all(f"the supervisor has failed ({described(error)})")
         self.on_failure(error, raised)
 
+    @_effects.change
     def _end_all(self, reason: str, *, but: Execution | None = None) -> None:
         """Ask everything to end but one run, and start nothing any more."""
         self._end_queued()

@@ -11,6 +11,7 @@ from locks import LockRegistry, _effects
 from locks._events import described, log
 from locks._loop import current_task, event_type, know_loop, scope_type
 
+from .execution import Execution
 from .finishing import FROM_OUTSIDE, Finishing
 from .hooks import Hooks
 from .host import new_host
@@ -90,10 +91,14 @@ class Scheduler(Finishing):
         self.accepting = self.starting = False
         for execution in sorted(self.live.values(), reverse=True):
             try:
-                if execution.run.outcome is None:
-                    self._finish(execution, RunState.CANCELLED, "the supervisor has ended")
+                self._finish_untold(execution)
             except Exception as error:
                 log("run_not_ended", level="error", run=execution.run.id, error=described(error))
+
+    @_effects.change
+    def _finish_untold(self, execution: Execution) -> None:
+        if execution.run.outcome is None:
+            self._finish(execution, RunState.CANCELLED, "the supervisor has ended")
 
     @_effects.change
     def open(self) -> None:

@@ -250,8 +250,7 @@ class Starting(State):
     def _start_body(self, execution: Execution) -> None:
         """Start a body as a task of its own, in a copy of its submitter's context."""
         context = execution.context
-        if context is None or self.tasks is None:
-            return  # a hook has ended it
+        assert context is not None and self.tasks is not None
         if execution.spec.retry is not None:
             context = context.copy()  # what one attempt sets in it, the next one must not find
         know_loop(context)

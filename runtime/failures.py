@@ -13,6 +13,8 @@ class Failures:
 
     def __init__(self) -> None:
         self._first: BaseException | None = None
+        self.interrupted = False
+        """Whether a step was cancelled, or the process is to end: what follows should not wait for long."""
 
     def __bool__(self) -> bool:
         return self._first is not None
@@ -23,6 +25,7 @@ class Failures:
         try:
             yield
         except BaseException as error:
+            self.interrupted |= not isinstance(error, Exception)
             if self._first is None:
                 self._first = error
             elif error is not self._first:

@@ -18,7 +18,7 @@ from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
 from locks import InvalidSession, LockRegistry, _clock
 from locks._events import described, log
-from locks._loop import current_task, has_ended, poster
+from locks._loop import current_task, has_ended, on_loop_thread, poster
 
 from .background import Background, to_its_end
 from .belongings import Belongings
@@ -225,12 +225,13 @@ class Supervisor(Restarts):
         grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
         changes = 2 if self._restart_over is None else 7  # times that services may have to leave or enter
         bound = limit + 2 * grace + 2 * SETTLE_S + changes * self.services_timeout
-        self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
+        with failures.kept("hard_limit"):
+            self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         report = DrainReport(0, 0, (), ())
         with failures.kept("give_up_restart"):
             await to_its_end(self._give_up_restart, "end of a restart")
         with failures.kept("drain"):
-            report = await self.drain(0.0 if failures else limit)  # cancelled before that, it waits no more
+            report = await self.drain(0.0 if failures.interrupted else limit)
         with failures.kept("end_background"):
             await to_its_end(self._end_background, f"stop of {self.layout.root}")
         with failures.kept("log"):
@@ -332,6 +333,9 @@ class Supervisor(Restarts):
         failures = Failures()
         swallowed = elsewhere = False
         block, self._block = self._block, None
+        if not on_loop_thread():  # the loop has ended under it, and its coroutine is collected
+            self._left_without_loop()
+            return False
         if block is not None and current_task() is not self._block_task:
             elsewhere = True
         elif block is not None:
@@ -352,6 +356,15 @@ class Supervisor(Restarts):
         if failure is not None and leaves:
             raise failure
         return swallowed
+
+    def _left_without_loop(self) -> None:
+        """Let go of what outlives an event loop. What ran on it cannot be ended in order any more."""
+        failures = Failures()
+        for name, step in (("stop_watchdog", self.watchdog.stop), ("give_back", self._belongings.give_back)):
+            with failures.kept(name):
+                step()
+        self._state = "stopped"
+        failures.raise_first()
 
     async def _serve_lanes(self, ready: anyio.Event, leave: anyio.Event) -> None:
         """A background task: the task group whose children are the lanes. Lasts as long as any body does."""

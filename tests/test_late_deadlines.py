@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from lanes import LaneSpec, RunState
 from lanes.lateness import Unwatched, late_reason
 from locks.holder import Fence
 from runtime import Supervisor
+from runtime.where import where
 from tests.supervised import Shielded, about, assert_empty, gone
 
 GRACE = 2.0
@@ -89,6 +91,73 @@ async def test_a_block_that_ends_before_the_deadline_is_no_reason(sup, virtual):
     run = sup.submit("work:a", sleeps)
     sup.submit("work:b", blocks_at(virtual, 5.0, after=2.0), timeout=50.0)
     assert (await run.wait()).reason == "timed out after 10 s"
+
+
+def blocks_its_cleanup(virtual, seconds):
+    async def body(ctx):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            virtual.advance(seconds)
+
+    return body
+
+
+HOWS = {
+    "stopped": ("session:a", "after its run was asked to end"),
+    "idle": ("idle:a", "after its run was asked to end"),
+    "timed out": ("session:a", "past its deadline"),
+}
+
+
+@pytest.mark.failure("T3")
+@pytest.mark.parametrize("how", HOWS)
+async def test_lateness_counts_from_the_instant_that_was_missed(virtual, tmp_path, how):
+    """The clean-up blocks the loop past the grace: the steward takes the turn 2 s and a little after the end came."""
+    lane, words = HOWS[how]
+    lanes = [LaneSpec("session:*", timeout=300.0, grace=GRACE), LANES[1]]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        with capture_logs() as logs:
+            run = sup.submit(lane, blocks_its_cleanup(virtual, 30.0), session="a")
+            await anyio.sleep(1.0)
+            if how == "stopped":
+                run.cancel("the user pressed stop")
+            outcome = await run.wait()
+            await virtual.settle()
+    (line,) = named(logs, "lease_revoked")
+    assert line["overstayed_s"] == pytest.approx(30.0, abs=0.1)
+    told = re.search(r"kept .* (-?[\d.]+) s (.*): revoked", line["reason"])
+    assert told is not None and told[2] == words
+    assert float(told[1]) == pytest.approx(GRACE, abs=0.1)
+    assert outcome.late_s == about(0.0)
+    assert "late" not in outcome.reason
+
+
+@pytest.mark.failure("T3")
+async def test_no_text_about_a_run_counts_backwards(virtual, tmp_path):
+    """Of a body that is abandoned, of one that should have ended, and of one that waits too long for its turn."""
+    texts = []
+
+    async def body(ctx):
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(5.0)
+            virtual.advance(20.0)
+            texts.append(where(ctx.run))
+            texts.append(where(waiting))
+            await anyio.sleep(5.0)
+            texts.append(where(ctx.run))
+
+    async with Supervisor(tmp_path, lanes=LANES) as sup:
+        run = sup.submit("queue:a", body, timeout=10.0)
+        waiting = sup.submit("queue:a", sleeps)
+        await run.wait()
+        await gone(sup)
+        sup.cancel()
+        await waiting.wait()
+    assert len(texts) == 3
+    assert [text for text in texts if re.search(r"-\d", text.partition("in its own task")[0].split("path=")[0])] == []
+    assert "its deadline has passed 15.0 s ago" in texts[0]
+    assert "should have given up waiting 15.0 s ago" in texts[1]
 
 
 def test_nobody_who_watches_knows_no_reason_but_the_figure():

@@ -157,6 +157,12 @@ def native_cancel(run) -> None:
     raise AssertionError("it has no task")
 
 
+def this_task() -> asyncio.Task:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
 STATES = {"deadline": RunState.TIMED_OUT}
 REASONS = {
     "scope": "whoever waited for it was cancelled",
@@ -200,7 +206,7 @@ async def test_a_cancellation_that_is_still_pending_when_the_body_ends_ends_noth
         elif way == "parent":
             scene.sup.find(ctx.run.parent).cancel("the parent")
         else:
-            asyncio.current_task().cancel()
+            this_task().cancel()
         if how == "raises":
             raise OSError("x")
         return 1
@@ -238,7 +244,9 @@ async def test_a_run_that_is_cancelled_before_its_first_step_never_began_and_is_
         warnings.simplefilter("error")
         outcome = await run.wait()
         gc.collect()
-    assert (outcome.state, body.began) == (STATES.get(way, RunState.CANCELLED), False)
+    assert outcome.state is STATES.get(way, RunState.CANCELLED)
+    # With a deadline the timers and the first step are due at once, and trio does not say in which order they go.
+    assert not body.began or way == "deadline"
     parent = "ended with its parent, run 2 (has ended)"
     reasons = {
         "cancel": "at once",
@@ -255,10 +263,10 @@ async def test_a_run_that_is_cancelled_before_its_first_step_never_began_and_is_
 async def test_a_native_cancellation_that_is_swallowed_again_and_again_is_the_bodys_own_affair(scene, times, virtual):
     async def body(ctx):
         for _ in range(times):
-            asyncio.current_task().cancel()
+            this_task().cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await anyio.sleep(1)
-        assert asyncio.current_task().cancelling() == times
+        assert this_task().cancelling() == times
         return "value"
 
     assert await scene.sup.submit("session:a", body).result() == "value"
