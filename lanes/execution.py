@@ -333,12 +333,16 @@ class Execution:
                 except BaseException as raised:
                     error = raised
         except BaseException as raised:
-            error = error or raised  # the body has left a scope of its own open, so this one cannot be left in order
+            # The body has left a scope of its own open, so this one cannot be left in order; or the process is to end.
+            error = raised if error is None or isinstance(raised, KeyboardInterrupt) else error
         interrupt: KeyboardInterrupt | None = None
         try:
             interrupt = interrupt_in(error)
             leaves = interrupt is not None and self.owner.interrupted(self, interrupt)  # before the next one is let in
-            self.owner.body_ended(self, value, error)
+            try:
+                self.owner.body_ended(self, value, error)
+            except KeyboardInterrupt as raised:  # a hook's, or Ctrl-C in this instant
+                interrupt, leaves = raised, self.owner.interrupted(self, raised) or leaves
             if interrupt is not None and leaves:
                 raise interrupt
         finally:

@@ -262,7 +262,6 @@ class Finishing(Steering):
             log_timeout(execution, reason)
         execution.lane.tally.add(outcome)
         self.groups[execution.spec.group].tally.add(outcome)
-        self.live.pop(run.id, None)
         self.history.add(run)
         if execution.parent is not None and execution.parent.children:
             execution.parent.children.pop(execution, None)
@@ -273,6 +272,7 @@ class Finishing(Steering):
         run._end(outcome)
         self.waits.ended(run)
         self.hooks.ended(run)
+        self.live.pop(run.id, None)  # not before: whatever interrupts this, what is live is told in the end
         if execution.children:
             execution.ask_children_to_end(reason or "has ended")
         if execution.answering is not None:

@@ -66,7 +66,6 @@ class AsyncioHost(TaskHost):
 
     def __init__(self) -> None:
         self._tasks: dict[asyncio.Task[None], Ended] = {}  # asyncio itself keeps only weak references
-        self._empty: anyio.Event | None = None
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -77,7 +76,9 @@ class AsyncioHost(TaskHost):
         task.add_done_callback(self._ended, context=context)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        ended, error = self._tasks.pop(task), None
+        ended, error = self._tasks.pop(task, None), None
+        if ended is None:
+            return
         try:
             error = task.exception()
         except asyncio.CancelledError as cancelled:
@@ -86,8 +87,6 @@ class AsyncioHost(TaskHost):
             ended(error)
         finally:
             del error  # this frame stands in its traceback
-            if not self._tasks and self._empty is not None:
-                self._empty.set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,11 +97,12 @@ class AsyncioHost(TaskHost):
         cancelled: BaseException | None = None
         with anyio.CancelScope(shield=True):
             while self._tasks:
-                self._empty = anyio.Event()
                 try:
-                    await self._empty.wait()
+                    await asyncio.wait(list(self._tasks))
                 except asyncio.CancelledError as native:
                     cancelled = native
+                for task in [task for task in self._tasks if task.done()]:
+                    self._ended(task)  # an interrupt has kept the loop from calling it
         if cancelled is not None and error is None:
             raise cancelled
 
@@ -139,14 +139,17 @@ class TrioHost(TaskHost):
         spawn(self._around, self._nursery.serve, "bodies")
 
     async def _contained(self, body: Body, ended: Ended) -> None:
-        error: BaseException | None = None
         try:
             with anyio.CancelScope(shield=True):
                 await body
         except BaseException as raised:
-            error = raised
+            error: BaseException | None = raised
+        else:
+            error = None
         try:
             ended(error)
+        except KeyboardInterrupt as interrupt:
+            ended(interrupt)  # raised further, it would cancel the nursery, and nothing would be told
         finally:
             self._number -= 1
             del error, ended, body

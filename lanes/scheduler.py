@@ -99,6 +99,8 @@ class Scheduler(Finishing):
     def _finish_untold(self, execution: Execution) -> None:
         if execution.run.outcome is None:
             self._finish(execution, RunState.CANCELLED, "the supervisor has ended")
+        elif self.live.pop(execution.run.id, None) is not None:
+            self.hooks.ended(execution.run)
 
     @_effects.change
     def open(self) -> None:

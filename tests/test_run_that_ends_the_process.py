@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 from contextlib import asynccontextmanager
 
 import anyio
@@ -290,6 +291,59 @@ def test_a_loop_that_ends_under_work_of_all_kinds_tells_all(backend, tmp_path):
         scene.runs += [scene.sup.submit("session:c", sleeps) for _ in range(2)]  # one has not made its first step
 
     anyio.run(main, backend=backend)
+    scene.assert_all_told()
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as a program finds it, whatever the caller of the tests has set; returns what presses it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("where", ["body", "cleanup", "hook"])
+def test_ctrl_c_while_a_run_goes_on_or_ends_tells_all_however_often_it_is_pressed(
+    backend, tmp_path, ctrl_c, times, where
+):
+    pressed: list[str] = []
+
+    def press(place, run=None):
+        if place == where and len(pressed) < times and (run is None or run.lane == "session:a"):
+            pressed.append(place)
+            ctrl_c()
+
+    async def pressing(ctx):
+        for _ in range(times):
+            await anyio.lowlevel.checkpoint()
+            press("body")
+        try:
+            await anyio.sleep(0.05)
+        finally:
+            for _ in range(times):
+                press("cleanup")
+
+    def told(run):
+        scene.told.append(run.id)
+        press("hook", run)
+
+    scene = Scene(tmp_path, on_run_end=told)
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.runs += [scene.sup.submit("session:a", pressing) for _ in range(4)]
+            with anyio.fail_after(5):
+                await scene.runs[-1].wait()
+                await anyio.sleep_forever()
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 -- its kind is asserted below
+        anyio.run(main, backend=backend)
+    assert {type(error) for error in members(caught.value)} == {KeyboardInterrupt}
+    assert pressed
     scene.assert_all_told()
 
 
