@@ -15,6 +15,7 @@ import anyio
 import pytest
 import trio
 from anyio import get_cancelled_exc_class
+from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RetrySpec, RunState
 from runtime import Supervisor
@@ -364,8 +365,25 @@ async def test_a_body_that_cancels_the_nursery_it_stands_in_disturbs_nobody(scen
         await anyio.sleep(1)
         return "value"
 
-    for _ in range(3):
-        assert await scene.sup.submit("session:a", body).result() == "value"
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert await scene.sup.submit("session:a", body).result() == "value"
+    assert [line["event"] for line in logs] == ["task_host_replaced"] * 2, "the third one is not needed yet"
+
+
+@pytest.mark.backends("asyncio")
+async def test_a_task_factory_whose_tasks_begin_at_once_is_not_asked_for_bodies(scene, monkeypatch):
+    """Python 3.12: they would begin in the middle of `submit`."""
+    loop = asyncio.get_running_loop()
+
+    def eager(loop, coro, **options):
+        raise AssertionError("a body would begin at once")
+
+    monkeypatch.setattr("lanes.host._EAGER", eager.__code__)
+    loop.set_task_factory(eager)
+    run = scene.sup.submit("session:a", serves)
+    loop.set_task_factory(None)
+    assert await run.result() == "served"
 
 
 @pytest.mark.backends("asyncio")
