@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from lanes import LaneSpec, Run, RunState
 from locks import _clock
 from runtime import Supervisor
-from tests.supervised import lines_of, path_of
+from tests.supervised import Shielded, gone, lines_of, path_of
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -403,6 +403,61 @@ def test_a_body_that_cancels_what_it_finds_leaves_nobody_untold(tmp_path, whose)
         assert caught is None
     scene.assert_all_told()
     assert left == ["service"]
+
+
+def cancel_the_lanes() -> None:
+    """As a body may that finds the supervisor's own task."""
+    for task in asyncio.all_tasks():
+        if task.get_name().startswith("supervisor of") and not task.get_name().endswith("services"):
+            task.cancel()
+
+
+@pytest.mark.failure("X4")
+def test_a_supervisor_whose_task_is_cancelled_lets_go_of_everything_without_being_stopped(tmp_path):
+    left = []
+
+    @asynccontextmanager
+    async def service():
+        yield
+        left.append("service")
+
+    scene = Scene(tmp_path, services={"one": service}, exclusive=True)
+
+    async def main():
+        await scene.sup.start()
+        await scene.everything_waits()
+        cancel_the_lanes()
+        with anyio.fail_after(5):
+            await scene.sup.stop_requested()
+            await scene.sup._lanes_task.over.wait()
+        scene.assert_all_told()
+        assert left == ["service"]
+        async with Supervisor(tmp_path, exclusive=True):
+            pass
+        with pytest.raises(RuntimeError, match="cancelled from outside"):
+            await scene.sup.stop()
+
+    asyncio.run(main())
+
+
+@pytest.mark.failure("X4")
+def test_a_body_that_ignores_the_end_of_a_cancelled_supervisor_is_abandoned_after_its_grace(tmp_path):
+    scene, body = Scene(tmp_path), Shielded()
+
+    async def main():
+        await scene.sup.start()
+        run = scene.sup.submit("side", body)
+        await body.started.wait()
+        cancel_the_lanes()
+        with anyio.fail_after(5):
+            assert (await run.wait()).state is RunState.ABANDONED
+            with pytest.raises(RuntimeError, match="cancelled from outside"):
+                await scene.sup.stop()
+        body.release()
+        await gone(scene.sup)
+        await scene.sup._lanes_task.over.wait()
+
+    asyncio.run(main())
 
 
 @BACKENDS
