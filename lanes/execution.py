@@ -37,7 +37,7 @@ class Owner(Protocol):
     services: Mapping[str, Any]
     registry: LockRegistry
     layout: SessionLayout
-    new_scope: Callable[[], anyio.CancelScope]
+    new_scope: Callable[..., anyio.CancelScope]
     """Makes a cancel scope on the running loop."""
     new_event: Callable[[], anyio.Event]
     waits: Waits
@@ -308,9 +308,9 @@ class Execution:
     async def conduct(self) -> None:
         """Run the body as a task of its own; contains everything it raises.
 
-        Cancelling the outer scope cancels the body; the inner one is there to be shielded, so that an abandoned body is
-        not cancelled over and over. A native cancellation of this task that is still pending when the body has ended is
-        nobody's: there is no `await` after that.
+        Cancelling the outer scope cancels the body, and nothing around it does, for it is a shield. The inner one is
+        there to be shielded, so that an abandoned body is not cancelled over and over. A native cancellation of this
+        task that is still pending when the body has ended is nobody's: there is no `await` after that.
         """
         run, body = self.run, self.body
         if self.over or body is None:
@@ -326,7 +326,7 @@ class Execution:
         value: Any = None
         error: BaseException | None = None
         try:
-            with self.owner.new_scope() as self._scope:
+            with self.owner.new_scope(shield=True) as self._scope:
                 try:
                     with self.owner.new_scope() as self._body_scope:
                         value = await body(RunContext(self, self.owner.services), *args)

@@ -5,13 +5,15 @@ No body may end another one, or what the bodies stand in. A task group ends as a
 had not begun yet. So on asyncio these tasks are in no task group. What each one died of comes by a callback of the
 loop, which comes whichever way it has died, also before its first step.
 
-On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). There each task has a shield
-of its own, so that only the scheduler ends it, and a nursery that was cancelled is given up for a fresh one.
+On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). So what is started here has to
+wait in a shielded scope of its own, by which the scheduler ends it; a nursery that was cancelled is given up for a
+fresh one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from abc import ABC, abstractmethod
 from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
@@ -21,7 +23,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import anyio
-from anyio.abc import TaskGroup
 
 from locks._events import log
 
@@ -136,12 +137,11 @@ class TrioHost(TaskHost):
         nursery.start(partial(self._contained, body, ended), name, context)
 
     def _open(self) -> None:
-        spawn(self._around, self._nursery.serve, "bodies")
+        self._around.start_soon(self._nursery.serve, name="bodies")
 
     async def _contained(self, body: Body, ended: Ended) -> None:
         try:
-            with anyio.CancelScope(shield=True):
-                await body
+            await body
         except BaseException as raised:
             error: BaseException | None = raised
         else:
@@ -170,7 +170,7 @@ class _Nursery:
     """A task group in a task of its own, and what is to start in it once it is there."""
 
     def __init__(self) -> None:
-        self._group: TaskGroup | None = None
+        self._group: Any = None
         self._waiting: list[tuple[Callable[[], Body], str, Context]] = []
         self._closing = anyio.Event()
 
@@ -183,7 +183,7 @@ class _Nursery:
         if self._group is None:
             self._waiting.append((body, name, context))
         else:
-            context.run(spawn, self._group, body, name)
+            context.run(partial(self._group.start_soon, body, name=name))
 
     def close(self) -> None:
         """End when the last task has."""
@@ -192,7 +192,7 @@ class _Nursery:
     async def serve(self) -> None:
         """Hold the task group open until `close`."""
         with anyio.CancelScope(shield=True):  # what is around it may be cancelled before its tasks were asked to end
-            async with anyio.create_task_group() as group:
+            async with sys.modules["trio"].open_nursery() as group:  # anyio's would make a scope for each task
                 self._group = group
                 self._start_waiting()
                 await self._closing.wait()
@@ -202,8 +202,3 @@ class _Nursery:
         waiting, self._waiting = self._waiting, []
         for body, name, context in waiting:
             self.start(body, name, context)
-
-
-def spawn(group: TaskGroup, body: Callable[[], Body], name: str) -> None:
-    """Start a task that nobody waits for but its group."""
-    _ = group.start_soon(body, name=name)

@@ -265,7 +265,7 @@ class Starting(State):
         lane.put_back(execution)
         del self.bodies[execution]
         self.groups[lane.spec.group].give_back(execution)
-        execution.turn_scope = scope = self.new_scope()
+        execution.turn_scope = scope = self.new_scope(shield=True)
         assert self.tasks is not None
         self.tasks.start(
             self._wait_for_turn(execution, scope),

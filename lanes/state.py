@@ -60,7 +60,7 @@ class State(ABC):
         self.registry = registry
         self.layout = layout
         self.services: Mapping[str, Any] = {}
-        self.new_scope: Callable[[], anyio.CancelScope] = anyio.CancelScope
+        self.new_scope: Callable[..., anyio.CancelScope] = anyio.CancelScope
         self.new_event: Callable[[], anyio.Event] = anyio.Event
         self.accepting = False
         """Whether work is taken from outside."""

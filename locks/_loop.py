@@ -50,7 +50,7 @@ def asyncio_runs() -> bool:
     return _get_running_loop() is not None
 
 
-def scope_type() -> Callable[[], CancelScope]:
+def scope_type() -> Callable[..., CancelScope]:
     """What makes a cancel scope on the running event loop; `CancelScope()` finds that out anew each time."""
     return type(CancelScope())
 
