@@ -222,6 +222,7 @@ class Play:
 
     async def _come_to_rest(self) -> None:
         self._both(self.scheduler.open, self.model.reopen)
+        self.model.settle()
         for _ in range(400):
             if not self.scheduler.live and not self.model.live and not self.scheduler.abandoned:
                 break
