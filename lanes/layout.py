@@ -53,7 +53,10 @@ class SessionLayout:
         root: the directory, as it is called when the layout is made; paths outside it are refused.
         path: from a key to a path below `root`; by default `<readable part>-<16 hex digits of SHA-256>.jsonl`.
         header: from a key to a file's first line, which is no record; by default one that names the key, and none
-            where `path` is given.
+            where `path` is given. It also says what counts as the header of a file that others made: a first line that
+            has all fields of this one, and the value of one of them. Any other first line is a record; if it may be
+            another program's header, for it has a value in common with this one, or `"type": "session"`, it stays the
+            first line of the file all the same when a lease replaces its records.
     """
 
     root: str | os.PathLike[str]

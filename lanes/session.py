@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from locks import Lease, Position, Records
-from locks.transcript import encode, encode_all
+from locks.transcript import encode_all, encode_header
 
 if TYPE_CHECKING:
     from locks import Fence, LockRegistry
@@ -27,7 +27,7 @@ class Session:
         self.key = key
         self.path = layout.file_of(key)
         header = layout.header_of(key)
-        self._header = None if header is None else encode(header, self.path)
+        self._header = None if header is None else encode_header(header, self.path)
         self._registry = registry
         self._fence = fence
 
@@ -44,7 +44,7 @@ class Session:
         Raises:
             TranscriptError: it cannot be read, or has a broken line.
         """
-        return await self._registry.read(self.path, last=last, on_error=on_error)
+        return await self._registry.read_lines(self.path, last=last, on_error=on_error, header=self._header)
 
     async def append(self, record: Mapping[str, Any]) -> Position:
         """Append one record behind all others, whole. A checkpoint.

@@ -271,7 +271,7 @@ class Lease:
         Raises:
             TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line.
         """
-        records = await self._registry.read(self.path, last=last, on_error=on_error)
+        records = await self._registry.read_lines(self.path, last=last, on_error=on_error, header=self.header)
         self._read_to = records.position or self._read_to
         return records
 

@@ -60,8 +60,8 @@ class LockRegistry(Arbiter):
     Users need `lease`, `turn`, `append`, `read`, `stream`, `revoke`, `statistics` and `holders`. All other methods are
     for schedulers, such as the floor above, which own the scopes that claims live in, and for `Lease` itself:
     `lease_for`, `new_lease`, `new_claim`, `acquire`, `acquire_nowait`, `release`, `end`, `end_by`, `end_claim_by`,
-    `look_by`, `lose_all`, `moved`, `write`, `written`, `append_lines`, `append_lines_sync`, `synced`, `synced_now`,
-    `set_aside`, `wait_sources`, `blockers` and `waiting_for`. Those take what they get as it is.
+    `look_by`, `lose_all`, `moved`, `read_lines`, `write`, `written`, `append_lines`, `append_lines_sync`, `synced`,
+    `synced_now`, `set_aside`, `wait_sources`, `blockers` and `waiting_for`. Those take what they get as it is.
 
     Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its
     own.
@@ -206,12 +206,7 @@ class LockRegistry(Arbiter):
         Raises:
             TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line.
         """
-        text = checked_path(path)
-        await checkpoint()
-        records = transcript.read_short(text, last=last, on_error=on_error)
-        if records is None:
-            records = await in_thread(partial(transcript.read, text, last=last, on_error=on_error))
-        return records
+        return await self.read_lines(checked_path(path), last=last, on_error=on_error)
 
     def stream(
         self, path: str | os.PathLike[str], *, after: Position | None = None, on_error: OnError = "skip"
@@ -288,6 +283,16 @@ class LockRegistry(Arbiter):
         if claim.queue is not None and claim.queue.mutex.locked():
             return await in_thread(partial(self.write, claim, path, data, header))
         return self.write(claim, path, data, header)
+
+    async def read_lines(
+        self, path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None
+    ) -> Records:
+        """As `read`, for whoever gives files a header of their own: `header` is the one that this file would get."""
+        await checkpoint()
+        records = transcript.read_short(path, last=last, on_error=on_error, header=header)
+        if records is None:
+            records = await in_thread(partial(transcript.read, path, last=last, on_error=on_error, header=header))
+        return records
 
     async def append_lines(
         self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None

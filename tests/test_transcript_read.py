@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from locks import BrokenLine, LockRegistry, Position, Records, TranscriptError, _os
 from locks.transcript import reading
-from locks.transcript.records import decoder
+from locks.transcript.lines import NoRecord, decode
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -79,8 +79,8 @@ async def test_broken_lines_are_skipped_and_said_with_their_numbers(registry, pa
     path.write_bytes(BROKEN)
     records = await registry.read(path)
     assert [record["n"] for record in records] == [0, 1, 2]
-    assert [line.number for line in records.skipped] == [2, 3, 5, 6]
-    assert [line.offset for line in records.skipped] == [8, 15, 27, 28]
+    assert [line.number for line in records.skipped] == [2, 3, 6]  # the fifth is blank
+    assert [(line.offset, line.length) for line in records.skipped] == [(8, 6), (15, 3), (28, 9)]
     assert all(isinstance(line, BrokenLine) and line.reason for line in records.skipped)
     assert path.read_bytes() == BROKEN
 
@@ -89,7 +89,7 @@ async def test_of_the_broken_lines_among_the_last_records_the_place_is_known_but
     path.write_bytes(BROKEN)
     records = await registry.read(path, last=2)
     assert [record["n"] for record in records] == [1, 2]
-    assert [(line.offset, line.number) for line in records.skipped] == [(27, None), (28, None)]
+    assert [(line.offset, line.number) for line in records.skipped] == [(28, None)]
 
 
 async def test_a_broken_line_can_be_an_error_that_names_it(registry, path):
@@ -239,12 +239,11 @@ def plainly(content):
     records, broken, offset = [], [], 0
     for line in content.split(b"\n")[:-1]:
         try:
-            record = decoder.decode(line)
-            assert isinstance(record, dict)
-        except (ValueError, AssertionError):
+            record = decode(line)
+        except NoRecord:
             broken.append(offset)
         else:
-            if offset or "lanes.session" not in record:
+            if record is not None and (offset or "lanes.session" not in record):
                 records.append(record)
         offset += len(line) + 1
     return records, broken, offset
@@ -292,15 +291,10 @@ def test_the_last_records_are_those_that_a_full_read_ends_with(one_path, content
         b'{"n":"\0"}',
         b'{"n":"\xff\xfe"}',
         b'{"\xff":1}',
-        b'{"n":"\\ud800"}',
-        b'{"n":1e999}',
         b'{"n":' + b"9" * 10_000 + b"}",
-        b'{"n":NaN}',
-        b"\xef\xbb\xbf{}",
         b"[" * 100_000,
         b'{"n":' * 100_000 + b"1" + b"}" * 100_000,
         b"null",
-        b"",
     ],
     ids=lambda line: repr(line[:10])[2:-1],
 )
@@ -433,7 +427,7 @@ def lines(name, numbers):
 
 
 def parsed(data):
-    return [decoder.decode(line) for line in data.splitlines()]
+    return [decode(line) for line in data.splitlines()]
 
 
 STANDING = lines(b"a", range(5))

@@ -26,7 +26,9 @@ from ..sidecar.judge import LONGEST_S, Verdict
 from ..sidecar.lockfile import Found, Seen, see
 from ..sidecar.payload import parse
 from ..transcript import BrokenLine, read, stream
-from ..transcript.records import header_of, is_record
+from ..transcript.appending import tail_of
+from ..transcript.header import first_line, key_in
+from ..transcript.lines import Line
 from ..transcript.replacing import SUFFIX as NEW
 from .findings import MOST_BROKEN, MOST_WAITING, Inspection, Kind, Standing, State, Tail
 
@@ -116,8 +118,7 @@ def kind_and_size(path: str) -> tuple[int, int]:
 
 
 def _look_at_records(seen: Inspection, fd: int) -> None:
-    _, key = header_of(fd)
-    seen.key = key if isinstance(key, str) else None
+    seen.key = key_in(first_line(fd))
     broken: list[BrokenLine] = []
     end = 0
     for batch in stream(seen.path):
@@ -207,7 +208,8 @@ def _tail_of(path: str, fd: int, size: int) -> Tail | None:
     start = position.offset if position is not None else 0
     if start >= size:
         return None
-    return Tail(size - start, is_record(fd, start, size))
+    kind = tail_of(fd, size)[1]
+    return None if kind is Line.BLANK else Tail(size - start, kind is Line.RECORD)
 
 
 def _tell_who_holds(seen: Inspection) -> None:

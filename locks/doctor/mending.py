@@ -29,7 +29,8 @@ from ..network import refuse
 from ..sidecar import lockfile
 from ..sidecar.lockfile import Found, Written
 from ..sidecar.payload import Terms
-from ..transcript.appending import seal
+from ..transcript.appending import seal, tail_of
+from ..transcript.lines import Line
 from ..transcript.replacing import SUFFIX as NEW
 from .findings import Mended
 from .inspection import TORN, kind_and_size, note_of
@@ -160,8 +161,10 @@ def _remove_left_over(path: str, mended: Mended) -> None:
 def _mend_tail(entry: Entry, mended: Mended) -> None:
     fd = entry.descriptor()
     size = _os.fstat(fd).st_size
+    kind = tail_of(fd, size)[1]
     sealed = seal(entry, fd, size) if size else 0
     if sealed > size:
-        mended.done.append("gave its last record the newline that it lacked")
+        what = "record" if kind is Line.RECORD else "line"
+        mended.done.append(f"gave its last {what} the newline that it lacked")
     elif sealed < size:
         mended.done.append(f"moved its torn last {size - sealed} bytes to {os.path.basename(entry.path)}{TORN}")

@@ -2,7 +2,7 @@
 
 A process that is killed tears the line it is writing, inside one `write`, at a page edge (measured: 171 of 171 tears at
 4 KiB edges), and whatever is appended to a torn tail is destroyed with it. So before each append the last byte is
-looked at: a tail that is a whole object gets its newline, any other is moved to `<file>.torn`. A write that fails or
+looked at: a tail that is a record or blank gets its newline, any other is moved to `<file>.torn`. A write that fails or
 comes up short is rolled back. Thus an acknowledged record is never lost or damaged, and a crash leaves at most one
 torn tail.
 
@@ -17,18 +17,20 @@ import stat
 from .. import _os
 from ..entry import Entry, cannot
 from ..errors import LeaseLost, TranscriptError
-from .records import Position, is_record
+from . import lines
+from .header import refuse_as_first
+from .records import Position
 from .syncing import not_synced
 
 _BLOCK = 1 << 16
-_LONGEST_TAIL = 1 << 26  # bytes; more than this without a newline was not torn by a crash
 
 
 def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) -> Position:
     """Append whole lines, sealing or moving away a torn tail first; called with the mutex and the write lease held.
 
     Raises:
-        TranscriptError: the operating system refused, or a sync has failed before; the file is as before.
+        TranscriptError: the operating system refused, or a sync has failed before, or the first record of a file would
+            be read as its header; the file is as before.
         LeaseLost: the file was replaced or removed under the lease; nothing was written.
     """
     fd = entry.descriptor()
@@ -40,8 +42,11 @@ def append(entry: Entry, path: str, data: bytes, header: bytes | None = None) ->
     size = found.st_size
     if size and size != entry.sealed_size:
         size = seal(entry, fd, size)
-    if size == 0 and header is not None:
-        data = header + data
+    if size == 0:
+        if header is None:
+            refuse_as_first(data, path)
+        else:
+            data = header + data
     entry.sealed_size = -1  # until this write is whole, nothing is known of the tail
     _write_whole(entry, fd, path, data, size)
     entry.sealed_size = size + len(data)
@@ -86,14 +91,15 @@ def seal(entry: Entry, fd: int, size: int) -> int:
     try:
         if _os.pread(fd, 1, size - 1) == b"\n":
             return size
-        start = _tail_start(fd, size)
+        start, kind = tail_of(fd, size)
         length = size - start
-        if length > _LONGEST_TAIL:
+        if length > lines.LONGEST_LINE:
+            # No crash of ours left that: no record is so long. Nothing says what it is, and where it belongs.
             raise TranscriptError(
-                f"{path} ends with more than {_LONGEST_TAIL} bytes without a newline: no transcript; move it away",
+                f"{path} ends with more than {lines.LONGEST_LINE} bytes without a newline: no transcript; move it away",
                 path=path,
             )
-        if is_record(fd, start, size):
+        if kind is not lines.Line.BROKEN:
             _write_whole(entry, fd, path, b"\n", size)
             entry.note("transcript_tail_sealed", path=path, offset=start)
             return size + 1
@@ -105,9 +111,23 @@ def seal(entry: Entry, fd: int, size: int) -> int:
     return start
 
 
+def tail_of(fd: int, size: int) -> tuple[int, lines.Line]:
+    """Where the last line of a file begins that lacks its newline, and what it is; a blank one if there is none.
+
+    Of a line that is longer than the longest, which is broken, the place is one inside it.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    start = _tail_start(fd, size)
+    if size - start > lines.LONGEST_LINE:
+        return start, lines.Line.BROKEN
+    return start, lines.kind_of(_os.pread(fd, size - start, start))
+
+
 def _tail_start(fd: int, size: int) -> int:
-    """Where the unterminated last line starts; or a place inside it, when it is longer than the longest tail."""
-    end, furthest = size, max(0, size - _LONGEST_TAIL - 1)
+    """Where the unterminated last line starts; or a place inside it, as above."""
+    end, furthest = size, max(0, size - lines.LONGEST_LINE - 1)
     while end > furthest:
         start = max(furthest, end - _BLOCK)
         newline = _os.pread(fd, end - start, start).rfind(b"\n")

@@ -17,18 +17,23 @@ Rejected: locking, since a reader would wait for writers; reading all again and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .. import _os
 from .._os import FileId
 from ..checks import whole_or_none
 from ..entry import cannot
 from ..errors import TranscriptError
-from .records import HEADER_KEY, BrokenLine, OnError, Position, Records, decode
+from . import lines
+from .header import is_header
+from .lines import NoRecord, decode
+from .records import BrokenLine, OnError, Position, Records
 
 _BLOCK = 1 << 18  # bytes read at once and lines handed out at once; more only for a line that is longer
 _FIRST_BLOCK = 1 << 16  # bytes, backwards: enough for some tens of usual records
@@ -72,6 +77,15 @@ class _TooLong(Exception):
     """A read that was to be short is not."""
 
 
+class _Giant(NamedTuple):
+    """A line that is too long to be read: all that is in memory of it is its end."""
+
+    length: int
+    """Bytes, its newline aside."""
+    end: bytes
+    """The last bytes of it, with the newline."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Mark:
     """A place right behind a line, and the bytes before it by which it is recognised."""
@@ -84,26 +98,30 @@ class _Mark:
         return file.pread(self.offset - len(self.before), self.offset) == self.before
 
 
-def read(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records:
+def read(path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None) -> Records:
     """Read the records of a transcript, without any lock: a whole prefix, never a torn line.
 
-    Beside the records, a block of the file is in memory at a time. With `last`, the file is read backwards, and only
-    as far as needed.
+    Beside the records, a block of the file is in memory at a time, or one line where that is longer: of `LONGEST_LINE`
+    at most, since a longer one is broken, and passed over. With `last`, the file is read backwards, and only as far as
+    needed.
 
     Args:
         path: the file. A missing one reads as empty.
         last: only the last so many records.
-        on_error: what to do about a line that is no JSON object.
+        on_error: what to do about a broken line. A blank one is none.
+        header: the first line that the reader would give a file; see `is_header`.
 
     Raises:
         TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its place is named).
     """
     _check(on_error, last)
     with _opened(path) as file:
-        return _read(file, last, on_error)
+        return _read(file, last, on_error, header)
 
 
-def read_short(path: str, *, last: int | None = None, on_error: OnError = "skip") -> Records | None:
+def read_short(
+    path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None
+) -> Records | None:
     """As `read`, for where nothing may take long: `None` if 256 KiB of the file are not enough to know the answer."""
     _check(on_error, last)
     with _opened(path) as file:
@@ -112,20 +130,20 @@ def read_short(path: str, *, last: int | None = None, on_error: OnError = "skip"
                 return None
             file.allowed = _SHORT  # a line may be longer than that, and so may what a crash has left behind the last
         try:
-            return _read(file, last, on_error)
+            return _read(file, last, on_error, header)
         except _TooLong:
             return None
 
 
-def _read(file: _File | None, last: int | None, on_error: OnError) -> Records:
+def _read(file: _File | None, last: int | None, on_error: OnError, header: bytes | None) -> Records:
     if file is None:
         return Records()
     if last is not None:
-        return _read_last(file, last, on_error)
+        return _read_last(file, last, on_error, header)
     records = Records()
     records.position = Position(0, file.file_id)
     skipped: list[BrokenLine] = []
-    for batch in _batches(file, 0, on_error):
+    for batch in _batches(file, 0, on_error, header):
         records += batch
         skipped += batch.skipped
         records.position = batch.position
@@ -137,14 +155,14 @@ def stream(path: str, *, after: Position | None = None, on_error: OnError = "ski
     """Read a transcript in batches of about 256 KiB of lines, without any lock: a whole prefix, never a torn line.
 
     The prefix is that of the first `next()`: what is appended later is not read. Each batch has its `.position` behind
-    its last line, where another stream can go on; it has no records if all its lines are broken or the header. A file
+    its last line, where another stream can go on; it has no records if none of its lines is one. A file
     without whole lines has no batches. One descriptor is open from the first `next()` until the generator ends, is
     closed or dropped.
 
     Args:
         path: the file. A missing one reads as empty.
         after: begin behind this place, which an earlier read or append returned.
-        on_error: what to do about a line that is no JSON object.
+        on_error: what to do about a broken line. A blank one is none.
 
     Raises:
         TranscriptError: it cannot be read; with `on_error="raise"` has a broken line (its place is named), where the
@@ -189,6 +207,20 @@ class Batches:
             self._closed = True
             if not self._reading:
                 self._batches.close()
+
+
+def broken_lines(path: str, fd: int, file_id: FileId, start: int, end: int) -> Iterator[BrokenLine]:
+    """The broken lines of an open file between two places, which are both right behind a line, or the beginning.
+
+    Raises:
+        OSError: the file cannot be read, or has become shorter.
+    """
+    for batch in _batches(_File(path, fd, end, file_id), start, "skip"):
+        yield from batch.skipped
+        assert batch.position is not None
+        start = batch.position.offset
+    if start < end:
+        raise OSError(errno.EIO, "the file became shorter while it was read")
 
 
 def _check(on_error: str, last: int | None = None) -> None:
@@ -241,30 +273,42 @@ def _opened(path: str) -> Iterator[_File | None]:
 # Forwards
 
 
-def _batches(file: _File, start: int, on_error: OnError) -> Iterator[Records]:
+def _batches(file: _File, start: int, on_error: OnError, header: bytes | None = None) -> Iterator[Records]:
     number = None if start else 0
-    for data in _blocks(file, start):
+    for piece in _pieces(file, start):
         records = Records()
         skipped: list[BrokenLine] = []
-        lines = data.split(b"\n")
-        lines.pop()  # behind the last newline
-        for line in lines:
-            if number is not None:
-                number += 1
-            try:
-                record = decode(line)
-            except (ValueError, RecursionError) as error:
-                skipped.append(_broken(file, start, number, error, on_error))
-            else:
-                if start or HEADER_KEY not in record:
-                    records.append(record)
-            start += len(line) + 1
-        records.position = Position.behind(data, start, file.file_id)
+        if isinstance(piece, _Giant):
+            number = None if number is None else number + 1
+            skipped.append(_broken(file, start, piece.length, number, lines.too_long(), on_error))
+            start += piece.length + 1
+            before = piece.end
+        else:
+            for line in _split(piece):
+                if number is not None:
+                    number += 1
+                try:
+                    record = decode(line)
+                except NoRecord as error:
+                    skipped.append(_broken(file, start, len(line), number, error, on_error))
+                else:
+                    if record is not None and (start or not is_header(record, len(line), header)):
+                        records.append(record)
+                start += len(line) + 1
+            before = piece
+        records.position = Position.behind(before, start, file.file_id)
         records.skipped = tuple(skipped)
         yield records
 
 
-def _blocks(file: _File, start: int) -> Iterator[bytes]:
+def _split(data: bytes) -> list[bytes]:
+    """Whole lines without their newlines."""
+    found = data.split(b"\n")
+    found.pop()  # behind the last newline
+    return found
+
+
+def _pieces(file: _File, start: int) -> Iterator[bytes | _Giant]:
     """Whole lines from `start` on, which is right behind a line, to the end of the prefix."""
     done = _Mark(start, b"\n" if start else b"")
     for _ in range(_TRIES):
@@ -274,54 +318,72 @@ def _blocks(file: _File, start: int) -> Iterator[bytes]:
             # now begins elsewhere, and its second half would be read as a record. So this is where the prefix ends.
             return
         while done.offset < end.offset:
-            data = _lines_from(file, done.offset, end.offset)
-            if not data or not end.stands(file):
-                break  # the end was cut off, and a line of `data` may be two halves: look anew where the end is
-            yield data
-            done = _Mark(done.offset + len(data), data[-_WITNESS:])
+            piece = _lines_from(file, done.offset, end.offset)
+            if not piece or not end.stands(file):
+                break  # the end was cut off, and a line of `piece` may be two halves: look anew where the end is
+            yield piece
+            if isinstance(piece, _Giant):
+                done = _Mark(done.offset + piece.length + 1, piece.end)
+            else:
+                done = _Mark(done.offset + len(piece), piece[-_WITNESS:])
         else:
             return
     raise _restless(file)
 
 
-def _lines_from(file: _File, start: int, end: int) -> bytes:
-    """Whole lines from `start` on, a block or at least one; empty when there is none before `end`."""
+def _lines_from(file: _File, start: int, end: int) -> bytes | _Giant | None:
+    """Whole lines from `start` on, a block or at least one; `None` when there is none before `end`."""
     length = _BLOCK
     while True:
-        stop = min(start + length, end)
+        stop = min(start + min(length, lines.LONGEST_LINE + 1), end)
         data = file.pread(start, stop)
         whole = data.rfind(b"\n") + 1
         if whole:
             return data[:whole]
         if start + len(data) < stop or stop == end:
-            return b""
+            return None
+        if length > lines.LONGEST_LINE:
+            break
         length *= 2  # read again from the start: twice the bytes at most, where joining pieces would hold two copies
+    while stop < end:
+        data = file.pread(stop, min(stop + _BLOCK, end))
+        if not data:
+            return None
+        whole = data.find(b"\n") + 1
+        if whole:
+            stop += whole
+            return _Giant(stop - 1 - start, file.pread(max(start, stop - _WITNESS), stop))
+        stop += len(data)
+    return None
 
 
 # Backwards
 
 
-def _read_last(file: _File, last: int, on_error: OnError) -> Records:
+def _read_last(file: _File, last: int, on_error: OnError, header: bytes | None) -> Records:
     for _ in range(_TRIES):
         end = _last_line_end(file)
         records = Records()
         skipped: list[BrokenLine] = []
         start, length = end.offset, _FIRST_BLOCK
         while start > 0 and len(records) < last:
-            data = _lines_before(file, start, length)
-            if not data or not end.stands(file):
+            piece = _lines_before(file, start, length)
+            if not piece or not end.stands(file):
                 break  # as above
-            lines = data.split(b"\n")
-            lines.pop()
-            while lines and len(records) < last:
-                line = lines.pop()
+            if isinstance(piece, _Giant):
+                start -= piece.length + 1
+                skipped.append(_broken(file, start, piece.length, None, lines.too_long(), on_error))
+                continue
+            found = _split(piece)
+            while found and len(records) < last:
+                line = found.pop()
                 start -= len(line) + 1
                 try:
                     record = decode(line)
-                except (ValueError, RecursionError) as error:
-                    skipped.append(_broken(file, start, None, error, on_error))
+                except NoRecord as error:
+                    skipped.append(_broken(file, start, len(line), None, error, on_error))
                 else:
-                    if start or HEADER_KEY not in record:
+                    if record is not None and (start or not is_header(record, len(line), header)):
                         records.append(record)
             length = min(2 * length, _BLOCK)
         else:
@@ -332,19 +394,33 @@ def _read_last(file: _File, last: int, on_error: OnError) -> Records:
     raise _restless(file)
 
 
-def _lines_before(file: _File, end: int, length: int) -> bytes:
-    """Whole lines up to `end`, about `length` bytes or at least one line; empty when the file became shorter."""
+def _lines_before(file: _File, end: int, length: int) -> bytes | _Giant | None:
+    """Whole lines up to `end`, about `length` bytes or at least one line; `None` when the file became shorter."""
+    longest = lines.LONGEST_LINE + 2  # with its own newline, and that of the line before
     while True:
-        start = max(0, end - length)
+        start = max(0, end - min(length, longest))
         data = file.pread(start, end)
         if len(data) < end - start:
-            return b""
+            return None
         if start == 0:
             return data
         first = data.find(b"\n", 0, -1) + 1  # the last byte is the newline of the last line itself
         if first:
             return data[first:]
+        if length >= longest:
+            break
         length *= 2
+    last_bytes = data[-_WITNESS:]
+    while start > 0:
+        behind, start = start, max(0, start - _BLOCK)
+        data = file.pread(start, behind)
+        if len(data) < behind - start:
+            return None
+        newline = data.rfind(b"\n") + 1
+        if newline:
+            start += newline
+            break
+    return _Giant(end - 1 - start, last_bytes)
 
 
 # Both
@@ -364,11 +440,14 @@ def _last_line_end(file: _File) -> _Mark:
     return _Mark(0, b"")
 
 
-def _broken(file: _File, offset: int, number: int | None, error: Exception, on_error: OnError) -> BrokenLine:
+def _broken(
+    file: _File, offset: int, length: int, number: int | None, why: NoRecord | str, on_error: OnError
+) -> BrokenLine:
     if on_error == "raise":
         where = f"line {number}" if number is not None else f"the line at byte {offset}"
-        raise TranscriptError(f"{file.path}, {where}: {error}", path=file.path) from error
-    return BrokenLine(offset, number, str(error))
+        cause = why if isinstance(why, NoRecord) else None
+        raise TranscriptError(f"{file.path}, {where}: {why}", path=file.path) from cause
+    return BrokenLine(offset, number, str(why), length)
 
 
 def _restless(file: _File) -> TranscriptError:

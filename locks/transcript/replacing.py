@@ -7,6 +7,13 @@ mutex nor haste.
 The thread may hang in the disk, and go on long after everybody has given it up and a later `replace` has begun. So it
 never touches a name: whoever has the lease creates and removes `<file>.new`, and the thread only has descriptors. What
 is found there was left by a crash.
+
+What nobody could read is not replaced. A broken line in the part that is replaced is kept, byte by byte, behind the new
+records and before all that is kept anyway. A first line that is a header, or may be one to another program, or is
+broken, stays the first. Blank lines go.
+
+Rejected: moving broken lines to `<file>.torn`, since then two files change, and a program that can read them looks in
+the one. To refuse, since one broken line would end all compaction of its session.
 """
 
 from __future__ import annotations
@@ -23,7 +30,10 @@ from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
 from .access import carry_over, check_flags, withhold
 from .appending import check_in_place, seal
-from .records import Position, header_of
+from .header import first_line, refuse_as_first, stays_first
+from .lines import NoRecord, decode
+from .reading import broken_lines
+from .records import Position
 
 SUFFIX = ".new"
 _BLOCK = 1 << 20
@@ -44,12 +54,18 @@ class Draft:
     """What the old file has from here on is kept."""
     keep_to: int
     """Up to where, as far as is known."""
+    replaced_from: int
+    """Where the part begins that is replaced, and of which only broken lines are kept; it ends at `keep_from`."""
+    first: bytes
+    """The first line, if it stays."""
     fd: int
     file_id: FileId
     size: int = 0
     """How long it is by now."""
     end: bytes = b""
     """What it ends with."""
+    begun: bool = False
+    """Whether what stands before all that is kept was added."""
     placed: bool = False
     """Whether it has the name of the old one."""
     _mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -107,12 +123,17 @@ def prepare(entry: Entry, path: str, through: Position | None, read_to: Position
         refuse_links(path, found)
         check_flags(path, fd)
         size = seal(entry, fd, found.st_size) if found.st_size else 0
-        kept_header, _ = header_of(fd, size)
-        keep_from = max(_keep_from(entry, path, fd, size, len(kept_header), through, read_to), len(kept_header))
+        first = first_line(fd, size)
+        if not first or not stays_first(first, header):
+            first = b""
+        keep_from = max(_keep_from(entry, path, fd, size, len(first), through, read_to), len(first))
         target = _os.realpath(path)
-        return _begin(target, fd, keep_from, size, kept_header or header or b"")
+        draft = _begin(target, fd, keep_from, size, first)
     except OSError as error:
         raise cannot("replace", path, error) from error
+    if size == 0 and header is not None:
+        draft.first = header
+    return draft
 
 
 def refuse_links(path: str, found: os.stat_result) -> None:
@@ -124,8 +145,8 @@ def refuse_links(path: str, found: os.stat_result) -> None:
         )
 
 
-def _begin(target: str, fd: int, keep_from: int, keep_to: int, header: bytes) -> Draft:
-    """Create the new file, alike the old one, with its header."""
+def _begin(target: str, fd: int, keep_from: int, keep_to: int, first: bytes) -> Draft:
+    """Create the new file, alike the old one."""
     path = target + SUFFIX
     with contextlib.suppress(FileNotFoundError):
         _os.unlink(path)
@@ -138,12 +159,11 @@ def _begin(target: str, fd: int, keep_from: int, keep_to: int, header: bytes) ->
         with contextlib.suppress(OSError):
             _os.unlink(path)  # nobody else creates one while we have the lease
         raise
-    draft = Draft(path, target, -1, keep_from, keep_to, new, (made.st_dev, made.st_ino))
+    draft = Draft(path, target, -1, keep_from, keep_to, len(first), first, new, (made.st_dev, made.st_ino))
     try:
         draft.source = _os.dup(fd)
         carry_over(target, fd, new)  # what cannot be is a refusal, before anything is written
         withhold(new)
-        _add(draft, header)
     except BaseException:
         draft.discard()
         raise
@@ -193,19 +213,47 @@ def write_aside(draft: Draft, data: bytes) -> None:
     if not draft.begin_writing():
         return
     try:
-        _add(draft, data)
-        while draft.keep_from < draft.keep_to:
-            block = _os.pread(draft.source, min(_BLOCK, draft.keep_to - draft.keep_from), draft.keep_from)
-            if not block:
-                raise OSError(errno.EIO, "the old file became shorter while it was copied")
-            _add(draft, block)
-            draft.keep_from += len(block)
+        if not draft.begun:
+            draft.begun = True
+            _add_first(draft, data)
+        draft.keep_from = _copy(draft, draft.keep_from, draft.keep_to)
         _os.fdatasync(draft.fd)
     except OSError as error:
         advice = "it needs room beside the old file, until it takes its place" if error.errno in _os.NO_ROOM else ""
         raise cannot("write", draft.path, error, advice) from error
     finally:
         draft.end_writing()
+
+
+def _add_first(draft: Draft, data: bytes) -> None:
+    """Add what stands before all that is kept: the first line, the new records, and lines that nobody could read."""
+    if not draft.first:
+        refuse_as_first(data, draft.target)
+    elif _begins_with(data, draft.first):
+        data = data[data.index(b"\n") + 1 :]  # it was read as a record, and is among the new ones
+    _add(draft, draft.first)
+    _add(draft, data)
+    for line in broken_lines(draft.target, draft.source, draft.file_id, draft.replaced_from, draft.keep_from):
+        _copy(draft, line.offset, line.offset + line.length + 1)
+
+
+def _begins_with(data: bytes, first: bytes) -> bool:
+    """Whether the first of some lines is the same record as another line."""
+    try:
+        return bool(data) and decode(data[: data.index(b"\n")]) == decode(first)
+    except NoRecord:
+        return False
+
+
+def _copy(draft: Draft, start: int, end: int) -> int:
+    """Add what the old file has between two places; returns the second."""
+    while start < end:
+        block = _os.pread(draft.source, min(_BLOCK, end - start), start)
+        if not block:
+            raise OSError(errno.EIO, "the old file became shorter while it was copied")
+        _add(draft, block)
+        start += len(block)
+    return start
 
 
 def is_complete(draft: Draft, entry: Entry) -> bool:

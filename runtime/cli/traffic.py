@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,6 +12,7 @@ from lanes import InvalidLane, LaneError, SessionLayout
 from lanes.spec import WhenBusy
 from lanes.table import SpecTable
 from locks import InvalidSession
+from locks.transcript import LONGEST_LINE, NoObject, NoRecord, decode
 
 from .explain import explain
 from .problem import Problem
@@ -97,15 +98,16 @@ def read(path: Path, specs: SpecTable, layout: SessionLayout) -> list[Line]:
     Raises:
         Problem: the file cannot be read, or a line cannot be sent: its number and why.
     """
+    found: list[Line] = []
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            # No more of a line is read than a line may have: a longer one is refused, whatever follows.
+            for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
+                line = _parse(raw.removesuffix(b"\n"), f"{path}, line {number}", specs, layout)
+                if line is not None:
+                    found.append(line)
     except OSError as error:
         raise Problem(f"{path}: cannot be read: {error.strerror or error}") from error
-    found = [
-        _parse(raw, f"{path}, line {number}", specs, layout)
-        for number, raw in enumerate(data.split(b"\n"), 1)
-        if raw.strip()
-    ]
     if not found:
         raise Problem(f"{path}: has no messages; allowed: one JSON object a line")
     return in_order(found)
@@ -116,11 +118,17 @@ def in_order(lines: Iterable[Line]) -> list[Line]:
     return sorted(lines, key=lambda line: line.at)
 
 
-def _parse(raw: bytes, where: str, specs: SpecTable, layout: SessionLayout) -> Line:
+def _parse(raw: bytes, where: str, specs: SpecTable, layout: SessionLayout) -> Line | None:
+    data: Any
     try:
-        data = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(f"{where}: not JSON: {str(error).partition(' - at ')[0]}") from error
+        data = decode(raw)
+    except NoObject as error:
+        data = error.value
+    except NoRecord as error:
+        raise Problem(f"{where}: not JSON: {error}") from error
+    else:
+        if data is None:
+            return None
     try:
         line = msgspec.convert(data, Line)
         check(line, specs, layout)

@@ -1,0 +1,123 @@
+"""What a line of a transcript is: a record, a blank, or broken. Everything that looks at lines asks here.
+
+A record is a line that Python's `json` takes and that is an object: so says `decode`, with the bounds below. They hold
+for each reader and for what may be appended, on every version of Python and whatever the caller's stack is like. The
+list for users stands in docs/locks.md, "What counts as a record".
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from . import tolerant
+
+LONGEST_LINE = 1 << 26
+"""Bytes of a line, its newline aside: the longest that may be appended, that is read, and that is sealed."""
+DEEPEST = 1000
+"""Objects and arrays inside each other, the record included: the most that may be appended, and that is read."""
+MOST_DIGITS = 4300
+"""Of an integer; what Python's `json` allows by default."""
+
+_BOM = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n"
+_CONTAINERS = frozenset({dict, list})
+_decode = msgspec.json.Decoder().decode
+
+
+class Line(StrEnum):
+    """What a line is."""
+
+    RECORD = "record"
+    BLANK = "blank"
+    BROKEN = "broken"
+
+
+class NoRecord(ValueError):
+    """A line is broken; the text says why."""
+
+
+class NoObject(NoRecord):
+    """A line is JSON, but no object."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__("not a JSON object")
+        self.value = value
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The record that a line is; `None` for a blank line. The newline is no part of it.
+
+    Raises:
+        NoRecord: it is a broken line, and why; `NoObject` for other values of JSON.
+    """
+    try:
+        value = _decode(line)
+    except (ValueError, RecursionError):
+        if is_blank(line):
+            return None
+        value = _tolerantly(line)
+    if type(value) is not dict:
+        raise NoObject(value)
+    if len(line) > 2 * DEEPEST:  # each level has two bytes, so shorter lines are neither too long nor too deep
+        _check_bounds(line, value)
+    return value
+
+
+def kind_of(line: bytes) -> Line:
+    """What a line is."""
+    try:
+        return Line.BLANK if decode(line) is None else Line.RECORD
+    except NoRecord:
+        return Line.BROKEN
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether nothing stands on a line but what JSON takes for blanks, behind a byte order mark perhaps."""
+    return not line.removeprefix(_BOM).strip(_BLANK)
+
+
+def too_long() -> str:
+    """What is wrong with a line that is longer than the longest."""
+    return f"longer than {LONGEST_LINE} bytes"
+
+
+def too_deep() -> str:
+    """What is wrong with a record that is nested more deeply than the deepest."""
+    return f"nested more than {DEEPEST} deep"
+
+
+def _tolerantly(line: bytes) -> Any:
+    if len(line) > LONGEST_LINE:
+        raise NoRecord(too_long())
+    try:
+        text = line.removeprefix(_BOM).decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise NoRecord(f"not UTF-8: {error.reason} (byte {error.start})") from error
+    try:
+        return tolerant.parse(text, deepest=DEEPEST, most_digits=MOST_DIGITS)
+    except tolerant.Refused as error:
+        raise NoRecord(str(error)) from error
+
+
+def _check_bounds(line: bytes, record: dict[str, Any]) -> None:
+    if len(line) > LONGEST_LINE:
+        raise NoRecord(too_long())
+    if _CONTAINERS.isdisjoint(map(type, record.values())):
+        return  # flat, as most are: its brackets stand in texts, and need not be counted
+    # Counted by what is missing without them, which goes by `memchr`; `count` looks at each byte.
+    brackets = sum(len(line) - len(line.replace(one, b"", DEEPEST + 1)) for one in (b"[", b"{"))
+    if brackets > DEEPEST and _is_too_deep(record):
+        raise NoRecord(too_deep())
+
+
+def _is_too_deep(record: dict[str, Any]) -> bool:
+    level: list[Any] = [record]
+    for _ in range(DEEPEST):
+        inside = [one.values() if type(one) is dict else one for one in level]
+        level = [value for values in inside for value in values if type(value) in _CONTAINERS]
+        if not level:
+            return False
+    return True
