@@ -59,8 +59,8 @@ class Session:
                 (`Revoked`, `Superseded`). Nothing was written.
             DeadlockError: who has the write lease waits, over any number of steps, for something that the calling task
                 holds. Nothing was written.
-            TranscriptError: no JSON object, or the operating system refused; the file is as before, but for a sync that
-                failed: the message says so.
+            TranscriptError: the record would not come back equal (the message names the place), or the operating system
+                refused; the file is as before, but for a sync that failed: the message says so.
         """
         data = encode_all((record,), self.path)
         return await self._registry.append_lines(self.path, data, under=self._fence, header=self._header)

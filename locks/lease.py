@@ -230,8 +230,8 @@ class Lease:
             LeaseLost: as `check`.
             DeadlockError: under a turn, which takes a momentary write lease: who has that one waits for this task.
                 Nothing was written.
-            TranscriptError: no JSON object, or the operating system refused; the file is as before, but for a sync that
-                failed: the message says so.
+            TranscriptError: the record would not come back equal (the message names the place), or the operating system
+                refused; the file is as before, but for a sync that failed: the message says so.
         """
         return await self.append_many((record,))
 
@@ -279,9 +279,11 @@ class Lease:
         """Put these records in the place of what the session has up to `through`; what came later is kept.
 
         That is compaction: summarise without any lease, however long it takes, then replace what was summarised. A
-        header line stays. The new file is written aside, synced and renamed into place, so a crash or a cancellation
-        at any step leaves the old file or the new one, whole. While another process conducts the session, this waits
-        for the end of that turn, up to the lease's deadline, and lets it append meanwhile. A checkpoint.
+        header stays the first line, and so does what may be one of another program. Broken lines, which were not read,
+        stay behind the records, as they are. The new file is written aside, synced and renamed into place, so a crash
+        or a cancellation at any step leaves the old file or the new one, whole. While another process conducts the
+        session, this waits for the end of that turn, up to the lease's deadline, and lets it append meanwhile. A
+        checkpoint.
 
         Args:
             records: what the file is to begin with.

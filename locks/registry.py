@@ -187,8 +187,8 @@ class LockRegistry(Arbiter):
                 any more (`RunEnded`, `Superseded`). Nothing was written.
             DeadlockError: who has the lease waits, over any number of steps, for something that the calling task holds.
                 Nothing was written.
-            TranscriptError: no JSON object, or the operating system refused; the file is as before, but for a sync that
-                failed: the message says so.
+            TranscriptError: the record would not come back equal (the message names the place), or the operating system
+                refused; the file is as before, but for a sync that failed: the message says so.
             InvalidSession: the path cannot name a file.
         """
         text = checked_path(path)

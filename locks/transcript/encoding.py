@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import TranscriptError
+from . import lines
 from .header import LONGEST_HEADER
-from .lines import DEEPEST, LONGEST_LINE, MOST_DIGITS, too_deep, too_long
+from .lines import DEEPEST, MOST_DIGITS, is_too_deep, too_deep, too_long
 
 _encode = msgspec.json.Encoder().encode
-_TEXT = frozenset({str})
 _PLAIN = frozenset({str, int, bool, type(None)})
+_are_plain = _PLAIN.issuperset
+_are_text = frozenset({str}).issuperset
 _CONTAINERS = frozenset({dict, list})
-_USUAL = _PLAIN | _CONTAINERS | {float}
 _LOST = (bytes, bytearray, memoryview, set, frozenset, msgspec.Raw)
 _LONGEST_WAY = 300  # characters
 _MOST = 10**MOST_DIGITS
@@ -42,19 +43,21 @@ def encode(record: Mapping[str, Any], path: str) -> bytes:
         TranscriptError: it is no mapping; or holds what would not come back equal, and where; or is longer, or nested
             more deeply, than what can be read.
     """
-    if not isinstance(record, Mapping):
+    if type(record) is dict:  # as most are: asking an abstract class takes longer than the encoding
+        fields: dict[str, Any] = record
+    elif isinstance(record, Mapping):
+        fields = dict(record)
+    else:
         raise TranscriptError(f"record: {record!r:.80} is no mapping; a line of {path} is a JSON object", path=path)
-    fields = record if type(record) is dict else dict(record)
     try:
         data = _encode(fields)
     except (TypeError, ValueError, RecursionError) as error:
         data = _encode_slowly(fields, path, error)
     else:
-        if not (_PLAIN.issuperset(map(type, fields.values())) and _TEXT.issuperset(map(type, fields))) and not (
-            _is_usual(fields, data)
-        ):
+        flat = _are_plain(map(type, fields.values())) and _are_text(map(type, fields))
+        if not flat and not _is_usual(fields, data):
             _refuse_what_is_lost(fields, path)
-    if len(data) > LONGEST_LINE:
+    if len(data) > lines.LONGEST_LINE:
         raise TranscriptError(f"record cannot be written: its line would be {too_long()}", path=path)
     return data + b"\n"
 
@@ -128,25 +131,28 @@ def _digits(number: int) -> bytes:
 
 
 def _is_usual(record: dict[str, Any], data: bytes) -> bool:
-    """Whether it holds nothing but JSON's own, told by types: a NaN, written as `null`, is looked for elsewhere."""
-    level: list[Any] = [record]
-    found: set[type] = set()
-    for _ in range(DEEPEST):
-        inside: list[Any] = []
-        for one in level:
-            values = one
-            if type(one) is dict:
-                if not _TEXT.issuperset(map(type, one)):
+    """Whether it holds nothing but what comes back equal, as far as that can be told by types."""
+    found: list[Any] = [record]
+    numbers = False
+    for one in found:  # which grows by what is inside
+        if type(one) is dict:
+            for key in one:
+                if type(key) is not str:
                     return False
-                values = one.values()
-            types = set(map(type, values))
-            found |= types
-            if not _CONTAINERS.isdisjoint(types):
-                inside += [value for value in values if type(value) in _CONTAINERS]
-        if not inside:
-            return found <= _USUAL and (float not in found or b"null" not in data)
-        level = inside
-    return False
+            one = one.values()  # noqa: PLW2901 -- what is looked at is the same for both
+        for value in one:
+            kind = type(value)
+            if kind is str:
+                continue
+            if kind in _CONTAINERS:
+                found.append(value)
+            elif kind is float:
+                numbers = True
+            elif kind not in _PLAIN:
+                return False
+    if numbers and b"null" in data:
+        return False  # one of them may be a NaN, which is written so
+    return len(data) <= 2 * DEEPEST or not is_too_deep(record)
 
 
 # Value by value

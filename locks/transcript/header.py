@@ -74,7 +74,7 @@ def stays_first(line: bytes, ours: bytes | None = None) -> bool:
         record = decode(line.removesuffix(b"\n"))
     except NoRecord:
         return True
-    if not record:
+    if record is None:
         return False
     name, value = _BY_TYPE
     return (

@@ -23,6 +23,7 @@ MOST_DIGITS = 4300
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
+_SHALLOW = 2 * DEEPEST  # bytes: each level has two, so a shorter line is not too deep, and not too long
 _CONTAINERS = frozenset({dict, list})
 _decode = msgspec.json.Decoder().decode
 
@@ -61,8 +62,11 @@ def decode(line: bytes) -> dict[str, Any] | None:
         value = _tolerantly(line)
     if type(value) is not dict:
         raise NoObject(value)
-    if len(line) > 2 * DEEPEST:  # each level has two bytes, so shorter lines are neither too long nor too deep
-        _check_bounds(line, value)
+    if len(line) > _SHALLOW:
+        if len(line) > LONGEST_LINE:
+            raise NoRecord(too_long())
+        if is_too_deep(value):
+            raise NoRecord(too_deep())
     return value
 
 
@@ -77,6 +81,18 @@ def kind_of(line: bytes) -> Line:
 def is_blank(line: bytes) -> bool:
     """Whether nothing stands on a line but what JSON takes for blanks, behind a byte order mark perhaps."""
     return not line.removeprefix(_BOM).strip(_BLANK)
+
+
+def is_too_deep(record: dict[str, Any]) -> bool:
+    """Whether a record of dicts and lists is nested more deeply than the deepest."""
+    if _CONTAINERS.isdisjoint(map(type, record.values())):
+        return False  # flat, as most are
+    found: list[Any] = [record]
+    for one in found:  # which grows by what is inside
+        values = one.values() if type(one) is dict else one
+        if not _CONTAINERS.isdisjoint(map(type, values)):
+            found += [value for value in values if type(value) in _CONTAINERS]
+    return len(found) > DEEPEST and _is_too_deep(record)  # with fewer in all, no more can be inside each other
 
 
 def too_long() -> str:
@@ -100,17 +116,6 @@ def _tolerantly(line: bytes) -> Any:
         return tolerant.parse(text, deepest=DEEPEST, most_digits=MOST_DIGITS)
     except tolerant.Refused as error:
         raise NoRecord(str(error)) from error
-
-
-def _check_bounds(line: bytes, record: dict[str, Any]) -> None:
-    if len(line) > LONGEST_LINE:
-        raise NoRecord(too_long())
-    if _CONTAINERS.isdisjoint(map(type, record.values())):
-        return  # flat, as most are: its brackets stand in texts, and need not be counted
-    # Counted by what is missing without them, which goes by `memchr`; `count` looks at each byte.
-    brackets = sum(len(line) - len(line.replace(one, b"", DEEPEST + 1)) for one in (b"[", b"{"))
-    if brackets > DEEPEST and _is_too_deep(record):
-        raise NoRecord(too_deep())
 
 
 def _is_too_deep(record: dict[str, Any]) -> bool:

@@ -274,31 +274,51 @@ def _opened(path: str) -> Iterator[_File | None]:
 
 
 def _batches(file: _File, start: int, on_error: OnError, header: bytes | None = None) -> Iterator[Records]:
-    number = None if start else 0
+    number = None if start else 0  # of the lines before the piece
     for piece in _pieces(file, start):
-        records = Records()
-        skipped: list[BrokenLine] = []
         if isinstance(piece, _Giant):
-            number = None if number is None else number + 1
-            skipped.append(_broken(file, start, piece.length, number, lines.too_long(), on_error))
-            start += piece.length + 1
-            before = piece.end
+            records = Records()
+            place = None if number is None else number + 1
+            records.skipped = (_broken(file, start, piece.length, place, lines.too_long(), on_error),)
+            count, length, before = 1, piece.length + 1, piece.end
         else:
-            for line in _split(piece):
-                if number is not None:
-                    number += 1
-                try:
-                    record = decode(line)
-                except NoRecord as error:
-                    skipped.append(_broken(file, start, len(line), number, error, on_error))
-                else:
-                    if record is not None and (start or not is_header(record, len(line), header)):
-                        records.append(record)
-                start += len(line) + 1
-            before = piece
+            found = _split(piece)
+            records = _records_of(found, file, start, number, on_error)
+            if not start and records and _is_header(found[0], header):
+                del records[0]
+            count, length, before = len(found), len(piece), piece
+        start += length
+        number = None if number is None else number + count
         records.position = Position.behind(before, start, file.file_id)
-        records.skipped = tuple(skipped)
         yield records
+
+
+def _records_of(found: list[bytes], file: _File, start: int, number: int | None, on_error: OnError) -> Records:
+    """The records of some lines that follow each other, and those that are broken."""
+    records = Records()
+    skipped: list[BrokenLine] = []
+    known, add = 0, records.append
+    for index, line in enumerate(found):
+        try:
+            record = decode(line)
+        except NoRecord as error:
+            start += sum(map(len, found[known:index])) + index - known
+            known = index
+            place = None if number is None else number + index + 1
+            skipped.append(_broken(file, start, len(line), place, error, on_error))
+        else:
+            if record is not None:
+                add(record)
+    records.skipped = tuple(skipped)
+    return records
+
+
+def _is_header(line: bytes, header: bytes | None) -> bool:
+    try:
+        record = decode(line)
+    except NoRecord:
+        return False
+    return record is not None and is_header(record, len(line), header)
 
 
 def _split(data: bytes) -> list[bytes]:
