@@ -20,7 +20,7 @@ from lanes.table import SpecTable
 from locks import BrokenLine, LockRegistry, TranscriptError, _os
 from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
-from locks.transcript import lines, reading
+from locks.transcript import lines, reading, tolerant
 from runtime.cli import traffic
 from runtime.cli.problem import Problem
 from tests.foreign_lines import BLANK, BOM, BROKEN, LINES, deep_line, nested, plainly, same
@@ -352,6 +352,14 @@ def lines_of(record):
     from locks.transcript import encode
 
     return encode(record, "a.jsonl")
+
+
+@pytest.mark.failure("Z2", "Z5")
+def test_what_is_too_deep_is_refused_where_it_gets_too_deep_and_not_built_first():
+    with pytest.raises(tolerant.Refused, match="nested more than 5 deep"):
+        tolerant.parse("[" * 6 + "{no JSON", deepest=5, most_digits=10)
+    with pytest.raises(tolerant.Refused, match="malformed"):
+        tolerant.parse("[" * 5 + "{no JSON"[1:], deepest=5, most_digits=10)
 
 
 # Giant lines

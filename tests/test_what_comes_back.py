@@ -306,6 +306,7 @@ async def test_a_first_line_of_others_is_never_lost_nor_is_ours_put_in_its_place
         async with ctx.session.lease() as lease:
             assert await lease.read() == found
             await lease.replace([{"sum": 1}], through=found.position)
+            assert path.read_bytes() == (first if stays else b"") + b'{"sum":1}\n'
             end = await lease.append({"n": 3})
             await lease.replace([*(records if stays else []), {"sum": 2}], through=end)
             await lease.append({"n": 4})
