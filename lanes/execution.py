@@ -275,9 +275,16 @@ class Execution:
         return f"run {self.run.id} on lane {self.run.lane}"
 
     def cancel_body(self) -> None:
-        """Cancel the body; it may clean up and write until its fence closes."""
+        """Cancel the body; it may clean up and write until its fence closes.
+
+        It reads nothing more from now on. The cancellation comes when the present change is complete: it calls `cancel`
+        of whatever the body awaits, which may be a user's own future.
+        """
         if self._inbox is not None:
             self._inbox.shut()
+        _effects.after(self._cancel_scope)
+
+    def _cancel_scope(self) -> None:
         if self._scope is not None:
             self._scope.cancel()  # before the first step there is none: `conduct` sees the cause
 

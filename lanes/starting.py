@@ -245,16 +245,22 @@ class Starting(State):
         assert run.deadline is not None
         execution.timer = self.timers.at(run.deadline, self._deadline, execution)
         self.hooks.started(run)
-        self._start_body(execution)
+        _effects.after(self._start_body, execution)  # a task factory, and a trio instrument, are user code
 
     def _start_body(self, execution: Execution) -> None:
         """Start a body as a task of its own, in a copy of its submitter's context."""
         context = execution.context
-        assert context is not None and self.tasks is not None
+        if execution.over or context is None or self.tasks is None:
+            return
         if execution.spec.retry is not None:
             context = context.copy()  # what one attempt sets in it, the next one must not find
         know_loop(context)
-        self.tasks.start(execution.conduct(), execution.task_name, context, partial(self._body_died, execution))
+        conduct = execution.conduct()
+        try:
+            self.tasks.start(conduct, execution.task_name, context, partial(self._body_died, execution))
+        except Exception as error:
+            conduct.close()
+            self.body_ended(execution, None, error)
 
     def _wait_outside(self, lane: Lane, execution: Execution) -> None:
         """Give place and slot back, and wait until the other process has finished its turn."""

@@ -164,6 +164,10 @@ class State(ABC):
         """End a run, in whatever state it was, and let its successors go on."""
 
     @abstractmethod
+    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
+        """Turn what the body did into the run's outcome, or into its next attempt."""
+
+    @abstractmethod
     def _queue_timeout(self, execution: Execution) -> None:
         """A run has waited for as long as it may."""
 

@@ -1,13 +1,14 @@
 """User code calls anything at any instant: never between two halves of a change, and never to the scheduler's harm.
 
 `World` plays a host whose every callback (hooks, `on_drop`, log processors, finalizers, texts and properties of its
-exceptions, its own `path=`, comparisons of routes, readers of events, waiters) calls public methods by chance. Each
-call of a callback looks whether the scheduler is in a change, and whether its invariants hold; so does each call that
-it makes.
+exceptions, its own `path=`, comparisons of routes, futures, a task factory, readers of events, waiters) calls public
+methods by chance. Each call of a callback looks whether the scheduler is in a change, and whether its invariants hold;
+so does each call that it makes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
@@ -17,7 +18,9 @@ from typing import Any, get_args
 
 import anyio
 import pytest
+import sniffio
 import structlog
+import trio
 from anyio import get_cancelled_exc_class
 
 from lanes import GroupSpec, LaneError, LaneSpec, Message, RetrySpec, RunError, RunState, SessionLayout
@@ -71,6 +74,18 @@ class Route:
 
     def __hash__(self):
         return self.number
+
+
+class Odd(asyncio.Future[None]):
+    """A future of the user's; cancelling it calls the world."""
+
+    def __init__(self, world):
+        super().__init__()
+        self.world = world
+
+    def cancel(self, *args, **kwargs):
+        self.world.called("cancel of a future")
+        return super().cancel(*args, **kwargs)
 
 
 class World:
@@ -226,7 +241,8 @@ class World:
         self.sup.registry.revoke(self.sup.layout.file_of(self.key()), "by chance")
 
     def reset(self):
-        self.tasks.start_soon(self._reset, self.key())
+        if self.tasks is not None:
+            self.tasks.start_soon(self._reset, self.key())
 
     async def _reset(self, key):
         with contextlib.suppress(LaneError, LockError, RunError):
@@ -266,11 +282,28 @@ class World:
         elif what == "ignore":
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(4)
+        elif what == "odd":
+            await self.wait_oddly()
         elif what == "emit":
             ctx.emit(Owned(self, "an event"))
             await anyio.sleep(0.1)
         del held
         return Owned(self, "a value")
+
+    async def wait_oddly(self):
+        """Wait for something of the user's own making, until cancelled."""
+        if sniffio.current_async_library() == "asyncio":
+            await Odd(self)
+        else:
+            await trio.lowlevel.wait_task_rescheduled(self.aborted)
+
+    def aborted(self, _raise_cancel):
+        self.called("abort of a wait")
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def new_task(self, loop, coroutine, **options):
+        self.called("task factory")
+        return asyncio.Task(coroutine, loop=loop, **options)
 
     async def with_children(self, ctx):
         with contextlib.suppress(LaneError, LockError):
@@ -283,6 +316,8 @@ class World:
                 raise Mishap
 
     async def play(self):
+        if sniffio.current_async_library() == "asyncio":
+            asyncio.get_running_loop().set_task_factory(self.new_task)
         async with self.sup, anyio.create_task_group() as self.tasks:
             for _ in range(STEPS):
                 self.act("driver")
