@@ -64,7 +64,8 @@ class Group:
         self._ages: dict[Priority, list[tuple[float, int, Lane]]] = {p: [] for p in Priority}
         """A heap of when the runs that lanes could start were submitted; entries that a lane has left are stale."""
         self._returning: OrderedDict[Execution, anyio.Event | None] = OrderedDict()
-        """Runs that have waited for another one and take a slot again; with what they wait for, if they do."""
+        """Runs that have waited for another one and take a slot again; with what their bodies wait for, while they do.
+        A body that goes on without its slot stays here, and waits for nothing."""
         self._order = count()
         self._got = dict.fromkeys(Priority, 0)
         """How far each class has come."""
@@ -183,8 +184,13 @@ class Group:
             event = self._returning[execution] = anyio.Event()
         return event
 
+    def waits_no_more(self, execution: Execution) -> None:
+        """Note that a run goes on, with a slot or without; without one, it still takes the next free one."""
+        if execution in self._returning:
+            self._returning[execution] = None
+
     def keeps_waiting(self, execution: Execution) -> bool:
-        """Whether a run that goes on waits for its slot."""
+        """Whether a run that goes on waits for its slot: exactly while its body does."""
         return self._returning.get(execution) is not None
 
     def has_slot(self, urgency: Priority) -> bool:

@@ -91,6 +91,13 @@ class Lane:
             heapq.heappop(ready)
         return None
 
+    def least_urgent_before(self, rank: int) -> Priority:
+        """The class of the least urgent one that is ready, and starts before one of that rank."""
+        return max(
+            (one.urgency for place, one in self.ready if place < rank and one.is_ready and one.rank == place),
+            default=Priority.FOREGROUND,
+        )
+
     def take(self) -> Execution:
         """Move the one that `next` names to the running."""
         execution = heapq.heappop(self.ready)[1]

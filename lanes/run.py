@@ -156,7 +156,8 @@ class Run:
         task) lends its group slot meanwhile, and takes one again before it goes on.
 
         Raises:
-            DeadlockError: the run can only end after the run that wants to wait for it. Nothing has changed.
+            DeadlockError: the run can only end after the run that wants to wait for it, and no cancel scope with a
+                deadline, inside that one's body, ends the wait. Nothing has changed.
         """
         if self.outcome is None:
             if self._ended is None:

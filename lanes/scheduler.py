@@ -48,7 +48,8 @@ class Scheduler(Finishing):
         Whichever way it ends, each run has an outcome when it has. Bodies that were abandoned keep it waiting.
         """
         self.registry.bind()  # here, in a task: the first work may come from a callback of the loop, which is none
-        self.registry.wait_sources.append(self.waits.tasks_before)
+        self.scope_ends = anyio.current_effective_deadline()
+        self.registry.wait_sources.append(self.waits.needs)
         try:
             async with new_host() as self.tasks:
                 self._task, self.intake.thread = current_task(), threading.get_ident()
@@ -63,7 +64,7 @@ class Scheduler(Finishing):
         finally:
             self.tasks, self._task = None, None
             self._tell_the_rest()
-            self.registry.wait_sources.remove(self.waits.tasks_before)
+            self.registry.wait_sources.remove(self.waits.needs)
 
     async def _serve_timers(self) -> None:
         while True:

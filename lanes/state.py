@@ -6,6 +6,7 @@ The scheduler is one object in four layers, each a file with one subject: what i
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -75,6 +76,8 @@ class State(ABC):
         self.history = History(keep_outcomes)
         self.abandoned: dict[Execution, tuple[float, str]] = {}
         """Bodies that ignored their cancellation and still run: since when, and where they stood then."""
+        self.scope_ends = math.inf
+        """When the scope that the supervisor lives in ends, on the loop's clock: not a limit of any body's own."""
         self.late_writes_refused = 0
         self.late_events_dropped = 0
         self._refusals = threading.Lock()
@@ -143,7 +146,7 @@ class State(ABC):
 
     def new_fence(self, lane: str, run_id: int) -> Fence:
         """A run's permission to write."""
-        return Fence(lane=lane, run_id=run_id, on_refused=self._refused)
+        return Fence(lane=lane, run_id=run_id, on_refused=self._refused, scope_ends=self.scope_ends)
 
     def _refused(self) -> None:
         with self._refusals:  # late writes come from threads

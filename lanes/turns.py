@@ -16,11 +16,13 @@ class _Queue:
     Invariant: `waiting[p]` is how many behind the front are of class `p`, by what they were submitted with.
     """
 
-    __slots__ = ("order", "waiting")
+    __slots__ = ("line", "order", "waiting")
 
     def __init__(self) -> None:
         self.order: OrderedDict[Execution, None] = OrderedDict()
         self.waiting = [0] * len(Priority)
+        self.line: dict[Execution, tuple[Execution | None, Priority]] | None = None
+        """What `Turns.place` says of each, since the order last changed."""
 
 
 class Turns:
@@ -42,6 +44,7 @@ class Turns:
             queue = self._by_file[file] = _Queue()
         first = not queue.order
         queue.order[execution] = None
+        queue.line = None
         if not first:
             queue.waiting[execution.given_urgency] += 1
         return first
@@ -59,7 +62,7 @@ class Turns:
         if any(one.goes_first for one in queue.order):
             self._insert(queue, execution, [one for one in queue.order if one.goes_first][-1])
             return None
-        queue.order[execution] = None
+        queue.order[execution], queue.line = None, None
         queue.order.move_to_end(execution, last=False)
         if front.is_queued():
             queue.waiting[front.given_urgency] += 1
@@ -79,6 +82,7 @@ class Turns:
         for one in order[behind:]:
             del queue.order[one]
         queue.order |= dict.fromkeys([execution, *order[behind:]])
+        queue.line = None
         queue.waiting[execution.given_urgency] += 1
 
     def leave(self, file: str, execution: Execution) -> Execution | None:
@@ -86,6 +90,7 @@ class Turns:
         queue = self._by_file[file]
         first = next(iter(queue.order)) is execution
         del queue.order[execution]
+        queue.line = None
         if not first:
             queue.waiting[execution.given_urgency] -= 1
             return None
@@ -98,7 +103,8 @@ class Turns:
 
     def replace(self, file: str, old: Execution, new: Execution) -> None:
         """Put the next attempt of a run in the place of the one at the front."""
-        order = self._by_file[file].order
+        queue = self._by_file[file]
+        order, queue.line = queue.order, None
         assert next(iter(order)) is old, "only who conducts a session is tried again"
         del order[old]
         order[new] = None
@@ -109,10 +115,20 @@ class Turns:
         queue = self._by_file.get(file)
         return next(iter(queue.order)) if queue is not None else None
 
-    def line(self, file: str) -> dict[Execution, Execution | None]:
-        """Who is right before each one in a session; `None` before the front."""
-        order = self._by_file[file].order
-        return dict(zip(order, chain((None,), order), strict=False))
+    def place(self, file: str, execution: Execution) -> tuple[Execution | None, Priority]:
+        """Who is right before one in a session, `None` before the front; and which class it will have at the front.
+
+        That takes no longer for many of one session than for the first one.
+        """
+        queue = self._by_file[file]
+        if queue.line is None:
+            urgency, urgencies = Priority.BACKGROUND, list[Priority]()
+            for one in reversed(queue.order):
+                urgency = min(urgency, one.given_urgency)
+                urgencies.append(urgency)
+            before = chain((None,), queue.order)
+            queue.line = dict(zip(queue.order, zip(before, reversed(urgencies), strict=False), strict=True))
+        return queue.line[execution]
 
     def last(self, file: str) -> Execution | None:
         """Who came last of those that conduct a session or wait for it."""

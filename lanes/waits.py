@@ -1,50 +1,57 @@
 """Runs that wait for other runs: they lend their slot, and a wait that can never end is refused before it begins.
 
+What a run needs, before it can end, says `_needs`: in a list all of whose members must come true, each by any one of
+the nodes in it. A node is a run or a task. A run that is under way needs the task of its body to go on. That task needs
+the run that it waits for, or, while it waits for its slot again, any one of those that have the slots; or the right
+that it waits for (`LockRegistry.needs`). A queued run needs whoever is right before it in its session, or has the
+session's turn in the lock registry; any one of those that run on its lane when that is full; and any one of those that
+have the slots of its group when there is none left for it, or for one that goes before it on its lane. Who waits for a
+run has lent its slot, but who waits for a right in the lock registry has not. The registry asks `needs` as well, and
+searches (`locks.deadlock`). So a ring is found whatever it is made of, by whoever would close it; a plain search for
+cycles would refuse a wait for a lane of two places because of one that is stuck.
+
 A run counts as waiting while the task that runs its body waits: what its child tasks do leaves the body free to go on.
-What a run needs in order to end is a list of alternatives each: all of them must come true, each by any one of the runs
-in it. A run that waits for another needs that one. A queued one needs whoever is right before it in its session, any
-one of those that run on its lane when that is full, and any one of those that have the slots of its group when there is
-none left for it. Who waits for a run has lent its slot, but who waits for a right in the lock registry has not.
-Rights count too (`LockRegistry.blockers`); the registry asks `tasks_before` in return. So a ring is found whatever it
-is made of, by whoever would close it; a plain search for cycles would refuse a wait for a lane of two places because of
-one that is stuck.
+It does not count while a time limit of its own ends the wait, a cancel scope with a deadline inside the body: then the
+body goes on, whatever it waits for. The run's own budgets are no such limits; they end it by failing.
 
 A run that goes on takes a slot again, and does not wait for one where that would never end: it goes on without.
 
 Not seen: a body that waits for one of its own child tasks; a ring that is closed by no wait, but by a run that is put
-before another one; and, when a right is asked for, a ring through alternatives. Deadlines bound those.
+before another one; one through a right in another lock registry, as two supervisors have that do not share one; and
+limits that are in no cancel scope (`asyncio.timeout`). Deadlines bound those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
 
-from locks import DeadlockError, LockRegistry, _effects
+from locks import DeadlockError, Holder, LockRegistry, Right, _effects
 from locks._loop import current_task
+from locks.deadlock import AnyOf, name_of
 
 from .checks import Priority
+from .execution import Execution
 from .run import RunState
 
 if TYPE_CHECKING:
     from .admission import Group
-    from .execution import Execution
     from .run import Run
     from .turns import Turns
 
-# What for, and any one of whom.
-_Needs = list[tuple[str, list["Execution"]]]
-# Who is right before each one in its session, as far as one search has looked.
-_Lines = dict["Execution", "Execution | None"]
+_Needs = list[tuple[str, list[object]]]
+"""What for, and any one of which runs and tasks."""
+_Stuck = dict[object, list[object]]
 
 
 class Waits:
     """Which run waits for which, in one scheduler. On the event loop's thread.
 
     Invariants: an execution is in `_waiting`, and in the list in `_awaited` of the run that it waits for, exactly while
-    the task of its body waits in `wait` and that run has not ended; in `_by_task` until that task goes on.
+    the task of its body waits in `wait` and that run has not ended; in `_by_task` until that task goes on; in
+    `_limited` for as long, if a time limit of its own ends the wait.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Waits:
         self._waiting: dict[Execution, Run] = {}
         self._awaited: dict[Run, list[Execution]] = {}
         self._by_task: dict[object, Execution] = {}
+        self._limited: set[Execution] = set()
 
     def __len__(self) -> int:
         return len(self._by_task)
@@ -88,7 +96,7 @@ class Waits:
         try:
             await ended.wait()
             turn = group.turn_of(asking)
-            if turn is not None and self._stuck(asking) is None:
+            if turn is not None and not self._waits_in_vain(asking):
                 await turn.wait()
         finally:
             self._end(asking, run, task)
@@ -100,6 +108,8 @@ class Waits:
 
     @_effects.change
     def _end(self, asking: Execution, run: Run, task: object) -> None:
+        self._groups[asking.spec.group].waits_no_more(asking)
+        self._limited.discard(asking)
         if self._by_task.pop(task, None) is not None:
             asking.progress()  # its idle budget counts from here again
         if self._waiting.pop(asking, None) is not None:
@@ -119,34 +129,30 @@ class Waits:
             asking.urgency = self._turns.most_urgent(asking.file)  # who waits for its turn lends it its priority
         self._groups[asking.spec.group].take_again(asking)
 
-    def tasks_before(self, task: object) -> Iterable[object]:
-        """The tasks that must go on before a task that waits here can: what the lock registry asks.
-
-        Only those without an alternative: the registry's own search knows no others.
-        """
-        asking = self._by_task.get(task)
-        todo = [asking] if asking is not None else []
-        seen: set[Execution] = set()
-        lines: _Lines = {}
-        while todo:
-            one = todo.pop()
-            if one in seen:
-                continue
-            seen.add(one)
-            if one is not asking and one.fence.task is not None:
-                yield one.fence.task
-                continue
-            todo += [some[0] for _, some in self._needs(one, lines) if len(some) == 1]
+    def needs(self, node: object) -> Sequence[object]:
+        """All that a run, or the task of a body that waits here, needs before it can go on: a `WaitSource`."""
+        if isinstance(node, Execution):
+            needed = node.owner.waits._needs(node)
+        else:
+            waiting = self._by_task.get(node)
+            if waiting is None:
+                return ()
+            needed = self._awaited_by(waiting)
+        return [some[0] if len(some) == 1 else AnyOf(tuple(some)) for _, some in needed]
 
     def _begin(self, asking: Execution, run: Run, task: object) -> None:
-        self._waiting[asking] = run
-        stuck = self._stuck(asking)
+        self._waiting[asking], self._by_task[task] = run, asking
+        if anyio.current_effective_deadline() < asking.fence.scope_ends:
+            self._limited.add(asking)
+        target = run._execution
+        assert target is not None
+        # Mostly it needs nothing, and then there is nothing to search.
+        stuck = self._stuck(asking) if target is asking or target.owner.waits._needs(target) else None
         if stuck is None:
-            self._by_task[task] = asking
             self._awaited.setdefault(run, []).append(asking)
             return
-        del self._waiting[asking]
-        chain = _chain(asking, stuck)
+        chain = self._chain(asking, stuck)
+        del self._waiting[asking], self._by_task[task]
         told = "; ".join(f"{who} waits for {what}" for who, what, _ in chain)
         raise DeadlockError(f"waiting for run {run.id} on lane {run.lane} would never end: {told}", chain=chain)
 
@@ -156,104 +162,122 @@ class Waits:
         if not others:
             del self._awaited[run]
 
-    def _needs(self, one: Execution, lines: _Lines) -> _Needs:
-        """Who must end before it can: all of the lists, each by any of its members. Empty: it can go on by itself."""
-        waits = one.owner.waits
-        if waits is not self:
-            return waits._needs(one, lines)  # a run of another supervisor
+    def _waits_in_vain(self, asking: Execution) -> bool:
+        """Whether a run that takes its slot again would never get it, or only a limit of its own would end that."""
+        limited = asking in self._limited
+        self._limited.discard(asking)
+        stuck = self._stuck(asking)
+        if limited:
+            self._limited.add(asking)
+        return stuck is not None
+
+    def _stuck(self, asking: Execution) -> _Stuck | None:
+        """Everything that can never end, with its needs, if the asking one is among it."""
+        stuck = self._registry.never_ending(asking)
+        return stuck if asking in stuck else None
+
+    def _needs(self, one: Execution) -> _Needs:
+        """What has to come before a run can end; nothing where it can go on by itself."""
         if one.over or one.ending:
             return []  # asked to end, it is woken from whatever it waits for
         if one.steered_into is not None:
             return [("reader", [one.steered_into])]
         if one.run.state is RunState.RUNNING:
-            return self._needs_of_running(one)
-        needs: _Needs = []
+            # The task of its body waits, in this registry or in another one that the search does not know.
+            task, registry = one.fence.task, one.owner.registry
+            needs = self._awaited_by(one)
+            if task is not None and registry.waits(task):
+                needs += [("right", [holder]) for holder in registry.needs(task)]
+                needs.append(("body", [task]))
+            return needs
+        urgency, needs = one.urgency, []
         if one.in_line and one.file is not None:
-            if one not in lines:
-                lines |= self._turns.line(one.file)
-            ahead = lines[one]
+            ahead, at_front = self._turns.place(one.file, one)
+            urgency = min(urgency, at_front)  # who waits for its turn lends it its priority
             if ahead is not None:
                 needs.append(("turn", [ahead]))
+            else:
+                needs += [("held", [holder]) for holder in self._registry.keepers(one.file, Right.TURN)]
         if len(one.lane.running) >= one.lane.spec.capacity:
             needs.append(("place", list(one.lane.running)))
-        return needs + self._slot(one)
+        if urgency == one.urgency:
+            urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it does not overtake those
+        return needs + self._slot(one, urgency)
 
-    def _needs_of_running(self, one: Execution) -> _Needs:
+    def _awaited_by(self, one: Execution) -> _Needs:
+        """What the body of a run waits for here."""
+        if one in self._limited or one.over or one.ending:
+            return []
         awaited = self._waiting.get(one)
         if awaited is not None:
             target = awaited._execution
             return [("run", [target])] if target is not None else []
-        if self._groups[one.spec.group].keeps_waiting(one):
-            return self._slot(one)
-        return [("right", [holder]) for holder in map(self._holder, self._registry.blockers(one.fence.task)) if holder]
+        return self._slot(one, one.urgency) if self._groups[one.spec.group].keeps_waiting(one) else []
 
-    def _slot(self, one: Execution) -> _Needs:
-        """Who keeps it from a slot; the one who asks has lent its own by then."""
+    def _slot(self, one: Execution, urgency: Priority) -> _Needs:
+        """Who keeps a run of that class from a slot; the one who asks has lent its own by then."""
         group = self._groups[one.spec.group]
-        if group.has_slot(one.urgency):
+        if group.has_slot(urgency):
             return []
         spec = group.spec
         holders = [holder for holder in group.holders if holder not in self._waiting]
-        others = [holder for holder in holders if holder.urgency is not Priority.FOREGROUND]
-        needs: _Needs = []
+        others = [holder for holder in holders if group.holders[holder] is not Priority.FOREGROUND]
+        needs = _Needs()
         if len(holders) >= spec.slots:
-            needs.append(("slot", holders))
-        if one.urgency is not Priority.FOREGROUND and len(others) >= spec.slots - spec.reserve:
-            needs.append(("slot", others))
+            needs.append(("slot", list(holders)))
+        if urgency is not Priority.FOREGROUND and len(others) >= spec.slots - spec.reserve:
+            needs.append(("slot", list(others)))
         return needs
 
-    def _holder(self, task: object) -> Execution | None:
-        return next((one for one in self._live.values() if one.fence.task is task), None)
+    # Telling
 
-    def _stuck(self, asking: Execution) -> dict[Execution, _Needs] | None:
-        """Everybody who can never end, with their needs, if the asking one is among them.
+    def _chain(self, asking: Execution, stuck: _Stuck) -> tuple[tuple[Holder, str, Holder], ...]:
+        """One way round the ring, as the lock registry tells it: who waits, for what, and who keeps them waiting."""
+        steps = list[tuple[Holder, str, Holder]]()
+        one: object = asking
+        seen = set[object]()
+        while one not in seen:
+            seen.add(one)
+            kind, other = self._step(one, stuck)
+            steps.append((_holder(one), _told(kind, one, other), _holder(other)))
+            one = other
+        return tuple(steps)
 
-        Who can end is found step by step, from those who need nobody; the others are stuck.
-        """
-        needs: dict[Execution, _Needs] = {}
-        lines: _Lines = {}
-        todo = [asking]
-        while todo:
-            one = todo.pop()
-            if one not in needs:
-                needs[one] = self._needs(one, lines)
-                todo += [other for _, some in needs[one] for other in some]
-        can_end: set[Execution] = set()
-        inside_out = list(reversed(needs.items()))  # so that one round is enough for a long queue
-        found = True
-        while found:
-            found = False
-            for one, needed in inside_out:
-                if one not in can_end and all(any(other in can_end for other in some) for _, some in needed):
-                    can_end.add(one)
-                    found = True
-        if asking in can_end:
-            return None
-        return {one: needed for one, needed in needs.items() if one not in can_end}
+    def _step(self, one: object, stuck: _Stuck) -> tuple[str, object]:
+        """What something waits for in vain, and who keeps it; runs stand for the tasks of their bodies."""
+        while isinstance(one, Execution):
+            needs = one.owner.waits._needs(one)
+            kind, some = next((kind, some) for kind, some in needs if all(other in stuck for other in some))
+            if kind != "body":
+                return kind, self._run_of(some[0])
+            one = some[0]  # its task waits for something that others tell of
+        other = next(other for other in stuck[one] if other in stuck)
+        return "task", self._run_of(other.nodes[0] if isinstance(other, AnyOf) else other)
 
-
-def _chain(asking: Execution, stuck: dict[Execution, _Needs]) -> tuple[tuple[object, str, object], ...]:
-    """One way round the ring, as the lock registry tells it: who waits, for what, and who keeps them waiting."""
-    steps: list[tuple[object, str, object]] = []
-    one = asking
-    seen: set[Execution] = set()
-    while one not in seen:
-        seen.add(one)
-        kind, some = next((kind, some) for kind, some in stuck[one] if all(other in stuck for other in some))
-        steps.append((one.fence.holder, _told(kind, one, some[0]), some[0].fence.holder))
-        one = some[0]
-    return tuple(steps)
+    def _run_of(self, node: object) -> object:
+        if isinstance(node, Execution):
+            return node
+        return next((one for one in self._live.values() if one.fence.task is node), node)
 
 
-def _told(kind: str, one: Execution, other: Execution) -> str:
+def _holder(node: object) -> Holder:
+    return node.fence.holder if isinstance(node, Execution) else Holder(task=name_of(node) or "")
+
+
+def _told(kind: str, one: object, other: object) -> str:
+    if kind == "task" or not isinstance(one, Execution):
+        return str(_holder(other))
+    if kind == "right":
+        return f"a right of {_holder(other)}"
+    if kind == "held":
+        return f"the turn of session {one.run.session}, which {_holder(other)} has"
+    assert isinstance(other, Execution)
     if kind == "turn":
         return f"the turn of session {one.run.session}, which run {other.run.id} has before it"
     if kind == "place":
         return f"a place on lane {one.lane.name}, where run {other.run.id} runs"
     if kind == "slot":
         return f"a slot of group {one.spec.group}, where run {other.run.id} has one"
-    if kind == "right":
-        return f"a right of {other.fence.holder}"
     if kind == "reader":
         return f"run {other.run.id}, which has its message"
     return f"run {other.run.id}"

@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-from anyio import CancelScope
+from anyio import CancelScope, current_effective_deadline
 from anyio.lowlevel import EventLoopToken, checkpoint, current_token
 
 from . import _clock, _effects, network
@@ -29,7 +29,7 @@ from ._loop import current_loop, current_task, poster, scope_type
 from ._os import FileId
 from .checks import flag, seconds
 from .claim import Claim, ClaimState, without
-from .deadlock import WaitGraph, WaitSource, tasks_of
+from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending, tasks_of
 from .engines.choose import EngineName, engine_for
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry
@@ -170,6 +170,7 @@ class Arbiter:
         *,
         suspend: bool = True,
         task: object = None,
+        gives_up: bool = True,
     ) -> Claim:
         """Take a right, waiting in order of arrival. A checkpoint. Returns the claim that holds it.
 
@@ -178,12 +179,15 @@ class Arbiter:
             suspend: `False` to suspend only if there is something to wait for.
             task: whose block it is for; whoever waits for that task in turn is refused. Take it out of the claim's
                 `tasks` before giving the claim back.
+            gives_up: whether `wait_timeout` is a limit of this wait, after which its task goes on, and not the deadline
+                of what it is for.
 
         That is `claim`, or the one that the same run holds already. Cancelled, nothing is held or waited for.
 
         Raises:
             LeaseTimeout: `wait_timeout` seconds passed.
-            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds.
+            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds, and
+                no time limit of its own ends the wait.
             TranscriptError: the file cannot be opened or locked.
         """
         asked_at = _clock.clock.now()
@@ -198,7 +202,8 @@ class Arbiter:
                         await checkpoint()
                     return got
                 me = current_task()
-                self._waits.begin(me, got)
+                limit = current_effective_deadline() if claim.scope_ends is None else claim.scope_ends
+                self._waits.begin(me, got, -math.inf if gives_up and give_up_at < math.inf else limit)
                 try:
                     await self._room.wait(path, got, give_up_at)
                 finally:
@@ -290,6 +295,31 @@ class Arbiter:
         """
         found = self._waits.in_the_way(task)
         return () if found is None else tasks_of(found[1])
+
+    def never_ending(self, asking: object) -> dict[object, list[object]]:
+        """All that a task, or whatever else `wait_sources` know, waits for in vain, with what that needs in turn.
+
+        It has `asking` itself exactly when that can never go on.
+        """
+        return never_ending(asking, self._waits.needs)
+
+    def waits(self, task: object) -> bool:
+        """Whether a task waits for a right here, or for anything that `wait_sources` tell of."""
+        return self._waits.waits(task)
+
+    def needs(self, task: object) -> Iterator[object]:
+        """The tasks that have to go on before a task gets the right that it waits for here.
+
+        As `blockers`, but none where the wait ends by a time limit of its own.
+        """
+        return self._waits.rights_of(task)
+
+    def keepers(self, path: str, right: Right) -> Iterator[object]:
+        """The tasks that have to go on before a right that is held here is given back, of a file by its usual name."""
+        entry = self._files.known(path)
+        queue = entry.queues.get(right) if entry is not None else None
+        held = in_the_way(queue) if queue is not None else None
+        return iter(()) if held is None else self._waits.keepers(held)
 
     def waiting_for(self, task: object) -> tuple[str, str] | None:
         """The path that a task waits for here, and who holds it, in words; `None` where `blockers` knows nobody."""

@@ -79,6 +79,8 @@ class Claim:
     """Whether its file was seen to have the name while its lock was ours: who replaces a file needs that lock."""
     path = ""
     """The name by which the file was asked for."""
+    scope_ends: float | None = None
+    """As `bound`, on the loop's clock, if it is known: a limit of its wait, and around the block."""
     tasks: tuple[object, ...] = ()
     """The tasks whose blocks it holds, or who wait for it: who has to go on before it is given back."""
     scopes: tuple[anyio.CancelScope, ...] = ()
@@ -120,6 +122,7 @@ class Claim:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
         claim = Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
         claim.on_lost, claim.supersedes, claim.idle = self.on_lost, self.supersedes, self.idle
+        claim.scope_ends = self.scope_ends
         return claim
 
     @property

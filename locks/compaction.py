@@ -186,7 +186,7 @@ async def _give_way(registry: LockRegistry, lease: Lease) -> Claim:
     registry.release(claim)
     me = current_task()
     turn = registry.new_claim(claim.given_holder, math.inf, fence=claim.fence, bound=claim.bound)
-    turn = await registry.acquire(lease.path, Right.TURN, turn, wait, task=me)
+    turn = await registry.acquire(lease.path, Right.TURN, turn, wait, task=me, gives_up=False)
     try:
         await lease.take_again(claim)
     except BaseException:

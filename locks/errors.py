@@ -98,7 +98,10 @@ class TranscriptError(LockError):
 
 
 class DeadlockError(LockError):
-    """The wait was refused because what it waits for cannot happen before the wait ends. Nothing was taken."""
+    """The wait was refused because what it waits for cannot happen before the wait ends. Nothing was taken.
+
+    A wait that has a time limit of its own is not refused.
+    """
 
     path: str = ""
     chain: tuple[tuple[Holder, str, Holder], ...] = ()

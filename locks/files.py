@@ -73,6 +73,10 @@ class OpenFiles:
         self._by_path[path] = entry
         return entry
 
+    def known(self, path: str) -> Entry | None:
+        """The entry of a file by a name by which it was asked for, if it has one; without a look at the disk."""
+        return self._by_path.get(path)
+
     def find(self, path: str) -> Entry | None:
         """The entry of a file, by any of its names, if it has one."""
         entry = self._by_path.get(path)

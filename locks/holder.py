@@ -70,6 +70,7 @@ class Fence:
         "lane",
         "on_refused",
         "run_id",
+        "scope_ends",
         "task",
     )
 
@@ -81,6 +82,7 @@ class Fence:
         deadline: float = math.inf,
         end_at: float = math.inf,
         on_refused: Callable[[], Any] | None = None,
+        scope_ends: float = math.inf,
     ) -> None:
         text_or_none("lane", lane)
         identity_or_none("run_id", run_id)
@@ -91,6 +93,8 @@ class Fence:
         """When the run is asked to stop, on the clock of this package."""
         self.end_at = end_at
         """The first instant at which none of its writes is legal any more: deadline + grace."""
+        self.scope_ends = scope_ends
+        """When the scope that its run lives in ends, on the loop's clock; an earlier limit of a wait is its own."""
         self.on_refused = on_refused
         """Called for each write that is refused, on the thread that tried it."""
         self.claims: dict[Claim, None] = {}

@@ -99,13 +99,13 @@ class Lease:
         fence = self._fence
         if fence is not None:
             fence.check(self.path)  # before a file could be created for a run that is over
-        bound = current_effective_deadline()
+        bound = scope_ends = current_effective_deadline()
         if bound == -math.inf:
             await checkpoint()  # cancelled already: raises, before anything was taken
         if bound != math.inf:
             bound = _clock.clock.now() + (bound - current_time())
         claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
-        claim.idle, claim.supersedes = self._idle_timeout, self._supersede
+        claim.idle, claim.supersedes, claim.scope_ends = self._idle_timeout, self._supersede, scope_ends
         self._task = claim.identity if claim.fence is None else current_task()
         self._claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
         self._scope = scope = registry.new_scope()
@@ -127,7 +127,7 @@ class Lease:
         claim = old.again()
         claim.supersedes = False
         self._claim = await registry.acquire(
-            self.path, self._right, claim, None if left == math.inf else left, task=self._task
+            self.path, self._right, claim, None if left == math.inf else left, task=self._task, gives_up=False
         )
         if self._claim is claim:
             claim.go_on_from(old)

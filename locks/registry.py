@@ -61,7 +61,8 @@ class LockRegistry(Arbiter):
     for schedulers, such as the floor above, which own the scopes that claims live in, and for `Lease` itself:
     `lease_for`, `new_lease`, `new_claim`, `acquire`, `acquire_nowait`, `release`, `end`, `end_by`, `end_claim_by`,
     `look_by`, `lose_all`, `moved`, `read_lines`, `write`, `written`, `append_lines`, `append_lines_sync`, `synced`,
-    `synced_now`, `set_aside`, `wait_sources`, `blockers` and `waiting_for`. Those take what they get as it is.
+    `synced_now`, `set_aside`, `wait_sources`, `blockers`, `never_ending`, `waits`, `needs`, `keepers` and
+    `waiting_for`. Those take what they get as it is.
 
     Not thread-safe but where a method says so. Needs no closing: an idle registry holds no file and no thread of its
     own.
@@ -125,7 +126,8 @@ class LockRegistry(Arbiter):
 
         Entering raises:
             LeaseTimeout: the wait budget passed.
-            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds.
+            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds, and
+                the wait has no time limit of its own, as `wait_timeout` is one.
             TranscriptError: the file cannot be opened or locked, or lives on a network file system.
         """
         return self.new_lease(
