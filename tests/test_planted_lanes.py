@@ -53,6 +53,11 @@ GUARDS = {
     "priority_not_lent": "fairness::a_foreground_run_that_waits_for_a_turn_lends_its_priority_to_the_one_before_it",
     "deadline_not_inherited": "children::a_child_has_at_most_its_parents_deadline_at_whatever_depth",
     "parents_turn_allowed": "children::a_child_that_names_the_session_of_a_run_above_it_is_refused",
+    "cut_short_still_waits": "deadlock_limits::who_goes_on_without_its_slot_needs_nothing_and_is_waited_for",
+    "limits_unseen": "deadlock_limits::an_attempt_without_waiting_is_no_wait",
+    "taken_turn_unseen": "deadlock_limits::a_run_of_another_supervisor_on_ones_own_session_is_not_waited_for",
+    "lane_order_ignored": "deadlock_limits::a_turn_behind_a_quiet_run_on_a_lane_whose_slots_are_taken_is_a_ring",
+    "lent_class_ignored": "deadlock_limits::who_will_be_lent_a_class_at_the_front_of_its_session_needs_no_quiet_slot",
     "shares_ignored": "fairness::classes_that_all_want_more_than_there_is_get_their_shares",
 }
 

@@ -4,8 +4,9 @@ nothing."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lanes import (
@@ -27,7 +28,9 @@ from lanes.checks import Priority
 from lanes.lane import Lane
 from lanes.scheduler import Scheduler
 from lanes.table import SpecTable
-from locks import _effects
+from locks import LockRegistry, _effects
+from locks.claim import Claim
+from locks.deadlock import WaitGraph
 from locks.holder import Fence
 from runtime import statistics
 
@@ -411,6 +414,59 @@ def shares_ignored() -> None:
         admission.STRIDE[urgency] = 10**6 * int(urgency)
 
 
+def cut_short_still_waits() -> None:
+    """A run that goes on without its slot is still taken to wait for it."""
+
+    def waits_no_more(self: admission.Group, one: execution.Execution) -> None:
+        reached["cut_short_still_waits"] += 1
+
+    admission.Group.waits_no_more = waits_no_more  # type: ignore[assignment, method-assign]
+
+
+def limits_unseen() -> None:
+    """A wait for a lease with a `wait_timeout` counts as one without."""
+    begin = WaitGraph.begin
+
+    def begin_without(self: WaitGraph, task: object, claim: Claim, limit: float = math.inf) -> None:
+        reached["limits_unseen"] += limit < math.inf
+        begin(self, task, claim)
+
+    WaitGraph.begin = begin_without  # type: ignore[method-assign]
+
+
+def taken_turn_unseen() -> None:
+    """A queued run is taken to start though another supervisor has its session's turn."""
+
+    def keepers(self: LockRegistry, *args: Any) -> Iterator[object]:
+        reached["taken_turn_unseen"] += 1
+        return iter(())
+
+    LockRegistry.keepers = keepers  # type: ignore[assignment, method-assign]
+
+
+def lane_order_ignored() -> None:
+    """An urgent run is taken to overtake on its lane."""
+
+    def least_urgent_before(self: Lane, rank: int) -> Priority:
+        reached["lane_order_ignored"] += 1
+        return Priority.FOREGROUND
+
+    Lane.least_urgent_before = least_urgent_before  # type: ignore[method-assign]
+
+
+def lent_class_ignored() -> None:
+    """Whether a queued run finds a slot is judged by the class that it was submitted with."""
+    place = turns.Turns.place
+
+    def place_as_submitted(
+        self: turns.Turns, file: str, one: execution.Execution
+    ) -> tuple[execution.Execution | None, Priority]:
+        reached["lent_class_ignored"] += 1
+        return place(self, file, one)[0], one.given_urgency
+
+    turns.Turns.place = place_as_submitted  # type: ignore[assignment, method-assign]
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     defect.__name__: defect
     for defect in (
@@ -450,5 +506,10 @@ DEFECTS: dict[str, Callable[[], None]] = {
         deadline_not_inherited,
         parents_turn_allowed,
         shares_ignored,
+        cut_short_still_waits,
+        limits_unseen,
+        taken_turn_unseen,
+        lane_order_ignored,
+        lent_class_ignored,
     )
 }
