@@ -1,8 +1,9 @@
 """Suite K2: kill -9 of `lanes run` at random points, and restarts on the same directory, which others share.
 
-In CI 50 kills, or as many as fit into 30 s; `LANES_LONG=1` makes it 5,000. At any time three processes share the
-directory; one after the other is killed and replaced, most of them amid their work, some while they start up. Each
-tells through a pipe what it did: which appends have returned, and when it had which turn. Afterwards
+In CI 50 kills, or as many as fit into 30 s, but never fewer than show something; `LANES_LONG=1` makes it 5,000. At any
+time three processes share the directory; one after the other is killed and replaced, most of them amid their work, some
+while they start up. Each tells through a pipe what it did: which appends have returned, and when it had which turn.
+Afterwards
 
 - every acknowledged record is in its file, once and whole, and the file loads;
 - no two turns of a session overlap, whoever held them. The turn that a process had when it was killed counts up to the
@@ -142,6 +143,11 @@ class Told:
         self.midway += bool(kept and open_since)
         self.starting += not kept
 
+    def enough(self) -> bool:
+        """Whether something was tested: so many kills, most of them amid the work, and some while programs ran."""
+        amid = self.midway * 3 >= self.kills and len(self.acknowledged) > 5 * self.kills
+        return self.kills >= LEAST and amid and self.orphaned * 10 >= self.kills
+
     def overlaps(self) -> list[tuple[Interval, Interval]]:
         """Pairs of turns of one session that overlap."""
         return [pair for holds in self.holds.values() for pair in overlaps(holds)]
@@ -160,9 +166,13 @@ def strike(directory: Path, kills: int, choice: random.Random, numbers: Iterator
         life.close()
 
     try:
-        while done < kills and (done < LEAST or time.monotonic() < end):
-            if choice.random() < 0.2:
+        while done < kills and (not told.enough() or time.monotonic() < end):
+            when = choice.random()
+            if when < 0.2:
                 victim, moment = lives[-1], choice.uniform(0, 0.5)  # it may still be starting up
+            elif when < 0.4:
+                victim, moment = lives[0], 0.0
+                eventually_sync(lambda: [life.works() for life in lives] and programs(lives[0].mark), within=120)
             else:
                 victim, moment = lives[0], choice.uniform(0, 0.4)
                 eventually_sync(lambda: all([life.works() for life in lives][:1]), within=120)
