@@ -50,7 +50,7 @@ class _Effects:
         """What the present change, or the one that has set off the present effect, was marked with."""
         self.noted: deque[_Effect] = deque()
 
-    def note(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
+    def add(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
         """Have something called when the outermost change is complete."""
         self.noted.append((self.generation + 1, self.marks, call, args))
 
@@ -91,7 +91,7 @@ def after(call: Callable[..., object], *args: Any) -> None:
     """
     here = _local.effects
     if here.depth:
-        here.note(call, args)
+        here.add(call, args)
     else:
         call(*args)
 
@@ -100,7 +100,7 @@ def release(*kept: Any) -> None:
     """Let go of objects when the change is complete: what finalizes them is user code."""
     here = _local.effects
     if here.depth:
-        here.note(_let_go, kept)
+        here.add(_let_go, kept)
 
 
 @contextmanager
