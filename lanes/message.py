@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,14 +40,16 @@ def message_of(value: Any) -> Message:
 
 
 def digest_of(body: Any) -> bytes:
-    """What two bodies have in common that are equal as JSON. Of a body that has no JSON, only its type counts.
+    """What two bodies have in common that are equal as JSON. Of others only the type counts.
 
-    Dataclasses and the like have one (`msgspec.to_builtins`).
+    Others are those that have no JSON (dataclasses and the like have one, by `msgspec.to_builtins`), and objects that
+    are equal to themselves alone (`eq=False`).
     """
-    try:
-        text = json.dumps(body, sort_keys=True, default=partial(msgspec.to_builtins, order="deterministic"))
-    except Exception:  # circular, too deep, an object of the sender's own
-        text = f"{type(body).__module__}.{type(body).__qualname__}"
+    kind = type(body)
+    text = f"{kind.__module__}.{kind.__qualname__}"
+    if body is None or any("__eq__" in base.__dict__ for base in kind.__mro__[:-1]):
+        with suppress(Exception):  # circular, too deep, an object of the sender's own
+            text = json.dumps(body, sort_keys=True, default=partial(msgspec.to_builtins, order="deterministic"))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 

@@ -496,6 +496,11 @@ class Fields:
     text: str
 
 
+@dataclass(eq=False)
+class Named:
+    text: str
+
+
 class Opaque:
     pass
 
@@ -516,9 +521,10 @@ ROUND.append(ROUND)
         ("\ud83d", "\ud83d", "\ufffd"),
         (None, None, ""),
         (Opaque(), Opaque(), Fields("a")),
+        (Named("a"), Named("b"), Fields("a")),
         (ROUND, [Opaque()], {"a": Opaque()}),
     ],
-    ids=["text", "object", "list", "bytes", "dataclass", "half a pair", "nothing", "no JSON", "round"],
+    ids=["text", "object", "list", "bytes", "dataclass", "half a pair", "nothing", "no JSON", "eq=False", "round"],
 )
 @pytest.mark.parametrize("keeps", ["done", "ended"])
 async def test_the_same_key_with_another_body_is_a_conflict_that_takes_nothing(

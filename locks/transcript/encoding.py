@@ -152,7 +152,7 @@ def _is_usual(record: dict[str, Any], data: bytes) -> bool:
                 return False
     if numbers and b"null" in data:
         return False  # one of them may be a NaN, which is written so
-    return len(data) <= 2 * DEEPEST or not is_too_deep(record)
+    return len(found) <= DEEPEST or not is_too_deep(record)
 
 
 # Value by value

@@ -65,7 +65,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
     if len(line) > _SHALLOW:
         if len(line) > LONGEST_LINE:
             raise NoRecord(too_long())
-        if is_too_deep(value):
+        if line.count(b"{") + line.count(b"[") > DEEPEST and is_too_deep(value):
             raise NoRecord(too_deep())
     return value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Protocol
 
 import anyio
@@ -11,7 +10,6 @@ import msgspec
 
 from lanes import Draining, LaneError, Message, Run, RunState
 from locks._events import log
-from locks._loop import Post, poster
 from runtime.supervisor import Supervisor
 
 from .bodies import Bodies
@@ -52,13 +50,12 @@ class Scenario:
         self.sleeps_at_most = plan.sleeps_at_most
         self._plan, self._bodies, self._ledger = plan, bodies, ledger
         self._sup: Supervisor | None = None
-        self._soon: Post | None = None
         self._unsent = 0
         ledger.on_end = self._ended
 
     async def send(self, sup: Supervisor) -> None:
         """Post every message at its time."""
-        self._sup, self._soon = sup, poster()
+        self._sup = sup
         start = anyio.current_time()
         for line, name in zip(self._plan.lines, self._ids, strict=True):
             await anyio.sleep_until(start + line.at * self._plan.scale)
@@ -104,13 +101,10 @@ class Scenario:
     def _ended(self, run: Run, messages: Sequence[Sent]) -> None:
         if run.state in (RunState.DONE, RunState.CANCELLED, RunState.SUPERSEDED):
             return
-        assert self._soon is not None
         for sent in messages:
             if sent.line.again > 0:
                 self._unsent += 1
-                # Not here: the scheduler is in the middle of ending this run.
-                again = msgspec.structs.replace(sent.line, again=sent.line.again - 1)
-                self._soon(partial(self._post_again, again))
+                self._post_again(msgspec.structs.replace(sent.line, again=sent.line.again - 1))
 
     def _post_again(self, line: Line) -> None:
         assert self._sup is not None
