@@ -55,7 +55,7 @@ def test_no_walk_tells_the_lanes_from_the_model(backend, part, tmp_path):
         seen += played.seen
     told = f"\n{backend}: {taken.total()} steps in {WALKS} walks: {dict(taken)}; {dict(seen)}"
     print(told)  # noqa: T201 -- a figure
-    assert taken.total() >= 0.8 * WALKS * STEPS, "too many walks ended early"
+    assert taken.total() >= 0.85 * WALKS * STEPS, "too many walks ended early"
     assert all(seen[name] for name in SEEN), f"some of {SEEN} never came: {seen}"
 
 
