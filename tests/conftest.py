@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests import blocking, leaks, surroundings, virtual
+from tests.planted.server import Server
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "asyncio": ("asyncio", {"debug": True}),
@@ -49,6 +50,14 @@ def _virtual() -> Iterator[virtual.VirtualClock]:
     """Virtual time for this test, asynchronous or not."""
     with virtual.virtual_time() as clock:
         yield clock
+
+
+@pytest.fixture(scope="session")
+def planting() -> Iterator[Server]:
+    """Runs tests with defects planted."""
+    server = Server()
+    yield server
+    server.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

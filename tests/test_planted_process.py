@@ -1,21 +1,13 @@
 """Suite G1 for the process: with a defect planted, the test that guards against it fails.
 
-Each guard runs in a process of its own; without a defect it passes, as part of this very run.
+Each guard runs in a fork of its own; without a defect it passes, as part of this very run.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from tests.planted.process import DEFECTS
-
-ROOT = Path(__file__).parent.parent
 
 GUARDS = {
     "watchdog_silent": "watchdog::a_blocked_loop_in_virtual_time_is_blocked_until_it_answers",
@@ -54,19 +46,5 @@ def test_every_defect_has_a_guard():
 
 @pytest.mark.suite("G1")
 @pytest.mark.parametrize("defect", GUARDS)
-def test_its_guard_catches_the_planted(defect):
-    file, _, name = GUARDS[defect].partition("::")
-    options = ["-x", "-q", "-p", "tests.planted.plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, f"tests/test_{file}.py", "-k", f"test_{name} and asyncio"],
-        cwd=ROOT,
-        env={**os.environ, "LANES_PLANT": defect},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
-    assert re.search(r"\b1 failed", done.stdout), done.stdout
-    counted = re.search(rf"planted {defect}: reached (\d+) times", done.stdout)
-    assert counted is not None and int(counted[1]) >= 1, f"the defect was never reached:\n{done.stdout}"
+def test_its_guard_catches_the_planted(planting, defect):
+    planting.assert_caught(defect, GUARDS[defect], "asyncio")
