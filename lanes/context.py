@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from locks import InvalidSession, LeaseLost, RunEnded, _clock
+from locks._loop import running_loop
 
-from .errors import WrongThread
+from .errors import wrong_loop
 from .inbox import Inbox
 from .processes import ProcessResult, run_process
 from .run import Body, Run
@@ -84,10 +84,8 @@ class RunContext:
         Raises:
             WrongThread: on another thread, from which readers cannot be woken.
         """
-        if threading.get_ident() != self._execution.owner.intake.thread:
-            raise WrongThread(
-                "emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)"
-            )
+        if running_loop() is not self._execution.owner.intake.loop:
+            raise wrong_loop("emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)")
         if self._execution.over:
             self._execution.owner.late_events_dropped += 1
             self.run._dropped_events += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from locks._loop import running_loop
+
 if TYPE_CHECKING:
     from .run import Run
 
@@ -60,6 +62,16 @@ class Draining(LaneError):
 
 class WrongThread(LaneError, RuntimeError):
     """Called on a thread that this call is not for; the message names the call that is. Nothing was submitted."""
+
+
+def wrong_loop(message: str) -> WrongThread:
+    """The error for a call on another event loop's code than the one that serves, or on a thread without a loop."""
+    if running_loop() is None:
+        return WrongThread(message)
+    return WrongThread(
+        f"{message}; another event loop runs the calling code: on one thread with it, hand the call over by its "
+        "`call_soon_threadsafe` or trio's `run_sync_soon`"
+    )
 
 
 class RunError(Exception):

@@ -252,10 +252,11 @@ class Execution:
 
     def release_turn(self, registry: LockRegistry) -> None:
         """Give the turn back, if it has it."""
-        claim, self.claim = self.claim, None
+        claim = self.claim
         if claim is not None:
             claim.on_lost = None
             registry.release(claim)
+            self.claim = None  # afterwards: an exception in between leaves it for the next call
 
     def progress(self) -> None:
         """Start the idle budget anew, within the hard deadline."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from asyncio import _get_running_loop
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
@@ -25,6 +24,7 @@ from typing import Any, Self
 import anyio
 
 from locks._events import log
+from locks._loop import on_trio
 
 Body = Coroutine[Any, Any, None]
 Ended = Callable[[BaseException | None], object]
@@ -59,7 +59,7 @@ class TaskHost(ABC):
 
 def new_host() -> TaskHost:
     """A host for the running event loop."""
-    return AsyncioHost() if _get_running_loop() is not None else TrioHost()
+    return TrioHost() if on_trio() else AsyncioHost()
 
 
 class AsyncioHost(TaskHost):

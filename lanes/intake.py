@@ -8,7 +8,6 @@ The order is that of the questions a sender would ask. Is anything taken at all?
 from __future__ import annotations
 
 import contextvars
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from locks import DeadlockError, _clock, _effects
 from locks._events import log
+from locks._loop import running_loop
 
 from . import checks
 from .checks import Priority
-from .errors import DedupeConflict, Draining, InvalidLane, LaneBusy, WrongThread
+from .errors import DedupeConflict, Draining, InvalidLane, LaneBusy, wrong_loop
 from .execution import Execution
 from .history import DedupeKey, Parked, Said
 from .lane import Lane
@@ -84,8 +84,8 @@ class Intake:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._next_id = 0
-        self.thread = 0
-        """The event loop's thread."""
+        self.loop: object = None
+        """The event loop that serves; on a thread of its own, or sharing one as host or guest."""
 
     def submit(
         self,
@@ -186,8 +186,8 @@ class Intake:
         bound_to: Execution | None,
     ) -> Request:
         scheduler = self._scheduler
-        if threading.get_ident() != self.thread and scheduler.serving:
-            raise WrongThread(
+        if running_loop() is not self.loop and scheduler.serving:
+            raise wrong_loop(
                 "submit and post belong to the event loop's thread; use submit_threadsafe, post_threadsafe"
             )
         if not scheduler.accepting and (bound_to is None or not scheduler.serving):

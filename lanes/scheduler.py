@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextvars
-import threading
 
 import anyio
 
 from locks import LockRegistry, _effects
 from locks._events import described, log
-from locks._loop import current_task, event_type, know_loop, scope_type
+from locks._loop import current_loop, current_task, event_type, know_loop, scope_type
 
 from .execution import Execution
 from .finishing import FROM_OUTSIDE, Finishing
@@ -52,7 +51,7 @@ class Scheduler(Finishing):
         self.registry.wait_sources.append(self.waits.needs)
         try:
             async with new_host() as self.tasks:
-                self._task, self.intake.thread = current_task(), threading.get_ident()
+                self._task, self.intake.loop = current_task(), current_loop()
                 self.hooks.context = contextvars.copy_context()
                 know_loop(self.hooks.context)
                 self.new_scope, self.new_event = scope_type(), event_type()

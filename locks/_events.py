@@ -1,7 +1,10 @@
 """Log lines of all floors: an event name in snake case plus fields, through structlog.
 
 A log line never harms what it reports on: an exception in the host's logging set-up is swallowed after one note on
-stderr. structlog is imported by the first registry or event, not with this module, because that takes longer than a
+stderr, which nobody may be able to read. Only what ends the process, `KeyboardInterrupt` and `SystemExit`, goes on to
+whoever logs, as it does from any other line.
+
+structlog is imported by the first registry or event, not with this module, because that takes longer than a
 command line may take to answer `--help`.
 """
 
@@ -28,22 +31,35 @@ def prepare() -> None:
 
 
 def log(event: str, /, *, level: str = "info", **fields: Any) -> None:
-    """Write one event, after the change of state that the caller may be in. Callable from any thread; never raises."""
+    """Write one event, after the change of state that the caller may be in. Callable from any thread.
+
+    No fault of the logging set-up is raised.
+    """
     _effects.after(_write, event, level, fields)
 
 
 def _write(event: str, level: str, fields: Mapping[str, Any]) -> None:
-    global _noted  # noqa: PLW0603 -- one note per process is the point
-    try:
-        for observer in observers:
+    for observer in observers:
+        try:
             observer(event, level, fields)
+        except Exception as error:
+            _note(error)
+    try:
         import structlog  # noqa: PLC0415 -- see the module's text
 
         getattr(structlog.get_logger("lanes"), level)(event, **fields)
     except Exception as error:
-        if not _noted:
-            _noted = True
-            print(f"lanes: cannot write log lines: {error!r}", file=sys.stderr)
+        _note(error)
+
+
+def _note(error: Exception) -> None:
+    """Say once per process on stderr, if anybody can read it, that log lines are lost."""
+    global _noted  # noqa: PLW0603 -- one note per process is the point
+    if _noted:
+        return
+    _noted = True
+    with contextlib.suppress(Exception):  # closed, as a daemon's is; its reader has gone; the disk is full
+        print(f"lanes: cannot write log lines: {described(error)}", file=sys.stderr)
 
 
 def described(error: BaseException) -> str:

@@ -1,25 +1,42 @@
-"""What differs between the two event loops and is needed below anyio: posting from a thread, and who is running."""
+"""What differs between the two event loops and is needed below anyio: posting from a thread, and who is running.
+
+Which of them runs is asked at each call, never guessed: while trio is a guest of an asyncio program, both have a
+running loop on one thread, and their tasks take turns on it. trio says in a thread-local variable of `sniffio` when the
+running code is its own. Code that is not trio's and runs on a thread with a running asyncio loop is asyncio's.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from asyncio import _get_running_loop  # exported, and the only look at the loop that does not raise
-from collections.abc import Callable
-from contextvars import Context
-from typing import Any
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
 
-from anyio import CancelScope, Event
+from anyio import CancelScope, Event, get_cancelled_exc_class
 from sniffio import current_async_library_cvar
+from sniffio import thread_local as _library
+
+_T = TypeVar("_T")
+_spawned: set[asyncio.Task[None]] = set()
+"""asyncio itself refers to its tasks weakly."""
+LOOK_S = 0.1
+"""How often a thread that waits for an event loop looks whether that has ended: a loop that has tells nobody."""
 
 Post = Callable[[Callable[[], Any]], None]
 """Have the event loop call something soon; from any thread, without waiting."""
 
 
+def on_trio() -> bool:
+    """Whether the calling code is trio's: it is, on a thread of an asyncio loop too, while trio is its guest."""
+    return _library.name == "trio"
+
+
 def poster() -> Post:
     """How other threads reach the event loop that is running now."""
-    loop = _get_running_loop()
-    if loop is None:
+    if on_trio():
         token = _trio().current_trio_token()
         finished = sys.modules["trio"].RunFinishedError
 
@@ -31,6 +48,8 @@ def poster() -> Post:
 
         return post_to_trio
 
+    loop = _asyncio_loop()
+
     def post_to_asyncio(call: Callable[[], Any]) -> None:
         try:
             loop.call_soon_threadsafe(call)
@@ -41,8 +60,89 @@ def poster() -> Post:
 
 
 def current_loop() -> object:
-    """An object that stands for the running event loop."""
-    return _get_running_loop() or _trio().current_trio_token()
+    """An object that stands for the running event loop.
+
+    Raises:
+        RuntimeError: none runs the calling code.
+    """
+    return _trio().current_trio_token() if _library.name == "trio" else (_get_running_loop() or _asyncio_loop())
+
+
+def running_loop() -> object | None:
+    """As `current_loop`; `None` where no event loop runs the calling code."""
+    return _trio().current_trio_token() if _library.name == "trio" else _get_running_loop()
+
+
+def _spawn(body: Callable[[], Coroutine[Any, Any, None]], name: str, context: Context, done: Future[Any]) -> None:
+    """Start a task of the running event loop that belongs to no task group: only the end of the loop cancels it."""
+    if on_trio():
+        _trio().spawn_system_task(body, name=name, context=context)
+        return
+
+    def ended(task: asyncio.Task[None]) -> None:
+        _spawned.discard(task)
+        if not done.done():  # cancelled before its first step
+            done.set_exception(LoopEnded("the event loop has ended"))
+
+    task = _asyncio_loop().create_task(body(), name=name, context=context)
+    _spawned.add(task)
+    task.add_done_callback(ended)
+
+
+def from_thread(loop: object, post: Post, body: Callable[[], Coroutine[Any, Any, _T]], name: str) -> _T:
+    """Run `body` as a task of an event loop, and block the calling thread until it has ended; returns what it returns.
+
+    The task is nobody's child, so no cancellation reaches the thread: a run that is cancelled may write through its
+    grace. (`anyio.from_thread.run` starts its task in the scope of whoever started the thread. On asyncio that scope
+    cancels it, again and again.)
+
+    Raises:
+        LoopEnded: the event loop has ended before `body` did.
+        Whatever `body` raises.
+    """
+    done: Future[_T] = Future()
+    context = copy_context()
+
+    async def contained() -> None:
+        try:
+            value = await body()
+        except Exception as error:
+            done.set_exception(error)
+        except BaseException as error:
+            done.set_exception(LoopEnded("the event loop has ended"))
+            if isinstance(error, get_cancelled_exc_class()):
+                raise  # it is the loop's
+        else:
+            done.set_result(value)
+
+    def start() -> None:
+        try:
+            know_loop(context)  # anyio marks that of a worker thread as one without an event loop
+            _spawn(contained, name, context, done)
+        except BaseException as error:
+            done.set_exception(LoopEnded(f"the event loop has ended: {error!r}"))
+
+    post(start)
+    while not wait([done], timeout=LOOK_S).done:
+        if loop_has_ended(loop) and not done.done():
+            raise LoopEnded("the event loop has ended")
+    return done.result()
+
+
+class LoopEnded(RuntimeError):
+    """The event loop that a thread waits for is there no more."""
+
+
+def loop_has_ended(loop: object) -> bool:
+    """Whether an event loop that `current_loop` once returned will never run a task again. Callable from any thread."""
+    if isinstance(loop, asyncio.AbstractEventLoop):
+        return loop.is_closed()
+    trio = sys.modules["trio"]
+    try:
+        loop.run_sync_soon(_nothing, idempotent=True)  # type: ignore[attr-defined]  # trio says it in no other way
+    except trio.RunFinishedError:
+        return True
+    return False
 
 
 def asyncio_runs() -> bool:
@@ -55,6 +155,16 @@ def scope_type() -> Callable[..., CancelScope]:
     return type(CancelScope())
 
 
+def cancel(scope: CancelScope) -> None:
+    """Cancel a scope, unless its task has ended inside it, as one does that a signal handler ends between two lines.
+
+    On asyncio anyio would go on telling that task, for ever and at every round of the loop.
+    """
+    host = getattr(scope, "_host_task", None)  # trio's has none, and tells nobody who has gone
+    if host is None or not host.done():
+        scope.cancel()
+
+
 def event_type() -> Callable[[], Event]:
     """What makes an event on the running event loop; `Event()` finds that out anew each time."""
     return type(Event())
@@ -63,10 +173,11 @@ def event_type() -> Callable[[], Event]:
 def know_loop(context: Context) -> None:
     """Note in a context which event loop runs, for tasks that a callback of the loop starts in it.
 
-    anyio asks `sniffio`, which knows it by the running task. But a callback of asyncio is none, and its context may be
-    that of a thread, or of a program that does not use anyio.
+    anyio asks `sniffio`, which knows asyncio by the running task. But a callback of asyncio is none, and its context
+    may be that of a thread, or of a program that does not use anyio. trio is known by its thread, whatever a context
+    says; a context that said so would deceive the asyncio host that it is copied to.
     """
-    context.run(current_async_library_cvar.set, "asyncio" if _get_running_loop() is not None else "trio")
+    context.run(current_async_library_cvar.set, None if on_trio() else "asyncio")
 
 
 def on_loop_thread() -> bool:
@@ -74,10 +185,24 @@ def on_loop_thread() -> bool:
     return _get_running_loop() is not None or ("trio" in sys.modules and bool(_trio().in_trio_run()))
 
 
-def current_task() -> object:
-    """The running task; it has a name (`name`, or `get_name()` on asyncio)."""
+def current_task() -> object | None:
+    """The running task; it has a name (`name`, or `get_name()` on asyncio). `None` in a callback of asyncio.
+
+    Raises:
+        RuntimeError: no event loop runs the calling code.
+    """
+    return (
+        _trio().current_task()
+        if _library.name == "trio"
+        else asyncio.current_task(_get_running_loop() or _asyncio_loop())
+    )
+
+
+def _asyncio_loop() -> asyncio.AbstractEventLoop:
     loop = _get_running_loop()
-    return asyncio.current_task(loop) if loop is not None else _trio().current_task()
+    if loop is None:
+        raise RuntimeError("no event loop runs here: use it in a task of asyncio or trio")
+    return loop
 
 
 def has_ended(task: Any) -> bool:
@@ -86,4 +211,8 @@ def has_ended(task: Any) -> bool:
 
 
 def _trio() -> Any:
-    return sys.modules["trio"].lowlevel  # no asyncio loop runs, so trio does, and so it is imported
+    return sys.modules["trio"].lowlevel  # imported: it runs, or has run
+
+
+def _nothing() -> None:
+    """What a loop that still runs is asked to call."""

@@ -17,15 +17,16 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 
 from anyio import CancelScope, current_effective_deadline
-from anyio.lowlevel import EventLoopToken, checkpoint, current_token
+from anyio.lowlevel import checkpoint
 
 from . import _clock, _effects, network
 from ._events import log
 from ._events import prepare as prepare_events
-from ._loop import current_loop, current_task, poster, scope_type
+from ._loop import cancel, current_loop, current_task, loop_has_ended, poster, running_loop, scope_type
 from ._os import FileId
 from .checks import flag, seconds
 from .claim import Claim, ClaimState, without
@@ -45,6 +46,7 @@ from .waiting import WaitingRoom, failure
 _live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
 _REPLACED_LIMIT = 100
 _UNCOVERED = nullcontext()
+_AGAIN_S = 0.05
 _A_WRITE_S = 0.02
 """What a release waits for a write of another thread; one that takes longer may hang."""
 
@@ -84,15 +86,14 @@ class Arbiter:
             manners=Manners(yield_to_foreign) if sidecar else None,
             allow_network_fs=allow_network_fs,
         )
-        self._room = WaitingRoom(self._now_held, self._let_in)
+        self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
         self.wait_sources: list[WaitSource] = []
         """Each says for which tasks a task waits by other means than a right, so that rings through them are found."""
         self.observers: tuple[Callable[[Claim], object], ...] = ()
         """Told each claim that held its right and was given back, on the loop's thread. Must not raise."""
         self._waits = WaitGraph(self.wait_sources)
-        self._steward = Steward(self._settle)
+        self._steward = Steward(self._settle, self._finish)
         self._loop: object = None
-        self._token: EventLoopToken | None = None
         self.new_scope: Callable[[], CancelScope] = CancelScope
         """Makes a cancel scope on the loop that the registry serves."""
         self._granted = 0
@@ -114,12 +115,18 @@ class Arbiter:
 
         Args:
             bound: the instant at which the enclosing scope ends, for a claim that lives in one.
+
+        Raises:
+            RuntimeError: no task runs, and no run is named: nothing says who would hold.
         """
         if fence is None:
             fence = current_fence.get()
+        identity = current_task() if fence is None else fence
+        if identity is None:  # all callbacks of asyncio would be one holder
+            raise RuntimeError("a right belongs to the task that asks for it: ask for it in a task, not in a callback")
         return Claim(
             _clock.clock.now() if arrived_at is None else arrived_at,
-            current_task() if fence is None else fence,
+            identity,
             fence,
             holder,
             self.max_hold if max_hold is None else max_hold,
@@ -139,26 +146,23 @@ class Arbiter:
             queue = entry.queue(right)
             with _covering(queue):
                 taken = queue.try_ask(claim)
-        except Exception as error:
-            self._files.drop_if_idle(entry)
-            raise failure(path, error) from error
-        if taken and claim.waits():
-            self._let_in(entry, queue)
-            if claim.waits():
+            if taken and claim.waits():
+                self._let_in(entry, queue)
+            if taken and claim.waits():
                 self.release(claim)
                 if claim.failed is not None:
-                    raise failure(path, claim.failed)
-                return False
-        if taken:
-            self._now_held(claim)
-            try:
+                    raise claim.failed
+            elif taken:
+                self._now_held(claim)
                 if entry.is_at(path):
                     return True
-            except BaseException:
                 self.release(claim)
-                raise
-            self.release(claim)
-        self._files.drop_if_idle(entry)
+            self._files.drop_if_idle(entry)
+        except BaseException as error:
+            self._undo(entry, claim)
+            if isinstance(error, Exception):
+                raise failure(path, error) from error
+            raise
         return False
 
     async def acquire(
@@ -190,70 +194,100 @@ class Arbiter:
                 no time limit of its own ends the wait.
             TranscriptError: the file cannot be opened or locked.
         """
-        asked_at = _clock.clock.now()
-        give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
-        while True:
-            got = self._ask(path, right, claim)
+        try:
+            got = self._ask(path, right, claim, claim)
             if task is not None:
                 got.tasks = (*got.tasks, task)
-            try:
-                if not got.waits():
-                    if suspend:
-                        await checkpoint()
-                    return got
-                me = current_task()
+            if got.waits():
+                return await self._wait(path, right, claim, got, wait_timeout, task, gives_up)
+            if suspend:
+                await checkpoint()
+            return got
+        except BaseException as error:
+            # Once more, for what came in the middle of giving up: then this does it, else there is nothing to do.
+            _effects.recover()
+            self._give_up(claim, task, error)
+            raise
+
+    async def _wait(
+        self,
+        path: str,
+        right: Right,
+        asked: Claim,
+        got: Claim,
+        wait_timeout: float | None,
+        task: object,
+        gives_up: bool,
+    ) -> Claim:
+        """Wait for what was asked for until it is had; the second half of `acquire`."""
+        asked_at, claim = _clock.clock.now(), asked
+        give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
+        asked.waiter = me = current_task()
+        try:
+            while got.waits():
                 limit = current_effective_deadline() if claim.scope_ends is None else claim.scope_ends
                 self._waits.begin(me, got, -math.inf if gives_up and give_up_at < math.inf else limit)
-                try:
-                    await self._room.wait(path, got, give_up_at)
-                finally:
-                    self._waits.end(me)
+                await self._room.wait(path, got, give_up_at, asked)
+                self._waits.end(me)
                 if got.waits():
                     raise timed_out(path, got, _clock.clock.now() - asked_at)
                 if got.fence is not None:
                     got.fence.check(path)  # the run may have ended while a task of it still waited
                 if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
                     return got  # lost already: entering the block tells
-            except BaseException:
+                # Another file was renamed into its place: start over there, with the same arrival.
                 got.tasks = without(got.tasks, task)
-                self.release(got)
-                raise
-            # Another file was renamed into its place: start over there, with the same arrival.
+                self.release(got, asked)
+                self._files.forget(got.entry)
+                claim = asked.got = got.again()
+                asked.counts = True
+                got = self._ask(path, right, claim, asked)
+                if task is not None:
+                    got.tasks = (*got.tasks, task)
+            await checkpoint()
+            return got
+        except BaseException as error:
+            self._give_up(asked, task, error)
+            raise
+
+    def _give_up(self, asked: Claim, task: object, error: BaseException) -> None:
+        """Give back what asking has led to, or stop waiting. What was done is not done again."""
+        got = asked.got or asked
+        if asked.counts:
             got.tasks = without(got.tasks, task)
-            self.release(got)
-            self._files.forget(got.entry)
-            claim = claim.again()
+        if asked.waiter is not None:
+            self._waits.end(asked.waiter)
+        if (sleeping := asked.sleeping) is not None:
+            asked.sleeping = None
+            with suppress(RuntimeError):  # it was left already
+                sleeping.__exit__(type(error), error, error.__traceback__)
+        self.release(got, asked)
+        if got.entry is None:
+            self._interrupted()  # a file may have been opened for it
+        elif got.waits():
+            self._room.look_again()  # others wait for it, and this task may have been the one that looked
 
     @_effects.change
-    def release(self, claim: Claim) -> None:
-        """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it."""
-        entry, queue = claim.entry, claim.queue
-        if entry is None or queue is None or claim.state is ClaimState.OVER:
-            return
-        if claim.handles > 1:
-            claim.handles -= 1
-            return
-        if claim.waits() and queue.holder is not None:
-            queue.withdraw(claim)  # without the mutex: see `_covering`
-            woken = None
-        elif queue.mutex.acquire(blocking=False) or queue.mutex.acquire(timeout=_A_WRITE_S):
-            woken = self._let_go(entry, queue, claim)
-        else:
-            # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
-            # finishes this on leaving, as it does for the steward.
-            self._steward.revoke(claim, left_while_writing(claim))
-            return
-        self._steward.held.pop(claim, None)
-        if claim.fence is not None:
-            claim.fence.claims.pop(claim, None)
-        self._room.update(entry, queue)
-        self._wake(woken)
-        for observer in self.observers:
-            if claim.acquired_at:
-                observer(claim)
-        self._files.drop_if_idle(entry)
-        if queue.trouble is not None or entry.notes:
-            self._report(entry, queue)
+    def release(self, claim: Claim, asked: Claim | None = None) -> None:
+        """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it.
+
+        Args:
+            asked: the claim that was asked with, so that a handle is given back once, however often this is called.
+
+        Not even an exception that comes in the middle, a signal handler's for instance: what is left to do is done
+        before the exception goes on. If another one comes meanwhile, the next call of the registry does it, or the
+        steward has the event loop do it.
+        """
+        try:
+            if running_loop() is not self._loop and self._loop is not None:
+                self._release_elsewhere(claim, asked)
+            elif claim.handles > 1:
+                _drop_handle(claim, asked)
+            elif claim.state is not ClaimState.OVER and (asked is None or asked.counts):
+                self._give_back(claim)
+        except BaseException:
+            self._interrupted(claim, asked)
+            raise
 
     def end(self, fence: Fence, kind: type[LeaseLost] = RunEnded) -> None:
         """Refuse every later write of a run, and take away whatever its tasks still hold."""
@@ -262,7 +296,15 @@ class Arbiter:
             assert claim.entry is not None
             path = claim.entry.path
             message = f"{claim.holder} has ended: what it still held of {path} is taken away"
-            self._steward.revoke(claim, kind(message, path=path, holder=claim.holder))
+            self._revoke(claim, kind(message, path=path, holder=claim.holder))
+
+    def _revoke(self, claim: Claim, error: LeaseLost) -> None:
+        """Take a right away, on the loop's thread."""
+        try:
+            self._steward.revoke(claim, error)
+        except BaseException:
+            self._interrupted()
+            raise
 
     def end_by(self, fence: Fence, at: float) -> None:
         """Let a run write until `at` at most: what it holds is taken away then, what it writes later is refused.
@@ -282,7 +324,7 @@ class Arbiter:
             claim.end_by(at)
             self._steward.look_by(at)
             for scope in claim.scopes:
-                scope.cancel()
+                cancel(scope)
 
     def look_by(self, at: float) -> None:
         """Have the steward look again at `at` at the latest: a run's fence got its instants."""
@@ -340,52 +382,197 @@ class Arbiter:
                     claim.state = ClaimState.LOST
                     claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
         self._files.abandon()
-        self._room = WaitingRoom(self._now_held, self._let_in)
+        self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
         self._waits = WaitGraph(self.wait_sources)
-        self._steward = Steward(self._settle)
+        self._steward = Steward(self._settle, self._finish)
         self._loop = None
 
     # Internals
 
-    def _let_go(self, entry: Entry, queue: RightQueue, claim: Claim) -> Claim | None:
-        """Fence, then let the guard go, then unlock or pass on; returns whom to wake. Frees the mutex that is held."""
-        guard = queue.guard
-        try:
-            state = queue.withdraw(claim)
-            if guard is None:
-                return queue.pass_on()
-            held = state in (ClaimState.HELD, ClaimState.LOST)
-            ours = held and queue.relock()
-        finally:
-            queue.mutex.release()
-        if ours:
-            if (trouble := guard.leave()) is not None:
-                entry.note("sidecar_left", path=claim.path, error=str(trouble))
-        elif held:
-            guard.abandon()
+    def _give_back(self, claim: Claim) -> None:
+        """Give the last handle of a claim back. Interrupted by an exception, it may be called again, and finishes."""
+        entry, queue = claim.entry, claim.queue
+        if entry is None:
+            return
+        if queue is None:
+            self._files.drop_if_idle(entry)
+            return
+        if claim.waits() and queue.holder is not None and queue.holder is not claim:
+            queue.withdraw(claim)  # without the mutex: see `_covering`
+            self._room.update(entry, queue)
+        elif queue.mutex.take(_A_WRITE_S) or self._freed(queue):
+            woken = None
+            try:
+                queue.withdraw(claim)
+                if queue.guard is None:
+                    woken = queue.pass_on()
+            finally:
+                queue.mutex.release()
+            self._steward.held.pop(claim, None)
+            if claim.fence is not None:
+                claim.fence.claims.pop(claim, None)
+            if queue.guard is None:
+                self._room.update(entry, queue)
+                if woken is not None:
+                    self._wake(woken)
+            else:
+                self._go_on(entry, queue)
+        else:
+            # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
+            # finishes this on leaving, as it does for the steward.
+            self._steward.revoke(claim, left_while_writing(claim))
+            return
+        if claim.acquired_at:
+            for observer in self.observers:
+                observer(claim)
+        self._files.drop_if_idle(entry)
+        if queue.trouble is not None or entry.notes:
+            self._report(entry, queue)
+
+    def _go_on(self, entry: Entry, queue: RightQueue) -> None:
+        """After a right was given up: take its guard down, unlock or pass on, and wake whoever has the right now.
+
+        It goes by what the queue says alone, so it can be done again.
+        """
+        guard, woken = queue.guard, None
+        if guard is not None and queue.guarded is not None and queue.guarded is not queue.holder:
+            with queue.mutex:
+                ours = queue.relock()
+            if not ours:
+                guard.abandon()
+            elif (trouble := guard.leave()) is not None:
+                entry.note("sidecar_left", path=queue.guarded.path, error=str(trouble))
+            queue.guarded = None
         with queue.mutex:
             woken = queue.pass_on()
-        if not queue.locked:
+        if guard is not None and not queue.locked:
             guard.forget()
-        return self._let_in(entry, queue) if woken is None else woken
+        if woken is None:
+            woken = self._let_in(entry, queue)
+        self._room.update(entry, queue)
+        if woken is not None:
+            self._wake(woken)
+
+    @staticmethod
+    def _freed(queue: RightQueue) -> bool:
+        """Take the mutex if it is this thread's: nothing that has it gives back a right, so it was left locked."""
+        ours = queue.mutex.mine()
+        queue.mutex.free()
+        return ours and queue.mutex.take()
+
+    # What an exception leaves undone
+
+    def _interrupted(self, claim: Claim | None = None, asked: Claim | None = None) -> None:
+        """An exception came in the middle of a change: finish it.
+
+        Args:
+            claim: whose last handle, or one of several, was to be given back.
+        """
+        self._steward.unfinished = True
+        if claim is not None:
+            if claim.handles > 1:
+                _drop_handle(claim, asked)
+            elif asked is None or asked.counts:
+                claim.given_up = True
+        self._finish()
+
+    @_effects.change
+    def _finish(self) -> None:
+        """Do what an exception has left undone, if one has. It may have come anywhere, so every queue is looked at.
+
+        Each step goes by the state alone, and is harmless where nothing is left to do.
+        """
+        if not self._steward.unfinished:
+            return
+        self._steward.unfinished = False  # first: what is called from here may use the registry
+        try:
+            for entry in list(self._files):
+                for queue in list(entry.queues.values()):
+                    queue.mutex.free()
+                    self._finish_queue(entry, queue)
+                self._files.drop_if_idle(entry)
+            for claim in list(self._steward.held):
+                if claim.state is ClaimState.OVER:
+                    self._steward.held.pop(claim, None)
+                    if claim.fence is not None:
+                        claim.fence.claims.pop(claim, None)
+            self._room.look_again()
+            self._steward.look_by(_clock.clock.now())  # an alarm may not have been set
+        except BaseException as error:
+            self._steward.unfinished = True
+            self._steward.look_by(_clock.clock.now() + _AGAIN_S)
+            if not isinstance(error, Exception):
+                raise
+
+    def _release_elsewhere(self, claim: Claim, asked: Claim | None) -> None:
+        """Give a claim back from elsewhere than its loop: a coroutine that its loop has left was collected just now."""
+        if loop_has_ended(self._loop):
+            self._leave_loop()
+            self._give_back(claim)
+        else:
+            self._steward.post(partial(self.release, claim, asked))
+
+    def _leave_loop(self) -> None:
+        """The event loop has ended, and left the rights that its tasks held or waited for.
+
+        Who waited has gone. What is held is taken away at its deadline and grace, as ever, since a thread may still
+        write; without a deadline, now.
+        """
+        self._loop = None
+        self._waits = WaitGraph(self.wait_sources)
+        self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
+        for entry in list(self._files):
+            entry.pins = 0
+            for queue in entry.queues.values():
+                for claim in queue.waiting:
+                    claim.changed, claim.on_lost, claim.handles, claim.given_up = None, None, 1, True
+                holder = queue.holder
+                if holder is None:
+                    continue
+                holder.scopes, holder.tasks, holder.changed, holder.on_lost, holder.handles = (), (), None, None, 1
+                if holder.state is ClaimState.HELD and holder.next_due() == math.inf:
+                    message = f"{holder.holder} lost {entry.path}: its event loop has ended"
+                    self._steward.take(holder, Revoked(message, path=entry.path, holder=holder.holder))
+        self._steward.unfinished = True
+        self._finish()
+
+    def _finish_queue(self, entry: Entry, queue: RightQueue) -> None:
+        for claim in [*queue.waiting, queue.holder]:
+            if claim is not None and claim.given_up:
+                self._give_back(claim)
+        holder = queue.holder
+        if holder is not None and holder.lost is not None:
+            self._steward.take(holder, holder.lost)  # it was lost already, or is now
+            if holder.state is ClaimState.LOST:
+                self._do_settle(holder)
+        if queue.mutex.locked():
+            return  # a thread writes: whoever holds the right does so still
+        self._go_on(entry, queue)
+        holder = queue.holder
+        if holder is not None and holder.state is ClaimState.HELD and holder not in self._steward.held:
+            self._now_held(holder)
 
     def _let_in(self, entry: Entry, queue: RightQueue) -> Claim | None:
         """Let the admitted claim hold if its guard allows it; returns whom to wake."""
         first, guard = queue.admitted, queue.guard
         if first is None or guard is None:
             return None
+        queue.guarded = first
         try:
             # A file that was replaced has no guard any more: what stands beside the name belongs to the new one. Who
             # waited gets the right all the same, sees that it is worth nothing, and starts over.
             first.in_place = entry.is_at(first.path)
             entered = not first.in_place or guard.enter(first, self.grace)
         except Exception as error:
+            if not isinstance(error, (OSError, LockError)) and not first.interrupted:
+                first.interrupted = True
+                raise  # a signal handler's, it seems: it goes to the code that it has interrupted, and this is repeated
             # Whatever it is, it is the waiter's: whoever makes room for it must not stumble over it.
             first.failed = error
             queue.next_poll = math.inf
             return first
         if not entered:
-            queue.next_poll = guard.next_try
+            queue.next_poll, queue.guarded = guard.next_try, None
             return None
         with queue.mutex:
             return queue.hold(first)
@@ -401,6 +588,8 @@ class Arbiter:
 
     def _enter(self, path: str) -> Entry:
         self.bind()
+        if self._steward.unfinished:
+            self._finish()
         return self._files.enter(path)
 
     def bind(self) -> None:
@@ -412,13 +601,16 @@ class Arbiter:
         loop = current_loop()
         if loop is self._loop:
             return
-        if len(self._files):
+        if len(self._files) and not loop_has_ended(self._loop):
             raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
-        self._loop, self._token, self.new_scope = loop, current_token(), scope_type()
+        if len(self._files):
+            self._leave_loop()
+        self._loop, self.new_scope = loop, scope_type()
         self._steward.post = poster()
+        self._steward.look_by(_clock.clock.now())  # what it had posted to a loop that has ended was lost
 
     @_effects.change
-    def _ask(self, path: str, right: Right, claim: Claim) -> Claim:
+    def _ask(self, path: str, right: Right, claim: Claim, asked: Claim) -> Claim:
         """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
         if claim.fence is not None:
             claim.fence.check(path)  # a run that is over takes nothing any more
@@ -441,16 +633,27 @@ class Arbiter:
                 if claim.in_place or (self.engine == "none" and entry.fresh) or entry.is_at(path):
                     entry.fresh = False
                     return claim
-            except BaseException as error:
                 self.release(claim)
-                self._files.drop_if_idle(entry)
+            except BaseException as error:
+                self._undo(entry, claim)
                 if isinstance(error, Exception) and not isinstance(error, LockError):
                     raise failure(path, error) from error
                 raise
-            self.release(claim)
             self._files.forget(entry)
-            claim = claim.again()
+            claim = asked.got = claim.again()
         raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
+
+    def _undo(self, entry: Entry, claim: Claim) -> None:
+        """Asking has failed, or was interrupted anywhere: give back whatever it has got by then."""
+        got = claim.got or claim
+        try:
+            self.release(got, claim)
+            if entry.queues and any(queue.mutex.mine() for queue in entry.queues.values()):
+                self._interrupted()
+            self._files.drop_if_idle(entry)
+        except BaseException:
+            self._interrupted(got, claim)
+            raise
 
     def _join(self, entry: Entry, queue: RightQueue, claim: Claim, got: Claim) -> None:
         """After a claim has joined a queue: let it in at once if that can be, else see that somebody looks after it."""
@@ -472,31 +675,43 @@ class Arbiter:
                 log(event, level="warning", **fields)
 
     def _now_held(self, claim: Claim) -> None:
-        self._granted += 1
         if claim.fence is not None:
             claim.fence.claims[claim] = None
         if claim.changed is not None:
             claim.changed.set()
-        self._steward.watch(claim)
+        self._steward.watch(claim)  # last, but for what is counted: by that it is known to have been done
+        self._granted += 1
 
     @_effects.change
     def _settle(self, claim: Claim) -> None:
-        """After a right was taken away: tell the block, log it, and let the next one in. On the loop's thread."""
+        """After a right was taken away: tell the block, let the next one in, and log it. On the loop's thread."""
+        try:
+            self._do_settle(claim)
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _do_settle(self, claim: Claim) -> None:
         error = claim.lost
         assert error is not None and claim.entry is not None
+        if claim.settled:
+            return  # it was done when an exception was made up for, before what the steward had posted came
+        late_s, _ = claim.late_s()
+        claim.handles = 1
+        for scope in claim.scopes:
+            cancel(scope)
+        if claim.state is not ClaimState.OVER:
+            self._give_back(claim)
+        claim.settled = True
         log(
             "lease_revoked",
             level="warning",
             path=claim.entry.path,
             epoch=claim.epoch,
             holder=str(claim.holder),
-            overstayed_s=round(claim.late_s()[0], 3),
+            overstayed_s=round(late_s, 3),
             reason=str(error),
         )
-        for scope in claim.scopes:
-            scope.cancel()
-        claim.handles = 1
-        self.release(claim)
         name_successor(claim)
         if claim.on_lost is not None:
             claim.on_lost(error)
@@ -506,6 +721,14 @@ class Arbiter:
         loser = queue.holder
         if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner)):
             self._settle(loser)
+
+
+def _drop_handle(claim: Claim, asked: Claim | None) -> None:
+    """Give back one of several handles, but none twice."""
+    if asked is None:
+        claim.handles -= 1
+    elif asked.counts:
+        asked.counts, claim.handles = False, claim.handles - 1  # together: no exception comes in between
 
 
 def _covering(queue: RightQueue) -> AbstractContextManager[object]:

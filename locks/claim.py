@@ -81,6 +81,20 @@ class Claim:
     """The name by which the file was asked for."""
     scope_ends: float | None = None
     """As `bound`, on the loop's clock, if it is known: a limit of its wait, and around the block."""
+    got: Claim | None = None
+    """What asking with it led to, where that is another claim: one of the same run, or one for another file."""
+    counts = True
+    """Whether the asking counts among the handles of what it got."""
+    waiter: object = None
+    """The task that waits."""
+    sleeping: anyio.CancelScope | None = None
+    """What its task has entered in order to wait, and not left."""
+    interrupted = False
+    """Whether letting it in was broken off by an exception that has nothing to do with it."""
+    given_up = False
+    """Whether its owner has given it back, and an exception came in the middle: that is to be finished."""
+    settled = False
+    """Whether its block was told of the loss, and the next one let in."""
     tasks: tuple[object, ...] = ()
     """The tasks whose blocks it holds, or who wait for it: who has to go on before it is given back."""
     scopes: tuple[anyio.CancelScope, ...] = ()

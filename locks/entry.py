@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import threading
 from typing import Any
 
 from . import _os, network
+from ._mutex import Mutex
 from ._os import FileId
+from .engines import inside
 from .engines.choose import check_lock
 from .engines.seam import LeaseEngine, Right
 from .errors import TranscriptError
@@ -78,7 +79,21 @@ class Entry:
                 check_lock(self._engine, lock)
                 guard = self._manners.guard(right) if self._manners is not None else None
             queue = self.queues[right] = RightQueue(right, lock, self._grace, guard)
+            if inside.several and self._engine is None:  # asked afterwards: see `share`
+                self._share(queue)
         return queue
+
+    def share(self) -> None:
+        """Another registry of this process may want the file from now on, without an engine between them.
+
+        Callable from any thread. Either this finds a queue that is being made, or who makes it finds `several` set.
+        """
+        for queue in list(self.queues.values()):
+            self._share(queue)
+
+    def _share(self, queue: RightQueue) -> None:
+        with queue.mutex:
+            queue.share(inside.InsideLock(self.file_id, queue.right))
 
     def is_at(self, path: str) -> bool:
         """Whether `path` still names this file; it does not once another was renamed into its place.
@@ -113,17 +128,29 @@ class Entry:
         return self.fd
 
     def close(self) -> None:
-        """Unlock, then close. Called once, when idle. Never raises: the kernel lets go of a descriptor in any case."""
-        self.closed = True
+        """Unlock, then close, when idle. Never raises: the kernel lets go of a descriptor in any case.
+
+        Called again after an exception came in the middle, it finishes.
+        """
+        again, self.closed = self.closed, True
         for queue in self.queues.values():
             with queue.mutex:
                 queue.close()
-        fd, self.fd = self.fd, None
-        if fd is not None:
+        fd = self.fd
+        if fd is not None and (not again or self._is_ours(fd)):
             try:
                 _os.close(fd)
             except OSError as error:
                 self.note("close_failed", path=self.path, error=str(error))
+        self.fd = None
+
+    def _is_ours(self, fd: int) -> bool:
+        """Whether a descriptor still is this file's: closed, its number may be another file's by now."""
+        try:
+            found = _os.fstat(fd)
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self.file_id
 
     def renew(self) -> None:
         """Go on with another descriptor than one whose sync failed, where no lock hangs on it, once nobody writes."""
@@ -138,7 +165,7 @@ class Entry:
         """Close without unlocking, in a forked child; the mutex may be held by a thread that does not exist here."""
         self.closed = True
         for queue in self.queues.values():
-            queue.mutex = threading.Lock()
+            queue.mutex = Mutex()
             queue.abandon()
         fd, self.fd = self.fd, None
         if fd is not None:

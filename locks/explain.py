@@ -21,7 +21,8 @@ def timed_out(path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
     """The error for a claim that has waited for as long as it may."""
     queue = claim.queue
     assert queue is not None
-    holder, remaining_s, told = _here(queue) or _elsewhere(path, queue) or (None, None, "another process holds it")
+    other = "process" if queue.ordered else "registry of this process"
+    holder, remaining_s, told = _here(queue) or _elsewhere(path, queue) or (None, None, f"another {other} holds it")
     if queue.admitted is None and queue.holder is None:
         told += ", or others that waited longer"
     elif holder is None and queue.admitted is not None:

@@ -6,16 +6,21 @@ to one if need be: symlinks, relative paths and hard links cannot split a sessio
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Set
+from contextlib import suppress
 
 from . import _os
 from ._os import FileId
+from .engines import inside
 from .engines.seam import LeaseEngine, Right
 from .entry import Entry, identify, let_go, open_file
 from .guards import Manners
 from .queue import RightQueue
 
 _REMEMBERED = 64
+_none_between: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
+"""The files of registries that no engine keeps apart."""
 
 
 class OpenFiles:
@@ -34,7 +39,20 @@ class OpenFiles:
         self._allow_network_fs = allow_network_fs
         self._by_path: dict[str, Entry] = {}
         self._by_file: dict[FileId, Entry] = {}
+        if engine is None:
+            _none_between.add(self)
+            if len(_none_between) > 1:
+                inside.several = True
+                for files in list(_none_between):
+                    for entry in list(files):
+                        entry.share()
         self._passed_over: dict[tuple[FileId, Right], Set[int]] = {}
+
+    def __del__(self) -> None:
+        # A registry that is collected with something held, since its loop was closed on it: its descriptors would keep
+        # the rights until the process ends.
+        with suppress(Exception):
+            self.abandon()
 
     def __len__(self) -> int:
         return len(self._by_file)
@@ -105,18 +123,17 @@ class OpenFiles:
 
     def drop_if_idle(self, entry: Entry) -> None:
         """Close a file that nobody holds or waits for."""
-        if entry.closed or not entry.idle:
+        if not entry.idle:
             return
+        if entry.fd is not None:
+            for queue in entry.queues.values():
+                if queue.passed_over:
+                    self._remember(entry.file_id, queue)
+            entry.close()
+        entry.closed = True
         self.forget(entry)
-        if self._by_file.get(entry.file_id) is entry:
+        if self._by_file.get(entry.file_id) is entry:  # last: until then it is found again, and this is finished
             del self._by_file[entry.file_id]
-        if entry.fd is None:
-            entry.closed = True
-            return
-        for queue in entry.queues.values():
-            if queue.passed_over:
-                self._remember(entry.file_id, queue)
-        entry.close()
 
     def abandon(self) -> None:
         """Close everything without unlocking it; for a forked child, whose locks are its parent's."""

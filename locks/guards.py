@@ -117,8 +117,9 @@ class LockFile:
 
     def leave(self) -> OSError | None:
         """Remove it, if it is still what was written."""
-        written, self._written = self._written, None
-        return release(written) if written is not None else None
+        trouble = None if self._written is None else release(self._written)
+        self._written = None  # afterwards: called again after an exception came in the middle, it finishes
+        return trouble
 
     def abandon(self) -> None:
         """Leave it to whoever has the lock now: it is recognised as ours, and reclaimed."""
@@ -162,9 +163,9 @@ class TurnNote:
 
     def leave(self) -> OSError | None:
         """Remove it."""
-        path, self._path = self._path, None
-        if path is not None:
-            note.remove(path)
+        if self._path is not None:
+            note.remove(self._path)
+        self._path = None  # afterwards, as above
         return None
 
     def abandon(self) -> None:

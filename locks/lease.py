@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from anyio import CancelScope, current_effective_deadline, current_time
 from anyio.lowlevel import checkpoint
 
-from . import _clock
+from . import _clock, _effects
 from ._loop import current_task
 from .checks import instance_of, instant
 from .claim import Claim, without
@@ -43,6 +44,7 @@ class Lease:
     """
 
     __slots__ = (
+        "_asked",
         "_claim",
         "_fence",
         "_idle_timeout",
@@ -87,6 +89,7 @@ class Lease:
         self._wait_timeout = wait_timeout
         self._max_hold = max_hold
         self._claim: Claim | None = None
+        self._asked: Claim | None = None
         self._scope: CancelScope | None = None
 
     def __repr__(self) -> str:
@@ -107,11 +110,17 @@ class Lease:
         claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
         claim.idle, claim.supersedes, claim.scope_ends = self._idle_timeout, self._supersede, scope_ends
         self._task = claim.identity if claim.fence is None else current_task()
-        self._claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
-        self._scope = scope = registry.new_scope()
-        scope.__enter__()
-        self._join(scope)
-        return self
+        self._asked = claim
+        try:
+            self._claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
+            self._scope = scope = registry.new_scope()
+            scope.__enter__()
+            self._join(scope)
+            return self
+        except BaseException as error:
+            if self._claim is not None:  # else nothing is held
+                self._leave_at_once(error)
+            raise
 
     def _join(self, scope: CancelScope) -> None:
         claim = self.claim
@@ -126,8 +135,11 @@ class Lease:
         left = max(0.0, old.deadline - _clock.clock.now())
         claim = old.again()
         claim.supersedes = False
-        self._claim = await registry.acquire(
-            self.path, self._right, claim, None if left == math.inf else left, task=self._task, gives_up=False
+        self._asked, self._claim = (
+            claim,
+            await registry.acquire(
+                self.path, self._right, claim, None if left == math.inf else left, task=self._task, gives_up=False
+            ),
         )
         if self._claim is claim:
             claim.go_on_from(old)
@@ -137,16 +149,17 @@ class Lease:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
-        scope, claim = self._scope, self.claim
-        assert scope is not None
-        claim.tasks, self._task = without(claim.tasks, self._task), None
-        claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
-        lost, late = claim.lost, _clock.clock.now() - claim.deadline
         try:
-            self._registry.release(claim)
-        finally:
+            claim = self.claim
+            lost, late = claim.lost, _clock.clock.now() - claim.deadline
+            self._unlist(claim)
+            self._registry.release(claim, self._asked)
             # Whether the cancellation came from this lease. (trio's scopes also say True when nothing was raised.)
-            ours = bool(scope.__exit__(kind, error, traceback)) and error is not None
+            ours = self._scope is not None and bool(self._scope.__exit__(kind, error, traceback)) and error is not None
+            self._scope = None
+        except BaseException as raised:
+            self._leave_at_once(raised)
+            raise
         if error is not None and not ours:
             return False
         if lost is not None:
@@ -157,6 +170,25 @@ class Lease:
             message = f"{claim.holder} left the lease on {self.path} {late:.3f} s past its deadline"
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
         return False
+
+    def _unlist(self, claim: Claim) -> None:
+        """Have the claim know nothing of the block any more."""
+        scope = self._scope
+        claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
+        if self._task is not None:
+            claim.tasks = without(claim.tasks, self._task)
+            self._task = None
+
+    def _leave_at_once(self, error: BaseException) -> None:
+        """An exception came in the middle of entering or leaving: do whatever of leaving is not done yet."""
+        claim = self.claim
+        _effects.recover()
+        self._unlist(claim)
+        self._registry.release(claim, self._asked)
+        scope, self._scope = self._scope, None
+        if scope is not None:
+            with suppress(RuntimeError):  # not entered yet, or left already
+                scope.__exit__(type(error), error, error.__traceback__)
 
     @property
     def claim(self) -> Claim:

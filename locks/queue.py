@@ -4,6 +4,9 @@ Every method is one synchronous state change. The caller holds the queue's mutex
 returned: the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the
 path that a cancellation takes is the path that every release takes.
 
+A signal handler may raise between any two lines here, on the main thread. So every method can be called again after it
+was left in the middle, and then finishes what it began: what is done is noted after it is done.
+
 Where a right is guarded (a lock file that foreign programs look at), having the lock of all processes only *admits* the
 first of the queue. The caller then sees to the guard, without the mutex, and calls `hold`.
 """
@@ -11,13 +14,15 @@ first of the queue. The caller then sees to the guard, without the mutex, and ca
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Callable, Set
+from contextlib import suppress
+from functools import partial
 
 from anyio import notify_closing
 
 from . import _clock
+from ._mutex import Mutex
 from .claim import Claim, ClaimState
 from .engines.bell import Bell
 from .engines.seam import ProcessLock, Right
@@ -47,6 +52,8 @@ class RightQueue:
     # Defaults live on the class: most queues are made for one uncontended acquisition.
     holder: Claim | None = None
     locked = False
+    ordered = True
+    """Whether there may be an order among those that the lock keeps apart."""
     ticket: int | None = None
     competing_since = 0.0
     next_poll = math.inf
@@ -67,7 +74,9 @@ class RightQueue:
         self.grace = grace
         self.guard = guard
         """What else has to be had; `None` where the lock is enough."""
-        self.mutex = threading.Lock()
+        self.guarded: Claim | None = None
+        """For whom the guard was entered, or is being entered: it goes before another has the right."""
+        self.mutex = Mutex()
         """Covers the state of the queue and its locks; of the write right, each write and the descriptor, too.
 
         The event loop's thread and worker threads wait for it, the steward only ever tries it, because a write may hang
@@ -96,11 +105,12 @@ class RightQueue:
         """
         holder = self.holder
         if holder is not None and holder.identity is claim.identity and holder.can_be_shared():
-            holder.handles += 1
+            claim.got, holder.handles = holder, holder.handles + 1  # together: no exception comes in between
             return holder
         fence = claim.fence
         if fence is not None and self.waiting_runs and (waiting := self.waiting_runs.get(fence)) is not None:
-            waiting.handles += 1  # another task of the same run waits already: it waits for both
+            # Another task of the same run waits already: it waits for both.
+            claim.got, waiting.handles = waiting, waiting.handles + 1
             if claim.supersedes:
                 waiting.supersedes = True
                 self.waiting.move_to_end(waiting, last=False)
@@ -124,44 +134,53 @@ class RightQueue:
             self._join(claim)
         return True
 
+    def share(self, lock: ProcessLock) -> None:
+        """Go by a lock that has no order, where there was none so far."""
+        if self.lock is None:
+            self.ordered, self.lock = False, lock
+            self.locked = self.holder is not None and self.holder.state is not ClaimState.LOST and lock.try_lock()
+
     def hold(self, claim: Claim) -> Claim:
         """Let a claim have the right: nobody has it, and the lock is ours."""
+        self.holder = claim
+        claim.start(self.grace)
         if claim in self.waiting:
             self._leave(claim)
         self.next_poll = math.inf
-        self.holder = claim
-        claim.start(self.grace)
         return claim
 
-    def withdraw(self, claim: Claim) -> ClaimState:
+    def withdraw(self, claim: Claim) -> None:
         """Give back, give up waiting, or clear away what was lost; never raises. Call `pass_on` next.
 
-        Returns what it was. In between, a guard goes, if what was given up had it.
+        In between, a guard goes, if what was given up had it.
         """
-        state = claim.state
         if claim is self.holder:
             self.holder = None
-        elif claim in self.waiting:
+        if claim in self.waiting:
             if self.ticket is not None and next(iter(self.waiting)) is claim:
                 self._stop_competing()
             self._leave(claim)
-        else:
-            return ClaimState.OVER
         claim.state = ClaimState.OVER
-        return state
 
     def pass_on(self) -> Claim | None:
         """Let the next one have the right or compete for it; without one, unlock. Never raises.
 
         Returns a claim that has to be woken, because it now holds the right or because it cannot go on waiting.
         """
-        if self.holder is not None or self.ticket is not None:
+        holder = self.holder
+        if holder is not None:
+            return self.hold(holder) if holder.waits() or holder in self.waiting else None
+        if self.ticket is not None:
+            if self.locked:
+                self._unlock()
             return None
         if not self.waiting:
             if self.locked:
                 self._unlock()
             return None
         first = next(iter(self.waiting))
+        if not self.ordered:
+            self.relock()  # after the steward gave it away: nobody can have come before
         if self.lock is None or (self.locked and not self._must_yield(first)):
             self.next_poll = 0.0
             return self.hold(first) if self.guard is None else None
@@ -178,12 +197,12 @@ class RightQueue:
         """
         if claim is not self.holder or claim.state is not ClaimState.HELD:
             return False
-        claim.state = ClaimState.LOST
-        claim.lost = error
+        claim.lost = error  # no write is legal from here on
         if claim.fence is not None and self.right is Right.TURN:
             claim.fence.close(kind, error.by)  # before another process can conduct the session
         if not keep:
             self._unlock()
+        claim.state = ClaimState.LOST
         return True
 
     def relock(self) -> bool:
@@ -229,8 +248,8 @@ class RightQueue:
         if not lock.try_lock():
             return None
         self.locked = True
-        self._stop_competing()
         self.next_poll = 0.0
+        self._drop_ticket()
         return self.hold(next(iter(self.waiting))) if self.guard is None else None
 
     def move(self, lock: ProcessLock, *, locked: bool) -> Claim | None:
@@ -261,10 +280,12 @@ class RightQueue:
 
     def unhang_bell(self) -> None:
         """Let nobody be woken by it any more; whoever listens stops, and looks for itself."""
-        bell, self.bell = self.bell, None
+        bell = self.bell
         if bell is not None:
-            notify_closing(bell.socket)  # else the listener would go on with whatever gets its number next
+            with suppress(RuntimeError):  # no event loop runs here any more, and so nobody listens
+                notify_closing(bell.socket)  # else the listener would go on with whatever gets its number next
             bell.close()
+            self.bell = None
 
     def heard(self) -> None:
         """The bell has rung: look at once."""
@@ -289,7 +310,7 @@ class RightQueue:
     def _lock_for(self, claim: Claim) -> bool:
         if self.lock is None:
             return True
-        self.locked = not self._others_before(claim) and self.lock.try_lock()
+        self.locked = (not self.ordered or not self._others_before(claim)) and self.lock.try_lock()
         return self.locked
 
     def _others_before(self, claim: Claim) -> bool:
@@ -309,12 +330,12 @@ class RightQueue:
             self.waiting.move_to_end(claim, last=False)  # a ticket that was taken stands for whoever is first
 
     def _leave(self, claim: Claim) -> None:
-        del self.waiting[claim]
         if claim.fence is not None:
             self.waiting_runs.pop(claim.fence, None)
+        del self.waiting[claim]
 
     def _must_yield(self, first: Claim) -> bool:
-        if first.supersedes:
+        if first.supersedes or not self.ordered:
             return False
         try:
             return self._others_before(first)
@@ -325,43 +346,57 @@ class RightQueue:
         """Take a ticket for the first of the queue; returns it if that failed."""
         assert self.lock is not None and self.ticket is None
         first = next(iter(self.waiting))
+        self.competing_since = first.arrived_at
+        self.polled_at = _clock.clock.now()
+        self.blocked_by = None
         try:
-            self.ticket = self.lock.take_ticket(self.lock.ticket_of(first.arrived_at))
+            ticket = self.lock.take_ticket(self.lock.ticket_of(first.arrived_at))
         except Exception as error:
             first.failed = error
             return first
-        self.competing_since = first.arrived_at
-        self.polled_at = _clock.clock.now()
-        self.next_poll = 0.0
-        self.blocked_by = None
+        self.ticket, self.next_poll = ticket, 0.0
         return None
 
     def _stop_competing(self) -> None:
-        self.next_poll = math.inf
         self._drop_ticket()
+        self.next_poll = math.inf
 
     def _drop_ticket(self) -> None:
         lock, ticket = self.lock, self.ticket
-        self.ticket = None
         self.unhang_bell()
         if lock is not None and ticket is not None:
             try:
                 lock.drop_ticket(ticket)
-            except Exception as error:
-                self.trouble = error
+            except Exception:
+                self._once_more(partial(lock.drop_ticket, ticket))
+        self.ticket = None
 
     def _unlock(self) -> None:
         """Unlock for other processes. A failure must not stop a release; closing the descriptor unlocks as well."""
-        lock, self.locked = self.lock, False
+        lock = self.lock
         if lock is not None:
             try:
                 lock.unlock()
+            except Exception:
+                self._once_more(lock.unlock)
+            self.locked = False
+            if not self.ordered:
+                return
+            try:
                 waiting = lock.lowest(self.passed_over)
-            except Exception as error:  # whatever an engine of somebody else's raises
+            except Exception as error:
                 self.trouble = error
                 return
             if waiting is not None:
                 lock.wake(waiting)
+        self.locked = False
+
+    def _once_more(self, call: Callable[[], object]) -> None:
+        """Repeat a lock call that must not fail, and has: it may be that a signal handler has raised in it."""
+        try:
+            call()
+        except Exception as error:  # whatever an engine of somebody else's raises
+            self.trouble = error
 
     def _watch(self, before: int, now: float) -> None:
         """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any, Literal
 
-from anyio import from_thread
 from anyio.lowlevel import checkpoint
 
-from . import transcript
-from ._loop import current_task, on_loop_thread
+from . import _effects, transcript
+from ._loop import current_task, from_thread, on_loop_thread
 from ._os import FileId
 from ._threads import in_thread
 from .arbiter import Arbiter, live_arbiters
@@ -39,6 +38,11 @@ def live_registries() -> list[LockRegistry]:
 class LockRegistry(Arbiter):
     """Hands out turn and write leases on session files, to one event loop at a time.
 
+    While something is held or waited for on one event loop, use on another raises `RuntimeError`, also while the two
+    share a thread (trio as a guest of asyncio): make a registry for each, which exclude each other. A loop that was
+    closed with something held leaves it: it is taken away at its deadline and grace, or at once if it has no deadline,
+    and the next loop goes on.
+
     Args:
         max_hold: seconds after which a lease's block is cancelled; with 0 at its first suspension, with `inf` never. A
             run's turn is limited by the run instead.
@@ -46,8 +50,8 @@ class LockRegistry(Arbiter):
         sidecar: say in `<file>.lock` who has the write lease, and honour what foreign gateways write there; say in
             `<file>.turn` who conducts. About 60 µs per lease. With `engine="none"` nothing is written or honoured.
         engine: what excludes other processes: `"kernel"`, Linux open-file-description locks; `"filelock"`, the library
-            of that name, elsewhere, with weaker promises; `"none"`, nothing; or a `LeaseEngine`. `"auto"` is the
-            strongest that works here.
+            of that name, elsewhere, with weaker promises; `"none"`, nothing, so it keeps apart what this process does,
+            over all its registries with `"none"`; or a `LeaseEngine`. `"auto"` is the strongest that works here.
         durability: what an append that has returned survives: `"process"`, the death of this process; `"sync"`, a power
             cut too, for an `fdatasync` that appends of a file share.
         yield_to_foreign: leave foreign gateways a gap of 60 ms before each of our lock files, since they poll without a
@@ -238,7 +242,7 @@ class LockRegistry(Arbiter):
         held = [claim for claim in holders if claim is not None and claim.state is ClaimState.HELD]
         for claim in held:
             message = f"{claim.holder} lost {text}: {reason}"
-            self._steward.revoke(claim, Revoked(message, path=text, holder=claim.holder))
+            self._revoke(claim, Revoked(message, path=text, holder=claim.holder))
         return len(held)
 
     def statistics(self) -> RegistryStatistics:
@@ -311,45 +315,68 @@ class LockRegistry(Arbiter):
         if under is not None:
             under.check(path)  # before a file could be created; it is asked again inside the write
         await checkpoint()
-        claim = self.new_claim(fence=fence)
+        claim, me = self.new_claim(fence=fence), current_task()
         if isinstance(under, Claim):
             claim.identity, claim.given_holder = under.identity, under.holder
-        me, pinned = current_task(), None
-        claim = await self.acquire(path, Right.WRITE, claim, suspend=False, task=me)
         try:
+            return await self._append_lines(path, data, under, header, claim, me)
+        except BaseException:
+            _effects.recover()
+            self._leave(claim, me)  # what an exception has kept from being done when another one had come already
+            raise
+
+    async def _append_lines(
+        self, path: str, data: bytes, under: Fence | Claim | None, header: bytes | None, asked: Claim, me: object
+    ) -> Position:
+        pinned: Entry | None = None
+        try:
+            got = await self.acquire(path, Right.WRITE, asked, suspend=False, task=me)
             if under is not None:
                 under.check(path)
-            position = await self.written(claim, path, data, header)
+            position = await self.written(got, path, data, header)
             if self.durability == "sync":
-                pinned = claim.entry
-                assert pinned is not None
-                pinned.pins += 1
-        finally:
-            claim.tasks = without(claim.tasks, me)
-            self.release(claim)
+                assert got.entry is not None
+                got.entry.pins, pinned = got.entry.pins + 1, got.entry
+            self._leave(asked, me)
+        except BaseException:
+            self._leave(asked, me)
+            if pinned is not None:
+                self._unpin(pinned)
+            raise
         if pinned is not None:  # others append meanwhile, and share the sync
             await self._sync_pinned(pinned, path)
         return position
+
+    def _leave(self, asked: Claim, task: object) -> None:
+        """Give a momentary write claim back, if it is not given back yet."""
+        got = asked.got or asked
+        if asked.counts:
+            got.tasks = without(got.tasks, task)
+        self.release(got, asked)
 
     def append_lines_sync(
         self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
     ) -> Position:
         """As `append_lines`, from a worker thread, which blocks until the event loop has done it.
 
+        No cancellation reaches the thread, also while the task that waits for it is cancelled.
+
         Raises besides:
-            RuntimeError: on the event loop's own thread, or before the registry was used on one.
+            RuntimeError: on an event loop's thread, or before the registry was used on one: nothing was written. Or the
+                event loop has ended meanwhile: the record is there, whole, or it is not.
         """
         if under is not None:
             under.check(path)
         if on_loop_thread():
             raise RuntimeError("append_sync would block the event loop it waits for; use `await append(...)` there")
-        if self._token is None:
+        loop = self._loop
+        if loop is None:
             raise RuntimeError("append_sync: the registry has not been used on an event loop yet")
 
         async def append() -> Position:
             return await self.append_lines(path, data, under=under, header=header)
 
-        return from_thread.run(append, token=self._token)
+        return from_thread(loop, self._steward.post, append, f"append to {path}")
 
     async def set_aside(self, path: str, to: str | None, *, under: Fence) -> bool:
         """Rename a session's file, or remove it; the next append by anyone begins a new one. A checkpoint.
@@ -408,6 +435,10 @@ class LockRegistry(Arbiter):
             header=header,
         )
 
+    def _leave_loop(self) -> None:
+        self._syncs = GroupSync()  # who waited for the disk has gone
+        super()._leave_loop()
+
     def moved(self, entry: Entry, fd: int, file_id: FileId) -> None:
         """Note that an entry goes on with the file that was renamed into its place."""
         super().moved(entry, fd, file_id)
@@ -426,10 +457,13 @@ class LockRegistry(Arbiter):
         try:
             await self._syncs.sync(entry, path)
         finally:
-            entry.pins -= 1
-            self._files.drop_if_idle(entry)
-            if entry.notes:
-                self._report(entry)
+            self._unpin(entry)
+
+    def _unpin(self, entry: Entry) -> None:
+        entry.pins = max(0, entry.pins - 1)  # 0 already, if the loop of who waited has ended
+        self._files.drop_if_idle(entry)
+        if entry.notes:
+            self._report(entry)
 
     def synced_now(self, claim: Claim, path: str) -> None:
         """As `synced`, on a worker thread."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import _clock
 from ._events import described, log
-from ._loop import Post
+from ._loop import Post, cancel
 from .claim import Claim, ClaimState, overstayed
 from .errors import LeaseLost, RunEnded, Superseded
 
@@ -31,12 +31,16 @@ class Steward:
 
     Args:
         settle: called on the loop after a claim was lost; tells its block and lets the next one in.
+        finish: called on the loop while there is something `unfinished`.
     """
 
-    def __init__(self, settle: Callable[[Claim], Any]) -> None:
+    def __init__(self, settle: Callable[[Claim], Any], finish: Callable[[], Any]) -> None:
         self._settle = settle
+        self._finish = finish
         self.held: dict[Claim, None] = {}  # changed on the loop's thread only; read here as a snapshot
         self.revoked = 0
+        self.unfinished = False
+        """Whether an exception came in the middle of a change on the loop's thread, and again while it was finished."""
         self.post: Post = _to_nobody
         self._alarm = _clock.clock.alarm(self._tick)
 
@@ -63,10 +67,10 @@ class Steward:
         if entry is None or queue is None:
             return False
         mutex = queue.mutex
-        if not mutex.acquire(blocking=False):
+        if not mutex.take():
             claim.revoke_pending = error  # whoever has the mutex now will see this after leaving it ...
             self._alarm.ring_by(_clock.clock.now() + _PENDING_RETRY_S)  # ... unless the write is another claim's, ...
-            if not mutex.acquire(blocking=False):  # ... or it left in between
+            if not mutex.take():  # ... or it left in between
                 return False
         try:
             if not queue.take_away(claim, error, self._kind(claim, error), keep=isinstance(error, Superseded)):
@@ -84,6 +88,8 @@ class Steward:
 
     def _tick(self, now: float) -> float:
         due = math.inf
+        if self.unfinished:
+            self.post(self._finish)
         for claim in list(self.held):
             try:
                 due = min(due, self._look_at(claim, now))
@@ -123,7 +129,7 @@ class Steward:
 def _cancel_blocks(claim: Claim) -> None:
     if claim.state is ClaimState.HELD:
         for scope in claim.scopes:
-            scope.cancel()
+            cancel(scope)
 
 
 def _to_nobody(_call: Callable[[], Any]) -> None:

@@ -35,11 +35,17 @@ class WaitingRoom:
     task is either running or has been woken.
     """
 
-    def __init__(self, granted: Callable[[Claim], object], let_in: Callable[[Entry, RightQueue], Claim | None]) -> None:
+    def __init__(
+        self,
+        granted: Callable[[Claim], object],
+        let_in: Callable[[Entry, RightQueue], Claim | None],
+        interrupted: Callable[[], object],
+    ) -> None:
         self.competing: dict[RightQueue, Entry] = {}
         """The queues whose head waits for another process."""
         self._granted = granted
         self._let_in = let_in
+        self._interrupted = interrupted
         self._leader: Claim | None = None
         self._looker: object = None
         """The one of the leader's tasks that looks."""
@@ -72,7 +78,14 @@ class WaitingRoom:
         queue.unhang_bell()  # a newcomer has passed it: what it waits for comes from here now
         return False
 
-    async def wait(self, path: str, claim: Claim, give_up_at: float) -> None:
+    def look_again(self) -> None:
+        """Have the leader look at everything: an exception may have ended the task that did so before."""
+        self._looker = None
+        leader = self._leader
+        if leader is not None and leader.changed is not None:
+            leader.changed.set()
+
+    async def wait(self, path: str, claim: Claim, give_up_at: float, asked: Claim) -> None:
         """Wait until a claim holds its right, or until `give_up_at`. A checkpoint, however short the wait.
 
         Raises:
@@ -94,9 +107,9 @@ class WaitingRoom:
                 now = _clock.clock.now()
                 if now < give_up_at:
                     if leads and until != math.inf:
-                        await self._listen(claim, until)
+                        await self._listen(claim, until, asked)
                     else:
-                        await self._sleep(claim, until)
+                        await self._sleep(claim, until, asked)
                 elif suspended:
                     return
                 else:
@@ -110,7 +123,7 @@ class WaitingRoom:
         if not suspended:
             await checkpoint()
 
-    async def _sleep(self, claim: Claim, until: float) -> None:
+    async def _sleep(self, claim: Claim, until: float, asked: Claim) -> None:
         """Suspend until the claim has changed, or until an instant."""
         changed = claim.changed
         if changed is None or changed.is_set():
@@ -118,10 +131,12 @@ class WaitingRoom:
         if until == math.inf:
             await changed.wait()
             return
-        with CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now())):
+        asked.sleeping = scope = CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now()))
+        with scope:
             await changed.wait()
+        asked.sleeping = None
 
-    async def _listen(self, claim: Claim, until: float) -> None:
+    async def _listen(self, claim: Claim, until: float, asked: Claim) -> None:
         """Sleep until the bell of the claim's ticket rings, or until an instant. A checkpoint.
 
         Only a look can grant anything to the head of a queue that competes, and only the leader looks, so nothing else
@@ -129,15 +144,23 @@ class WaitingRoom:
         """
         queue = claim.queue
         if queue is None or queue.bell is None:
-            await self._sleep(claim, until)
+            await self._sleep(claim, until, asked)
             return
-        with CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now())):
-            with suppress(ClosedResourceError):
-                await anyio.wait_readable(queue.bell.socket)
-                queue.heard()
+        asked.sleeping = scope = CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now()))
+        with scope:
+            await _rung(queue)
+        asked.sleeping = None
 
     @_effects.change
     def _look(self, leader: Claim) -> float:
+        """As `_look_at_all`; an exception in the middle leaves nothing half done."""
+        try:
+            return self._look_at_all(leader)
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _look_at_all(self, leader: Claim) -> float:
         """Look at every file that another process holds; returns the instant of the next look.
 
         A failing lock call is the error of the claim it was made for.
@@ -155,9 +178,9 @@ class WaitingRoom:
                         granted = queue.poll()
                 except Exception as error:
                     first.failed = error
-                    queue.next_poll = math.inf
                     if first.changed is not None:
                         first.changed.set()
+                    queue.next_poll = math.inf
                     continue
                 if granted is None and queue.admitted is not None:
                     granted = self._let_in(entry, queue)
@@ -171,6 +194,13 @@ class WaitingRoom:
                 queue.next_poll = max(queue.next_poll, now + apart)
             due = min(due, queue.next_poll)
         return due
+
+
+async def _rung(queue: RightQueue) -> None:
+    assert queue.bell is not None
+    with suppress(ClosedResourceError):
+        await anyio.wait_readable(queue.bell.socket)
+        queue.heard()
 
 
 def failure(path: str, error: Exception) -> TranscriptError:

@@ -16,8 +16,8 @@ class _StandardError:
         try:
             sys.stderr.write(message + "\n")
             sys.stderr.flush()
-        except (OSError, ValueError):
-            return  # closed, or nobody reads it: no reason to stop the work
+        except (OSError, ValueError, AttributeError):
+            return  # closed, or not there at all, or nobody reads it: no reason to stop the work
 
     log = debug = info = warning = warn = error = critical = exception = fatal = failure = msg
 

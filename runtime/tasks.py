@@ -23,7 +23,7 @@ import anyio
 from lanes import Run
 from lanes.run import _current
 from lanes.stacks import is_running, steps, variables
-from locks._loop import know_loop, on_loop_thread
+from locks._loop import know_loop, on_trio, running_loop
 
 _MOST_LOOKED_INTO = 1000
 """Tasks of one run of which it is found out what they await; of more, all but that."""
@@ -53,7 +53,7 @@ def all_tasks() -> dict[int, Task]:
 
 def running_tasks() -> list[anyio.TaskInfo]:
     """What anyio tells of the tasks of the running loop; nothing on a thread without one."""
-    if not on_loop_thread():
+    if running_loop() is None:
         return []  # its loop has ended
     context = copy_context()
     know_loop(context)  # a callback of the loop is no task, and anyio knows the loop by that
@@ -61,10 +61,10 @@ def running_tasks() -> list[anyio.TaskInfo]:
 
 
 def _native_tasks() -> list[Any]:
-    if asyncio._get_running_loop() is not None:
-        return list(asyncio.all_tasks())
-    if not on_loop_thread():
+    if running_loop() is None:
         return []
+    if not on_trio():
+        return list(asyncio.all_tasks())
     found = [sys.modules["trio"].lowlevel.current_root_task()]
     for task in found:  # grows meanwhile
         found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]

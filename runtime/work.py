@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from asyncio import _get_running_loop
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from typing import Any
 
 from lanes import Draining, InvalidLane, Parked, Run, RunState, WrongThread, current_run
@@ -15,23 +13,11 @@ from lanes.run import Body
 from lanes.scheduler import Scheduler
 from lanes.spec import WhenBusy
 from locks import DeadlockError, _clock, _effects
-from locks._loop import Post, on_loop_thread
+from locks._loop import LOOK_S, Post, know_loop, loop_has_ended, on_loop_thread
 
 from .statistics import AbandonedBody, Statistics, take
 from .watch.limits import Limits
 from .watch.watchdog import Watchdog
-
-_LOOK_S = 0.1
-
-
-def _say_which_loop(context: Context) -> None:
-    """anyio marks the context of its worker threads as one without an event loop: on the loop, take that back.
-
-    trio knows by its thread, whatever a context says.
-    """
-    sniffio = sys.modules.get("sniffio")
-    if sniffio is not None and _get_running_loop() is not None:
-        context.run(sniffio.current_async_library_cvar.set, "asyncio")
 
 
 class Work:
@@ -149,7 +135,7 @@ class Work:
             if not done.set_running_or_notify_cancel():
                 return
             try:
-                _say_which_loop(context)
+                know_loop(context)  # anyio marks that of a worker thread as one without an event loop
                 done.set_result(context.run(getattr(self, name), *args, **options))
             except BaseException as error:
                 done.set_exception(error)
@@ -157,10 +143,10 @@ class Work:
         self._to_loop(call)
         while True:
             try:
-                return done.result(_LOOK_S)
+                return done.result(LOOK_S)
             except TimeoutError:
                 # A loop that has ended takes nothing any more, and says so to nobody.
-                if not self._scheduler.serving and done.cancel():
+                if (not self._scheduler.serving or loop_has_ended(self._scheduler.intake.loop)) and done.cancel():
                     raise Draining("the supervisor does not accept work: it has stopped") from None
 
     async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:

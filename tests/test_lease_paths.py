@@ -256,7 +256,7 @@ async def test_the_strongest_engine_of_the_platform_is_chosen():
 
 
 async def test_engine_none_excludes_this_process_only(path):
-    one, other = LockRegistry(engine="none"), LockRegistry(engine="none")
+    one, other = LockRegistry(engine="none"), LockRegistry()
     async with one.lease(path, wait_timeout=0), other.lease(path, wait_timeout=0):
         pass
 

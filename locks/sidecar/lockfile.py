@@ -169,10 +169,12 @@ def take(session_path: str, terms: Terms, before: Found | None = None) -> Writte
 def release(written: Written) -> OSError | None:
     """Remove a lock file of ours, unless it is not ours any more. Called with the kernel lock held. Never raises.
 
-    Returns why it is still there, for the caller to report; the next one to take it reclaims it.
+    Returns why it is still there, for the caller to report; the next one to take it reclaims it. Called again after an
+    exception came in the middle, it finishes.
     """
     ours = _stands(written)
-    _close(written.fd)  # before the unlink: ext4 keeps a list of what is removed while it is open
+    if ours or _is_open(written):
+        _close(written.fd)  # before the unlink: ext4 keeps a list of what is removed while it is open
     failed: OSError | None = None
     if ours:
         try:
@@ -327,6 +329,15 @@ def _stands(written: Written) -> bool:
         )
     except OSError:
         return False
+
+
+def _is_open(written: Written) -> bool:
+    """Whether its descriptor is open still: closed, its number may be another file's by now."""
+    try:
+        found = _os.fstat(written.fd)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == written.file_id
 
 
 def _reclaim(session_path: str, found: Found) -> None:

@@ -49,13 +49,16 @@ class Output:
             if error.errno != errno.EPIPE:
                 self.failed = True
                 complain(f"cannot print: {error.strerror}")
+        except ValueError:
+            self.failed = True
+            complain("cannot print: the stream is closed")
 
 
 def complain(message: str) -> None:
     """One line on standard error, if anybody reads it."""
     try:
         print(f"lanes: {message}", file=sys.stderr, flush=True)
-    except OSError:
+    except (OSError, ValueError):
         silence(sys.stderr)
 
 

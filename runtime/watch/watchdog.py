@@ -25,9 +25,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, TextIO
 
 from locks import _clock
 from locks._events import described, log
@@ -319,7 +319,7 @@ class Watchdog:
             return
         with self._mutex:
             if self._running:  # else it would end a process that has stopped its supervisor long ago
-                faulthandler.dump_traceback_later(self._dead_s + _LAST_RESORT_S, exit=True)
+                _end_later(self._dead_s + _LAST_RESORT_S)
 
     def _examine(self, ping: _Ping, now: float) -> None:
         waited = ping.waited(now)
@@ -371,10 +371,23 @@ class Watchdog:
     def end_process(self, code: int, why: str) -> None:
         """Say why, print all stacks, and end the process. On any thread."""
         log("process_exits", level="critical", code=code, reason=why)
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed, or is no file
+        with contextlib.suppress(Exception):  # stderr is closed, is no file, or is not there at all
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         self.exit_by(math.inf, 0, "")
         self._leave(code)
+
+
+def _end_later(after_s: float) -> None:
+    """Have the process ended after so long, with all stacks on stderr if there is one."""
+    try:
+        faulthandler.dump_traceback_later(after_s, exit=True)
+    except Exception:  # a daemon's is closed, no file, or not there at all; the process must end all the same
+        faulthandler.dump_traceback_later(after_s, exit=True, file=_nowhere())
+
+
+@cache
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def _why_all_are_late(late_s: float, spent_s: float) -> str:

@@ -47,11 +47,11 @@ def no_release_on_cancel() -> None:
     """A waiter that is cancelled stays in the queue."""
     release = registry.LockRegistry.release
 
-    def keep_waiting(self: registry.LockRegistry, one: claim.Claim) -> None:
+    def keep_waiting(self: registry.LockRegistry, one: claim.Claim, asked: claim.Claim | None = None) -> None:
         if one.waits():
             reached["no_release_on_cancel"] += 1
         else:
-            release(self, one)
+            release(self, one, asked)
 
     plant(registry.LockRegistry, "release", keep_waiting)
 
