@@ -27,7 +27,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	@failed=0; for suite in $(or $(ARGS),locks lanes process gateway); do $(BIN)/python -m benchmarks $$suite || failed=1; done; exit $$failed
+	@failed=0; for suite in $(or $(ARGS),locks lanes process gateway foreign); do $(BIN)/python -m benchmarks $$suite || failed=1; done; exit $$failed
 
 format: $(STAMP)
 	$(BIN)/ruff format .

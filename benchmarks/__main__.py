@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from .between import figures as between
 from .footprint import figures as footprint
+from .foreign import figures as foreign
 from .inside import help_figure
 from .inside import run as inside
 from .latency import figures as latency
@@ -47,6 +48,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "lanes": lanes,
     "process": process,
     "gateway": gateway,
+    "foreign": foreign,
 }
 
 

@@ -227,7 +227,7 @@ class Execution:
             self.hard_deadline = self.parent.hard_deadline
         idle = self.spec.idle_timeout
         run.deadline = self.hard_deadline if idle is None else min(self.hard_deadline, now + idle)
-        self.fence.deadline = self.hard_deadline
+        self.fence.began_at, self.fence.deadline = now, self.hard_deadline
         self.fence.end_at = self.hard_deadline + self.spec.grace
 
     def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> Claim:

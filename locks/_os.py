@@ -47,6 +47,9 @@ from os import (
     lstat as lstat,
 )
 from os import (
+    readlink as readlink,
+)
+from os import (
     rename as rename,
 )
 from os import (
@@ -111,6 +114,25 @@ listxattr: Callable[[int], list[str]] = getattr(os, "listxattr", _no_attributes)
 getxattr: Callable[[int, str], bytes] = getattr(os, "getxattr", _no_attribute)
 setxattr: Callable[[int, str, bytes], None] = getattr(os, "setxattr", _not_here)
 removexattr: Callable[[int, str], None] = getattr(os, "removexattr", _not_here)
+
+
+def file_system_magic(path: str) -> int | None:
+    """The number that statfs(2) has for the type of a file system; `None` where it does not say. Never raises.
+
+    Python has no `statfs`: its `statvfs` leaves the type out.
+    """
+    if sys.platform != "linux":
+        return None
+    import ctypes  # noqa: PLC0415 -- needed only where there is no mount table
+
+    answer = (ctypes.c_ulong * 64)()  # longer than the structure is anywhere; the type comes first
+    try:
+        if ctypes.CDLL(None).statfs(os.fsencode(path), ctypes.byref(answer)) != 0:
+            return None
+    except (OSError, AttributeError, ValueError):
+        return None
+    return answer[0] & 0xFFFFFFFF
+
 
 FileId = tuple[int, int]
 """Device and inode: the identity of a file, whatever it is called."""

@@ -221,6 +221,11 @@ class Claim:
             at_most = min(at_most, self.fence.end_at)
         return max(0.0, at_most - now)
 
+    def may_last(self, grace: float) -> float:
+        """Seconds for which a claim of this kind, of this run or with this limit, holds at most, grace included."""
+        own = self.max_hold + grace
+        return own if self.fence is None else min(own, self.fence.end_at - self.fence.began_at)
+
     def _told(self) -> bool:
         return self.deadline_told  # a call, for the reason of `waits`: another thread may set it
 

@@ -16,14 +16,18 @@ from .claim import Claim
 from .engines.seam import Right
 from .errors import TranscriptError
 from .sidecar import note
-from .sidecar.lockfile import Found, Written, path_of, release, take
+from .sidecar.held import Change, Written, change_of, release
+from .sidecar.lockfile import Found, path_of, take
 from .sidecar.payload import MAX_HOLD_MS, Terms
+from .sidecar.rhythm import POLL_S, Rhythm
 
-FOREIGN_POLL_S = 0.05
-"""How often a foreign lock file is looked at; the other side does the same."""
+FOREIGN_POLL_S = POLL_S
 GAP_S = 0.06
 """What the other side needs to find the path free once, polling every 50 ms."""
 REMEMBERED_S = 600.0
+_RHYTHMS = 64
+_LOOKS_AT_EACH, _LOOK_EVERY_S = 16, 0.0002
+"""So many appends of a hold look each at what others have done to the lock file; after that, so often."""
 
 
 class Guard(Protocol):
@@ -44,6 +48,12 @@ class Guard(Protocol):
     def leave(self) -> OSError | None:
         """Say that nobody holds it any more; returns why that was not possible. Never raises."""
 
+    def disturbed(self) -> Change | None:
+        """What others have done to it while it is held, if that is news. Cheap; never raises.
+
+        Called inside the file's mutex, by whichever thread writes for the claim that it was entered for.
+        """
+
     def abandon(self) -> None:
         """Forget it, without touching the disk: the lock is another's now."""
 
@@ -61,6 +71,8 @@ class Manners:
     def __init__(self, yield_to_foreign: bool | None) -> None:
         self._yields = yield_to_foreign
         self._seen_at: float | None = None
+        self._rhythms: dict[str, Rhythm] = {}
+        """Of the paths that a foreign program was waited for last; an idle session keeps nothing else."""
 
     def guard(self, right: Right) -> Guard:
         """The guard of a right."""
@@ -69,6 +81,18 @@ class Manners:
     def met(self) -> None:
         """A foreign program was seen."""
         self._seen_at = _clock.clock.now()
+
+    def rhythm(self, path: str) -> Rhythm:
+        """What is known of the foreign holds of a path."""
+        found = self._rhythms.pop(path, None) or Rhythm()
+        while len(self._rhythms) >= _RHYTHMS:
+            del self._rhythms[next(iter(self._rhythms))]
+        self._rhythms[path] = found
+        return found
+
+    def may_follow(self, path: str) -> bool:
+        """Whether no gap is due on a path, because foreign programs have had it often enough before us."""
+        return path in self._rhythms and self._rhythms[path].may_follow()
 
     def yields(self) -> bool:
         """Whether a gap is due."""
@@ -83,7 +107,12 @@ class LockFile:
     def __init__(self, manners: Manners) -> None:
         self._manners = manners
         self._written: Written | None = None
+        self._told = False
+        """Whether it was said what others have done to it, since it was written."""
+        self._looks = 0
+        self._looked_at = 0.0
         self._free_since: float | None = None
+        self._tries = 1
         self.next_try = 0.0
         self.other: Found | None = None
 
@@ -95,7 +124,13 @@ class LockFile:
         if self.other is None and self._manners.yields() and not self._gap_is_over(claim.path, now):
             return False
         try:
-            found = take(claim.path, _terms(claim, grace), self.other)
+            found = take(
+                claim.path,
+                _terms(claim, grace),
+                self.other,
+                we_hold_s=claim.may_last(grace),
+                tries=self._tries,
+            )
         except OSError as error:
             if claim.makes_room and error.errno in _os.NO_ROOM:
                 # Our processes are kept out by the lock itself. A foreign program could come meanwhile only if it found
@@ -109,17 +144,49 @@ class LockFile:
             self.other = found
             self._free_since = None
             self._manners.met()
-            self.next_try = now + FOREIGN_POLL_S
+            rhythm, now = self._manners.rhythm(claim.path), _clock.clock.now()
+            rhythm.saw((found.file_id, found.data), now - found.began_at, now)
+            self.next_try, self._tries = rhythm.next_look(now)
             return False
-        self._written = found
+        if self.other is not None:
+            self._manners.rhythm(claim.path).ended()
+        self._written, self._told, self._looks = found, False, 0
         self.forget()
         return True
 
     def leave(self) -> OSError | None:
         """Remove it, if it is still what was written."""
-        trouble = None if self._written is None else release(self._written)
+        trouble = None if self._written is None else release(self._written, told=self._told)
         self._written = None  # afterwards: called again after an exception came in the middle, it finishes
         return trouble
+
+    def disturbed(self) -> Change | None:
+        """What has become of it, if it is not what was written any more; once."""
+        written = self._written
+        if written is None or self._told:
+            return None
+        if self._looks < _LOOKS_AT_EACH:
+            self._looks += 1
+        else:  # appends that follow each other closely: a look takes a twelfth of the time of each
+            now = _clock.clock.now()
+            if 0.0 < now - self._looked_at < _LOOK_EVERY_S:
+                return None
+            self._looked_at = now
+        try:
+            found = _os.fstat(written.fd)
+            if found.st_ctime_ns == written.changed_ns and found.st_nlink == 1:
+                return None
+            change = change_of(written)
+        except OSError:
+            return None  # leaving will tell
+        if change is None:
+            # A backup has given it a second name, for one: no harm.
+            self._written = written._replace(changed_ns=found.st_ctime_ns)
+            return None
+        self._told = True
+        if change.foreign:
+            self._manners.met()
+        return change
 
     def abandon(self) -> None:
         """Leave it to whoever has the lock now: it is recognised as ours, and reclaimed."""
@@ -131,11 +198,13 @@ class LockFile:
     def forget(self) -> None:
         """What was seen before somebody else had the lock says nothing any more."""
         self.other = self._free_since = None
-        self.next_try = 0.0
+        self.next_try, self._tries = 0.0, 1
 
     def _gap_is_over(self, path: str, now: float) -> bool:
         """Whether the path was free for long enough, or nothing in the directory has changed for as long."""
         if self._free_since is None:
+            if self._manners.may_follow(path):
+                return True
             self._free_since = now
             try:
                 quiet_s = process.wall() - _os.stat(os.path.dirname(path) or ".").st_mtime
@@ -166,6 +235,10 @@ class TurnNote:
         if self._path is not None:
             note.remove(self._path)
         self._path = None  # afterwards, as above
+        return None
+
+    def disturbed(self) -> Change | None:
+        """It keeps nobody out, so nobody needs to know."""
         return None
 
     def abandon(self) -> None:

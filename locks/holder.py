@@ -64,6 +64,7 @@ class Fence:
         "_by",
         "_closed",
         "_holder",
+        "began_at",
         "claims",
         "deadline",
         "end_at",
@@ -89,6 +90,8 @@ class Fence:
         self.lane = lane
         self.run_id = run_id
         self._holder: Holder | None = None
+        self.began_at = _clock.clock.now()
+        """When its time began to count; whoever sets `deadline` and `end_at` sets it, too."""
         self.deadline = deadline
         """When the run is asked to stop, on the clock of this package."""
         self.end_at = end_at

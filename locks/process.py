@@ -9,7 +9,13 @@ Own code instead of `psutil` where there is a `/proc`: psutil has no start time 
 state, and takes a process that `hidepid` hides for one that does not exist. Elsewhere it is used, imported with the
 first question, because a command line must answer `--help` faster than that.
 
-Sources: proc_pid_stat(5); time_namespaces(7), by which start times and `CLOCK_BOOTTIME` agree in containers.
+What proves that a process is dead: the kernel finds no such number (`kill` says ESRCH), or says that it is a zombie.
+What proves nothing: a `/proc` that is not mounted, that hides the process, or that shows the processes of another PID
+namespace, in which the same numbers are other processes. Then a process counts as alive, and its start time as
+unknown. A start time is unknown as well where the process lives in another time namespace: the kernel tells it by the
+clock of whoever reads it, so the same process has a different one on each side.
+
+Sources: proc_pid_stat(5); proc(5), "hidepid"; pid_namespaces(7), "/proc and PID namespaces"; time_namespaces(7).
 """
 
 from __future__ import annotations
@@ -17,8 +23,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import _os
 
@@ -46,7 +54,7 @@ class Identity:
 
     pid: int
     starttime: int | None
-    """When it was started, in clock ticks since the boot; `None` where there is no `/proc`."""
+    """When it was started, in clock ticks since the boot; `None` where there is no `/proc` of its own."""
     boot_id: str | None
     """The boot of the machine; `None` where the system has no such thing."""
     host: str
@@ -55,6 +63,14 @@ class Identity:
 
 
 _me: Identity | None = None
+_shifts: Shifts | None = None
+
+
+class Shifts(NamedTuple):
+    """What a time namespace adds to the clocks of the machine, in nanoseconds; 0 outside of one."""
+
+    monotonic: int = 0
+    boottime: int = 0
 
 
 def me() -> Identity:
@@ -74,11 +90,27 @@ def me() -> Identity:
     return known
 
 
+def shifts() -> Shifts:
+    """How the clocks of this process differ from those of the machine. Computed once, and anew in a forked child.
+
+    Without a `/proc` it cannot be known, and counts as not at all. Callable from any thread.
+    """
+    global _shifts  # noqa: PLW0603 -- once per process is the point
+    known = _shifts
+    if known is None:
+        # What the file shows is the namespace of children to come. It is another one after `unshare` without an exec.
+        own = _link("/proc/self/ns/time") == _link("/proc/self/ns/time_for_children")
+        known = _shifts = (_shifts_of("self") if own else None) or Shifts()
+    return known
+
+
 def age_s() -> float | None:
     """How long this process has lived, an `exec` included, in seconds; `None` when that is not known."""
     ticks = me().starttime
     if ticks is not None:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    if not _psutil_can_tell():
+        return None
     import psutil  # noqa: PLC0415 -- see the module's text
 
     try:
@@ -90,24 +122,25 @@ def age_s() -> float | None:
 def is_alive(pid: int) -> bool:
     """Whether a process with this number runs, as far as can be told from here. Never raises.
 
-    One that has ended and that its parent has not waited for is dead. One that may not be asked is alive.
+    One that has ended and that its parent has not waited for is dead. One of which nothing can be known is alive.
     """
     if not 0 < pid <= _LARGEST_PID:
         return False
     if not _has_proc():
         return _is_alive_elsewhere(pid)
-    try:
-        _os.kill(pid, 0)
-    except ProcessLookupError:
+    if not _has_number(pid):
         return False
-    except OSError:
-        pass  # EPERM: another user's, so there is one
     fields = _stat(pid)
     return fields is None or fields[_STATE] not in _DEAD_STATES
 
 
 def starttime(pid: int) -> int | None:
-    """When a process was started, in clock ticks since the boot; `None` where that is not known. Never raises."""
+    """When a process was started, in clock ticks since the boot; `None` where that is not known. Never raises.
+
+    Of two processes in different time namespaces, neither knows the other's.
+    """
+    if not _proc_is_ours() or _shifts_of(pid) != _shifts_of("self"):
+        return None
     fields = _stat(pid)
     try:
         return None if fields is None else int(fields[_STARTTIME])
@@ -115,11 +148,51 @@ def starttime(pid: int) -> int | None:
         return None
 
 
+def has_open(file_id: _os.FileId) -> bool:
+    """Whether a descriptor of this process is open on a file. `False` where that cannot be known. Never raises."""
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        try:
+            names = _os.listdir(directory)
+        except OSError:
+            continue
+        return any(_is_open_on(int(name), file_id) for name in names if name.isdecimal())
+    return False
+
+
+def _is_open_on(fd: int, file_id: _os.FileId) -> bool:
+    try:
+        found = _os.fstat(fd)
+    except OSError:
+        return False  # the one that the directory was listed through
+    return (found.st_dev, found.st_ino) == file_id
+
+
+def _has_number(pid: int) -> bool:
+    """Whether the kernel knows a process of that number, a zombie included."""
+    try:
+        _os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # EPERM: another user's, so there is one
+    return True
+
+
 def _stat(pid: int) -> list[bytes] | None:
     text = _read(f"/proc/{pid}/stat")
     # The name stands in parentheses and may itself contain some, and blanks: what counts begins behind the last one.
     fields = text.rpartition(b")")[2].split() if text else None
     return fields or None
+
+
+def _shifts_of(pid: int | str) -> Shifts | None:
+    """What the time namespace of a process adds; `None` where there are none, or it does not say."""
+    text = _read(f"/proc/{pid}/timens_offsets") or b""
+    try:
+        found = {name: int(s) * 10**9 + int(ns) for name, s, ns in (line.split() for line in text.splitlines())}
+        return Shifts(found[b"monotonic"], found[b"boottime"])
+    except (KeyError, ValueError):
+        return None
 
 
 def _read(path: str) -> bytes | None:
@@ -136,25 +209,47 @@ def _read(path: str) -> bytes | None:
             _os.close(fd)
 
 
+def _link(path: str) -> str | None:
+    try:
+        return _os.readlink(path)
+    except OSError:
+        return None
+
+
 def _has_proc() -> bool:
     return me().starttime is not None
 
 
-def _is_alive_elsewhere(pid: int) -> bool:
-    # Not by a signal: on Windows, signal 0 ends the process.
-    import psutil  # noqa: PLC0415 -- see the module's text
+def _proc_is_ours() -> bool:
+    """Whether there is a `/proc`, and its numbers are those of this process's PID namespace."""
+    return _link("/proc/self") == str(os.getpid())
 
-    try:
-        return bool(psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
-    except psutil.NoSuchProcess:
-        return False  # also what a zombie is called on some systems
-    except (psutil.Error, OSError):
-        return True
+
+def _psutil_can_tell() -> bool:
+    return sys.platform != "linux" or _proc_is_ours()  # there it reads `/proc`, whosever that is
+
+
+def _is_alive_elsewhere(pid: int) -> bool:
+    # Not by a signal first: on Windows, signal 0 ends the process.
+    if _psutil_can_tell():
+        import psutil  # noqa: PLC0415 -- see the module's text
+
+        try:
+            return bool(psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+        except psutil.ZombieProcess:
+            return False
+        except psutil.NoSuchProcess:
+            if os.name != "posix":
+                return False
+        except (psutil.Error, OSError):
+            return True
+    return _has_number(pid)  # a zombie as well, which nothing here can tell from a process that runs
 
 
 def _after_fork() -> None:
-    global _me  # noqa: PLW0603 -- once per process is the point
-    _me = None
+    global _me, _shifts, _wall_ahead_s  # noqa: PLW0603 -- once per process is the point
+    _me = _shifts = None
+    _wall_ahead_s = time.time() - time.monotonic()  # a child may be in another time namespace
 
 
 if hasattr(os, "register_at_fork"):

@@ -273,6 +273,8 @@ class LockRegistry(Arbiter):
         try:
             with queue.mutex:
                 claim.check(path)
+                if queue.guard is not None and (change := queue.guard.disturbed()) is not None:
+                    entry.note("sidecar_replaced", **change.fields)
                 position = transcript.append(entry, path, data, header)
         finally:
             if claim.revoke_pending is not None:

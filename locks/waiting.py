@@ -106,7 +106,9 @@ class WaitingRoom:
                     raise failure(path, claim.failed)
                 now = _clock.clock.now()
                 if now < give_up_at:
-                    if leads and until != math.inf:
+                    if leads and until <= now:
+                        await checkpoint()  # a foreign lock file is about to go: a timer would come too late
+                    elif leads and until != math.inf:
                         await self._listen(claim, until, asked)
                     else:
                         await self._sleep(claim, until, asked)

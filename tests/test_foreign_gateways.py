@@ -449,6 +449,77 @@ async def hold_once(registry, path, intervals, **options):
         intervals.append((entered, time.monotonic_ns(), lease.epoch))
 
 
+# Our own number
+
+
+@pytest.fixture
+def _wall(virtual, monkeypatch):
+    """The wall clock goes with the virtual one."""
+    real, started = time.time(), virtual.now()
+    for name in ("wall", "carried_wall"):
+        monkeypatch.setattr(process, name, lambda: real + virtual.now() - started)
+
+
+@pytest.mark.failure("Y10", "C3")
+@pytest.mark.usefixtures("_wall")
+@pytest.mark.parametrize("how", ["the registry's", "the lease's", "the run's"])
+async def test_an_old_lock_of_this_process_that_nothing_here_holds_is_waited_for_as_long_as_a_run_may_last(
+    virtual, path, lock, how
+):
+    """The shape of #86004: our own number and start time, 17 minutes to go, and nobody who would remove it."""
+    registry = LockRegistry(max_hold=60 if how == "the registry's" else 300, grace=2)
+    lock.write_bytes(foreign(os.getpid(), created_at=-40.0, maxHoldMs=1_020_000))
+    match how:
+        case "the registry's":
+            lease = registry.lease(path)
+        case "the lease's":
+            lease = registry.lease(path, max_hold=60)
+        case _:
+            now = virtual.now()
+            lease = registry.lease_for(Fence(deadline=now + 60, end_at=now + 62), path)
+    started = virtual.now()
+    with capture_logs() as logs:
+        async with lease:
+            assert virtual.now() - started == pytest.approx(27.0, abs=0.06)  # 60 + 2 + 5, less the 40 that it is old
+            assert json.loads(lock.read_bytes())["instance"] == process.me().instance
+    assert [one["event"] for one in logs if one["event"] == "sidecar_reclaimed"] == ["sidecar_reclaimed"]
+
+
+@pytest.mark.failure("Y10")
+@pytest.mark.usefixtures("_wall")
+async def test_an_old_lock_of_this_process_older_than_a_run_may_last_is_reclaimed_at_once(virtual, path, lock):
+    registry = LockRegistry(max_hold=30, grace=2)
+    lock.write_bytes(foreign(os.getpid(), created_at=-40.0, maxHoldMs=1_020_000))
+    started = virtual.now()
+    await registry.append(path, {"n": 1})
+    assert virtual.now() == started
+
+
+@pytest.mark.failure("Y10", "B9")
+@pytest.mark.usefixtures("_wall")
+async def test_another_library_of_this_process_that_holds_is_not_robbed(virtual, path, lock):
+    """It keeps its lock file open while it holds, as such gateways do."""
+    registry = LockRegistry(max_hold=30, grace=2)
+    with open(lock, "wb") as held:  # noqa: ASYNC230 -- a file of a few bytes
+        held.write(foreign(os.getpid(), created_at=-40.0, maxHoldMs=1_020_000))
+        held.flush()
+        with pytest.raises(LeaseTimeout):
+            async with registry.lease(path, wait_timeout=600):
+                raise AssertionError("robbed")
+    await registry.append(path, {"n": 1})
+
+
+@pytest.mark.failure("Y10", "B5")
+@pytest.mark.usefixtures("_wall")
+async def test_another_registry_of_this_process_that_holds_is_not_robbed_however_long(virtual, path):
+    one, other = LockRegistry(max_hold=1000), LockRegistry(max_hold=1, grace=0)
+    async with one.lease(path) as lease:
+        with pytest.raises(LeaseTimeout):
+            async with other.lease(path, wait_timeout=600):
+                raise AssertionError("robbed")
+        await lease.append({"n": 1})
+
+
 # Plants
 
 

@@ -65,6 +65,9 @@ def devices(monkeypatch):
     return numbers
 
 
+OF_DESKTOPS = ["fakeowner", "fuse.grpcfuse", "fuse.osxfs", "virtiofs", "drvfs", "prl_fs", "vboxsf", "fuse.vmhgfs-fuse"]
+OF_CLOUDS = ["fuse.cephfs", "fuse.ceph-fuse", "fuse.rclone", "fuse.glusterfs", "gpfs", "beegfs", "auristorfs", "autofs"]
+UNKNOWN = ["fuse", "fuse.of-tomorrow", "of-tomorrow", "FUSE.SHOUTED"]
 KINDS = ["nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "9p", "afs", "davfs", "fuse.sshfs", "fuse.s3fs"]
 
 
@@ -72,6 +75,58 @@ KINDS = ["nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "9p", "af
 def test_a_network_file_system_is_found(mounts, tmp_path, kind):
     mounts((str(tmp_path), kind))
     assert network.network_file_system(str(tmp_path / "new.jsonl")) == kind
+
+
+@pytest.mark.failure("Y4")
+@pytest.mark.parametrize("kind", [*OF_DESKTOPS, *OF_CLOUDS])
+def test_what_is_known_to_be_remote_is_refused_with_its_type_and_the_way_out(mounts, tmp_path, kind):
+    mounts((str(tmp_path), kind))
+    with pytest.raises(TranscriptError, match=f"is on {kind}, where locks .* do not .* allow_network_fs=True"):
+        network.refuse(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.failure("Y4")
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_is_not_known_to_be_local_is_refused_and_called_so(mounts, tmp_path, kind):
+    mounts((str(tmp_path), kind))
+    with pytest.raises(
+        TranscriptError, match=f"is on {kind}, which is not known to be local, .* allow_network_fs=True"
+    ):
+        network.refuse(str(tmp_path / "a.jsonl"))
+    network.refuse(str(tmp_path / "a.jsonl"), allow=True)
+
+
+@pytest.mark.failure("Y4")
+@pytest.mark.parametrize("kind", sorted(network.LOCAL_TYPES | {"fuseblk.ntfs-3g", "NTFS"}))
+def test_what_is_known_to_be_local_is_taken(mounts, tmp_path, kind):
+    mounts((str(tmp_path), kind))
+    network.refuse(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.failure("Y4")
+def test_no_type_is_both_local_and_remote_and_each_has_a_source():
+    assert not network.LOCAL_TYPES & network.NETWORK_TYPES
+    assert not {f"fuse.{kind}" for kind in network.NETWORK_TYPES} & network.LOCAL_TYPES
+    assert all(line.types and line.source for line in network._TABLE)
+
+
+@pytest.mark.failure("Y4")
+@pytest.mark.parametrize(
+    "magic, kind", [(0x6969, "nfs"), (0x65735546, "fuse"), (0x01021997, "9p"), (0xFE534D42, "cifs")]
+)
+@pytest.mark.parametrize("exists", [True, False])
+def test_without_a_mount_table_the_kernel_itself_is_asked(mounts, tmp_path, monkeypatch, magic, kind, exists):
+    """As in a chroot without `/proc`."""
+    asked = []
+
+    def file_system_magic(path):
+        asked.append(path)
+        return magic if exists or path == str(tmp_path) else None
+
+    monkeypatch.setattr("locks._os.file_system_magic", file_system_magic)
+    path = str(tmp_path / "a.jsonl")
+    assert network.network_file_system(path) == kind
+    assert asked == [path] if exists else [path, str(tmp_path)]
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "fuseblk", "fuse.gocryptfs"])
@@ -191,3 +246,9 @@ def test_this_machines_own_mount_table_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(network, "_by_device", {})
     network.network_file_system(str(tmp_path / "a.jsonl"))
     assert len(network._by_device) == 1
+
+
+@pytest.mark.failure("Y4")
+def test_the_kernel_tells_the_type_of_a_directory_and_nothing_of_what_is_missing(tmp_path):
+    assert (_os.file_system_magic("/proc") == 0x9FA0) == (os.uname().sysname == "Linux")
+    assert _os.file_system_magic(str(tmp_path / "missing")) is None

@@ -31,8 +31,10 @@ def here(alive=(7, 4711), wall=NOW, carried=NOW, me=ME, my_age_s: float | None =
     )
 
 
-def judged(payload, at=None, *, age_of_file_s=0.0, seen_for_s=0.0, locked=False) -> Verdict:
-    verdict = judge(payload, here=at or here(), age_of_file_s=age_of_file_s, seen_for_s=seen_for_s, locked=locked)
+def judged(payload, at=None, *, age_of_file_s=0.0, seen_for_s=0.0, locked=False, **ours) -> Verdict:
+    verdict = judge(
+        payload, here=at or here(), age_of_file_s=age_of_file_s, seen_for_s=seen_for_s, locked=locked, **ours
+    )
     assert verdict.reason
     return verdict
 
@@ -119,6 +121,55 @@ def test_without_a_start_time_a_lock_with_our_own_number_is_stale_if_it_is_older
     assert not judged(replace(lock, created_at=NOW - 99)).stale
     assert not judged(replace(lock, created_at=NOW - 102), here(my_age_s=None)).stale
     assert not judged(replace(lock, created_at=NOW - 102, pid=4711)).stale
+
+
+ORPHAN = replace(FOREIGN, pid=7, starttime=500, max_hold_ms=1_020_000)
+
+
+@pytest.mark.failure("Y10")
+@pytest.mark.parametrize("starttime", [500, None], ids=["our start time", "no start time"])
+@pytest.mark.parametrize("me", [ME, replace(ME, starttime=None)], ids=["known", "unknown"])
+def test_a_lock_of_this_process_that_nothing_here_holds_is_stale_once_no_run_could_be_so_old(starttime, me):
+    orphan = replace(ORPHAN, starttime=starttime)
+    at = here(me=me, my_age_s=10**6)
+    young = judged(replace(orphan, created_at=NOW - 37), at, we_hold_s=32.0, locked=True)
+    assert not young.stale
+    assert young.limit_s == 37.0  # 5 s of margin
+    old = judged(replace(orphan, created_at=NOW - 37.001), at, we_hold_s=32.0, locked=True)
+    assert old.stale
+    assert "names process 7, this one, which does not hold it, and is 37.0 s old" in old.reason
+
+
+@pytest.mark.failure("Y10")
+def test_a_lock_that_something_else_in_this_process_has_open_has_its_own_limit():
+    held = replace(ORPHAN, created_at=NOW - 1020)
+    verdict = judged(held, we_hold_s=32.0, is_open=lambda: True)
+    assert not verdict.stale
+    assert verdict.limit_s == 1020
+    assert judged(replace(held, created_at=NOW - 1020.1), we_hold_s=32.0, is_open=lambda: True).stale
+
+
+@pytest.mark.failure("Y10", "B8", "B9")
+@pytest.mark.parametrize(
+    "fields",
+    [{"pid": 4711, "starttime": 900}, {"host": "there", "boot_id": "another"}, {"host": "b", "boot_id": "this boot"}],
+)
+def test_our_own_limit_is_none_for_other_processes_machines_and_containers(fields):
+    assert not judged(replace(ORPHAN, created_at=NOW - 1000, **fields), we_hold_s=32.0).stale
+
+
+@pytest.mark.failure("Y10")
+def test_our_own_limit_makes_no_lock_of_lanes_stale():
+    for instance in ("mine", "theirs"):
+        payload = replace(OURS, instance=instance, created_at=NOW - 1000)
+        assert not judged(payload, we_hold_s=32.0).stale
+
+
+@pytest.mark.failure("Y10")
+def test_our_own_limit_makes_no_lock_last_longer_than_it_says_itself():
+    verdict = judged(replace(ORPHAN, max_hold_ms=20_000, created_at=NOW - 20.1), we_hold_s=32.0)
+    assert verdict.stale
+    assert "maxHoldMs" in verdict.reason
 
 
 # Ours

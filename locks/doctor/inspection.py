@@ -23,8 +23,9 @@ from ..engines.seam import Right
 from ..errors import TranscriptError
 from ..sidecar import lockfile, note
 from ..sidecar.judge import LONGEST_S, Verdict
-from ..sidecar.lockfile import Found, Seen, see
+from ..sidecar.lockfile import Found
 from ..sidecar.payload import parse
+from ..sidecar.seen import Seen, see
 from ..transcript import BrokenLine, read, stream
 from ..transcript.appending import tail_of
 from ..transcript.header import first_line, key_in

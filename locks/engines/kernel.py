@@ -6,11 +6,14 @@ the right moment gets it, and a process that re-acquires without a gap starves a
 measured). So a waiter also locks one byte at `base + arrival in monotonic nanoseconds` as its ticket, and takes the
 lock byte only when nobody holds a lower ticket. Safety rests on the lock byte alone; tickets only order.
 
+The arrival is an instant of the machine's monotonic clock. In a time namespace (`unshare --time`, a restored container)
+that clock is shifted, and a waiter there would come always first or always last; so the shift is taken off again.
+
 Rejected: `flock` (no ticket ranges, and an inherited descriptor shares it), POSIX `F_SETLK` (any `close` of the file in
 the process drops it), lock files (someone must decide whether their owner is dead), waking all waiters by inotify
 (costs two thirds of the throughput).
 
-Sources: fcntl_locking(2), "Open file description locks".
+Sources: fcntl_locking(2), "Open file description locks"; time_namespaces(7).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from collections.abc import Collection
 
 from .. import _os
 from .._os import FileId
+from ..process import shifts
 from .bell import Bell, ring
 from .seam import Right
 
@@ -52,7 +56,8 @@ class KernelLock:
 
     def ticket_of(self, arrived_at: float) -> int:
         """The ticket of one who arrived at `arrived_at`."""
-        return self._base + 1 + min(int(arrived_at * 1e9), _SPAN - 1)
+        on_the_machine = int(arrived_at * 1e9) - shifts().monotonic
+        return self._base + 1 + min(max(on_the_machine, 0), _SPAN - 1)
 
     def take_ticket(self, ticket: int) -> int:
         """Stand in the queue of all processes with this ticket, or the next that is free; returns it."""

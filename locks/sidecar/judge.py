@@ -22,6 +22,8 @@ from ..process import Identity
 from .payload import MAX_HOLD_MS, Payload
 
 LONGEST_S = MAX_HOLD_MS / 1000
+OWN_MARGIN_S = 5.0
+"""How much older than any hold of ours a lock file may be that names this process, which knows nothing of it."""
 UNREADABLE_S = 30.0
 """How long an empty or unreadable file may be one that is just being written. Foreign gateways allow 5 s."""
 _START_MARGIN_S = 1.0  # ticks and milliseconds are rounded
@@ -74,6 +76,8 @@ def judge(
     seen_for_s: float,
     locked: bool = False,
     marked: bool = False,
+    we_hold_s: float = LONGEST_S,
+    is_open: Callable[[], bool] = lambda: False,
 ) -> Verdict:
     """Judge a lock file.
 
@@ -84,6 +88,8 @@ def judge(
         locked: whether the caller holds the kernel lock of the session. Then a lock file of lanes is stale at once;
             without, it is judged by the process it names, and never by its age.
         marked: whether lanes created it, even if it could not say so any more.
+        we_hold_s: how long the caller, had it the lock, would hold it at most.
+        is_open: whether this process has the file open, as most holders do: then something else in it may hold.
     """
     if payload is None and marked and locked:
         return Verdict(True, "a process of ours died before it had written it", age_of_file_s, UNREADABLE_S)
@@ -94,12 +100,22 @@ def judge(
         return Verdict(False, "it is unreadable, and may be about to be written", age_s, UNREADABLE_S)
     age_s = max(0.0 if payload.created_at is None else here.age_of(payload.created_at), seen_for_s)
     limit_s = LONGEST_S if payload.max_hold_ms is None else min(payload.max_hold_ms / 1000, LONGEST_S)
-    stale, reason = _judge(payload, here, age_s, limit_s, locked)
+    place = _place_of(payload, here.me)
+    stale, reason = _judge(payload, here, place, age_s, limit_s, locked)
+    if not stale and payload.instance is None and payload.pid == here.me.pid and place is _Place.HERE:
+        # No run of ours has it, for those write their instance. Another library of this process may.
+        our_limit_s = we_hold_s + OWN_MARGIN_S
+        if our_limit_s < limit_s and not is_open():
+            stale, limit_s = age_s > our_limit_s, our_limit_s
+            if stale:
+                reason = (
+                    f"it names process {payload.pid}, this one, which does not hold it, and is {age_s:.1f} s old: "
+                    f"longer than {our_limit_s:.1f} s nothing here would"
+                )
     return Verdict(stale, reason, age_s, limit_s)
 
 
-def _judge(payload: Payload, here: Here, age_s: float, limit_s: float, locked: bool) -> tuple[bool, str]:
-    place = _place_of(payload, here.me)
+def _judge(payload: Payload, here: Here, place: _Place, age_s: float, limit_s: float, locked: bool) -> tuple[bool, str]:
     if place is _Place.BEFORE:
         return True, "this machine was started anew since it was written"
     if payload.instance is not None and place is not _Place.ELSEWHERE:

@@ -16,54 +16,29 @@ Nothing is synced: after a power cut no process is left to hold anything.
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 from .. import _clock, _os, process
 from .._events import log
 from .._os import FileId
 from ..errors import TranscriptError
 from ..holder import Holder
-from .judge import Here, Verdict, judge
+from .held import Written as Written
+from .held import fill, remove
+from .held import release as release
+from .judge import LONGEST_S, Here, Verdict, judge
 from .payload import Payload, Terms, encode, parse
+from .seen import MARK, Seen, Stamp, see, stamp_of
+from .seen import MOST_BYTES as MOST_BYTES
 
-MOST_BYTES = 4096
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _os.O_CLOEXEC | _os.O_BINARY
-# Neither follows a symlink, nor waits for the other end of a FIFO, nor lets a terminal take charge of this process.
-_READ = os.O_RDONLY | _os.O_NOFOLLOW | _os.O_NONBLOCK | _os.O_NOCTTY | _os.O_CLOEXEC | _os.O_BINARY
-# A process that is killed between creating a lock file and writing it leaves an empty one, which could as well be a
-# foreign program's that is about to be written, and would be waited for. This bit, which is there from the first
-# instant and means nothing for files on Linux, tells them apart. (Elsewhere only root may set it.)
-_MARK = stat.S_ISVTX if sys.platform == "linux" else 0
-_REMOVALS = 4  # at once and three times more
+_JUDGED_EVERY_S = 0.045  # a file that is looked at more often: whether its owner lives, and how old it is
 _ROUNDS = 10  # of creating what was free and finding what was not
 
 _warned = False
-
-
-class Written(NamedTuple):
-    """A lock file of ours, held. Whoever has it must `release` it."""
-
-    path: str
-    file_id: FileId
-    data: bytes
-    fd: int
-    """Open for as long as it is held: see the module's text."""
-
-
-class Seen(NamedTuple):
-    """What stands in a small regular file."""
-
-    file_id: FileId
-    data: bytes
-    changed_at: float
-    """By the wall clock."""
-    marked: bool
-    """Whether lanes created it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +53,10 @@ class Found:
     seen_at: float
     """When the very same file was first seen, on the clock of this package."""
     verdict: Verdict
+    looked_at: float = 0.0
+    """When it was judged, on the same clock."""
+    stamp: Stamp | None = None
+    """What `lstat` said then."""
 
     @property
     def foreign(self) -> bool:
@@ -106,6 +85,11 @@ class Found:
         return f"process {payload.pid or 'unknown'}{where} ({what})"
 
     @property
+    def began_at(self) -> float:
+        """When its hold began, as far as can be told, on the clock of this package."""
+        return self.looked_at - self.verdict.age_s
+
+    @property
     def held_s(self) -> float:
         """For how long it had been held when it was found."""
         return self.verdict.age_s
@@ -128,11 +112,20 @@ def path_of(session_path: str) -> str:
     return session_path + ".lock"
 
 
-def take(session_path: str, terms: Terms, before: Found | None = None) -> Written | Found:
+def take(
+    session_path: str,
+    terms: Terms,
+    before: Found | None = None,
+    *,
+    we_hold_s: float = LONGEST_S,
+    tries: int = 1,
+) -> Written | Found:
     """Create the lock file of a session, reclaiming a stale one; or find whose it is.
 
     Args:
         before: what was found the last time, so that it is known for how long it has been there.
+        we_hold_s: how long a hold of this kind may last at most.
+        tries: how often to try at first, without a pause, whether it can be created.
 
     Called with the kernel lock held. Either the file is there, whole, and the caller owns it, or nothing of it is left.
 
@@ -143,16 +136,15 @@ def take(session_path: str, terms: Terms, before: Found | None = None) -> Writte
     path = path_of(session_path)
     for _ in range(_ROUNDS):
         data = encode(terms, process.wall())
-        try:
-            fd = _os.open(path, _CREATE, 0o600 | _MARK)
-        except FileExistsError:
-            pass
-        else:
-            written = _fill(path, fd, data)
+        if (fd := _create(path, tries)) is not None:
+            written = fill(path, fd, data)
             if written is not None:
                 return written
             continue
-        found = find(session_path, before, locked=True)
+        tries = 1
+        if before is not None and _is_as_before(before):
+            return before
+        found = find(session_path, before, locked=True, we_hold_s=we_hold_s)
         if found is None:
             continue  # removed in between
         before = found
@@ -160,58 +152,21 @@ def take(session_path: str, terms: Terms, before: Found | None = None) -> Writte
             warn_once_about_robbery()
         if not found.verdict.stale:
             return found
-        _reclaim(session_path, found)
+        _reclaim(session_path, found, we_hold_s)
     raise TranscriptError(
         f"{path} changed {_ROUNDS} times while it was being judged: something keeps creating and removing it", path=path
     )
 
 
-def release(written: Written) -> OSError | None:
-    """Remove a lock file of ours, unless it is not ours any more. Called with the kernel lock held. Never raises.
-
-    Returns why it is still there, for the caller to report; the next one to take it reclaims it. Called again after an
-    exception came in the middle, it finishes.
-    """
-    ours = _stands(written)
-    if ours or _is_open(written):
-        _close(written.fd)  # before the unlink: ext4 keeps a list of what is removed while it is open
-    failed: OSError | None = None
-    if ours:
-        try:
-            _os.unlink(written.path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            failed = error.with_traceback(None)  # else it and this frame keep each other alive
-        else:
-            return None
-    for _ in range(_REMOVALS - ours):
-        try:
-            seen = see(written.path)
-            if seen is None:
-                return None
-            if (seen.file_id, seen.data) != (written.file_id, written.data):
-                log("sidecar_replaced", level="warning", path=written.path, by=_who(seen))
-                return None
-            _os.unlink(written.path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            failed = error.with_traceback(None)  # as above
-        except TranscriptError as error:
-            log("sidecar_replaced", level="warning", path=written.path, by=str(error))
-            return None
-        else:
-            return None
-    return failed
-
-
-def find(session_path: str, before: Found | None = None, *, locked: bool = False) -> Found | None:
+def find(
+    session_path: str, before: Found | None = None, *, locked: bool = False, we_hold_s: float = LONGEST_S
+) -> Found | None:
     """Look at the lock file of a session and judge it; `None` when there is none.
 
     Args:
         before: what was found the last time.
         locked: whether the caller holds the kernel lock of the session.
+        we_hold_s: how long the caller would hold it at most.
 
     Raises:
         TranscriptError: it is no small regular file, or cannot be read. It counts as held by somebody, never as free.
@@ -239,35 +194,10 @@ def find(session_path: str, before: Found | None = None, *, locked: bool = False
         seen_for_s=now - seen_at,
         locked=locked,
         marked=seen.marked,
+        we_hold_s=we_hold_s,
+        is_open=partial(process.has_open, seen.file_id),
     )
-    return Found(path, seen.file_id, seen.data, payload, seen_at, verdict)
-
-
-def see(path: str) -> Seen | None:
-    """Read a small regular file; `None` when there is none.
-
-    Raises:
-        TranscriptError: it is something else, or too large.
-        OSError: it cannot be read.
-    """
-    try:
-        fd = _os.open(path, _READ)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno not in _REFUSED:
-            raise
-        raise _cannot_judge(path, _REFUSED[error.errno]) from None
-    try:
-        found = _os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise _cannot_judge(path, _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file"))
-        data = _os.pread(fd, MOST_BYTES + 1, 0)
-    finally:
-        _close(fd)
-    if len(data) > MOST_BYTES:
-        raise _cannot_judge(path, f"larger than {MOST_BYTES} bytes")
-    return Seen((found.st_dev, found.st_ino), data, found.st_mtime, bool(found.st_mode & _MARK))
+    return Found(path, seen.file_id, seen.data, payload, seen_at, verdict, now, seen.stamp)
 
 
 def warn_once_about_robbery() -> None:
@@ -287,94 +217,40 @@ def warn_once_about_robbery() -> None:
 
 # Internals
 
-_REFUSED = {
-    errno.ELOOP: "a symbolic link",
-    errno.ENXIO: "a socket or a device",
-    errno.EOPNOTSUPP: "a socket",  # on macOS
-}
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
+
+def _create(path: str, tries: int) -> int | None:
+    """Create a lock file, still empty; `None` if there was one each time."""
+    for _ in range(tries):
+        try:
+            return _os.open(path, _CREATE, 0o600 | MARK)
+        except FileExistsError:
+            continue
+    return None
 
 
-def _fill(path: str, fd: int, data: bytes) -> Written | None:
-    """Write a lock file that was just created; `None` if it was taken away while it was still empty."""
+def _is_as_before(before: Found) -> bool:
+    """Whether the very file that was found held a moment ago is still there; a judgement costs ten times as much."""
+    if before.verdict.stale or _clock.clock.now() - before.looked_at >= min(_JUDGED_EVERY_S, before.remaining_s):
+        return False
     try:
-        if (length := _os.write(fd, data)) != len(data):
-            raise OSError(errno.ENOSPC, f"only {length} of {len(data)} bytes were written", path)
-        made = _os.fstat(fd)
-    except BaseException:
-        _close(fd)
-        if (error := _remove(path)) is not None:
-            log("sidecar_left", level="warning", path=path, error=str(error))
-        raise
-    if made.st_nlink == 0:
-        # We were stopped between creating and writing, for so long that somebody took the empty file for a left-over.
-        # What was written went nowhere, and another one may hold the session by now.
-        _close(fd)
-        return None
-    return Written(path, (made.st_dev, made.st_ino), data, fd)
-
-
-def _stands(written: Written) -> bool:
-    """Whether the very file is there still, unchanged; if not, or if nobody can tell, the long way finds out."""
-    try:
-        there = _os.lstat(written.path)
-        return (there.st_dev, there.st_ino) == written.file_id and (
-            _os.pread(written.fd, MOST_BYTES, 0) == written.data
-        )
+        return stamp_of(_os.lstat(before.path)) == before.stamp
     except OSError:
         return False
 
 
-def _is_open(written: Written) -> bool:
-    """Whether its descriptor is open still: closed, its number may be another file's by now."""
-    try:
-        found = _os.fstat(written.fd)
-    except OSError:
-        return False
-    return (found.st_dev, found.st_ino) == written.file_id
-
-
-def _reclaim(session_path: str, found: Found) -> None:
+def _reclaim(session_path: str, found: Found, we_hold_s: float) -> None:
     """Remove a stale lock file, if it is still the same and still stale.
 
     Raises:
         OSError: it cannot be removed.
     """
     # Looked at again: what was judged may have gone, and what is there now may be somebody's fresh one.
-    again = find(session_path, found, locked=True)
+    again = find(session_path, found, locked=True, we_hold_s=we_hold_s)
     if again is None or not again.is_same(found) or not again.verdict.stale:
         return
-    if (error := _remove(found.path)) is not None:
+    if (error := remove(found.path)) is not None:
         raise error
     log("sidecar_reclaimed", path=found.path, holder=found.who, reason=again.verdict.reason)
-
-
-def _remove(path: str) -> OSError | None:
-    """Remove a file; returns why it is still there."""
-    failed: OSError | None = None
-    for _ in range(_REMOVALS):
-        try:
-            _os.unlink(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            failed = error.with_traceback(None)  # else it and this frame keep each other alive
-        else:
-            return None
-    return failed
-
-
-def _close(fd: int) -> None:
-    try:
-        _os.close(fd)
-    except OSError:
-        return  # the kernel lets go of a descriptor in any case, and no content of a lock file needs to last
 
 
 def _here() -> Here:
@@ -385,15 +261,4 @@ def _here() -> Here:
         carried=process.carried_wall(),
         is_alive=process.is_alive,
         starttime=process.starttime,
-    )
-
-
-def _who(seen: Seen) -> str:
-    payload = parse(seen.data)
-    return "unreadable content" if payload is None else f"process {payload.pid or 'unknown'}"
-
-
-def _cannot_judge(path: str, kind: str) -> TranscriptError:
-    return TranscriptError(
-        f"{path} is {kind}, so no lock file can be judged there: move it away, or use sidecar=False", path=path
     )

@@ -12,8 +12,8 @@ import stat
 from .. import _os, process
 from .._events import described, log
 from ..errors import TranscriptError
-from .lockfile import see
 from .payload import Payload, Terms, encode, parse
+from .seen import see
 
 _WRITE = (
     os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _os.O_NOFOLLOW | _os.O_NONBLOCK | _os.O_NOCTTY | _os.O_CLOEXEC

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..checks import LARGEST_IDENTITY
-from ..process import Identity, me
+from ..process import Identity, me, shifts
 
 MAX_HOLD_MS = 30 * 60 * 1000
 """Past this age a lock file is taken for a left-over by everybody, whatever it says itself."""
@@ -107,7 +107,9 @@ def _lines_of(process: Identity) -> tuple[str, str]:
     global _prepared  # noqa: PLW0603 -- once per process is the point
     # Compared by identity: a forked child has another one, and must not write its parent's name.
     if _prepared is None or _prepared[0] is not process:
-        starttime = "" if process.starttime is None else f',\n  "starttime": {process.starttime}'
+        # In a time namespace of its own it is not what readers elsewhere find, who would take this for a dead process.
+        told = process.starttime is not None and not shifts().boottime
+        starttime = f',\n  "starttime": {process.starttime}' if told else ""
         between = (
             f'{starttime},\n  "host": {_quoted(process.host)},\n  "bootId": {_quoted(process.boot_id)}'
             f',\n  "instance": {_quoted(process.instance)},\n  "lane": '

@@ -44,7 +44,10 @@ class Resources:
     """Looks at this process. To be used by one thread at a time; `statistics` by any."""
 
     def __init__(self) -> None:
-        self._process: Any = psutil.Process()
+        try:
+            self._process: Any = psutil.Process()
+        except (OSError, psutil.Error):  # a Linux without `/proc`: then all that is asked is unknown, and told as 0
+            self._process = None
         self._count = getattr(self._process, "num_fds", None) or getattr(self._process, "num_handles", None)
         self._history: deque[tuple[float, Usage]] = deque(maxlen=_KEPT)
         self._next = 0.0
@@ -55,7 +58,7 @@ class Resources:
         usage = Usage(
             memory=self._ask(lambda: self._process.memory_info().rss),
             descriptors=self._ask(self._count),
-            threads=self._ask(self._process.num_threads),
+            threads=self._ask(getattr(self._process, "num_threads", None)),
         )
         self.now = usage
         if now >= self._next:
@@ -63,10 +66,9 @@ class Resources:
             self._history.append((now, usage))
         return usage
 
-    @staticmethod
-    def _ask(question: Any) -> int:
+    def _ask(self, question: Any) -> int:
         try:
-            return int(question()) if question is not None else 0
+            return int(question()) if self._process is not None and question is not None else 0
         except (OSError, psutil.Error):
             return 0  # no descriptor is left to ask with, for one; whoever watches must go on watching
 
