@@ -274,7 +274,7 @@ class LockRegistry(Arbiter):
             with queue.mutex:
                 claim.check(path)
                 if queue.guard is not None and (change := queue.guard.disturbed()) is not None:
-                    entry.note("sidecar_replaced", **change.fields)
+                    entry.note("sidecar_replaced", path=change.path, by=change.by, what=change.what)
                 position = transcript.append(entry, path, data, header)
         finally:
             if claim.revoke_pending is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .. import _os
 from .._events import log
@@ -51,11 +51,6 @@ class Change(NamedTuple):
     """Whether a foreign program has its lock file there now."""
     ours: bool = False
     """Whether what stands there is still what we wrote, and ours to remove."""
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """What the event `sidecar_replaced` says."""
-        return {"path": self.path, "by": self.by, "what": self.what}
 
 
 def fill(path: str, fd: int, data: bytes) -> Written | None:
@@ -208,7 +203,7 @@ def _writer(data: bytes) -> tuple[str, bool]:
 
 def _tell(change: Change, told: bool) -> None:
     if not told:
-        log("sidecar_replaced", level="warning", **change.fields)
+        log("sidecar_replaced", level="warning", path=change.path, by=change.by, what=change.what)
 
 
 def _close(fd: int) -> None:

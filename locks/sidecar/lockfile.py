@@ -57,6 +57,8 @@ class Found:
     """When it was judged, on the same clock."""
     stamp: Stamp | None = None
     """What `lstat` said then."""
+    we_hold_s: float = LONGEST_S
+    """How long whoever looked would have held it at most."""
 
     @property
     def foreign(self) -> bool:
@@ -152,7 +154,7 @@ def take(
             warn_once_about_robbery()
         if not found.verdict.stale:
             return found
-        _reclaim(session_path, found, we_hold_s)
+        _reclaim(session_path, found)
     raise TranscriptError(
         f"{path} changed {_ROUNDS} times while it was being judged: something keeps creating and removing it", path=path
     )
@@ -197,7 +199,7 @@ def find(
         we_hold_s=we_hold_s,
         is_open=partial(process.has_open, seen.file_id),
     )
-    return Found(path, seen.file_id, seen.data, payload, seen_at, verdict, now, seen.stamp)
+    return Found(path, seen.file_id, seen.data, payload, seen_at, verdict, now, seen.stamp, we_hold_s)
 
 
 def warn_once_about_robbery() -> None:
@@ -238,14 +240,14 @@ def _is_as_before(before: Found) -> bool:
         return False
 
 
-def _reclaim(session_path: str, found: Found, we_hold_s: float) -> None:
+def _reclaim(session_path: str, found: Found) -> None:
     """Remove a stale lock file, if it is still the same and still stale.
 
     Raises:
         OSError: it cannot be removed.
     """
     # Looked at again: what was judged may have gone, and what is there now may be somebody's fresh one.
-    again = find(session_path, found, locked=True, we_hold_s=we_hold_s)
+    again = find(session_path, found, locked=True, we_hold_s=found.we_hold_s)
     if again is None or not again.is_same(found) or not again.verdict.stale:
         return
     if (error := remove(found.path)) is not None:
