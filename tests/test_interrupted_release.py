@@ -218,6 +218,17 @@ async def of_the_turn(scene: Scene) -> None:
         scene.at.arm()
 
 
+async def while_the_turn_stays(scene: Scene) -> None:
+    """Then nothing closes the descriptor, which would unlock whatever was forgotten."""
+    async with scene.ours.turn(scene.path, max_hold=1000):
+        with suppress(Alarm, Interrupt):
+            async with scene.ours.lease(scene.path):
+                scene.at.arm()
+        scene.at.disarm()
+        async with scene.other.lease(scene.path, wait_timeout=1):
+            pass
+
+
 async def of_an_append(scene: Scene) -> None:
     async with scene.ours.turn(scene.path):
         scene.at.arm(once_in="_leave")
@@ -267,6 +278,7 @@ PATHS = [
     with_one_behind,
     one_of_two_handles,
     of_the_turn,
+    while_the_turn_stays,
     of_an_append,
     giving_up_behind_a_task,
     giving_up_behind_another_registry,
@@ -277,7 +289,10 @@ PATHS = [
 @pytest.mark.parametrize(
     "path, sidecar, kind",
     [(path, True, Alarm) for path in PATHS]
-    + [(path, False, Interrupt) for path in (by_return, with_one_behind, giving_up_behind_another_registry)],
+    + [
+        (path, False, Interrupt)
+        for path in (by_return, while_the_turn_stays, with_one_behind, giving_up_behind_another_registry)
+    ],
 )
 @pytest.mark.parametrize("loop", VIRTUAL)
 def test_an_exception_at_any_line_of_giving_back_leaves_the_right_to_others(
