@@ -9,7 +9,6 @@ Rejected: `json.loads`, which recurses too, and whose limit of digits is a setti
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Any
@@ -145,6 +144,8 @@ class _Reader:
         found = _STRING.match(self._text, self._at)
         if found is None:
             return None
+        import json  # noqa: PLC0415 -- few lines need it, and each import delays the command line
+
         try:
             text: str = json.loads(found[0])
         except json.JSONDecodeError as error:
