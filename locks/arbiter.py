@@ -486,6 +486,7 @@ class Arbiter:
             return
         self._steward.unfinished = False  # first: what is called from here may use the registry
         try:
+            self._room.forget_stale()
             for entry in list(self._files):
                 for queue in list(entry.queues.values()):
                     queue.mutex.free()

@@ -78,6 +78,12 @@ class WaitingRoom:
         queue.unhang_bell()  # a newcomer has passed it: what it waits for comes from here now
         return False
 
+    def forget_stale(self) -> None:
+        """Keep no queue that has no waiter to look after it: an exception came before that was noted."""
+        for queue in list(self.competing):
+            if not (queue.competing and queue.waiting):
+                del self.competing[queue]
+
     def look_again(self) -> None:
         """Have the leader look at everything: an exception may have ended the task that did so before."""
         self._looker = None

@@ -18,7 +18,7 @@ from anyio import CancelScope, create_task_group
 from anyio.abc import TaskGroup
 
 import locks
-from locks import LeaseExpired, LockRegistry, Revoked
+from locks import LeaseExpired, LockRegistry, Revoked, TranscriptError
 from tests.conftest import VIRTUAL
 from tests.virtual import backend_options
 
@@ -91,6 +91,7 @@ class Scene:
         self.ours = LockRegistry(max_hold=MAX_HOLD, grace=GRACE, sidecar=sidecar)
         self.other = LockRegistry(sidecar=sidecar)
         self.got: list[str] = []
+        self.files = {"s.jsonl"}
         self.checked = False
         self.beside: TaskGroup
         """Where a path starts tasks that outlive it."""
@@ -135,7 +136,7 @@ class Scene:
         assert (now.sessions, now.held, now.waiting, now.competing) == (0, 0, 0, 0)
         assert not ours._steward.held
         assert not ours._steward.unfinished
-        assert set(os.listdir(os.path.dirname(path))) == {"s.jsonl"}
+        assert set(os.listdir(os.path.dirname(path))) == self.files
         assert not [one for one in _open_files() if path in one]
         self.checked = True
 
@@ -257,6 +258,29 @@ async def giving_up_behind_another_registry(scene: Scene) -> None:
         await scene.gave_up.wait()
 
 
+async def while_one_looks_for_two(scene: Scene) -> None:
+    """One of the tasks that wait looks at the files of all: what ends it in the middle must cost others no right."""
+    second = scene.path + ".second"
+    scene.files |= {os.path.basename(second)}
+    async with create_task_group() as group:
+        async with scene.other.lease(scene.path), scene.other.lease(second):
+            group.start_soon(_take, scene, scene.path)
+            await scene.waits()
+            group.start_soon(_take, scene, second)
+            await scene.waits(2)
+            await anyio.sleep(0.05)
+        scene.at.arm(once_in="_look")
+    scene.at.disarm()
+    async with scene.other.lease(second, wait_timeout=1):
+        pass
+
+
+async def _take(scene: Scene, path: str) -> None:
+    with suppress(Alarm, Interrupt, TranscriptError):  # a look that fails is the failure of who waits for that file
+        async with scene.ours.lease(path):
+            pass
+
+
 async def _give_up(scene: Scene) -> None:
     try:
         with scene.giving_up:
@@ -291,7 +315,13 @@ PATHS = [
     [(path, True, Alarm) for path in PATHS]
     + [
         (path, False, Interrupt)
-        for path in (by_return, while_the_turn_stays, with_one_behind, giving_up_behind_another_registry)
+        for path in (
+            by_return,
+            while_the_turn_stays,
+            while_one_looks_for_two,
+            with_one_behind,
+            giving_up_behind_another_registry,
+        )
     ],
 )
 @pytest.mark.parametrize("loop", VIRTUAL)
