@@ -152,7 +152,10 @@ class Lease:
         try:
             claim = self.claim
             lost, late = claim.lost, _clock.clock.now() - claim.deadline
-            self._unlist(claim)
+            if claim.handles == 1:
+                claim.scopes = claim.tasks = ()
+            else:
+                self._unlist(claim)
             self._registry.release(claim, self._asked)
             # Whether the cancellation came from this lease. (trio's scopes also say True when nothing was raised.)
             ours = self._scope is not None and bool(self._scope.__exit__(kind, error, traceback)) and error is not None

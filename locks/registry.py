@@ -324,7 +324,9 @@ class LockRegistry(Arbiter):
             return await self._append_lines(path, data, under, header, claim, me)
         except BaseException:
             _effects.recover()
-            self._leave(claim, me)  # what an exception has kept from being done when another one had come already
+            self._give_write_back(
+                claim, me
+            )  # what an exception has kept from being done when another one had come already
             raise
 
     async def _append_lines(
@@ -339,9 +341,9 @@ class LockRegistry(Arbiter):
             if self.durability == "sync":
                 assert got.entry is not None
                 got.entry.pins, pinned = got.entry.pins + 1, got.entry
-            self._leave(asked, me)
+            self._give_write_back(asked, me)
         except BaseException:
-            self._leave(asked, me)
+            self._give_write_back(asked, me)
             if pinned is not None:
                 self._unpin(pinned)
             raise
@@ -349,7 +351,7 @@ class LockRegistry(Arbiter):
             await self._sync_pinned(pinned, path)
         return position
 
-    def _leave(self, asked: Claim, task: object) -> None:
+    def _give_write_back(self, asked: Claim, task: object) -> None:
         """Give a momentary write claim back, if it is not given back yet."""
         got = asked.got or asked
         if asked.counts:
