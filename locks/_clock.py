@@ -16,6 +16,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 STEWARD = "locks-steward"
@@ -67,7 +69,12 @@ class SystemClock:
 
 
 class _Ringer:
-    """A thread that rings alarms, one after the other. What must not wait for another's callback has one of its own."""
+    """A thread that rings alarms, one after the other. What must not wait for another's callback has one of its own.
+
+    `wake` may be called anywhere, also by a finalizer that the garbage collector calls on this very thread, between any
+    two steps of it. So the mutex can be taken twice, the alarms are copied in one step, and the thread sleeps on a bell
+    that keeps a ring which comes before it sleeps.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -75,17 +82,21 @@ class _Ringer:
 
     def reset(self) -> None:
         """Begin anew, without a thread and without alarms."""
-        self._changed = threading.Condition(threading.Lock())
-        self._alarms: weakref.WeakSet[_ThreadAlarm] = weakref.WeakSet()
+        self._mutex = threading.RLock()
+        self._bell = threading.Lock()
+        """Unlocked once for any number of rings; whoever sleeps on it locks it again by waking up."""
+        self._alarms: dict[int, weakref.ref[_ThreadAlarm]] = {}
         self._thread: threading.Thread | None = None
 
     def wake(self, alarm: _ThreadAlarm, at: float) -> None:
         """Ring an alarm at `at`, unless it rings earlier."""
-        with self._changed:
+        with self._mutex:
             if at >= alarm.due:
                 return
             alarm.due = at
-            self._alarms.add(alarm)
+            number = id(alarm)
+            if number not in self._alarms:
+                self._alarms[number] = weakref.ref(alarm, partial(_forget, self._alarms, number))
             if self._thread is None:
                 thread = threading.Thread(target=self._ring_for_ever, name=self._name, daemon=True)
                 try:
@@ -94,23 +105,36 @@ class _Ringer:
                     alarm.due = math.inf  # no thread to be had now; the next one who asks tries again
                     return
                 self._thread = thread
-            self._changed.notify()
+        with suppress(RuntimeError):  # it has rung already
+            self._bell.release()
 
     def _ring_for_ever(self) -> None:
         while True:
-            with self._changed:
-                now = time.monotonic()
-                ringing = [alarm for alarm in self._alarms if alarm.due <= now]
-                if not ringing:
-                    due = min((alarm.due for alarm in self._alarms), default=math.inf)
-                    self._changed.wait(None if due == math.inf else min(due - now, threading.TIMEOUT_MAX))
-                    continue
-                for alarm in ringing:
-                    alarm.due = math.inf
+            due = self._ring()
+            if due > time.monotonic():
+                self._bell.acquire(timeout=_wait_s(due))
+
+    def _ring(self) -> float:
+        """Ring what is due; returns the next instant. Nothing is kept alive by this thread while it sleeps."""
+        with self._mutex:
+            now = time.monotonic()
+            alarms = [alarm for ref in list(self._alarms.values()) if (alarm := ref()) is not None]
+            ringing = [alarm for alarm in alarms if alarm.due <= now]
             for alarm in ringing:
-                # The callback owns its errors; what it returns is when it wants to be called next.
-                self.wake(alarm, alarm.callback(time.monotonic()))
-            del alarm, ringing
+                alarm.due = math.inf
+        for alarm in ringing:
+            # The callback owns its errors; what it returns is when it wants to be called next.
+            self.wake(alarm, alarm.callback(time.monotonic()))
+        return min((alarm.due for alarm in alarms), default=math.inf)
+
+
+def _forget(alarms: dict[int, weakref.ref[_ThreadAlarm]], number: int, _ref: object) -> None:
+    alarms.pop(number, None)
+
+
+def _wait_s(due: float) -> float:
+    """Seconds to wait on a lock; -1 for ever."""
+    return -1.0 if due == math.inf else max(0.0, min(due - time.monotonic(), threading.TIMEOUT_MAX))
 
 
 class _ThreadAlarm:
@@ -119,7 +143,7 @@ class _ThreadAlarm:
     def __init__(self, ringer: _Ringer, callback: Callback) -> None:
         self._ringer = ringer
         self.callback = callback
-        self.due = math.inf  # written under the ringer's condition only
+        self.due = math.inf  # written under the ringer's mutex only
 
     def ring_by(self, at: float) -> None:
         if at < self.due:  # an unlocked look is enough to skip: `due` only moves back to `inf` on the way to a new look
