@@ -14,7 +14,7 @@ from locks import _clock
 
 @pytest.mark.failure("Y5", "Y6")
 def test_a_finalizer_that_the_collector_calls_on_the_ringing_thread_may_set_an_alarm(monkeypatch):
-    clock, rung, once = _clock.SystemClock(), threading.Event(), []
+    clock, rung, once = _clock.SystemClock(), threading.Event(), list[bool]()
 
     def ring(now):
         rung.set()
