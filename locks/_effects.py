@@ -131,9 +131,13 @@ def refuse_endless(what: str) -> None:
 
 
 def recover() -> None:
-    """Run what an interrupt has left, from a place that is in no change: a task that was just resumed."""
+    """Run what an interrupt has left, from a place that is in no change and no effect: a task that was just resumed.
+
+    An exception that comes in the very steps that end a change, or a run of effects, leaves this thread marked as if it
+    were still in one.
+    """
     here = _local.effects
-    here.depth = 0
+    here.depth, here.running, here.generation, here.marks = 0, False, 0, frozenset()
     if here.noted:
         _run(here)
 

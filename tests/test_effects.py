@@ -157,7 +157,6 @@ def test_what_an_interrupt_has_left_is_run_by_the_next_change(notes):
 
     outer()
     assert notes.seen == []
-    _effects._local.effects.running = False
     _effects.recover()
     assert notes.seen == ["left"]
 

@@ -28,7 +28,7 @@ def surprising(monkeypatch):
     switch = {"on": False}
     take = lockfile.take
 
-    def take_or_raise(*args):
+    def take_or_raise(*args, **options):
         if switch["on"]:
             switch["on"] = False
             raise Surprise("planted")

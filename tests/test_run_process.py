@@ -148,7 +148,11 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
 anyio.run(main, backend={backend!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    blocked, ignored = done.stdout.split()[1::2]
+    of_the_library = (
+        0b11 << 31
+    )  # signals 32 and 33, which no program can name: GNU make hands one of them on as blocked
+    assert (int(blocked, 16) & ~of_the_library, int(ignored, 16)) == (0, 0)
 
 
 @pytest.mark.failure("T8")
