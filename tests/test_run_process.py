@@ -149,9 +149,7 @@ anyio.run(main, backend={backend!r})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     blocked, ignored = done.stdout.split()[1::2]
-    of_the_library = (
-        0b11 << 31
-    )  # signals 32 and 33, which no program can name: GNU make hands one of them on as blocked
+    of_the_library = 0b11 << 31  # signals 32 and 33: no program can name them, so none can unblock them
     assert (int(blocked, 16) & ~of_the_library, int(ignored, 16)) == (0, 0)
 
 

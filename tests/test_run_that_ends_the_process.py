@@ -363,7 +363,7 @@ def test_a_body_that_cancels_what_it_finds_leaves_nobody_untold(tmp_path, whose)
         finally:
             left.append("service")
 
-    scene = Scene(tmp_path, services={"one": service}, exclusive=True)
+    scene = Scene(tmp_path, services={"one": service}, exclusive=True, drain_timeout=0.5)
 
     async def cancels(ctx):
         for task in asyncio.all_tasks():
