@@ -52,25 +52,25 @@ async def test_an_exception_while_a_right_is_granted_is_the_errors_of_who_asked_
         pass
 
 
-async def test_who_makes_room_does_not_stumble_over_the_next_one(path, virtual, surprising):
+@pytest.mark.failure("Y5")
+async def test_a_surprise_while_a_right_is_passed_on_goes_to_the_code_that_gave_it_back_and_costs_no_right(
+    path, virtual, surprising
+):
+    """It may be a signal handler's, which belongs to the code that it has interrupted; the next one gets in."""
     registry, told = LockRegistry(), []
 
-    async def wait():
-        with pytest.raises(TranscriptError):
-            async with registry.lease(path):
-                pytest.fail("entered")
-        told.append("first")
-
-    async def wait_behind():
+    async def wait(name):
         async with registry.lease(path):
-            told.append("second")
+            told.append(name)
 
-    async with create_task_group() as group, registry.lease(path):
-        group.start_soon(wait)
-        await virtual.settle()
-        group.start_soon(wait_behind)
-        await virtual.settle()
-        surprising["on"] = True
+    async with create_task_group() as group:
+        with pytest.raises(Surprise):
+            async with registry.lease(path):
+                group.start_soon(wait, "first")
+                await virtual.settle()
+                group.start_soon(wait, "second")
+                await virtual.settle()
+                surprising["on"] = True
     assert told == ["first", "second"]
 
 
