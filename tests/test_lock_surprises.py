@@ -63,14 +63,17 @@ async def test_a_surprise_while_a_right_is_passed_on_goes_to_the_code_that_gave_
         async with registry.lease(path):
             told.append(name)
 
+    async def make_room(group):
+        async with registry.lease(path):
+            group.start_soon(wait, "first")
+            await virtual.settle()
+            group.start_soon(wait, "second")
+            await virtual.settle()
+            surprising["on"] = True
+
     async with create_task_group() as group:
         with pytest.raises(Surprise):
-            async with registry.lease(path):
-                group.start_soon(wait, "first")
-                await virtual.settle()
-                group.start_soon(wait, "second")
-                await virtual.settle()
-                surprising["on"] = True
+            await make_room(group)
     assert told == ["first", "second"]
 
 
