@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -250,15 +251,15 @@ def test_a_directory_further_down_that_cannot_be_read_or_is_of_another_host_is_w
 
 
 @pytest.mark.failure("T7")
-def test_a_directory_further_down_that_may_not_be_listed_is_wrong_and_the_rest_is_looked_at(tmp_path):
-    (tmp_path / "shut").mkdir()
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o755)
-    (tmp_path / "open" / "a.jsonl").write_bytes(RECORD)
-    (tmp_path / "open" / "a.jsonl").chmod(0o644)
-    (tmp_path / "shut").chmod(0o711)
-    done = as_nobody(tmp_path, "doctor", ".", "--recursive")
-    (tmp_path / "shut").chmod(0o755)
+def test_a_directory_further_down_that_may_not_be_listed_is_wrong_and_the_rest_is_looked_at(reachable):
+    (reachable / "shut").mkdir()
+    (reachable / "open").mkdir()
+    (reachable / "open").chmod(0o755)
+    (reachable / "open" / "a.jsonl").write_bytes(RECORD)
+    (reachable / "open" / "a.jsonl").chmod(0o644)
+    (reachable / "shut").chmod(0o711)
+    done = as_nobody(reachable, "doctor", ".", "--recursive")
+    (reachable / "shut").chmod(0o755)
     if os.geteuid() == 0:  # else it is this user's own, who may list it
         assert (done.returncode, done.stdout.splitlines()) == (
             1,
@@ -391,6 +392,14 @@ def test_names_are_printed_safely(tmp_path):
     assert os.fsencode(found["sessions"][2]["file"]) == b"no\xffutf8.jsonl"
 
 
+@pytest.fixture
+def reachable():
+    """A directory that each user can get to: each pytest that starts shuts the one above `tmp_path` for others."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
 def as_nobody(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as a user whom the file system refuses something, in a directory that he may enter."""
     for one in (directory, *directory.parents):
@@ -410,22 +419,22 @@ def as_nobody(directory: Path, *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_what_may_not_be_read_is_told(tmp_path):
+def test_what_may_not_be_read_is_told(reachable):
     for name, mode in [("closed", 0o000), ("open", 0o444)]:
-        (tmp_path / f"{name}.jsonl").write_bytes(RECORD + b"torn")
-        (tmp_path / f"{name}.jsonl").chmod(mode)
-    done = as_nobody(tmp_path, "doctor", ".", "--fix")
+        (reachable / f"{name}.jsonl").write_bytes(RECORD + b"torn")
+        (reachable / f"{name}.jsonl").chmod(mode)
+    done = as_nobody(reachable, "doctor", ".", "--fix")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines()[:2] == [
         "wrong   closed.jsonl  it cannot be read: Permission denied",
         "wrong   open.jsonl    left alone: cannot mend: Permission denied; its last 4 bytes are torn",
     ]
-    assert (tmp_path / "open.jsonl").read_bytes() == RECORD + b"torn"
+    assert (reachable / "open.jsonl").read_bytes() == RECORD + b"torn"
 
 
-def test_a_directory_that_may_not_be_listed_is_refused(tmp_path):
-    (tmp_path / "shut").mkdir(mode=0o711)
-    done = as_nobody(tmp_path, "doctor", "shut")
+def test_a_directory_that_may_not_be_listed_is_refused(reachable):
+    (reachable / "shut").mkdir(mode=0o711)
+    done = as_nobody(reachable, "doctor", "shut")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "lanes: DIR: 'shut' cannot be read: Permission denied; allowed: a directory of sessions\n"
 
