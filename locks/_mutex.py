@@ -20,16 +20,16 @@ class Mutex(RLock):  # type: ignore[misc]  # final for typeshed alone
 
     def take(self, within_s: float = 0.0) -> bool:
         """Lock it, unless another thread has it for longer than so many seconds, or this one has it already."""
-        if self._is_owned():  # type: ignore[attr-defined]
+        if self._is_owned():  # type: ignore[attr-defined]  # as in `mine`
             return False
         return self.acquire(blocking=False) or (within_s > 0 and self.acquire(timeout=within_s))
 
     def locked(self) -> bool:
         """Whether a thread has it, this one included."""
         # In one line: no exception comes in between.
-        return not self.take() or self.release() is not None  # type: ignore[func-returns-value]
+        return not self.take() or self.release() is not None  # type: ignore[func-returns-value]  # it is for the order
 
     def free(self) -> None:
         """Give back what an interrupted step of this thread has left locked."""
-        while self._is_owned():  # type: ignore[attr-defined]
+        while self._is_owned():  # type: ignore[attr-defined]  # as in `mine`
             self.release()

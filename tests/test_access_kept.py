@@ -295,6 +295,7 @@ async def test_a_file_that_no_rename_can_replace_is_refused_before_anything_is_w
     path.write_bytes(b'{"n":1}\n')
     monkeypatch.setattr(_os, "inode_flags", lambda _fd: flag)
     await refused(registry, path, f"it may only be {what} (chattr +")
+    assert path.read_bytes() == b'{"n":1}\n'
 
 
 @pytest.mark.failure("Z9")
