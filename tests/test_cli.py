@@ -107,7 +107,7 @@ def test_traffic_is_checked_to_its_last_line_before_anything_exists(here, capsys
 def run_without_rights(here, prepare, *arguments):
     """The command in a child that `prepare` has taken something from, after its imports."""
     child = (
-        "import sys, runtime.cli.start; from runtime.cli import main; from tests import command, test_cli;"
+        "import sys, runtime.trial.start; from runtime.cli import main; from tests import command, test_cli;"
         f" {prepare}; sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.run(

@@ -21,8 +21,8 @@ from locks import BrokenLine, LockRegistry, TranscriptError, _os
 from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
 from locks.transcript import lines, reading, tolerant
-from runtime.cli import traffic
-from runtime.cli.problem import Problem
+from runtime.trial import traffic
+from runtime.usage_error import Problem
 from tests.foreign_lines import BLANK, BOM, BROKEN, LINES, deep_line, nested, plainly, same
 
 FIRST, LAST = b'{"at":"first"}\n', b'{"at":"last"}\n'

@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from locks import InvalidSession, LockRegistry, _os, process
 from locks.doctor.inspection import sessions_in
 from runtime import owner
-from runtime.cli import verdict
 from runtime.owner import NAME, Ownership, SessionsOwned, own, read_owner
+from runtime.trial import verdict
 from tests import blocking
 from tests.peers import Peer, peer
 from tests.poll import eventually, eventually_sync

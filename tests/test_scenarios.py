@@ -11,9 +11,9 @@ import pytest
 
 from lanes import SessionLayout
 from lanes.spec import WhenBusy
-from runtime.cli.generate import InvalidLoad, Load, generate
-from runtime.cli.problem import Problem, one_line
-from runtime.cli.scenario import Overrides, described, plan, shipped
+from runtime.trial.generate import InvalidLoad, Load, generate
+from runtime.trial.scenario import Overrides, described, plan, shipped
+from runtime.usage_error import Problem, one_line
 from tests.command import lanes, records, result_of
 
 NOWHERE = SessionLayout("/nowhere")

@@ -17,16 +17,16 @@ import anyio
 import pytest
 
 from lanes import SessionLayout
-from runtime.cli import harness, verdict
-from runtime.cli.bodies import Bodies
-from runtime.cli.ledger import Ledger
-from runtime.cli.problem import Problem
-from runtime.cli.report import Result
-from runtime.cli.scenario import Overrides, plan
-from runtime.cli.vault import NAME, Vault
-from runtime.cli.work import Scenario
 from runtime.signals import Signals
 from runtime.supervisor import Supervisor
+from runtime.trial import harness, verdict
+from runtime.trial.generation_secrets import NAME, Vault
+from runtime.trial.ledger import Ledger
+from runtime.trial.model_bodies import Bodies
+from runtime.trial.report import Result
+from runtime.trial.scenario import Overrides, plan
+from runtime.trial.work import Scenario
+from runtime.usage_error import Problem
 from tests import blocking
 from tests.command import lanes, records, result_of, started
 from tests.poll import eventually, eventually_sync
@@ -443,7 +443,7 @@ PLANTED = {
         "",
     ),
     "bodies that keep the old secret": (
-        "from runtime.cli.bodies import Bodies\n"
+        "from runtime.trial.model_bodies import Bodies\n"
         "secret, kept = Bodies._secret, {}\n"
         "Bodies._secret = lambda self, ctx: kept.setdefault('secret', secret(self, ctx))\n",
         ["old_secrets"],
@@ -459,7 +459,7 @@ PLANTED = {
         "",
     ),
     "everything is sent again to a new process": (
-        "from runtime.cli.books import Books\n"
+        "from runtime.trial.totals import Books\n"
         "Books.left = lambda self: list(range(self._messages))\n",
         ["doubled"],
         WEDGED,
@@ -496,7 +496,7 @@ def test_a_planted_defect_makes_the_verdict_red(tmp_path, defect):
 
 FROZEN = """
 import time
-from runtime.cli.bodies import Bodies
+from runtime.trial.model_bodies import Bodies
 async def compute(self, *args): time.sleep(600)
 Bodies._think = compute
 """

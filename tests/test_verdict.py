@@ -15,10 +15,10 @@ from lanes import (
     RunState,
     RunTimedOut,
 )
-from runtime.cli.ledger import Ledger, Sent
-from runtime.cli.report import Result
-from runtime.cli.traffic import Line
-from runtime.cli.verdict import Survey, examine, survey
+from runtime.trial.ledger import Ledger, Sent
+from runtime.trial.report import Result
+from runtime.trial.traffic import Line
+from runtime.trial.verdict import Survey, examine, survey
 
 HEADER = {"lanes.session": "a", "format": 1}
 

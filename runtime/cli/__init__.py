@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from . import output
-from .problem import Problem
+from ..trial import output
+from ..usage_error import Problem
 
 USAGE = 2
 _FAILED = 1
@@ -59,11 +59,11 @@ def run(listing: bool, **given: Any) -> int:
       75       green, and SIGUSR1 asked for a restart that needs a new process
       130 143  a second Ctrl-C or SIGTERM cut a green ending short (129: SIGHUP)
     """
-    from . import start  # noqa: PLC0415 -- `--help` need not wait for event loops
+    from ..trial import options, start  # noqa: PLC0415 -- `--help` need not wait for event loops
 
     if listing:
         return start.list_scenarios()
-    return start.run(start.Options(**given))
+    return start.run(options.Options(**given))
 
 
 @cli.command("doctor", context_settings=_SETTINGS)
@@ -140,35 +140,35 @@ def watch(socket: str | None) -> int:
 @click.option("--reason", default="stopped by an operator", show_default=True, help="What its sender is told.")
 def stop(socket: str | None, run_id: int, reason: str) -> int:
     """Ask run RUN to end. It ends within its lane's grace; one that waits never starts."""
-    from . import operate  # noqa: PLC0415 -- as above
+    from . import control  # noqa: PLC0415 -- as above
 
-    return operate.stop(socket, run_id, reason)
+    return control.stop(socket, run_id, reason)
 
 
 @_asks("drain")
 @click.option("--timeout", type=float, metavar="SECONDS", help="What running runs get.")
 def drain(socket: str | None, timeout: float | None) -> int:
     """Have a process take no more work, let running runs finish, cancel the rest; wait for that."""
-    from . import operate  # noqa: PLC0415 -- as above
+    from . import control  # noqa: PLC0415 -- as above
 
-    return operate.drain(socket, timeout)
+    return control.drain(socket, timeout)
 
 
 @_asks("restart")
 def restart(socket: str | None) -> int:
     """Have a process begin anew, keeping what is queued; wait for that."""
-    from . import operate  # noqa: PLC0415 -- as above
+    from . import control  # noqa: PLC0415 -- as above
 
-    return operate.restart(socket)
+    return control.restart(socket)
 
 
 @_asks("stack")
 @_run_id
 def stack(socket: str | None, run_id: int) -> int:
     """Show where run RUN stands, coroutine by coroutine down to the line that waits."""
-    from . import operate  # noqa: PLC0415 -- as above
+    from . import control  # noqa: PLC0415 -- as above
 
-    return operate.stack(socket, run_id)
+    return control.stack(socket, run_id)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

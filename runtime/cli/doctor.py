@@ -44,8 +44,8 @@ from locks.sidecar.lockfile import Found
 from runtime import log
 from runtime.signals import Signals
 
-from .output import Output
-from .problem import Problem, one_line
+from ..trial.output import Output
+from ..usage_error import Problem, one_line
 
 _WRONG, _NOTHING_SEEN = 1, 2
 _LONGEST_LINE = 2000

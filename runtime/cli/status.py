@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from runtime.status import protocol as say
 from runtime.status.client import Client
 
-from .asking import asked, lasting, talk
-from .output import Output
-from .problem import one_line
+from ..trial.output import Output
+from ..usage_error import one_line
+from .remote import asked, lasting, talk
 
 _LONGEST = 2000
 _WIDEST = 48

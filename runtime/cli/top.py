@@ -23,10 +23,10 @@ from rich.text import Text
 from runtime.status import protocol as say
 from runtime.status.client import Client, NoAnswer, NoProcess, locate, successor
 
+from ..trial.output import Output
+from ..usage_error import Problem, one_line
 from . import status
-from .asking import frozen_lines, lasting
-from .output import Output
-from .problem import Problem, one_line
+from .remote import frozen_lines, lasting
 
 _EVERY_S = 0.5
 _WITHIN_S = 2.0

@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 
 from runtime.cli import main
-from runtime.cli.bodies import Bodies
-from runtime.cli.traffic import Line
+from runtime.trial.model_bodies import Bodies
+from runtime.trial.traffic import Line
 from tests import virtual
 
 real_run = anyio.run

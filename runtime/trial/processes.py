@@ -24,13 +24,13 @@ from runtime.signals import Signals
 from runtime.watch.watchdog import EXIT_NEW_PROCESS
 
 from . import wire
-from .books import Books, numbered
+from .options import Options
 from .output import Output, leave_now
 from .report import USAGE, Result
 from .scenario import Plan
-from .start import Options
+from .totals import Books, numbered
 
-_COMMAND = [sys.executable, "-P", "-m", "runtime.cli.child"]
+_COMMAND = [sys.executable, "-P", "-m", "runtime.trial.child"]
 _MARGIN_S = 10.0
 """What a restart, or an end, may take beyond the drain and the grace."""
 _EVERY_S = 1.0

@@ -21,12 +21,12 @@ from lanes.spec import DEFAULT_LANES, DedupeKeeps, PriorityName, WhenBusy, WhenF
 from lanes.table import SpecTable
 from locks import InvalidSession
 
+from ..usage_error import Problem
 from . import traffic
-from .bodies import summarize
-from .explain import explain
 from .generate import InvalidLoad, Load, generate
-from .problem import Problem
+from .model_bodies import summarize
 from .traffic import Line
+from .validation import explain
 
 SHIPPED = Path(__file__).parent.parent / "scenarios"
 BUILT_IN = "mixed"

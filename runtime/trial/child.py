@@ -1,6 +1,6 @@
 """One process of a service that its parent starts again: it does what it is told, tells everything, and is no orphan.
 
-Started as `python -m runtime.cli.child`, with its job on the first line of its standard input. When that input ends,
+Started as `python -m runtime.trial.child`, with its job on the first line of its standard input. When that input ends,
 its parent is dead, however it died: the process ends at once then. Transcripts take that as they take `kill -9`.
 """
 
@@ -20,18 +20,19 @@ from runtime.signals import Signals
 from runtime.supervisor import Supervisor
 from runtime.trace import Trace
 
+from ..usage_error import Problem
 from . import harness, wire
-from .bodies import Bodies
+from .generation_secrets import NAME, Vault
 from .ledger import Acknowledged, Ledger, Sent, Told
+from .model_bodies import Bodies
+from .options import Options
 from .output import complain, leave_now, repair
 from .probe import Probe
-from .problem import Problem
 from .report import RED, USAGE, Result
 from .scenario import Plan, plan
-from .start import Options, opened_socket, opened_trace, overrides_of, supervisor_of
+from .start import opened_socket, opened_trace, overrides_of, supervisor_of
 from .target import resolve
 from .traffic import Line
-from .vault import NAME, Vault
 from .verdict import Survey
 from .work import Scenario
 

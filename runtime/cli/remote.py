@@ -7,8 +7,8 @@ from collections.abc import Callable
 from runtime.status import protocol as say
 from runtime.status.client import Client, NoAnswer, NoProcess, locate
 
-from .output import Output, complain
-from .problem import Problem, one_line
+from ..trial.output import Output, complain
+from ..usage_error import Problem, one_line
 
 _NO = 1
 _LONGEST = 2000

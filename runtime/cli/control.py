@@ -7,9 +7,9 @@ import time
 from runtime.status import protocol as say
 from runtime.status.client import Client, Found, successor
 
-from .asking import IsFrozen, Refusal, asked, lasting, talk
-from .output import Output
-from .problem import Problem, one_line
+from ..trial.output import Output
+from ..usage_error import Problem, one_line
+from .remote import IsFrozen, Refusal, asked, lasting, talk
 
 _EVERY_S = 0.1
 _LONGEST_DRAIN_S = 1e9

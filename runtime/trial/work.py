@@ -12,8 +12,8 @@ from lanes import Draining, LaneError, Message, Run, RunState
 from locks._events import log
 from runtime.supervisor import Supervisor
 
-from .bodies import Bodies
 from .ledger import Ledger, Sent
+from .model_bodies import Bodies
 from .report import Result
 from .scenario import Plan
 from .traffic import Line

@@ -14,8 +14,8 @@ from lanes.table import SpecTable
 from locks import InvalidSession
 from locks.transcript import LONGEST_LINE, NoObject, NoRecord, decode
 
-from .explain import explain
-from .problem import Problem
+from ..usage_error import Problem
+from .validation import explain
 
 Behaviour = Literal["ok", "flaky", "raise", "hang", "block", "swallow"]
 BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "flaky", "raise", "hang", "block", "swallow")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from .ledger import Told
-from .start import Options
+from .options import Options
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .problem import Problem
+from ..usage_error import Problem
 from .scenario import BUILT_IN, shipped
 
 Main = Callable[[Any], Awaitable[object]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import anyio
 
@@ -18,37 +18,21 @@ from runtime.status.server import StatusServer
 from runtime.supervisor import Supervisor
 from runtime.trace import SupervisorHooks, Trace
 
+from ..usage_error import Problem
 from . import harness, lines, verdict
-from .bodies import Bodies
 from .directory import prepare
 from .harness import Display
 from .ledger import Ledger
+from .model_bodies import Bodies
+from .options import Options
 from .output import Output, leave_now
-from .problem import Problem
 from .report import Result
 from .scenario import Overrides, Plan, described, plan
 from .target import Target, resolve
 from .work import Program, Scenario, Work
 
-Backend = Literal["asyncio", "trio"]
 _NOWHERE = SessionLayout(".")
 """For checking keys before there is a directory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """The command line."""
-
-    target: str | None = None
-    backend: Backend = "asyncio"
-    sessions: str | None = None
-    scale: float | None = None
-    seed: int | None = None
-    duration: float | None = None
-    json: bool = False
-    log_format: logging.LogFormat = "console"
-    trace: str | None = None
-    socket: str | None = None
 
 
 def list_scenarios() -> int:

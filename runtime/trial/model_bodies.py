@@ -18,9 +18,9 @@ from anyio import get_cancelled_exc_class, to_thread
 from lanes import Message, Run, RunContext
 from locks import LeaseLost
 
+from .generation_secrets import NAME, Secret
 from .ledger import Ledger, Sent
 from .traffic import BEHAVIOURS, Line
-from .vault import NAME, Secret
 
 _STEPS = 4
 """Pauses of a model call in which the body looks for what was said meanwhile."""

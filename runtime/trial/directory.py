@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .problem import Problem
+from ..usage_error import Problem
 
 _PROBE = b"x" * 4096
 

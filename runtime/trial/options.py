@@ -1,0 +1,26 @@
+"""The command line of `lanes run`, parsed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from runtime.log import LogFormat
+
+Backend = Literal["asyncio", "trio"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `lanes run` was asked for."""
+
+    target: str | None = None
+    backend: Backend = "asyncio"
+    sessions: str | None = None
+    scale: float | None = None
+    seed: int | None = None
+    duration: float | None = None
+    json: bool = False
+    log_format: LogFormat = "console"
+    trace: str | None = None
+    socket: str | None = None
