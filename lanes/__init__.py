@@ -1,6 +1,11 @@
 """What runs when: lanes, groups, turns and runs. The supervisor in `runtime` puts them to work."""
 
-from .context import RunContext
+from .body.context import RunContext
+from .body.events import EventStream
+from .body.inbox import Inbox
+from .body.processes import ProcessFailed, ProcessResult
+from .body.session import Session
+from .core.history import Parked
 from .errors import (
     DedupeConflict,
     Draining,
@@ -16,17 +21,12 @@ from .errors import (
     RunTimedOut,
     WrongThread,
 )
-from .events import EventStream
-from .history import Parked
-from .inbox import Inbox
 from .layout import SessionLayout
 from .message import Message
-from .processes import ProcessFailed, ProcessResult
+from .queues.totals import Totals
 from .retry import RetrySpec
 from .run import Outcome, Run, RunState, current_run
-from .session import Session
 from .spec import GroupSpec, LaneSpec
-from .tally import Totals
 
 __all__ = [
     "DedupeConflict",

@@ -16,12 +16,12 @@ from anyio.lowlevel import checkpoint
 from locks._loop import on_loop_thread
 
 from . import checks
+from .body.events import EventStream
 from .errors import WrongThread
-from .events import EventStream
-from .unframed import copied
+from .tracebacks import copied
 
 if TYPE_CHECKING:
-    from .execution import Execution
+    from .core.execution import Execution
 
 _waiting_threads = threading.Lock()
 """For the list of the threads that wait for a run: several may come at once."""

@@ -3,7 +3,7 @@
 Usable alone: `LockRegistry().lease(path)`.
 """
 
-from .engines.seam import LeaseEngine, ProcessLock, Right, Unordered
+from .engines.interface import LeaseEngine, ProcessLock, Right, Unordered
 from .errors import (
     DeadlockError,
     InvalidSession,

@@ -18,7 +18,7 @@ from .checks import identity_or_none, text_or_none
 from .errors import LeaseLost, Revoked, RunEnded, Superseded
 
 if TYPE_CHECKING:
-    from .claim import Claim
+    from .rights.claim import Claim
 
 _NOTHING: Mapping[str, str] = {}
 

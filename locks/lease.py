@@ -14,13 +14,13 @@ from anyio.lowlevel import checkpoint
 from . import _clock, _effects
 from ._loop import current_task
 from .checks import instance_of, instant
-from .claim import Claim, without
-from .compaction import replace
-from .engines.seam import Right
+from .engines.interface import Right
 from .errors import LeaseExpired, LeaseLost
-from .explain import name_successor
 from .holder import Fence, Holder
+from .rights.claim import Claim, without
+from .rights.messages import name_successor
 from .transcript import OnError, Position, Records, encode_all
+from .transcript.compaction import replace
 
 if TYPE_CHECKING:
     from .registry import LockRegistry

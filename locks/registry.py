@@ -13,18 +13,18 @@ from . import _effects, transcript
 from ._loop import current_task, from_thread, on_loop_thread
 from ._os import FileId
 from ._threads import in_thread
-from .arbiter import Arbiter, live_arbiters
 from .checks import checked_path, flag, instance_of, seconds
-from .claim import Claim, ClaimState, without
 from .engines.choose import EngineName
-from .engines.seam import LeaseEngine, Right
-from .entry import Entry
+from .engines.interface import LeaseEngine, Right
 from .errors import LeaseLost, Revoked
 from .holder import Fence, Holder, current_fence
 from .lease import Lease
-from .setting_aside import set_aside
+from .rights.arbiter import Arbiter, live_arbiters
+from .rights.claim import Claim, ClaimState, without
+from .rights.open_file import Entry
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
+from .transcript.set_aside import set_aside
 from .transcript.syncing import GroupSync
 
 Durability = Literal["process", "sync"]

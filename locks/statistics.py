@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import _clock
-from .engines.seam import Right
-from .files import OpenFiles
+from .engines.interface import Right
 from .holder import Holder
+from .rights.open_files import OpenFiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .drain import DrainReport
-    from .owner import SessionsOwned
+    from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .restart import AbandonedBodies
     from .services import ServicesStuck
     from .statistics import AbandonedBody, GroupStatistics, LaneStatistics, Statistics
-    from .status.place import StatusSocketError
+    from .status.socket_path import StatusSocketError
     from .supervisor import Supervisor
     from .watch.limits import Limits
     from .watch.resources import ProcessStatistics
@@ -46,9 +46,9 @@ _HOMES = {
     "ProcessStatistics": "watch.resources",
     "Quantiles": "quantiles",
     "ServicesStuck": "services",
-    "SessionsOwned": "owner",
+    "SessionsOwned": "process.owner",
     "Statistics": "statistics",
-    "StatusSocketError": "status.place",
+    "StatusSocketError": "status.socket_path",
     "Supervisor": "supervisor",
 }
 

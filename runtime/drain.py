@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import anyio
 
 from lanes import Run, RunState
-from lanes.execution import Execution
-from lanes.scheduler import Scheduler
+from lanes.core.execution import Execution
+from lanes.core.scheduler import Scheduler
 from locks._events import log
 
 SETTLE_S = 1.0

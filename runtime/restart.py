@@ -22,11 +22,11 @@ from locks import DeadlockError, _clock
 from locks._events import described, log
 
 from .background import Background, to_its_end
-from .belongings import Belongings
+from .calls import Work
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
+from .process.bindings import Belongings
 from .services import ServiceFactory, Services, ServicesStuck
 from .watch.watchdog import EXIT_NEW_PROCESS
-from .work import Work
 
 State = Literal["new", "running", "draining", "restarting", "stopped"]
 OnZombie = Literal["raise", "exit"]

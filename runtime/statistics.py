@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from lanes import Run, Totals
-from lanes.lane import Lane
-from lanes.scheduler import Scheduler
+from lanes.core.scheduler import Scheduler
+from lanes.queues.lane import Lane
 from locks import RegistryStatistics
 
 from .quantiles import Quantiles

@@ -13,17 +13,17 @@ import anyio
 
 from lanes import GroupSpec, LaneSpec, RunState, SessionLayout
 from lanes.checks import callback, choice, seconds, whole
-from lanes.hooks import Hook, Hooks
-from lanes.scheduler import Scheduler
-from lanes.table import SpecTable
+from lanes.core.hooks import Hook, Hooks
+from lanes.core.scheduler import Scheduler
+from lanes.spec_table import SpecTable
 from locks import InvalidSession, LockRegistry, _clock
 from locks._events import described, log
 from locks._loop import current_task, has_ended, on_loop_thread, poster
 
 from .background import Background, to_its_end
-from .belongings import Belongings
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
 from .failures import Failures
+from .process.bindings import Belongings
 from .restart import AbandonedBodies, OnZombie, Restarts, State
 from .services import ServiceFactory, Services
 from .watch.limits import Keeper, Limits

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from lanes.checks import Priority
-from lanes.execution import Execution
+from lanes.core.execution import Execution
+from lanes.core.scheduler import Scheduler
 from lanes.run import RunState
-from lanes.scheduler import Scheduler
 from locks import _effects
 
 

@@ -29,10 +29,10 @@ from lanes import (
     RunContext,
     SessionLayout,
 )
-from lanes.hooks import Hooks
-from lanes.reset import begin
-from lanes.scheduler import Scheduler
-from lanes.table import SpecTable
+from lanes.core.hooks import Hooks
+from lanes.core.reset import begin
+from lanes.core.scheduler import Scheduler
+from lanes.spec_table import SpecTable
 from locks import LockRegistry
 from tests.lanes_model import CLASSES, Job, Model, Note, Program, Refused, Unpromised
 from tests.schedules import INTERNAL_ERRORS, Host

@@ -29,15 +29,15 @@ from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from lanes import GroupSpec, LaneError, LaneSpec, Message, RetrySpec, Run, RunContext, RunError, RunState, SessionLayout
-from lanes.admission import Group
-from lanes.execution import Execution
-from lanes.hooks import Hooks
-from lanes.pace import INTERVAL_S
-from lanes.scheduler import Scheduler
-from lanes.table import SpecTable
+from lanes.core.execution import Execution
+from lanes.core.hooks import Hooks
+from lanes.core.scheduler import Scheduler
+from lanes.queues.groups import Group
+from lanes.queues.throttle import INTERVAL_S
+from lanes.spec_table import SpecTable
 from locks import LeaseLost, LockError, LockRegistry
+from runtime.calls import Work
 from runtime.drain import Drain
-from runtime.work import Work
 from tests.invariants import complaints
 from tests.supervised import TICK
 from tests.virtual import VirtualClock

@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from locks import Fence, LockRegistry
-from locks.engines.bell import ring
-from locks.queue import RightQueue
+from locks.engines.wakeup import ring
+from locks.rights.queue import RightQueue
 from tests.leaks import descriptors
 
 
@@ -21,8 +21,8 @@ def path(tmp_path):
 @pytest.fixture
 def rare_polls(monkeypatch):
     """Nobody looks by himself for a thousand seconds."""
-    monkeypatch.setattr("locks.queue.POLL_LISTENING_S", 1000.0)
-    monkeypatch.setattr("locks.queue.POLL_MAX_S", 1000.0)
+    monkeypatch.setattr("locks.rights.queue.POLL_LISTENING_S", 1000.0)
+    monkeypatch.setattr("locks.rights.queue.POLL_MAX_S", 1000.0)
 
 
 async def waiting(registry: LockRegistry) -> RightQueue:

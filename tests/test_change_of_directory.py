@@ -16,8 +16,8 @@ from locks.doctor import mending
 from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
 from runtime import Supervisor
+from runtime.export.trace import Trace
 from runtime.status.client import Client
-from runtime.trace import Trace
 from tests.poll import eventually
 
 RECORD = b'{"n":1}\n'

@@ -24,9 +24,9 @@ import pytest
 import structlog
 
 from lanes import LaneSpec, Outcome, RunState, SessionLayout
-from lanes.hooks import Hooks
-from lanes.scheduler import Scheduler
-from lanes.table import SpecTable
+from lanes.core.hooks import Hooks
+from lanes.core.scheduler import Scheduler
+from lanes.spec_table import SpecTable
 from locks import LockRegistry
 from tests import blocking, leaks
 from tests.schedules import Host, left_behind

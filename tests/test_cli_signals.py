@@ -7,7 +7,7 @@ import signal
 import anyio
 import pytest
 
-from runtime.signals import SIGNALS, Signals
+from runtime.process.signals import SIGNALS, Signals
 
 
 def test_the_handlers_of_before_come_back():

@@ -20,15 +20,16 @@ import pytest
 from anyio import get_cancelled_exc_class
 
 from lanes import GroupSpec, LaneSpec, Message, Run, RunContext
-from lanes.admission import Group
 from lanes.checks import Priority
+from lanes.core.deadlock import Waits
+from lanes.core.execution import Execution
+from lanes.core.scheduler import Scheduler
 from lanes.errors import LaneError
-from lanes.execution import Execution
-from lanes.scheduler import Scheduler
-from lanes.waits import Waits
-from locks import DeadlockError, LeaseLost, LeaseTimeout, LockRegistry, deadlock
-from locks.claim import Claim
-from locks.deadlock import AnyOf, WaitGraph
+from lanes.queues.groups import Group
+from locks import DeadlockError, LeaseLost, LeaseTimeout, LockRegistry
+from locks.rights import deadlock
+from locks.rights.claim import Claim
+from locks.rights.deadlock import AnyOf, WaitGraph
 from runtime import Supervisor
 from tests.deadlock_model import Picture, Right, Seen, Step, System, able_to_end, system_of
 

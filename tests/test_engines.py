@@ -21,7 +21,7 @@ from anyio import CancelScope, create_task_group, fail_after, to_thread
 from anyio.lowlevel import checkpoint
 
 from locks import LeaseExpired, LeaseTimeout, LockRegistry, Revoked, Right, TranscriptError
-from locks.engines.seam import Unordered
+from locks.engines.interface import Unordered
 from tests import blocking
 from tests.children.engine_contender import OwnEngine, OwnLock, engine_called
 from tests.leaks import descriptors

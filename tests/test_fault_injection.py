@@ -28,7 +28,7 @@ from anyio import CancelScope, to_thread
 from structlog.testing import capture_logs
 
 from locks import LockError, LockRegistry, network, process
-from locks.sidecar import lockfile, note
+from locks.sidecar import lockfile, turn_note
 from locks.sidecar.payload import Terms, encode
 from tests import leaks
 from tests.faults import Fault, FaultySeam
@@ -413,7 +413,7 @@ async def test_whichever_call_fails_the_error_is_typed_and_the_session_goes_on(
     for n in range(first, MOST_CALLS, step):
         if operation is append_to_a_new_file:
             monkeypatch.setattr(network, "_by_device", {})  # the question is asked once per device
-        monkeypatch.setattr(note, "_failed", False)
+        monkeypatch.setattr(turn_note, "_failed", False)
         for path in directory.iterdir():
             path.unlink()
         world = World(directory, seam, **options)

@@ -146,7 +146,7 @@ def house(tmp_path):
     ],
 )
 def test_an_upward_import_is_found(house, tmp_path, source):
-    house("locks/steward.py", source)
+    house("locks/rights/steward.py", source)
     assert [one.partition(" imports ")[0].rpartition(" ")[2] for one in upward(tmp_path)] == ["locks"]
 
 

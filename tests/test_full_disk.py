@@ -12,7 +12,7 @@ from lanes import LaneSpec
 from locks import Fence, LockRegistry, TranscriptError, _os
 from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
-from locks.engines.seam import Right
+from locks.engines.interface import Right
 from runtime import Supervisor
 from tests.supervised import path_of
 from tests.test_inspection import DEAD, RECORD, beside, foreign, ours

@@ -19,7 +19,7 @@ from locks.doctor.findings import MOST_BROKEN, Kind, State
 from locks.doctor.inspection import inspect, sessions_in
 from locks.doctor.mending import mend
 from locks.engines.kernel import KernelLock
-from locks.entry import Entry
+from locks.rights.open_file import Entry
 from locks.sidecar import lockfile
 from locks.sidecar.payload import Terms, encode
 from tests.poll import eventually

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from lanes import admission, execution, history, intake, lane, turns
+from lanes.core import execution, history, intake
+from lanes.queues import groups, lane, turns
 from tests.lanes_walks import STEPS, Differs, Walk, play, shrunk
 
 pytestmark = pytest.mark.suite("H2")
@@ -80,16 +81,16 @@ def inbox_is_left_in_reverse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def urgent_work_starves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long quiet work has waited, it gets no share."""
-    monkeypatch.setattr(admission, "HANDICAP_S", dict.fromkeys(admission.HANDICAP_S, 1e9))
+    monkeypatch.setattr(groups, "HANDICAP_S", dict.fromkeys(groups.HANDICAP_S, 1e9))
 
 
 def slot_is_lent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on after it has waited for a child takes a slot that is not free."""
 
-    def take_again(self: admission.Group, one: execution.Execution) -> None:
+    def take_again(self: groups.Group, one: execution.Execution) -> None:
         self.take(one)
 
-    monkeypatch.setattr(admission.Group, "take_again", take_again)
+    monkeypatch.setattr(groups.Group, "take_again", take_again)
 
 
 def joined_messages_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

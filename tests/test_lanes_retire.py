@@ -8,8 +8,8 @@ import anyio
 import pytest
 
 from lanes import GroupSpec, LaneSpec, Run, RunState
-from lanes.execution import Execution
-from lanes.lane import Lane
+from lanes.core.execution import Execution
+from lanes.queues.lane import Lane
 from runtime import Supervisor
 from tests.supervised import Shielded, assert_empty, gone
 

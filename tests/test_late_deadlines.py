@@ -10,10 +10,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
-from lanes.lateness import Unwatched, late_reason
+from lanes.core.loop_lag import Unwatched, late_reason
 from locks.holder import Fence
 from runtime import Supervisor
-from runtime.where import where
+from runtime.inspect.run_report import where
 from tests.supervised import Shielded, about, assert_empty, gone
 
 GRACE = 2.0

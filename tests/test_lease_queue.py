@@ -10,11 +10,11 @@ import pytest
 from anyio import create_task_group
 
 from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right
-from locks.claim import Claim
 from locks.engines.kernel import KernelLock
-from locks.entry import open_file
-from locks.queue import RightQueue
-from locks.sidecar import note
+from locks.rights.claim import Claim
+from locks.rights.open_file import open_file
+from locks.rights.queue import RightQueue
+from locks.sidecar import turn_note
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -205,7 +205,7 @@ async def test_who_conducts_in_another_process_is_named_by_its_note(path, virtua
             async with here.turn(path, wait_timeout=1):
                 pytest.fail("entered")
     assert caught.value.holder == Holder("session:a", 18)
-    assert note.read(path) is None
+    assert turn_note.read(path) is None
 
 
 @pytest.mark.failure("D5")

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import InvalidLane, LaneSpec
-from lanes.pace import Pace
+from lanes.queues.throttle import Pace
 from runtime import Limits, Supervisor
 from runtime.watch.limits import Keeper
 from runtime.watch.resources import Resources, Usage

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lanes import SessionLayout
-from lanes.table import SpecTable
+from lanes.spec_table import SpecTable
 from locks import BrokenLine, LockRegistry, TranscriptError, _os
 from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend

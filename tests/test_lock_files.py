@@ -16,7 +16,7 @@ from anyio import CancelScope, create_task_group, fail_after, to_thread
 from structlog.testing import capture_logs
 
 from locks import Fence, LeaseLost, LockError, LockRegistry, Revoked, Right, Superseded, TranscriptError, _os, process
-from locks.sidecar import note
+from locks.sidecar import turn_note
 from tests.test_sidecar_files import ODD, dead, foreign, ours, put
 
 KEYS = ["pid", "createdAt", "maxHoldMs", "starttime", "host", "bootId", "instance", "lane", "runId", "epoch"]
@@ -33,8 +33,8 @@ def lock(path):
 
 
 @pytest.fixture
-def turn_note(path):
-    return Path(note.path_of(path))
+def note(path):
+    return Path(turn_note.path_of(path))
 
 
 @pytest.fixture
@@ -156,17 +156,17 @@ async def test_waiting_eats_nothing_of_what_a_lock_file_allows(virtual, path, lo
         await anyio.sleep(100)
 
 
-async def test_a_turn_has_a_note_and_its_appends_have_lock_files(path, lock, turn_note, calls):
+async def test_a_turn_has_a_note_and_its_appends_have_lock_files(path, lock, note, calls):
     registry = LockRegistry()
     async with registry.turn(path) as turn:
-        assert list(fields_of(turn_note)) == KEYS
-        assert fields_of(turn_note)["epoch"] == turn.epoch
+        assert list(fields_of(note)) == KEYS
+        assert fields_of(note)["epoch"] == turn.epoch
         assert not lock.exists()
         await turn.append({"n": 1})
         await to_thread.run_sync(turn.append_sync, {"n": 2})
         assert not lock.exists()
     assert calls.steps == ["lock", "create", "unlink", "unlock"] * 2
-    assert not turn_note.exists()
+    assert not note.exists()
 
 
 async def test_a_momentary_append_has_a_lock_file(path, lock, calls):
@@ -505,14 +505,14 @@ async def test_what_was_taken_away_and_wanted_by_nobody_is_removed_when_the_loop
 
 
 @pytest.mark.failure("B6")
-async def test_a_forked_child_leaves_its_parents_lock_files_and_has_closed_its_copies(path, lock, turn_note):
+async def test_a_forked_child_leaves_its_parents_lock_files_and_has_closed_its_copies(path, lock, note):
     registry = LockRegistry()
     async with registry.turn(path), registry.lease(path):
-        content, named = lock.read_bytes(), turn_note.read_bytes()
+        content, named = lock.read_bytes(), note.read_bytes()
         child = _fork(lambda: [os.readlink(f"/proc/self/fd/{fd}") for fd in _descriptors()])
         assert not [name for name in child if "session.jsonl" in name]
         assert lock.read_bytes() == content
-        assert turn_note.read_bytes() == named
+        assert note.read_bytes() == named
     assert not lock.exists()
 
 

@@ -34,7 +34,7 @@ def surprising(monkeypatch):
             raise Surprise("planted")
         return take(*args)
 
-    monkeypatch.setattr("locks.guards.take", take_or_raise)
+    monkeypatch.setattr("locks.sidecar.guards.take", take_or_raise)
     return switch
 
 

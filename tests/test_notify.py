@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from locks import _clock
-from runtime.notify import Notifier
+from runtime.process.notify import Notifier
 
 
 class Manager:
@@ -245,7 +245,7 @@ def test_where_no_socket_can_be_made_there_is_no_notifier(monkeypatch):
     def fail(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("runtime.notify.socket.socket", fail)
+    monkeypatch.setattr("runtime.process.notify.socket.socket", fail)
     with capture_logs() as lines:
         assert Notifier.from_environment({"NOTIFY_SOCKET": "/run/n"}) is None
     assert [line["event"] for line in lines] == ["notify_unusable"]

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from locks import InvalidSession, LockRegistry, _os, process
 from locks.doctor.inspection import sessions_in
-from runtime import owner
-from runtime.owner import NAME, Ownership, SessionsOwned, own, read_owner
+from runtime.process import owner
+from runtime.process.owner import NAME, Ownership, SessionsOwned, own, read_owner
 from runtime.trial import verdict
 from tests import blocking
 from tests.peers import Peer, peer

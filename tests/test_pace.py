@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
 from lanes.checks import Priority
-from lanes.pace import INTERVAL_S, Pace
+from lanes.queues.throttle import INTERVAL_S, Pace
 from runtime import Limits, Supervisor
 from runtime.watch.limits import Keeper
 from runtime.watch.resources import Usage

@@ -7,7 +7,7 @@ import pytest
 
 from lanes import LaneSpec
 from lanes.checks import Priority
-from lanes.pace import Pace
+from lanes.queues.throttle import Pace
 from runtime import Supervisor
 from runtime.restart import RAMP_S
 from tests.supervised import about, assert_empty

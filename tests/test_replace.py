@@ -14,7 +14,7 @@ from anyio import CancelScope, create_task_group, fail_after, from_thread, to_th
 
 from locks import DeadlockError, Fence, LeaseExpired, LeaseLost, LeaseTimeout, LockRegistry, Position, TranscriptError
 from locks import _os as seam
-from locks.engines.seam import Right
+from locks.engines.interface import Right
 from tests import leaks
 from tests.poll import eventually, eventually_sync
 from tests.suspensions import Suspensions

@@ -20,8 +20,8 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 from anyio.lowlevel import checkpoint
 
-from lanes import processes
-from lanes.processes import KEPT_BY_ERRORS, ProcessFailed, ProcessResult
+from lanes.body import processes
+from lanes.body.processes import KEPT_BY_ERRORS, ProcessFailed, ProcessResult
 from locks.process import is_alive
 from tests import leaks
 from tests.poll import eventually
@@ -135,7 +135,7 @@ async def test_it_leads_a_session_and_a_group_of_its_own(calls):
 def test_it_begins_with_no_signal_ignored_or_blocked_whatever_this_process_was_started_with(backend):
     code = f"""
 import anyio, signal
-from lanes.processes import run_process
+from lanes.body.processes import run_process
 
 async def main():
     command = ["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"]

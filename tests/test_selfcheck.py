@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
-from lanes.scheduler import Scheduler
+from lanes.core.scheduler import Scheduler
 from runtime import Supervisor
 from tests.supervised import Shielded, assert_empty, gone
 

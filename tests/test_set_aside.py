@@ -13,7 +13,7 @@ from anyio import create_task_group, fail_after, to_thread
 
 from locks import Fence, LeaseLost, LeaseTimeout, LockRegistry, RunEnded, TranscriptError
 from locks import _os as seam
-from locks.engines.seam import Right
+from locks.engines.interface import Right
 from tests import leaks
 from tests.faults import Fault, FaultySeam
 from tests.peers import peer

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from locks import process
+from locks.engines.interface import Right
 from locks.engines.kernel import KernelLock
-from locks.engines.seam import Right
 from locks.process import Shifts
 from tests.namespaces import with_clocks_ahead
 from tests.peers import peer

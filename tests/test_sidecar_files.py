@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from locks import TranscriptError, _os, process
-from locks.sidecar import lockfile, note
+from locks.sidecar import lockfile, turn_note
 from locks.sidecar.lockfile import Found, Written, find, path_of, release, take
 from locks.sidecar.payload import Terms, encode, parse
 from tests import leaks
@@ -30,7 +30,7 @@ ODD = ["symlink", "dangling symlink", "directory", "fifo", "socket", "huge"]
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch):
     monkeypatch.setattr(lockfile, "_warned", False)
-    monkeypatch.setattr(note, "_failed", False)
+    monkeypatch.setattr(turn_note, "_failed", False)
 
 
 @pytest.fixture
@@ -599,32 +599,32 @@ def test_a_foreign_gateway_is_reason_to_say_once_how_not_to_be_robbed(session, l
 
 
 def test_the_note_names_who_conducts_the_session_and_is_overwritten_in_place(session):
-    path = Path(note.path_of(session))
-    assert note.read(session) is None
-    assert note.write(session, TERMS._replace(lane="x" * 200))
-    assert note.write(session, TERMS)
-    read = note.read(session)
+    path = Path(turn_note.path_of(session))
+    assert turn_note.read(session) is None
+    assert turn_note.write(session, TERMS._replace(lane="x" * 200))
+    assert turn_note.write(session, TERMS)
+    read = turn_note.read(session)
     assert read is not None
     assert (read.lane, read.run_id, read.pid) == ("session:a", 17, os.getpid())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    note.remove(session)
-    note.remove(session)
+    turn_note.remove(session)
+    turn_note.remove(session)
     assert not path.exists()
 
 
 @pytest.mark.suite("F2")
 @pytest.mark.parametrize("kind", ODD)
 def test_what_stands_in_the_place_of_the_note_harms_nobody(session, tmp_path, kind):
-    path = Path(note.path_of(session))
+    path = Path(turn_note.path_of(session))
     put(path, kind)
     with capture_logs() as logs:
-        assert note.read(session) is None
+        assert turn_note.read(session) is None
         if kind == "huge":
-            assert note.write(session, TERMS)  # a regular file: it is overwritten
-            assert note.read(session) is not None
+            assert turn_note.write(session, TERMS)  # a regular file: it is overwritten
+            assert turn_note.read(session) is not None
             return
-        assert not note.write(session, TERMS)
-        assert not note.write(session, TERMS)
+        assert not turn_note.write(session, TERMS)
+        assert not turn_note.write(session, TERMS)
     assert [one["event"] for one in logs] == ["turn_note_failed"]
     assert logs[0]["path"] == str(path)
     if kind == "symlink":
@@ -632,11 +632,11 @@ def test_what_stands_in_the_place_of_the_note_harms_nobody(session, tmp_path, ki
 
 
 def test_a_fifo_that_somebody_reads_gets_no_note(session):
-    path = Path(note.path_of(session))
+    path = Path(turn_note.path_of(session))
     put(path, "fifo")
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        assert not note.write(session, TERMS)
+        assert not turn_note.write(session, TERMS)
         assert os.read(reader, 100) == b""
     finally:
         os.close(reader)
@@ -647,19 +647,19 @@ def test_a_fifo_that_somebody_reads_gets_no_note(session):
 def test_a_failing_call_makes_no_note_and_no_error(session, monkeypatch, name):
     before = leaks.descriptors()
     failed = fail_first(monkeypatch, name, 1, errno.EIO)
-    worked = note.write(session, TERMS)
-    note.read(session)
-    note.remove(session)
+    worked = turn_note.write(session, TERMS)
+    turn_note.read(session)
+    turn_note.remove(session)
     assert failed == [name]
     assert worked == (name in ("unlink", "pread"))
     assert leaks.descriptors() == before
-    assert note.write(session, TERMS)
-    assert note.read(session) is not None
+    assert turn_note.write(session, TERMS)
+    assert turn_note.read(session) is not None
 
 
 def test_garbage_in_the_place_of_the_note_says_nothing(session):
-    Path(note.path_of(session)).write_bytes(b"\xff" * 100)
-    assert note.read(session) is None
+    Path(turn_note.path_of(session)).write_bytes(b"\xff" * 100)
+    assert turn_note.read(session) is None
 
 
 def test_the_words_for_a_holder_without_a_run(session, lock):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locks.process import Identity
-from locks.sidecar.judge import Here, Verdict, judge
 from locks.sidecar.payload import Payload
+from locks.sidecar.staleness import Here, Verdict, judge
 
 NOW = 1_770_000_000.0
 ME = Identity(pid=7, starttime=500, boot_id="this boot", host="here", instance="mine")

@@ -15,7 +15,7 @@ import pytest
 from anyio import to_thread
 from structlog.testing import capture_logs
 
-from runtime.signals import SIGNALS, Signals
+from runtime.process.signals import SIGNALS, Signals
 from tests.peers import peer
 from tests.poll import eventually, eventually_sync
 
@@ -307,7 +307,7 @@ def test_a_forked_child_ends_when_it_is_told_to(backend):
 def test_where_there_is_neither_sighup_nor_sigusr1_the_others_are_counted():
     code = (
         "import signal; del signal.SIGHUP, signal.SIGUSR1\n"
-        "from runtime.signals import Signals\n"
+        "from runtime.process.signals import Signals\n"
         "with Signals() as signals: signal.raise_signal(signal.SIGTERM)\n"
         "print(*signals.received)"
     )

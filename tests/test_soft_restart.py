@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from lanes import SessionLayout
-from runtime.signals import Signals
+from runtime.process.signals import Signals
 from runtime.supervisor import Supervisor
 from runtime.trial import harness, verdict
 from runtime.trial.generation_secrets import NAME, Vault

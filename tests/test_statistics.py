@@ -277,7 +277,7 @@ async def test_it_does_not_change_afterwards(sup):
 
 
 @pytest.mark.backends("asyncio")
-@pytest.mark.parametrize("module", ["runtime.statistics", "lanes.tally"])
+@pytest.mark.parametrize("module", ["runtime.statistics", "lanes.queues.totals"])
 def test_every_field_says_what_it_counts(module):
     tree = ast.parse(inspect.getsource(importlib.import_module(module)))
     kinds = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.decorator_list]

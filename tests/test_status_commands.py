@@ -20,7 +20,7 @@ from anyio import to_thread
 from lanes import LaneSpec
 from runtime import Supervisor
 from runtime.cli.status import lines
-from runtime.status import client, place
+from runtime.status import client, socket_path
 from runtime.status import protocol as say
 from tests import blocking
 from tests.command import LANES, lanes
@@ -298,7 +298,7 @@ def test_without_a_process_to_ask_it_is_one_line_and_exit_code_2(arguments, told
 
 def test_a_process_that_is_stopped_is_said_not_to_answer(tmp_path):
     with (
-        place.listen(str(tmp_path / "s")),
+        socket_path.listen(str(tmp_path / "s")),
         client.Client(str(tmp_path / "s"), within_s=0.05) as one,
         pytest.raises(client.NoAnswer, match=f"process {os.getpid()} does not answer within 0.05 s"),
     ):

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from runtime import StatusSocketError, Supervisor
-from runtime.status import client, place
+from runtime.status import client, socket_path
 from runtime.status.client import NoProcess, live, locate
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
@@ -40,7 +40,7 @@ def refused(path, why: str) -> None:
     """It cannot be there, and the error says what is wrong, and what would not be."""
     before = sorted(os.listdir(os.path.dirname(path))) if os.path.isdir(os.path.dirname(path)) else []
     with pytest.raises(StatusSocketError, match=re.escape(why)) as caught:
-        place.listen(str(path)).close()
+        socket_path.listen(str(path)).close()
     assert str(caught.value).startswith("status_socket: ")
     assert "; allowed: " in str(caught.value)
     assert caught.value.path == str(path)
@@ -55,7 +55,7 @@ def test_a_path_that_no_socket_can_have_is_refused_with_its_length(tmp_path):
     long = os.path.join(str(tmp_path), "x" * (108 - len(str(tmp_path)) - 1))
     assert len(long) == 108
     refused(long, "has 108 bytes")
-    place.listen(long[:-1]).close()
+    socket_path.listen(long[:-1]).close()
 
 
 def test_a_directory_that_is_missing_or_is_none_is_refused(tmp_path):
@@ -87,11 +87,11 @@ def test_a_socket_of_another_user_is_left_alone_though_it_is_dead(tmp_path, monk
 
 
 def test_a_live_server_is_named_and_left_alone(tmp_path):
-    with place.listen(str(tmp_path / "s")) as first:
+    with socket_path.listen(str(tmp_path / "s")) as first:
         refused(tmp_path / "s", f"is taken by process {os.getpid()}, which is this one")
         assert stat.S_ISSOCK((tmp_path / "s").lstat().st_mode)
         first.close()
-    place.listen(str(tmp_path / "s")).close()
+    socket_path.listen(str(tmp_path / "s")).close()
 
 
 def test_another_kind_of_socket_is_left_alone(tmp_path):
@@ -119,7 +119,7 @@ def test_a_server_that_does_not_come_round_to_anybody_lives_all_the_same(tmp_pat
 
 def test_a_dead_one_makes_room(tmp_path):
     dead(tmp_path / "s")
-    with place.listen(str(tmp_path / "s")), socket.socket(socket.AF_UNIX) as one:
+    with socket_path.listen(str(tmp_path / "s")), socket.socket(socket.AF_UNIX) as one:
         one.connect(str(tmp_path / "s"))
 
 
@@ -134,7 +134,7 @@ def test_of_many_that_find_a_dead_one_exactly_one_takes_its_place(tmp_path):
         def take(path=path, together=together, got=got, refusals=refusals) -> None:
             together.wait(30)
             try:
-                got.append(place.listen(path))
+                got.append(socket_path.listen(path))
             except StatusSocketError as error:
                 refusals.append(error.why)
 
@@ -153,12 +153,12 @@ def test_of_many_that_find_a_dead_one_exactly_one_takes_its_place(tmp_path):
 
 
 def test_a_directory_that_somebody_keeps_locked_is_given_up_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(place, "_TRIES", 3)
+    monkeypatch.setattr(socket_path, "_TRIES", 3)
     descriptor = os.open(tmp_path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         refused(tmp_path / "s", "somebody keeps")
-        assert not place.remove_dead(str(tmp_path / "s"))
+        assert not socket_path.remove_dead(str(tmp_path / "s"))
     finally:
         os.close(descriptor)
 
@@ -176,7 +176,7 @@ def test_a_directory_that_somebody_keeps_locked_is_given_up_in_time(tmp_path, mo
 )
 def test_what_is_no_path_is_refused(given, why):
     with pytest.raises(StatusSocketError, match=why):
-        place.path_for(given)
+        socket_path.path_for(given)
 
 
 async def test_a_supervisor_whose_socket_cannot_be_had_does_not_start(tmp_path):
@@ -194,20 +194,20 @@ def test_the_default_place_is_that_of_the_session_or_else_in_the_temporary_direc
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for nothing in ("", "relative", str(tmp_path / "missing")):
         monkeypatch.setenv("XDG_RUNTIME_DIR", nothing)
-        assert place.default_directory() == str(tmp_path / f"lanes-{os.geteuid()}")
+        assert socket_path.default_directory() == str(tmp_path / f"lanes-{os.geteuid()}")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert place.default_directory() == str(tmp_path / "lanes")
+    assert socket_path.default_directory() == str(tmp_path / "lanes")
 
 
 def test_it_is_made_for_its_owner_only(directory):
-    assert place.path_for(True) == str(directory / f"{os.getpid()}.sock")
+    assert socket_path.path_for(True) == str(directory / f"{os.getpid()}.sock")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
 def test_a_place_that_is_not_ours_alone_is_refused(directory, tmp_path, monkeypatch):
     def is_refused(why: str) -> None:
         with pytest.raises(StatusSocketError, match=why):
-            place.path_for(True)
+            socket_path.path_for(True)
         with pytest.raises(NoProcess, match=why):
             live()
 
@@ -259,7 +259,7 @@ async def test_of_several_processes_one_is_to_be_named(directory, tmp_path):
 def test_a_process_that_does_not_answer_is_found_and_said_to_be_silent(directory, monkeypatch):
     monkeypatch.setattr(client, "_FOUND_WITHIN_S", 0.05)
     directory.mkdir(mode=0o700)
-    with place.listen(str(directory / "7.sock")):
+    with socket_path.listen(str(directory / "7.sock")):
         (found,) = live()
     assert (found.pid, found.sessions) == (os.getpid(), None)
 

@@ -20,9 +20,9 @@ from structlog.testing import capture_logs
 
 from lanes import GroupSpec, LaneSpec
 from runtime import Supervisor
-from runtime.status import connection, place, protocol, server
-from runtime.status.place import Peer, is_allowed
+from runtime.status import connection, protocol, server, socket_path
 from runtime.status.server import StatusServer
+from runtime.status.socket_path import Peer, is_allowed
 from tests import blocking
 from tests.poll import eventually, eventually_sync
 from tests.supervised import Shielded, gone
@@ -512,7 +512,7 @@ async def test_a_foreign_user_is_refused_though_the_mode_of_the_file_lets_him_in
     # Without root nobody can be somebody else: then both ways show the same, that the kernel's word is gone by.
     is_root = real and os.geteuid() == 0
     if not is_root:
-        monkeypatch.setattr(place, "peer_of", lambda _: Peer(1, os.geteuid() + 1))
+        monkeypatch.setattr(socket_path, "peer_of", lambda _: Peer(1, os.geteuid() + 1))
     tmp_path.chmod(0o711)
     (tmp_path / "s").chmod(0o666)
 

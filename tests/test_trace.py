@@ -21,9 +21,10 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RetrySpec, RunState
 from locks import LockRegistry, Revoked, _events, _os
-from runtime import Supervisor, event_file, trace
-from runtime.event_file import EventFile
-from runtime.trace import Trace
+from runtime import Supervisor
+from runtime.export import event_file, trace
+from runtime.export.event_file import EventFile
+from runtime.export.trace import Trace
 from tests import blocking
 from tests.command import lanes, result_of, started
 from tests.poll import eventually, eventually_sync

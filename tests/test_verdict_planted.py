@@ -56,12 +56,12 @@ PLANTED = {
         "Fence.check = lambda self, path: None\n"
         "Fence.closed = property(lambda self: False)\n"
         "Fence.end_by = Fence.close = lambda self, *args: None\n"
-        "from locks.claim import Claim\n"
+        "from locks.rights.claim import Claim\n"
         "Claim.check = lambda self, path: None",
         {"interleaved": 1},
     ),
     "a session for everybody at once": (
-        "from lanes.execution import Execution\n"
+        "from lanes.core.execution import Execution\n"
         "init = Execution.__init__\n"
         "def without_a_turn(self, *args, **kwargs):\n"
         "    init(self, *args, **kwargs)\n"
@@ -119,7 +119,7 @@ MESSAGES = [
 LOSSES = {
     "nothing": ("", 8, ""),
     "a message that joins a waiting one is forgotten": (
-        "from lanes.intake import Intake\n"
+        "from lanes.core.intake import Intake\n"
         "join = Intake._join\n"
         "def forget(*args):\n"
         "    joined = join(*args)\n"
@@ -137,13 +137,13 @@ LOSSES = {
         "unanswered   'two': its run was done without it",
     ),
     "what is left unread is not queued": (
-        "from lanes.scheduler import Scheduler\n"
+        "from lanes.core.scheduler import Scheduler\n"
         "Scheduler._queue_unread = lambda self, execution: execution.unread()",
         7,
         "stuck        session 'a': ",
     ),
     "who was dropped is not told": (
-        "from lanes.hooks import Hooks\n"
+        "from lanes.core.hooks import Hooks\n"
         "ended = Hooks.ended\n"
         "Hooks.ended = lambda self, run: None if run.reason.startswith('dropped') else ended(self, run)",
         8,

@@ -13,7 +13,7 @@ import pytest
 
 from locks import LockRegistry, _os
 from locks._loop import current_task
-from locks.queue import RightQueue
+from locks.rights.queue import RightQueue
 
 
 @pytest.mark.failure("D2")

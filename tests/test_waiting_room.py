@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from locks import LockRegistry, process
-from locks.guards import FOREIGN_POLL_S
-from locks.queue import POLL_MAX_S
+from locks.rights.queue import POLL_MAX_S
 from locks.sidecar import lockfile
+from locks.sidecar.guards import FOREIGN_POLL_S
 from locks.sidecar.payload import Terms, encode
 
 

@@ -19,7 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec
-from lanes.pace import Pace
+from lanes.queues.throttle import Pace
 from locks import _clock
 from runtime import Limits, Supervisor
 from runtime.watch import watchdog as module

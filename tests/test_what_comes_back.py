@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from lanes import SessionLayout
 from locks import LockRegistry, Position, TranscriptError
-from locks.engines.seam import Right
+from locks.engines.interface import Right
 from locks.transcript import encode, read, reading, replacing
 from runtime import Supervisor
 

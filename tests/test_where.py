@@ -20,9 +20,9 @@ import pytest
 from anyio import create_task_group, sleep_forever, to_thread
 
 from lanes import GroupSpec, LaneSpec, RetrySpec, RunState, current_run
-from lanes.stacks import places_of, stack_of
+from lanes.body.stacks import places_of, stack_of
 from runtime import Supervisor
-from runtime.where import where
+from runtime.inspect.run_report import where
 from tests.poll import eventually
 from tests.supervised import Shielded, assert_empty, gone
 

@@ -18,14 +18,14 @@ from contextlib import suppress
 from .. import _os, process
 from ..checks import in_full
 from ..engines.choose import kernel_locks_work
+from ..engines.interface import Right
 from ..engines.kernel import KernelLock
-from ..engines.seam import Right
 from ..errors import TranscriptError
-from ..sidecar import lockfile, note
-from ..sidecar.judge import LONGEST_S, Verdict
+from ..sidecar import lockfile, turn_note
 from ..sidecar.lockfile import Found
 from ..sidecar.payload import parse
 from ..sidecar.seen import Seen, see
+from ..sidecar.staleness import LONGEST_S, Verdict
 from ..transcript import BrokenLine, read, stream
 from ..transcript.appending import tail_of
 from ..transcript.header import first_line, key_in
@@ -98,7 +98,7 @@ def inspect(path: str) -> Inspection | None:
 
 def note_of(path: str) -> tuple[Found | None, str]:
     """The note on who has the turn, told like a lock file; or why what stands there is none."""
-    where = note.path_of(path)
+    where = turn_note.path_of(path)
     try:
         there = see(where)
     except (OSError, TranscriptError) as error:

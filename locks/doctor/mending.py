@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from .. import _os
 from ..checks import in_full
 from ..engines.choose import engine_for
-from ..engines.seam import Right
-from ..entry import Entry
+from ..engines.interface import Right
 from ..errors import TranscriptError
 from ..network import refuse
+from ..rights.open_file import Entry
 from ..sidecar import lockfile
 from ..sidecar.lockfile import Found, Written
 from ..sidecar.payload import Terms

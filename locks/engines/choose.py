@@ -7,8 +7,8 @@ from functools import cache
 from typing import Literal
 
 from .. import _os
+from .interface import LeaseEngine, ProcessLock
 from .kernel import KernelEngine
-from .seam import LeaseEngine, ProcessLock
 
 EngineName = Literal["auto", "kernel", "filelock", "none"]
 _METHODS = sorted(name for name in vars(ProcessLock) if not name.startswith("_"))

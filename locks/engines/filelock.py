@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _os
 from .._os import FileId
-from .seam import Right, Unordered
+from .interface import Right, Unordered
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .._os import FileId
-from .seam import Right, Unordered
+from .interface import Right, Unordered
 
 several = False
 """Whether two registries have lived at one time, so that the table counts from then on."""

@@ -24,8 +24,8 @@ from collections.abc import Collection
 from .. import _os
 from .._os import FileId
 from ..process import shifts
-from .bell import Bell, ring
-from .seam import Right
+from .interface import Right
+from .wakeup import Bell, ring
 
 _BASES = (1 << 62, (1 << 62) + (1 << 61))
 _SPAN = (1 << 61) - 2  # tickets of a right: 73 years of monotonic nanoseconds

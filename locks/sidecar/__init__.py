@@ -2,6 +2,6 @@
 
 It excludes none of our own processes from each other; the kernel lock on the session file does. It is written while
 that lock is held and removed before it is given back, so one that is found under the kernel lock is either what a dead
-process of ours left behind, or a foreign program's. `judge` tells which; `lockfile` takes, reclaims and removes;
-`payload` is the format; `note` is the `<file>.turn` that says who conducts the session, for names only.
+process of ours left behind, or a foreign program's. `staleness` tells which; `lockfile` takes, reclaims and removes;
+`payload` is the format; `turn_note` is the `<file>.turn` that says who conducts the session, for names only.
 """

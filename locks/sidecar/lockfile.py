@@ -29,10 +29,10 @@ from ..holder import Holder
 from .held import Written as Written
 from .held import fill, remove
 from .held import release as release
-from .judge import LONGEST_S, Here, Verdict, judge
 from .payload import Payload, Terms, encode, parse
 from .seen import MARK, Seen, Stamp, see, stamp_of
 from .seen import MOST_BYTES as MOST_BYTES
+from .staleness import LONGEST_S, Here, Verdict, judge
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _os.O_CLOEXEC | _os.O_BINARY
 _JUDGED_EVERY_S = 0.045  # a file that is looked at more often: whether its owner lives, and how old it is

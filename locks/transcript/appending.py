@@ -15,8 +15,8 @@ import os
 import stat
 
 from .. import _os
-from ..entry import Entry, cannot
 from ..errors import LeaseLost, TranscriptError
+from ..rights.open_file import Entry, cannot
 from . import lines
 from .header import refuse_as_first
 from .records import Position

@@ -28,8 +28,8 @@ from typing import NamedTuple
 from .. import _os
 from .._os import FileId
 from ..checks import whole_or_none
-from ..entry import cannot
 from ..errors import TranscriptError
+from ..rights.open_file import cannot
 from . import lines
 from .header import is_header
 from .lines import NoRecord, decode

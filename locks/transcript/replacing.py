@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 
 from .. import _os
 from .._os import FileId
-from ..entry import Entry, cannot, let_go
 from ..errors import TranscriptError
+from ..rights.open_file import Entry, cannot, let_go
 from .access import carry_over, check_flags, withhold
 from .appending import check_in_place, seal
 from .header import first_line, refuse_as_first, stays_first

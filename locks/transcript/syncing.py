@@ -19,9 +19,9 @@ import anyio
 from .. import _os
 from .._os import FileId
 from .._threads import in_thread
-from ..engines.seam import Right
-from ..entry import Entry, cannot, let_go
+from ..engines.interface import Right
 from ..errors import TranscriptError
+from ..rights.open_file import Entry, cannot, let_go
 
 _REMEMBERED = 4096
 

@@ -42,7 +42,7 @@ from locks.doctor.searching import Place, one_below, search
 from locks.network import network_file_system
 from locks.sidecar.lockfile import Found
 from runtime import log
-from runtime.signals import Signals
+from runtime.process.signals import Signals
 
 from ..trial.output import Output
 from ..usage_error import Problem, one_line

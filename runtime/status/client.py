@@ -12,8 +12,8 @@ from typing import Self
 
 from locks import _os
 
-from . import place
 from . import protocol as say
+from . import socket_path
 
 ANSWERS_WITHIN_S = 8.0
 """Longer than a server waits for a loop that is frozen."""
@@ -55,7 +55,7 @@ class Client:
         self._socket.settimeout(within_s)
         try:
             self._socket.connect(path)
-            self.pid = getattr(place.peer_of(self._socket), "pid", None)
+            self.pid = getattr(socket_path.peer_of(self._socket), "pid", None)
         except BaseException as error:
             self._socket.close()
             if isinstance(error, OSError):
@@ -123,14 +123,14 @@ def locate(given: str | None) -> str:
     chosen = given if given is not None else os.environ.get("LANES_SOCKET") or None
     if chosen is not None:
         try:
-            return place.check_path(chosen)
-        except place.StatusSocketError as error:
+            return socket_path.check_path(chosen)
+        except socket_path.StatusSocketError as error:
             name = "--socket" if given is not None else "$LANES_SOCKET"
             raise NoProcess(f"{name}: {error.path!r} {error.why}; allowed: {error.allowed}") from error
     found = live()
     if len(found) == 1:
         return found[0].path
-    directory = place.default_directory()
+    directory = socket_path.default_directory()
     if not found:
         raise NoProcess(
             f"no process is found in {directory}; start it with a status socket, or name its socket: --socket PATH"
@@ -148,11 +148,11 @@ def live() -> list[Found]:
         NoProcess: the place is not ours alone, so nothing in it can be believed.
     """
     try:
-        directory = place.checked(place.default_directory())
-        names = sorted(name for name in os.listdir(directory) if name.endswith(place.END))
+        directory = socket_path.checked(socket_path.default_directory())
+        names = sorted(name for name in os.listdir(directory) if name.endswith(socket_path.END))
     except FileNotFoundError:
         return []
-    except place.StatusSocketError as error:
+    except socket_path.StatusSocketError as error:
         raise NoProcess(f"{error.path} {error.why}; allowed: {error.allowed}, or --socket PATH") from error
     found = []
     for name in names:
@@ -161,7 +161,7 @@ def live() -> list[Found]:
             with Client(path, within_s=_FOUND_WITHIN_S) as client:
                 found.append(_found(client))
         except NoProcess:
-            place.remove_dead(path)
+            socket_path.remove_dead(path)
     return found
 
 

@@ -35,10 +35,10 @@ from locks._loop import know_loop, poster
 
 from ..watch.frames import frame_of, name_of, place_of, run_of, stack_text
 from ..watch.watchdog import is_idle
-from . import place
 from . import protocol as say
-from .answers import Answers, Supervised, directory_of, pong, refused
+from . import socket_path
 from .connection import Asked, Client
+from .handlers import Answers, Supervised, directory_of, pong, refused
 from .protocol import text
 
 MOST_CONNECTIONS = 50
@@ -97,9 +97,9 @@ class StatusServer:
         """
         if self._listener is not None or self._closing:
             raise RuntimeError(f"a status server is opened once: {self!r}")
-        self.path = place.path_for(place.in_full(self._given))
+        self.path = socket_path.path_for(socket_path.in_full(self._given))
         with contextlib.ExitStack() as undo:
-            listener = undo.enter_context(place.listen(self.path))
+            listener = undo.enter_context(socket_path.listen(self.path))
             there = os.lstat(self.path)
             self._identity = (there.st_dev, there.st_ino)
             undo.callback(self._unlink)
@@ -314,10 +314,10 @@ class StatusServer:
             self._log("status_failed", level="warning", error=described(error))
             return
         connection.setblocking(False)
-        peer = place.peer_of(connection)
+        peer = socket_path.peer_of(connection)
         client = Client(connection, "unknown" if peer is None else f"pid {peer.pid}, user {peer.uid}")
         self._clients[connection.fileno()] = client
-        if not place.is_allowed(peer):
+        if not socket_path.is_allowed(peer):
             self._note_stranger(peer)
             self._last_words(client, "not_allowed", f"only user {os.geteuid()} and root may ask")
         elif len(self._clients) > MOST_CONNECTIONS:
@@ -325,7 +325,7 @@ class StatusServer:
             self._last_words(client, "too_many", message)
         self._attend(client)
 
-    def _note_stranger(self, peer: place.Peer | None) -> None:
+    def _note_stranger(self, peer: socket_path.Peer | None) -> None:
         if peer is not None and peer.uid not in self._strangers and len(self._strangers) < MOST_CONNECTIONS:
             self._strangers.add(peer.uid)
             self._log("status_refused", level="warning", uid=peer.uid, pid=peer.pid)

@@ -16,9 +16,9 @@ import msgspec
 
 from lanes import SessionLayout
 from runtime import log as logging
-from runtime.signals import Signals
+from runtime.export.trace import Trace
+from runtime.process.signals import Signals
 from runtime.supervisor import Supervisor
-from runtime.trace import Trace
 
 from ..usage_error import Problem
 from . import harness, wire

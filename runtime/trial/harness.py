@@ -12,8 +12,8 @@ from lanes import RunState
 from locks import _clock
 from locks._events import log
 from runtime.drain import log_unstarted
+from runtime.process.signals import Signals
 from runtime.restart import AbandonedBodies
-from runtime.signals import Signals
 from runtime.supervisor import Supervisor
 
 from .report import Result, policies

@@ -19,8 +19,8 @@ import msgspec
 from anyio.abc import Process
 
 from locks._events import log
+from runtime.process.signals import Signals
 from runtime.quantiles import quantiles
-from runtime.signals import Signals
 from runtime.watch.watchdog import EXIT_NEW_PROCESS
 
 from . import wire

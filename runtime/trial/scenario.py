@@ -16,9 +16,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from lanes import GroupSpec, LaneError, LaneSpec, RetrySpec, SessionLayout
-from lanes.intake import DEBOUNCE_AT_MOST
+from lanes.core.intake import DEBOUNCE_AT_MOST
 from lanes.spec import DEFAULT_LANES, DedupeKeeps, PriorityName, WhenBusy, WhenFull
-from lanes.table import SpecTable
+from lanes.spec_table import SpecTable
 from locks import InvalidSession
 
 from ..usage_error import Problem

@@ -12,11 +12,11 @@ import anyio
 from lanes import LaneSpec, SessionLayout
 from locks._events import log
 from runtime import log as logging
-from runtime.signals import Signals
-from runtime.status.place import StatusSocketError, check_path, path_for
+from runtime.export.trace import SupervisorHooks, Trace
+from runtime.process.signals import Signals
 from runtime.status.server import StatusServer
+from runtime.status.socket_path import StatusSocketError, check_path, path_for
 from runtime.supervisor import Supervisor
-from runtime.trace import SupervisorHooks, Trace
 
 from ..usage_error import Problem
 from . import harness, lines, verdict

@@ -10,7 +10,7 @@ import msgspec
 
 from lanes import InvalidLane, LaneError, SessionLayout
 from lanes.spec import WhenBusy
-from lanes.table import SpecTable
+from lanes.spec_table import SpecTable
 from locks import InvalidSession
 from locks.transcript import LONGEST_LINE, NoObject, NoRecord, decode
 

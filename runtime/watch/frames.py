@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Any
 
 from lanes import Run
-from lanes.execution import Execution
+from lanes.body.stacks import distance
+from lanes.core.execution import Execution
 from lanes.run import _current
-from lanes.stacks import distance
 
 _KEPT_FRAMES = 40
 _MOST_FRAMES = 10_000

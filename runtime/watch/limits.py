@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lanes.checks import seconds, whole
-from lanes.pace import Pace
+from lanes.queues.throttle import Pace
 from locks._events import log
 
 from .resources import Usage

@@ -7,8 +7,8 @@ is found twice, because the first look after a stall comes before the timers tha
 
 from __future__ import annotations
 
-from lanes.execution import Execution
-from lanes.scheduler import Scheduler
+from lanes.core.execution import Execution
+from lanes.core.scheduler import Scheduler
 from locks import _clock
 from locks._events import log
 

@@ -20,7 +20,7 @@ import anyio
 from anyio import create_task_group, to_thread
 
 from locks import LockRegistry, Right
-from locks.engines.seam import Unordered
+from locks.engines.interface import Unordered
 
 
 class OwnLock(Unordered):

@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 
-from runtime.owner import Ownership
+from runtime.process.owner import Ownership
 
 
 def main(root: str, *how: str) -> None:

@@ -14,7 +14,7 @@ import time
 
 import anyio
 
-from runtime.signals import Signals
+from runtime.process.signals import Signals
 
 
 def say(line: str) -> None:

@@ -38,8 +38,8 @@ from lanes import LaneSpec  # noqa: E402
 from locks import LockRegistry, _os  # noqa: E402
 from locks.doctor.mending import mend  # noqa: E402
 from runtime import Supervisor  # noqa: E402
+from runtime.export.trace import Trace  # noqa: E402
 from runtime.status.client import Client  # noqa: E402
-from runtime.trace import Trace  # noqa: E402
 
 
 def say(line: str) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lanes import reset
-from lanes.intake import Intake
+from lanes.core import reset
+from lanes.core.intake import Intake
 from locks import Fence, LockRegistry, _os
-from locks.claim import Claim
 from locks.doctor import mending
 from locks.engines.kernel import KernelLock
+from locks.rights.claim import Claim
 from locks.transcript import Position, appending, replacing
 from tests.planted.locks import plant
 

@@ -9,29 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lanes import (
-    LaneSpec,
-    RetrySpec,
-    RunContext,
-    RunState,
-    admission,
-    ending,
-    execution,
-    finishing,
-    history,
-    hooks,
-    intake,
-    turns,
-    waits,
-)
+from lanes import LaneSpec, RetrySpec, RunContext, RunState
 from lanes.checks import Priority
-from lanes.lane import Lane
-from lanes.scheduler import Scheduler
-from lanes.table import SpecTable
+from lanes.core import deadlock, execution, finish, history, hooks, intake, outcomes
+from lanes.core.scheduler import Scheduler
+from lanes.queues import groups, turns
+from lanes.queues.lane import Lane
+from lanes.spec_table import SpecTable
 from locks import LockRegistry, _effects
-from locks.claim import Claim
-from locks.deadlock import WaitGraph
 from locks.holder import Fence
+from locks.rights.claim import Claim
+from locks.rights.deadlock import WaitGraph
 from runtime import statistics
 
 reached: Counter[str] = Counter()
@@ -64,15 +52,15 @@ def grace_ignored() -> None:
 
 def slot_lost_on_error() -> None:
     """A body that raises takes its slot along."""
-    give_back = admission.Group.give_back
+    give_back = groups.Group.give_back
 
-    def unless_failed(self: admission.Group, one: execution.Execution) -> None:
+    def unless_failed(self: groups.Group, one: execution.Execution) -> None:
         if one.run.outcome is not None and one.run.outcome.state is RunState.FAILED:
             reached["slot_lost_on_error"] += 1
             return
         give_back(self, one)
 
-    admission.Group.give_back = unless_failed  # type: ignore[assignment, method-assign]
+    groups.Group.give_back = unless_failed  # type: ignore[assignment, method-assign]
 
 
 def fence_left_open() -> None:
@@ -114,18 +102,18 @@ def limit_off_by_one() -> None:
 def reserve_ignored() -> None:
     """Gives the reserved slots to anyone."""
 
-    def has_slot(self: admission.Group, urgency: Priority) -> bool:
+    def has_slot(self: groups.Group, urgency: Priority) -> bool:
         reached["reserve_ignored"] += 1
         return self.running < self.spec.slots
 
-    admission.Group.has_slot = has_slot  # type: ignore[method-assign]
+    groups.Group.has_slot = has_slot  # type: ignore[method-assign]
 
 
 def age_ignored() -> None:
     """The most urgent always goes first, however long others have waited."""
     reached["age_ignored"] += 1
     for urgency in Priority:
-        admission.HANDICAP_S[urgency] = 1e6 * urgency
+        groups.HANDICAP_S[urgency] = 1e6 * urgency
 
 
 def budget_from_submit() -> None:
@@ -168,19 +156,19 @@ def frames_kept() -> None:
         reached["frames_kept"] += 1
         return "in body: no such tool"
 
-    ending.scrub = scrub  # type: ignore[attr-defined]
+    outcomes.scrub = scrub  # type: ignore[attr-defined]
 
 
 def logged_twice() -> None:
     """A timed-out run is logged again when it has ended."""
-    log_timeout = ending.log_timeout
+    log_timeout = outcomes.log_timeout
 
     def log_again(execution: execution.Execution, reason: str) -> None:
         reached["logged_twice"] += 1
         log_timeout(execution, reason)
         log_timeout(execution, reason)
 
-    finishing.log_timeout = log_again  # type: ignore[attr-defined]
+    finish.log_timeout = log_again  # type: ignore[attr-defined]
 
 
 def never_retired() -> None:
@@ -293,20 +281,20 @@ def children_left_alone() -> None:
 def slot_not_lent() -> None:
     """A run that waits for another one keeps its slot."""
 
-    async def wait(self: waits.Waits, asking: Any, run: Any, ended: Any) -> None:
+    async def wait(self: deadlock.Waits, asking: Any, run: Any, ended: Any) -> None:
         reached["slot_not_lent"] += 1
         await ended.wait()
 
-    waits.Waits.wait = wait  # type: ignore[method-assign]
+    deadlock.Waits.wait = wait  # type: ignore[method-assign]
 
 
 def ring_unseen() -> None:
     """A wait that can never end begins."""
 
-    def stuck(self: waits.Waits, asking: Any) -> None:
+    def stuck(self: deadlock.Waits, asking: Any) -> None:
         reached["ring_unseen"] += 1
 
-    waits.Waits._stuck = stuck  # type: ignore[method-assign]
+    deadlock.Waits._stuck = stuck  # type: ignore[method-assign]
 
 
 def key_forgotten() -> None:
@@ -411,16 +399,16 @@ def shares_ignored() -> None:
     """Of the classes that are due, the most urgent one gets every slot."""
     reached["shares_ignored"] += 1
     for urgency in Priority:
-        admission.STRIDE[urgency] = 10**6 * int(urgency)
+        groups.STRIDE[urgency] = 10**6 * int(urgency)
 
 
 def cut_short_still_waits() -> None:
     """A run that goes on without its slot is still taken to wait for it."""
 
-    def waits_no_more(self: admission.Group, one: execution.Execution) -> None:
+    def waits_no_more(self: groups.Group, one: execution.Execution) -> None:
         reached["cut_short_still_waits"] += 1
 
-    admission.Group.waits_no_more = waits_no_more  # type: ignore[assignment, method-assign]
+    groups.Group.waits_no_more = waits_no_more  # type: ignore[assignment, method-assign]
 
 
 def limits_unseen() -> None:

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from locks import LeaseLost, _os, claim, deadlock, entry, guards, queue, registry, steward, waiting
+from locks import LeaseLost, _os, registry
 from locks._os import FileId
 from locks.engines.kernel import KernelLock
-from locks.sidecar import judge as judging
-from locks.sidecar import lockfile
+from locks.rights import claim, deadlock, open_file, queue, steward, waiting
+from locks.sidecar import guards, lockfile
+from locks.sidecar import staleness as judging
 from locks.transcript import appending, replacing, syncing
 
 reached: Counter[str] = Counter()
@@ -188,7 +189,7 @@ def lock_file_left() -> None:
 def no_sync() -> None:
     """Does not wait for the disk."""
 
-    async def sync(self: syncing.GroupSync, one: entry.Entry, path: str) -> None:
+    async def sync(self: syncing.GroupSync, one: open_file.Entry, path: str) -> None:
         reached["no_sync"] += 1
 
     plant(syncing.GroupSync, "sync", sync)
@@ -198,7 +199,7 @@ def failed_sync_trusted() -> None:
     """Takes a sync that failed for one that did not."""
     flush = syncing._flush
 
-    def flush_and_forget(owned: list[int], one: entry.Entry, *args: Any, **kwargs: Any) -> None:
+    def flush_and_forget(owned: list[int], one: open_file.Entry, *args: Any, **kwargs: Any) -> None:
         flush(owned, one, *args, **kwargs)
         reached["failed_sync_trusted"] += bool(one.poisoned)
         one.poisoned = ""
@@ -219,7 +220,7 @@ def renamed_unlocked() -> None:
 def later_records_lost() -> None:
     """Keeps nothing of what came after the position."""
 
-    def keep_from(one: entry.Entry, path: str, fd: int, size: int, *args: Any) -> int:
+    def keep_from(one: open_file.Entry, path: str, fd: int, size: int, *args: Any) -> int:
         reached["later_records_lost"] += 1
         return size
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
-from lanes import RunState, finishing
-from lanes.execution import Execution
-from lanes.finishing import Finishing
-from lanes.pace import Pace
+from lanes import RunState
+from lanes.core import finish
+from lanes.core.execution import Execution
+from lanes.core.finish import Finishing
+from lanes.queues.throttle import Pace
 from locks.holder import Fence
 from runtime import restart as restarts
 from runtime.drain import Drain, DrainReport
@@ -104,7 +105,7 @@ def limits_only_slow() -> None:
 
 def late_reason_empty() -> None:
     """A deadline that fired late does not say so."""
-    finishing.late_reason = nothing("late_reason_empty", "")  # type: ignore[attr-defined]  # where it is used
+    finish.late_reason = nothing("late_reason_empty", "")  # type: ignore[attr-defined]  # where it is used
 
 
 def grace_not_given_again() -> None:

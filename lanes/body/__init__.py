@@ -1,0 +1,1 @@
+"""What the body of a run sees and uses: its context, session, inbox, events and programs."""

@@ -1,0 +1,210 @@
+"""What a body is given: its run, its sessions, and what it needs to end well."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from locks import InvalidSession, LeaseLost, RunEnded, _clock
+from locks._loop import running_loop
+
+from ..errors import wrong_loop
+from ..run import Body, Run
+from .inbox import Inbox
+from .processes import ProcessResult, run_process
+from .session import Session
+
+if TYPE_CHECKING:
+    from ..core.execution import Execution
+
+_CLEANUP_SHARE = 0.95  # of the grace; the rest lets a body whose clean-up was cut off still end by itself
+
+
+class RunContext:
+    """The first argument of every body. `run` and `services` are for reading; the rest acts for this run only.
+
+    It belongs to one attempt: once that is over, what a left-over task or thread does with it is refused, also while
+    the run is tried again.
+    """
+
+    __slots__ = ("_execution", "_session", "run", "services")
+
+    def __init__(self, execution: Execution, services: Mapping[str, Any]) -> None:
+        self._execution = execution
+        self._session: Session | None = None
+        self.run: Run = execution.run
+        self.services = services
+        """What the supervisor's service factories have made, by name."""
+
+    def __repr__(self) -> str:
+        return f"<RunContext of {self.run!r}>"
+
+    @property
+    def session(self) -> Session:
+        """The session that the run names.
+
+        Raises:
+            InvalidSession: it names none.
+        """
+        if self._session is None:
+            if self.run.session is None:
+                raise InvalidSession(
+                    f"run {self.run.id} on lane {self.run.lane} names no session; submit it with session="
+                )
+            self._session = self.session_of(self.run.session)
+        return self._session
+
+    def session_of(self, key: str) -> Session:
+        """Another session, to read and to append announcements to; conducting it needs a run of its own.
+
+        Raises:
+            InvalidSession: the key cannot name a session.
+        """
+        return self._execution.session(key)
+
+    @property
+    def inbox(self) -> Inbox:
+        """What was said to the run since it began (`when_busy="steer"`); what it leaves unread is queued first."""
+        return self._execution.inbox
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run was asked to end. For loops in worker threads, which no cancellation reaches."""
+        return self._execution.ending or self._execution.over
+
+    def emit(self, event: Any) -> None:
+        """Hand something to whoever iterates `run.events()`. Never waits; after the end it is dropped and counted.
+
+        On the event loop's thread; a worker thread hands it over by `anyio.from_thread.run_sync(ctx.emit, event)`.
+
+        Raises:
+            WrongThread: on another thread, from which readers cannot be woken.
+        """
+        if running_loop() is not self._execution.owner.intake.loop:
+            raise wrong_loop("emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)")
+        if self._execution.over:
+            self._execution.owner.late_events_dropped += 1
+            self.run._dropped_events += 1
+        else:
+            self.run._emit(event)
+
+    def progress(self) -> None:
+        """Say that the run gets on: starts its `idle_timeout` anew, within its hard `timeout`. On the loop's thread."""
+        self._execution.progress()
+
+    def submit(
+        self,
+        lane: str,
+        fn: Body,
+        *args: Any,
+        detached: bool = False,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+    ) -> Run:
+        """Queue `fn(ctx, *args)` on a lane, as a child of this run. Never blocks.
+
+        A child is cancelled when its parent ends, however that ends, and has at most the parent's deadline. It never
+        has the parent's turn.
+
+        Args:
+            lane, fn, args, session, turn, timeout, priority: as for `Supervisor.submit`.
+            detached: whether it goes on by itself instead; it only remembers its parent.
+
+        Raises:
+            DeadlockError: it is not detached and would conduct a session that this run, or one above it, conducts.
+            RunEnded, Superseded: this run has ended, or was asked to.
+            Draining, InvalidLane, InvalidSession, LaneFull, LaneBusy: no run exists.
+        """
+        execution = self._execution
+        self._check_alive(f"submitted to lane {lane!r:.80}")
+        if execution.ending and not detached:
+            holder = execution.fence.holder
+            raise RunEnded(
+                f"{holder} was asked to end: no child submitted to lane {lane!r:.80}; allowed: detached=True",
+                path="",
+                holder=holder,
+            )
+        return execution.owner.intake.submit(
+            lane,
+            fn,
+            args,
+            session=session,
+            turn=turn,
+            timeout=timeout,
+            priority=priority,
+            bound_to=None if detached else execution,
+        )
+
+    def _check_alive(self, what: str) -> None:
+        """Raise unless this attempt may still begin something.
+
+        Raises:
+            RunEnded, Superseded: it is over, or its grace has passed.
+        """
+        fence = self._execution.fence
+        if fence.closed or self._execution.over:
+            try:
+                fence.check("")
+            except LeaseLost as error:
+                raise type(error)(f"{fence.holder} has ended: nothing {what}", path="", holder=fence.holder) from None
+
+    async def run_process(
+        self,
+        command: Sequence[str | os.PathLike[str]],
+        *,
+        input: bytes | None = None,  # noqa: A002 -- the word of `subprocess.run`
+        cwd: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        output_limit: int = 1_000_000,
+        check: bool = True,
+    ) -> ProcessResult:
+        """Run a program to its end, in a process group of its own that ends with the run. A checkpoint.
+
+        When the run is cancelled, the group gets SIGTERM at once and SIGKILL when the grace is nearly over; when the
+        run ends or is abandoned, or is tried again, SIGKILL. What the program leaves running in its group ends with it.
+        A clean-up may run a program too, within its grace.
+
+        Args:
+            command: the program and its arguments; no shell.
+            input: what it reads; nothing by default.
+            cwd, env: as for `subprocess.run`.
+            output_limit: bytes of stdout, and of stderr, that are kept.
+            check: whether an exit code other than 0 raises.
+
+        Raises:
+            ProcessFailed: it could not be started, or ended badly.
+            RunEnded, Superseded: this run has ended, or its grace has passed; nothing was started.
+            ValueError: an argument is not allowed; nothing was started.
+        """
+        execution = self._execution
+        self._check_alive("started")
+        if execution.killers is None:
+            execution.killers = set()
+        return await run_process(
+            command,
+            grace_left=execution.grace_left,
+            killers=execution.killers,
+            input=input,
+            cwd=cwd,
+            env=env,
+            output_limit=output_limit,
+            check=check,
+        )
+
+    @asynccontextmanager
+    async def cleanup(self) -> AsyncIterator[None]:
+        """A block that the run's cancellation does not interrupt, bounded by the grace, in which it may still write.
+
+        What is not done by then is cut off; code behind the block sees the cancellation again.
+        """
+        now = _clock.clock.now()
+        with anyio.CancelScope(shield=True) as scope:
+            remaining = self._execution.grace_left() * _CLEANUP_SHARE
+            scope.deadline = anyio.current_time() + remaining if now < self._execution.fence.end_at else -float("inf")
+            yield

@@ -1,0 +1,116 @@
+"""What is said to a run while it is under way (`when_busy="steer"`).
+
+Each message in it is a run of its own, queued until the body reads it: then the two share an outcome. What the body
+leaves unread is queued first when it has ended, so nothing that is posted is lost, read or not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Self
+
+import anyio
+
+from ..message import Message
+
+if TYPE_CHECKING:
+    from ..core.execution import Execution
+
+
+class Inbox:
+    """The messages that came for a run since it began, in order. On the event loop's thread; for the run's own body.
+
+    A run that was asked to end reads nothing more: what is left is for the next one.
+    """
+
+    __slots__ = ("_closed", "_more", "_on_read", "_unread")
+
+    def __init__(self, on_read: Callable[[Execution], object]) -> None:
+        self._unread: OrderedDict[Execution, None] = OrderedDict()
+        self._on_read: Callable[[Execution], object] | None = on_read
+        self._more: anyio.Event | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Inbox: {len(self._unread)} unread{', closed' if self._closed else ''}>"
+
+    def __len__(self) -> int:
+        """How many messages can be read now."""
+        return 0 if self._closed else len(self._unread)
+
+    def receive_nowait(self) -> Message:
+        """The next message.
+
+        Raises:
+            anyio.WouldBlock: there is none now.
+            anyio.EndOfStream: the run has ended, or was asked to.
+        """
+        if self._closed:
+            raise anyio.EndOfStream
+        if not self._unread:
+            raise anyio.WouldBlock
+        execution, _ = self._unread.popitem(last=False)
+        assert execution.messages is not None and self._on_read is not None
+        message = execution.messages[0]
+        self._on_read(execution)
+        return message
+
+    async def receive(self) -> Message:
+        """Wait for the next message. A checkpoint; cancelled, it has taken none.
+
+        Raises:
+            anyio.EndOfStream: the run was asked to end.
+        """
+        await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self.receive_nowait()
+            except anyio.WouldBlock:
+                if self._more is None:
+                    self._more = anyio.Event()
+                await self._more.wait()
+
+    def take(self) -> list[Message]:
+        """All unread messages, which may be none. Never waits."""
+        return [] if self._closed else [self.receive_nowait() for _ in range(len(self._unread))]
+
+    def __aiter__(self) -> Self:
+        """Each message as it comes, until the run is asked to end."""
+        return self
+
+    async def __anext__(self) -> Message:
+        # No generator: one that a `break` leaves unfinished would be for the garbage collector to complain about.
+        try:
+            return await self.receive()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    # For the scheduler
+
+    def put(self, execution: Execution) -> None:
+        """Add a message, by its run."""
+        self._unread[execution] = None
+        self._wake()
+
+    def discard(self, execution: Execution) -> None:
+        """Take back a message that has not been read."""
+        self._unread.pop(execution, None)
+
+    def close(self) -> list[Execution]:
+        """Let nobody read any more; returns what was not read, in order."""
+        self._closed = True
+        self._on_read = None  # it names the run, which names the inbox: a ring that only the collector would undo
+        left, self._unread = list(self._unread), OrderedDict()
+        self._wake()
+        return left
+
+    def shut(self) -> None:
+        """Let nobody read any more; what is unread stays for `close`."""
+        self._closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._more is not None:
+            self._more.set()
+            self._more = None

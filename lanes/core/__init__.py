@@ -1,0 +1,1 @@
+"""A scheduler's decisions, from a piece of work to its outcome."""

@@ -1,0 +1,406 @@
+"""One run from the inside: what it takes to start it, to end it in time, and to let go of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
+from locks._loop import current_task
+from locks.holder import current_fence
+from locks.rights.claim import Claim
+
+from ..body.context import RunContext
+from ..body.inbox import Inbox
+from ..body.session import Session
+from ..run import Run, RunState, _current
+
+if TYPE_CHECKING:
+    from ..checks import Priority
+    from ..layout import SessionLayout
+    from ..message import Message
+    from ..queues.lane import Lane
+    from ..queues.timers import Timer
+    from ..spec import LaneSpec, WhenBusy
+    from .deadlock import Waits
+    from .intake import Intake
+
+
+class Owner(Protocol):
+    """What an execution needs of its scheduler."""
+
+    services: Mapping[str, Any]
+    registry: LockRegistry
+    layout: SessionLayout
+    new_scope: Callable[..., anyio.CancelScope]
+    """Makes a cancel scope on the running loop."""
+    new_event: Callable[[], anyio.Event]
+    waits: Waits
+    intake: Intake
+    late_events_dropped: int
+
+    def end(self, execution: Execution, state: RunState, reason: str) -> bool:
+        """End a queued or running execution for the given cause; returns whether this is the cause now."""
+
+    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
+        """Take note that the body has returned or raised."""
+
+    def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
+        """End everything else, because the process is to end; returns whether to raise that out of the loop."""
+
+    def message_read(self, execution: Execution, taken: Execution) -> None:
+        """Take note that a body has read a message that was handed to it."""
+
+    def session(self, key: str, fence: Fence) -> Session:
+        """A session for a run."""
+
+
+class Execution:
+    """The scheduler's side of a run: one attempt at it. A run that is tried again gets a new one.
+
+    Invariants: `cause` is set once, by the first thing that asks the run to end, and decides its state; `claim` is held
+    exactly while the run may conduct its session; `timer` is the one instant that the scheduler looks at it next, and
+    `hold_timer`, while it is queued, the instant before which it must not start; `over` is set once, when the attempt
+    has its outcome.
+    """
+
+    # Defaults live on the class: one is made per run, and most of these never change.
+    over = False
+    is_ready = False
+    """Whether it needs nothing but a place and a slot."""
+    has_slot = False
+    began = False
+    """Whether its body was started."""
+    in_line = False
+    """Whether it stands in the queue of its session."""
+    joined = 0
+    """Messages that came to it while it was queued."""
+    goes_first = False
+    """Whether nobody may go before it, and nobody may ask it to give way: it resets its session."""
+    policy: WhenBusy = "queue"
+    """What it was taken under. A newer run of a policy in `ONLY_NEWEST` supersedes it while it waits under the same."""
+    held_until = -math.inf
+    """When it may start: its sender may say more, or its last attempt has just failed."""
+    hold_at_most = math.inf
+    hard_deadline = math.inf
+    late_s = 0.0
+    forgiven = False
+    """Whether it got more time to end because the loop was late."""
+    ran_before_s = 0.0
+    """Seconds that earlier attempts ran."""
+    cause: tuple[RunState, str] | None = None
+    successor: Execution | None = None
+    """Who superseded it."""
+    claim: Claim | None = None
+    timer: Timer | None = None
+    hold_timer: Timer | None = None
+    turn_scope: anyio.CancelScope | None = None
+    """The wait for a turn that another process has."""
+    _scope: anyio.CancelScope | None = None
+    _body_scope: anyio.CancelScope | None = None
+    parent: Execution | None = None
+    """The run that it ends with; `None` for those that nobody else bounds."""
+    children: dict[Execution, None] | None = None
+    steered_into: Execution | None = None
+    """Whose inbox its message went into."""
+    answering: list[Execution] | None = None
+    """Those whose messages the body has read from its inbox: they share its outcome."""
+    _inbox: Inbox | None = None
+    killers: set[Callable[[], None]] | None = None
+    """What ends the processes that it runs."""
+    barred: dict[str, str] | None = None
+    """Of which files its run may write no more, and why."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        run: Run,
+        lane: Lane,
+        *,
+        body: Callable[..., Any],
+        args: tuple[Any, ...],
+        messages: list[Message] | None,
+        context: Context,
+        fence: Fence,
+        session_file: str | None,
+        file: str | None,
+        timeout: float,
+        urgency: Priority,
+    ) -> None:
+        self.owner = owner
+        self.run = run
+        self.lane = lane
+        self.spec: LaneSpec = lane.spec
+        self.body: Callable[..., Any] | None = body
+        self.args = args
+        self.messages = messages
+        """What its handler answers; `None` for work that is no message."""
+        self.context: Context | None = context
+        self.fence = fence
+        self.session_file = session_file
+        """The transcript of the session that it names, conducted or not."""
+        self.file = file
+        """The transcript whose turn it needs, if it conducts one."""
+        self.timeout = timeout
+        self.given_urgency = urgency
+        """Its class, as submitted."""
+        self.urgency = urgency
+        """Its class for admission: while it is queued, at least that of the most urgent who waits for its session."""
+        self.rank = run.id
+        """Its place in the queue of its lane: the lowest goes first."""
+
+    def __lt__(self, other: Execution) -> bool:
+        return self.run.id < other.run.id
+
+    def __repr__(self) -> str:
+        return f"<Execution of {self.run!r}>"
+
+    @property
+    def route(self) -> Any:
+        """Where its answer goes."""
+        return self.messages[0].route if self.messages else None
+
+    def is_queued(self) -> bool:
+        """Whether it has not started."""
+        return self.run.state is RunState.QUEUED
+
+    def is_underway(self) -> bool:
+        """Whether it runs, and may be talked to or asked to give way."""
+        return not self.goes_first and self.run.state is RunState.RUNNING and self.cause is None and not self.over
+
+    @property
+    def inbox(self) -> Inbox:
+        """What is said to it while it runs."""
+        if self._inbox is None:
+            self._inbox = Inbox(partial(self.owner.message_read, self))
+            if self.cause is not None or self.over:
+                self._inbox.shut()  # first looked for too late: nobody would ever close it
+        return self._inbox
+
+    @property
+    def has_inbox(self) -> bool:
+        """Whether anybody has looked for its inbox, or put something into it."""
+        return self._inbox is not None
+
+    def unread(self) -> list[Execution]:
+        """Close the inbox; returns what was not read."""
+        return self._inbox.close() if self._inbox is not None else []
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was asked to end."""
+        return self.cause is not None
+
+    def is_over(self) -> bool:
+        """Whether its run has an outcome. A call, so that no reader takes the answer to outlive an `await`."""
+        return self.over
+
+    def ask_to_end(self, state: RunState, reason: str) -> bool:
+        """Ask it to end; returns `False` when something else has asked before, or it is over."""
+        return self.owner.end(self, state, reason)
+
+    def ask_children_to_end(self, why: str) -> None:
+        """Ask what it has submitted, and bounds, to end."""
+        if self.children:
+            for child in reversed(list(self.children)):
+                child.ask_to_end(RunState.CANCELLED, f"ended with its parent, run {self.run.id} ({why})")
+
+    async def wait_for(self, run: Run, ended: anyio.Event) -> None:
+        """Wait for another run, in one of this run's tasks. A checkpoint.
+
+        Raises:
+            DeadlockError: as `Run.wait`.
+        """
+        await self.owner.waits.wait(self, run, ended)
+
+    def begin(self) -> None:
+        """Set the deadlines: they count from here."""
+        run, now = self.run, _clock.clock.now()
+        run.state, run.started_at, run.reason = RunState.RUNNING, now, ""
+        self.hard_deadline = now + self.timeout
+        if self.parent is not None and self.parent.hard_deadline < self.hard_deadline:
+            self.hard_deadline = self.parent.hard_deadline
+        idle = self.spec.idle_timeout
+        run.deadline = self.hard_deadline if idle is None else min(self.hard_deadline, now + idle)
+        self.fence.began_at, self.fence.deadline = now, self.hard_deadline
+        self.fence.end_at = self.hard_deadline + self.spec.grace
+
+    def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> Claim:
+        """A claim on the turn of its session, with its place in the order of arrival; `lost` is called on the loop."""
+        claim = registry.new_claim(max_hold=math.inf, fence=self.fence, arrived_at=self.run.enqueued_at)
+        claim.on_lost = partial(lost, self)
+        return claim
+
+    def take_turn(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> bool:
+        """Take the turn of its session unless another process has it; a run without a session has nothing to take."""
+        if self.file is None:
+            return True
+        claim = self.claim
+        if claim is None:
+            claim = self.turn_claim(registry, lost)
+            if not registry.acquire_nowait(self.file, Right.TURN, claim):
+                return False
+            self.claim = claim
+        claim.deadline = self.fence.deadline
+        registry.look_by(self.fence.end_at)
+        return claim.lost is None
+
+    def release_turn(self, registry: LockRegistry) -> None:
+        """Give the turn back, if it has it."""
+        claim = self.claim
+        if claim is not None:
+            claim.on_lost = None
+            registry.release(claim)
+            self.claim = None  # afterwards: an exception in between leaves it for the next call
+
+    def progress(self) -> None:
+        """Start the idle budget anew, within the hard deadline."""
+        idle = self.spec.idle_timeout
+        if idle is None or self.cause is not None or self.over or self.run.deadline is None:
+            return
+        self.run.deadline = min(self.hard_deadline, _clock.clock.now() + idle)
+
+    def grace_left(self) -> float:
+        """Seconds that a clean-up may take from now."""
+        now = _clock.clock.now()
+        return max(0.0, min(self.fence.end_at - now, self.spec.grace))
+
+    @property
+    def task_name(self) -> str:
+        """The name of its task."""
+        return f"run {self.run.id} on lane {self.run.lane}"
+
+    def cancel_body(self) -> None:
+        """Cancel the body; it may clean up and write until its fence closes.
+
+        It reads nothing more from now on. The cancellation comes when the present change is complete: it calls `cancel`
+        of whatever the body awaits, which may be a user's own future.
+        """
+        if self._inbox is not None:
+            self._inbox.shut()
+        _effects.after(self._cancel_scope)
+
+    def _cancel_scope(self) -> None:
+        if self._scope is not None:
+            self._scope.cancel()  # before the first step there is none: `conduct` sees the cause
+
+    def stop_telling_body(self) -> None:
+        """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
+        if self._body_scope is not None:
+            self._body_scope.shield = True
+
+    def kill_processes(self) -> None:
+        """End what it still runs, now."""
+        for kill in list(self.killers or ()):
+            kill()
+
+    def bar(self, file: str, why: str) -> None:
+        """Refuse what this attempt, and each further one, still writes to a file."""
+        self.barred = {**(self.barred or {}), file: why}
+        self.fence.bar(file, why)
+
+    def tell_body_again(self) -> None:
+        """Let the cancellation of the whole loop reach an abandoned body."""
+        if self._body_scope is not None:
+            self._body_scope.shield = False
+
+    def session(self, key: str) -> Session:
+        """A session, bound to this run's permission to write."""
+        return self.owner.session(key, self.fence)
+
+    async def conduct(self) -> None:
+        """Run the body as a task of its own; contains everything it raises.
+
+        Cancelling the outer scope cancels the body, and nothing around it does, for it is a shield. The inner one is
+        there to be shielded, so that an abandoned body is not cancelled over and over. A native cancellation of this
+        task that is still pending when the body has ended is nobody's: there is no `await` after that.
+        """
+        run, body = self.run, self.body
+        if self.over or body is None:
+            return  # it was abandoned before the loop came to start it
+        if self.cause is not None:
+            self.owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
+            return
+        self.began = True
+        _current.set(run)
+        current_fence.set(self.fence)
+        self.fence.task = current_task()
+        args = self.args if self.messages is None else (list(self.messages),)
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            with self.owner.new_scope(shield=True) as self._scope:
+                try:
+                    with self.owner.new_scope() as self._body_scope:
+                        value = await body(RunContext(self, self.owner.services), *args)
+                except BaseException as raised:
+                    error = raised
+        except BaseException as raised:
+            # The body has left a scope of its own open, so this one cannot be left in order; or the process is to end.
+            error = raised if error is None or isinstance(raised, KeyboardInterrupt) else error
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            interrupt = interrupt_in(error)
+            leaves = interrupt is not None and self.owner.interrupted(self, interrupt)  # before the next one is let in
+            try:
+                self.owner.body_ended(self, value, error)
+            except KeyboardInterrupt as raised:  # a hook's, or Ctrl-C in this instant
+                interrupt, leaves = raised, self.owner.interrupted(self, raised) or leaves
+            if interrupt is not None and leaves:
+                raise interrupt
+        finally:
+            # A frame that is its own traceback's end would need the garbage collector.
+            del value, error, body, args, interrupt
+            self.forget()
+            self.fence.task = self._scope = self._body_scope = None
+
+    def forget(self) -> None:
+        """Let go of what the body was called with; its finalizers run when the present change is complete."""
+        if not self.began:  # else the frame of `conduct` names it all until the change is complete
+            _effects.release(self.body, self.args, self.context, self.messages)
+        self.body, self.args, self.context, self.messages = None, (), None, None
+
+    def next_attempt(self, fence: Fence) -> Execution:
+        """The execution that tries the same run again. Each has a permission to write, and an inbox, of its own."""
+        assert self.body is not None and self.context is not None
+        again = Execution(
+            self.owner,
+            self.run,
+            self.lane,
+            body=self.body,
+            args=self.args,
+            messages=self.messages,
+            context=self.context,
+            fence=fence,
+            session_file=self.session_file,
+            file=self.file,
+            timeout=self.timeout,
+            urgency=self.given_urgency,
+        )
+        again.joined, again.goes_first = self.joined, self.goes_first
+        for file, why in (self.barred or {}).items():
+            again.bar(file, why)
+        started = self.run.started_at
+        again.ran_before_s = self.ran_before_s + (0.0 if started is None else _clock.clock.now() - started)
+        again.parent, self.run._execution = self.parent, again
+        if self.parent is not None and self.parent.children is not None:
+            self.parent.children.pop(self, None)
+            self.parent.children[again] = None
+        self.forget()
+        return again
+
+
+def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The `KeyboardInterrupt` that an exception is, or has among its members: the process is to end, not the run."""
+    found = [error]
+    for one in found:  # grows meanwhile; groups may stand in each other deeper than a call could follow
+        if isinstance(one, KeyboardInterrupt):
+            return one
+        if isinstance(one, BaseExceptionGroup):
+            found += one.exceptions
+    return None

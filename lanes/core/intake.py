@@ -1,0 +1,522 @@
+"""Taking work in: what is asked for is checked, and what is busy or full is dealt with, before anything has changed.
+
+The order is that of the questions a sender would ask. Is anything taken at all? Is it allowed? Have I said this before
+(`dedupe`)? Does it join what waits already (`debounce`, `collect`)? Is the session busy, and what does that mean for it
+(`when_busy`)? Is there room, and who gives way if not (`when_full`)? Only then is there a run.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
+
+from locks import DeadlockError, _clock, _effects
+from locks._events import log
+from locks._loop import running_loop
+
+from .. import checks
+from ..checks import Priority
+from ..errors import DedupeConflict, Draining, InvalidLane, LaneBusy, wrong_loop
+from ..layout import session_of_lane
+from ..message import Message, digest_of, message_of, same_route
+from ..queues.lane import Lane
+from ..run import Body, Run, current_run
+from ..spec import ONLY_NEWEST, LaneSpec, WhenBusy
+from .execution import Execution
+from .history import DedupeKey, Parked, Said
+from .overflow import drop_oldest, lane_full, would_start
+
+if TYPE_CHECKING:
+    from .scheduler import Scheduler
+
+DEBOUNCE_AT_MOST = 10
+"""A message waits for quiet at most so many times its lane's `debounce`: a stream without a gap is answered too."""
+_MOST_KEY_CHARS = 1024
+_SHARING = ("collect", "steer")
+
+
+@dataclass(slots=True)
+class Request:
+    """Work that is asked for, checked."""
+
+    lane: Lane
+    session: str | None
+    session_file: str | None
+    """That session's transcript."""
+    file: str | None
+    """The transcript whose turn it needs."""
+    timeout: float
+    urgency: Priority
+    body: Body
+    args: tuple[Any, ...] = ()
+    messages: list[Message] | None = None
+    key: DedupeKey | None = None
+    digest: bytes = b""
+    """Of the message's body, if it has a key."""
+    parent: Run | None = None
+    bound_to: Execution | None = None
+    """The run that it ends with."""
+    goes_first: bool = False
+    same_route: set[Execution] = field(default_factory=set)
+    """Runs whose messages have a route that equals this one's."""
+
+    def shares_route(self, one: Execution) -> bool:
+        """Whether a run's answer goes where this one's would."""
+        return one.route is self.route or one in self.same_route
+
+    @property
+    def spec(self) -> LaneSpec:
+        """The lane's."""
+        return self.lane.spec
+
+    @property
+    def route(self) -> Any:
+        """Where the answer goes."""
+        return self.messages[0].route if self.messages else None
+
+
+class Intake:
+    """The way in of one scheduler. On the event loop's thread, as `submit` and `post` see to."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._next_id = 0
+        self.loop: object = None
+        """The event loop that serves; on a thread of its own, or sharing one as host or guest."""
+
+    def submit(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        *,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+        bound_to: Execution | None = None,
+    ) -> Run:
+        """Queue a piece of work. Never blocks.
+
+        Args:
+            bound_to: the run whose child it is.
+
+        Raises:
+            Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
+            RecursionError: hooks set off hooks without an end; no run exists.
+        """
+        request = self.request(lane, body, args, session, turn, timeout, priority, bound_to)
+        return self.admit(request, request.spec.when_busy)
+
+    def request(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+        bound_to: Execution | None = None,
+    ) -> Request:
+        """Work that is asked for, checked; nothing has changed. User code may be asked: the layout's `path`.
+
+        Raises:
+            What `submit` raises, but for `LaneBusy` and `LaneFull`.
+        """
+        if not callable(body):
+            raise InvalidLane(
+                f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
+            )
+        request = self._checked(lane, body, session, turn, timeout, priority, bound_to)
+        request.args = args
+        return request
+
+    def post(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        priority: str | None = None,
+        when_busy: WhenBusy | None = None,
+        dedupe: str | None = None,
+    ) -> Run:
+        """Queue a message for the lane's handler. Never blocks.
+
+        Raises:
+            DedupeConflict, Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
+            RecursionError: hooks set off hooks without an end; nothing was taken.
+        """
+        handler = self._scheduler.specs.find(lane).handler
+        if handler is None:
+            raise InvalidLane(
+                f"lane {checks.shown(lane)} has no handler; post needs LaneSpec(handler=...), or use submit"
+            )
+        given = message_of(message)
+        request = self._checked(lane, handler, session, True, timeout, priority, None)
+        request.messages = [given]
+        policy = request.spec.when_busy
+        if when_busy is not None:
+            checks.choice("when_busy", when_busy, get_args(WhenBusy))
+            policy = when_busy
+        if dedupe is not None:
+            request.key, request.digest = self._dedupe_key(request, dedupe), digest_of(given.body)
+        return self.admit(request, policy)
+
+    def _dedupe_key(self, request: Request, given: Any) -> DedupeKey:
+        if not isinstance(given, str) or not 0 < len(given) <= _MOST_KEY_CHARS:
+            raise InvalidLane(
+                f"dedupe: {checks.shown(given)} is not allowed; allowed: 1 to {_MOST_KEY_CHARS} characters of text"
+            )
+        return request.lane.name, request.session, given
+
+    def _checked(
+        self,
+        lane: str,
+        body: Body,
+        session: str | None,
+        turn: bool,
+        timeout: float | None,
+        priority: str | None,
+        bound_to: Execution | None,
+    ) -> Request:
+        scheduler = self._scheduler
+        if running_loop() is not self.loop and scheduler.serving:
+            raise wrong_loop(
+                "submit and post belong to the event loop's thread; use submit_threadsafe, post_threadsafe"
+            )
+        if not scheduler.accepting and (bound_to is None or not scheduler.serving):
+            raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
+        _effects.refuse_endless("submit, post")
+        known = scheduler.lanes.get(lane) if isinstance(lane, str) else None  # type: ignore[redundant-expr]  # not checked yet
+        spec = known.spec if known is not None else scheduler.specs.find(lane)
+        session = session_of_lane(lane, session)
+        file = scheduler.layout.file_of(session) if session is not None else None
+        queue = known if known is not None else Lane(lane, spec)
+        hard = spec.timeout if timeout is None else checks.seconds("timeout", timeout)
+        if spec.idle_timeout is not None and spec.idle_timeout > hard:
+            raise InvalidLane(
+                f"lane {lane!r}, timeout: {hard} s is shorter than idle_timeout ({spec.idle_timeout} s), "
+                "which it would hide"
+            )
+        if not isinstance(turn, bool):
+            raise InvalidLane(f"turn: {checks.shown(turn)} is not allowed; allowed: True or False")
+        urgency = queue.urgency if priority is None else checks.priority(priority)
+        needs_turn = file if turn else None
+        if bound_to is not None and needs_turn is not None:
+            _refuse_inherited_turn(bound_to, needs_turn, session)
+        parent = current_run() if bound_to is None else bound_to.run
+        if parent is not None and parent.outcome is not None:
+            parent = None
+        return Request(queue, session, file, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
+
+    def admit(self, request: Request, policy: WhenBusy) -> Run:
+        """The run that does what is asked for: a new one, or one that it joins.
+
+        Raises:
+            DedupeConflict, LaneBusy, LaneFull: nothing has changed.
+        """
+        self._compare_routes(request, policy)
+        return self._admit(request, policy)
+
+    def _compare_routes(self, request: Request, policy: WhenBusy) -> None:
+        """Note which runs it may share a route with. Before the change, since comparing two routes is user code.
+
+        A run that comes up only because of what that code does was not compared, and shares nothing.
+        """
+        if request.route is not None and (policy in _SHARING or request.spec.debounce):
+            candidates = (self._underway(request), self._last(request))
+            request.same_route = {one for one in candidates if one is not None and same_route(one.route, request.route)}
+
+    @_effects.change
+    def _admit(self, request: Request, policy: WhenBusy) -> Run:
+        scheduler, spec = self._scheduler, request.spec
+        # Looked up again: user code that was asked since may have made or ended the lane.
+        lane = request.lane = scheduler.lanes.get(request.lane.name, request.lane)
+        if (known := self._said_before(request)) is not None:
+            return known
+        target = self._target(request, policy)
+        if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
+            joined = self._join(request, policy)
+            if joined is not None:
+                if request.key is not None:
+                    scheduler.history.know(request.key, Said(joined.run, request.digest))
+                return joined.run
+        if policy == "reject" and self._is_busy(request):
+            raise self._busy(request)
+        older = self._outdated(request, policy)
+        before = lane.waiting - sum(1 + one.joined for one in older if one.lane is lane)
+        if spec.queue_limit is None or before < spec.queue_limit or would_start(scheduler, request):
+            return self._taken(request, policy, target, older).run
+        # A hook that is called for what was dropped from a lane drops nothing more from it: that would have no end.
+        if spec.when_full == "reject" or not lane.queued or _effects.is_marked(lane):
+            raise lane_full(lane)
+        with _effects.marked(lane):
+            execution = self._taken(request, policy, target, older)
+            while lane.waiting > max(spec.queue_limit, before) and drop_oldest(scheduler, execution):
+                pass
+        return execution.run
+
+    def _said_before(self, request: Request) -> Run | None:
+        """The run of the message that its sender has sent under the same key before, if that one counts."""
+        if request.key is None:
+            return None
+        said = self._scheduler.history.known(request.key, request.spec.dedupe_keeps)
+        if said is not None and said.digest != request.digest:
+            raise _conflict(request, request.key[-1], said.run)
+        return said.run if said is not None else None
+
+    def _taken(self, request: Request, policy: WhenBusy, target: Execution | None, older: list[Execution]) -> Execution:
+        """A new run, put where its policy wants it: nothing is in its way any more.
+
+        Args:
+            target: the run under way that it interrupts, or is handed to.
+            older: runs that wait, and that it supersedes.
+        """
+        scheduler, spec = self._scheduler, request.spec
+        execution = self._execution_of(request)
+        if policy == "steer" and target is not None:
+            scheduler.hand_over(execution, target)
+            return execution
+        if spec.debounce and request.messages is not None:
+            now = execution.run.enqueued_at
+            most = DEBOUNCE_AT_MOST * spec.debounce
+            if spec.queue_timeout is not None:
+                # Else what is said without a pause would end in the queue, for want of quiet alone.
+                most = max(spec.debounce, min(most, spec.queue_timeout / 2))
+            execution.held_until, execution.hold_at_most = now + spec.debounce, now + most
+        if _conducts(request):
+            execution.policy = policy
+        goes_next = execution.policy == "interrupt" and (bool(older) or self._is_busy(request))
+        scheduler.queue(execution, first=goes_next)
+        # Last: a run that ends lets the next one in, which must be the newest.
+        for one in older if target is None else (*older, target):
+            if not execution.over:  # its file could not be opened
+                scheduler.supersede(one, execution)
+        return execution
+
+    def _execution_of(self, request: Request) -> Execution:
+        scheduler, lane = self._scheduler, request.lane
+        self._next_id += 1
+        now = _clock.clock.now()
+        run = Run(self._next_id, lane.name, request.session, request.file is not None, request.parent, now)
+        if lane.spec.queue_timeout is not None:
+            run.wait_deadline = now + lane.spec.queue_timeout
+        execution = Execution(
+            scheduler,
+            run,
+            lane,
+            body=request.body,
+            args=request.args,
+            messages=request.messages,
+            context=contextvars.copy_context(),
+            fence=scheduler.new_fence(lane.name, run.id),
+            session_file=request.session_file,
+            file=request.file,
+            timeout=request.timeout,
+            urgency=request.urgency,
+        )
+        if request.messages is not None:
+            execution.joined = len(request.messages) - 1  # more than one message only comes from what was parked
+        execution.goes_first = request.goes_first
+        run._execution = execution
+        if request.key is not None:
+            scheduler.history.know(request.key, Said(run, request.digest))
+        parent = request.bound_to
+        if parent is not None:
+            execution.parent, run.lineage = parent, (*parent.run.lineage, parent.run.id)
+            if parent.children is None:
+                parent.children = {}
+            parent.children[execution] = None
+        return execution
+
+    # Busy
+
+    def _is_busy(self, request: Request) -> bool:
+        if request.file is not None:
+            return self._scheduler.turns.front(request.file) is not None
+        return len(request.lane.running) >= request.lane.spec.capacity
+
+    def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
+        """The run that the policy turns to: to take its place, or to be told the message."""
+        if policy == "interrupt":
+            if request.file is None and self._outdated(request, policy):
+                return None  # it takes the place of the run that waits, for which another one has been ended already
+            return self._underway(request) if _conducts(request) else None
+        if policy != "steer" or request.messages is None:
+            return None
+        target = self._underway(request)
+        if target is None or target.run.session != request.session or not request.shares_route(target):
+            return None
+        return target
+
+    def _outdated(self, request: Request, policy: WhenBusy) -> list[Execution]:
+        """The runs that wait where the request would, and that a newer one of their policy supersedes.
+
+        A reset, the next attempt of a run, and what an inbox was left with have no such policy.
+        """
+        if policy not in ONLY_NEWEST or not _conducts(request):
+            return []
+        if request.file is not None:
+            waiting: Iterable[Execution] = self._scheduler.turns.of(request.file)
+        else:
+            waiting = (one for one in request.lane.queued if one.run.session is None)
+        return [one for one in waiting if one.policy == policy and one.is_queued()]
+
+    def _underway(self, request: Request) -> Execution | None:
+        """Who runs where the request would have to wait, and was not asked to end yet."""
+        if request.file is not None:
+            front = self._scheduler.turns.front(request.file)
+            return front if front is not None and front.is_underway() else None
+        if not self._is_busy(request):
+            return None
+        return next((one for one in request.lane.running if one.is_underway() and not _is_above(one, request)), None)
+
+    def _busy(self, request: Request) -> LaneBusy:
+        front = self._scheduler.turns.front(request.file) if request.file is not None else None
+        if front is not None:
+            waits = "waits for" if front.is_queued() else "has"
+            why = f"{front.fence.holder} {waits} the turn of session {request.session!r:.80}"
+        else:
+            why = f"{len(request.lane.running)} of {request.spec.capacity} run on it"
+        return LaneBusy(
+            f"lane {request.lane.name!r} is busy: {why}",
+            lane=request.lane.name,
+            session=request.session,
+            holder=front.run.id if front is not None else None,
+        )
+
+    def _join(self, request: Request, policy: WhenBusy) -> Execution | None:
+        """Add a message to the run that waits last in its session, if the two may be answered together."""
+        lane, now = request.lane, _clock.clock.now()
+        last = self._last(request)
+        if (
+            last is None
+            or not last.is_queued()
+            or last.lane is not lane
+            or last.messages is None
+            or last.steered_into is not None
+            or last.run.attempt > 1
+            or last.run.session != request.session
+            or (last.timeout, last.given_urgency) != (request.timeout, request.urgency)
+            or (policy != "collect" and last.held_until <= now)
+            or not self._may_share(request, policy, last)
+            or not request.shares_route(last)
+        ):
+            return None
+        limit = lane.spec.queue_limit
+        if limit is not None and lane.waiting >= max(limit, 1):
+            return None  # as much as one more run would be: the queue's limit decides
+        assert request.messages is not None
+        last.messages += request.messages
+        last.joined += len(request.messages)
+        lane.joined += len(request.messages)
+        if lane.spec.debounce:
+            last.held_until = min(now + lane.spec.debounce, last.hold_at_most)
+        return last
+
+    def _last(self, request: Request) -> Execution | None:
+        """Who came last of those that the request would wait behind."""
+        if request.file is not None:
+            return self._scheduler.turns.last(request.file)
+        return next(reversed(request.lane.queued), None) if request.lane.queued else None
+
+    def _may_share(self, request: Request, policy: WhenBusy, last: Execution) -> bool:
+        """Whether joining the last one keeps the policy: `reject` waits for nobody, `interrupt` goes next.
+
+        What a newer message may supersede is joined under the same policy only.
+        """
+        if policy == last.policy and policy in ONLY_NEWEST:
+            return True
+        if last.policy in ONLY_NEWEST:
+            return False
+        if policy not in ("reject", "interrupt"):
+            return True
+        if request.file is not None:
+            return self._scheduler.turns.front(request.file) is last
+        return not self._is_busy(request)
+
+    # Parked
+
+    def park(self, execution: Execution) -> None:
+        """Keep a run that will not be tried again, with what it takes to submit it anew."""
+        run, body, args = execution.run, execution.body, execution.args
+        messages = None if execution.messages is None else [*execution.messages]
+        for one in execution.answering or ():
+            if messages is None:
+                self.park(one)  # work that is no message cannot answer them; their own lane's handler can
+            else:
+                messages += one.messages or ()
+        assert body is not None
+        options = (run.session, run.turn, execution.timeout, execution.given_urgency)
+        again = partial(self._submit_again, run.id, run.lane, body, args, messages, *options)
+        self._scheduler.history.park(Parked(run, tuple(messages or ()), _clock.clock.now(), again))
+        log("run_parked", level="error", run=run.id, lane=run.lane, session=run.session, attempts=run.attempt)
+
+    def _submit_again(
+        self,
+        parked: int,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        messages: list[Message] | None,
+        session: str | None,
+        turn: bool,
+        timeout: float,
+        urgency: Priority,
+    ) -> Run:
+        turn = turn or session is None
+        request = self._checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
+        request.args, request.messages = args, messages
+        self._compare_routes(request, "queue")
+        return self._admit_again(request, parked)
+
+    @_effects.change
+    def _admit_again(self, request: Request, parked: int) -> Run:
+        run = self._admit(request, "queue")
+        self._scheduler.history.resubmitted(parked, run)
+        return run
+
+
+def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:
+    """What the sender is told that says something else under the same key."""
+    return DedupeConflict(
+        f"dedupe: {checks.shown(key)} is the key of run {run.id} on lane {request.lane.name!r}, whose message has "
+        "another body; allowed: the same body, or another key",
+        lane=request.lane.name,
+        session=request.session,
+        key=key,
+        run=run.id,
+    )
+
+
+def _is_above(one: Execution, request: Request) -> bool:
+    """Whether the request comes from a child, at whatever depth, of that run: it would end with whom it interrupts."""
+    above = request.bound_to
+    while above is not None and above is not one:
+        above = above.parent
+    return above is not None
+
+
+def _conducts(request: Request) -> bool:
+    """Whether it conducts the session that it names, if it names one: a mere note interrupts nobody."""
+    return request.session is None or request.file is not None
+
+
+def _refuse_inherited_turn(parent: Execution, file: str, session: str | None) -> None:
+    """A child that conducts what its parent conducts would wait for it, while the parent waits for the child."""
+    above: Execution | None = parent
+    while above is not None:
+        if above.file == file and not above.over:
+            raise DeadlockError(
+                f"a child of run {parent.run.id} would wait for the turn of session {checks.shown(session)}, which "
+                f"{above.fence.holder} has; allowed: turn=False, or detached=True",
+                path=file,
+                chain=((parent.fence.holder, file, above.fence.holder),),
+            )
+        above = above.parent

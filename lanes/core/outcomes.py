@@ -1,0 +1,125 @@
+"""How a run ended, in words and as an `Outcome`: everything about an end that changes no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from locks import _clock
+from locks._events import described, log
+
+from ..errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, RunError, RunSuperseded, RunTimedOut
+from ..queues.groups import Group
+from ..retry import RetrySpec
+from ..run import Outcome, RunState
+from ..tracebacks import scrub
+from .execution import Execution
+
+_ERRORS: dict[RunState, type[RunError]] = {
+    RunState.TIMED_OUT: RunTimedOut,
+    RunState.CANCELLED: RunCancelled,
+    RunState.SUPERSEDED: RunSuperseded,
+    RunState.ABANDONED: RunAbandoned,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """What a body raised, or what kept a run from starting: without frames, and with what was asked of it."""
+
+    error: BaseException
+    said: str
+    """The exception in words."""
+    traceback: str
+    retryable: bool
+    """Whether the lane's `retry` takes it for worth another attempt."""
+
+
+def raised_of(error: BaseException, retry: RetrySpec | None = None) -> Raised:
+    """Ask an exception all that its run's end needs, and take its frames off.
+
+    To be called before the change of state that ends the run: the text, the property `retryable` and the finalizers of
+    what the frames held are user code.
+    """
+    retryable = retry is not None and retry.is_for(error)
+    said = described(error)
+    return Raised(error, said, scrub(error), retryable)
+
+
+def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, raised: Raised | None) -> Outcome:
+    """The outcome of an execution that ends now.
+
+    Args:
+        value: what its body returned, if it did.
+        raised: what its body raised, or what kept it from starting.
+    """
+    run, now = execution.run, _clock.clock.now()
+    error = raised.error if raised is not None else None
+    kind = _ERRORS.get(state)
+    if kind is not None:
+        if kind is RunAbandoned and execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT:
+            kind = RunAbandonedAfterTimeout  # so that it is a TimeoutError still
+        told = kind(f"run {run.id} on lane {run.lane} {reason}", run)
+        told.__cause__, error = error, told
+    started = run.started_at
+    ran_s = execution.ran_before_s + (0.0 if started is None else now - started)
+    return Outcome(
+        state=state,
+        value=value,
+        error=error,
+        reason=reason,
+        waited_s=max(0.0, now - run.enqueued_at - ran_s),
+        ran_s=ran_s,
+        late_s=execution.late_s,
+        traceback=raised.traceback if raised is not None else None,
+        attempts=run.attempt,
+    )
+
+
+def deadline_reason(execution: Execution) -> str:
+    """Which deadline a running run has passed."""
+    deadline = execution.run.deadline
+    if deadline is not None and deadline < execution.hard_deadline:
+        return f"made no progress for {execution.spec.idle_timeout:g} s"
+    parent = execution.parent
+    if parent is not None and parent.hard_deadline == execution.hard_deadline:
+        return f"reached the deadline of its parent, run {parent.run.id}"
+    return f"timed out after {execution.timeout:g} s"
+
+
+def queue_reason(execution: Execution, front: Execution | None, group: Group) -> str:
+    """What a run has waited for, for as long as it may.
+
+    Args:
+        front: who is at the front of its session.
+    """
+    run, spec, lane = execution.run, execution.spec, execution.lane
+    if front is not None and front is not execution:
+        what = f"{front.fence.holder} has the turn of session {run.session!r}"
+    elif execution.turn_scope is not None:
+        what = f"another process has the turn of session {run.session!r}"
+    else:
+        what = (
+            f"{len(lane.running)} of {spec.capacity} run on the lane, "
+            f"{group.running} of {group.spec.slots} in group {spec.group}"
+        )
+    return f"waited {spec.queue_timeout:g} s in the queue: {what}"
+
+
+def fields(execution: Execution) -> dict[str, Any]:
+    """What every log line about a run names."""
+    run = execution.run
+    return {"run": run.id, "lane": run.lane, "session": run.session, "holder": str(execution.fence.holder)}
+
+
+def log_timeout(execution: Execution, reason: str) -> None:
+    """The one line per run that timed out, in the queue or running."""
+    limit = execution.timeout if execution.run.started_at is not None else execution.spec.queue_timeout
+    log(
+        "run_timed_out",
+        level="warning",
+        **fields(execution),
+        timeout_s=limit,
+        late_s=round(execution.late_s, 3),
+        reason=reason,
+    )

@@ -1,0 +1,79 @@
+"""`reset(key)`: a session starts afresh, and nothing of what went before can reach into it.
+
+Every run that names the session is ended and told why. The reset itself is a run on lane `control`: it takes the turn
+before everybody who comes later, so what is posted meanwhile finds the new session. Every older run that lives on, for
+another session, is barred from writing to this one: its late announcements belong to the old one. An older reset is let
+be: it goes first, and whoever asked for it learns where that file is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from locks import _effects
+
+from ..body.context import RunContext
+from ..run import RunState
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from .execution import Execution
+    from .intake import Request
+    from .scheduler import Scheduler
+
+LANE = "control"
+
+
+def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
+    """End and bar every run of a session, and queue the run that puts its file away. Its value: where the file is now.
+
+    Raises:
+        Draining, InvalidSession, LaneFull: nothing has changed.
+    """
+    file = scheduler.layout.file_of(key)
+    request = scheduler.intake.request(LANE, partial(_put_away, file=file, archive=archive), (), session=key)
+    request.goes_first = True
+    return _begin(scheduler, request, key, file)
+
+
+@_effects.change
+def _begin(scheduler: Scheduler, request: Request, key: str, file: str) -> Run:
+    older = list(scheduler.live.values())
+    run = scheduler.intake.admit(request, "queue")
+    for execution in reversed(older):
+        if execution.goes_first and concerns(execution, key, file):
+            continue
+        execution.bar(file, "the session was reset")
+        if concerns(execution, key, file):
+            execution.ask_to_end(RunState.CANCELLED, "ended by a reset of its session")
+    return run
+
+
+def concerns(execution: Execution, key: str, file: str) -> bool:
+    """Whether a run names a session, by this key or by another one of the same file."""
+    return execution.run.session == key or execution.session_file == file
+
+
+async def _put_away(ctx: RunContext, *, file: str, archive: bool) -> str | None:
+    """Move the transcript aside, or delete it. Returns its new path; `None` when it was empty, or deleted."""
+    execution = ctx._execution
+    registry = execution.owner.registry
+    to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
+    moved = await registry.set_aside(file, to, under=execution.fence)
+    return to if moved and to is not None and not _removed_if_empty(to) else None
+
+
+def _removed_if_empty(archive: str) -> bool:
+    """Remove what holds nothing: taking the turn of a session that nobody has written to creates its file.
+
+    Judged when the file has lost its name, not before: until then a record could still come.
+    """
+    with contextlib.suppress(OSError):  # it stays, and the reset is done all the same
+        if os.path.getsize(archive) == 0:
+            os.unlink(archive)
+            return True
+    return False

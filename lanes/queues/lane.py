@@ -1,0 +1,119 @@
+"""A lane: a FIFO of runs with a capacity."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from ..checks import Priority
+from ..spec import LaneSpec
+from .totals import Tally
+
+if TYPE_CHECKING:
+    from ..core.execution import Execution
+
+
+class Lane:
+    """The queue of one lane, and who runs on it.
+
+    Invariants: an execution is in `queued` from being submitted until it starts or ends, first come first; in `running`
+    from its start until it ends or is abandoned. `is_ready` says that it needs nothing but a place and a slot; then it
+    has an entry in `ready` with its rank. Other entries are stale.
+    """
+
+    __slots__ = ("joined", "name", "queued", "ready", "ring", "ring_at", "running", "spec", "tally", "urgency")
+
+    def __init__(self, name: str, spec: LaneSpec) -> None:
+        self.name = name
+        self.spec = spec
+        self.urgency: Priority = spec.urgency
+        self.queued: OrderedDict[Execution, None] = OrderedDict()
+        self.joined = 0
+        """Messages that joined a queued run, over all of `queued`: they count for the queue's limit too."""
+        self.ready: list[tuple[int, Execution]] = []
+        self.running: dict[Execution, None] = {}
+        self.ring: Priority | None = None
+        """The class in whose ring of lanes that could start something the group has it."""
+        self.ring_at = 0.0
+        """When the run that it could start was submitted, as the ring knows it."""
+        self.tally = Tally()
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.name}: {len(self.running)} of {self.spec.capacity} running, {len(self.queued)} queued>"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or waits on it."""
+        return not self.queued and not self.running
+
+    @property
+    def waiting(self) -> int:
+        """How much of the queue's limit is used."""
+        return len(self.queued) + self.joined
+
+    def enqueue(self, execution: Execution) -> None:
+        """Take one into the queue."""
+        self.queued[execution] = None
+        self.joined += execution.joined
+
+    def make_ready(self, execution: Execution) -> None:
+        """Queue for a place: by age, so that one who had to wait for another process does not wait twice."""
+        if not execution.is_ready:
+            execution.is_ready = True
+            heapq.heappush(self.ready, (execution.rank, execution))
+
+    def make_unready(self, execution: Execution) -> None:
+        """Have it wait for something else than a place and a slot after all."""
+        execution.is_ready = False
+        if len(self.ready) > 64 + 2 * len(self.queued):  # lest a full lane collects the cancelled for ever
+            self.ready = [entry for entry in self.ready if self._is_valid(entry)]
+            heapq.heapify(self.ready)
+
+    def forget(self, execution: Execution) -> None:
+        """Let go of one that has ended or leaves to be tried again, wherever it stands."""
+        if execution in self.running:
+            del self.running[execution]
+        elif execution in self.queued:
+            del self.queued[execution]
+            self.joined -= execution.joined
+        if execution.is_ready:
+            self.make_unready(execution)
+
+    def next(self) -> Execution | None:
+        """Who would start next; `None` when nobody is ready or the lane is full."""
+        if len(self.running) >= self.spec.capacity:
+            return None
+        ready = self.ready
+        while ready:
+            if self._is_valid(ready[0]):
+                return ready[0][1]
+            heapq.heappop(ready)
+        return None
+
+    def least_urgent_before(self, rank: int) -> Priority:
+        """The class of the least urgent one that is ready, and starts before one of that rank."""
+        return max(
+            (one.urgency for place, one in self.ready if place < rank and one.is_ready and one.rank == place),
+            default=Priority.FOREGROUND,
+        )
+
+    def take(self) -> Execution:
+        """Move the one that `next` names to the running."""
+        execution = heapq.heappop(self.ready)[1]
+        execution.is_ready = False
+        del self.queued[execution]
+        self.joined -= execution.joined
+        self.running[execution] = None
+        return execution
+
+    def put_back(self, execution: Execution) -> None:
+        """Undo `take`: it has to wait for something else after all."""
+        del self.running[execution]
+        self.enqueue(execution)
+        self.queued.move_to_end(execution, last=False)
+
+    @staticmethod
+    def _is_valid(entry: tuple[int, Execution]) -> bool:
+        rank, execution = entry
+        return execution.is_ready and execution.rank == rank

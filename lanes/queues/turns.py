@@ -1,0 +1,154 @@
+"""Whose turn it is in each session, among the runs of this process: in order of arrival, on whichever lane."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import chain
+
+from ..checks import Priority
+from ..core.execution import Execution
+
+
+class _Queue:
+    """Who conducts one session, then who waits for it.
+
+    Invariant: `waiting[p]` is how many behind the front are of class `p`, by what they were submitted with.
+    """
+
+    __slots__ = ("line", "order", "waiting")
+
+    def __init__(self) -> None:
+        self.order: OrderedDict[Execution, None] = OrderedDict()
+        self.waiting = [0] * len(Priority)
+        self.line: dict[Execution, tuple[Execution | None, Priority]] | None = None
+        """What `Turns.place` says of each, since the order last changed."""
+
+
+class Turns:
+    """A FIFO per session file. The first of each may conduct it, or is on its way to; the others hold nothing.
+
+    Invariant: a file has an entry exactly while an execution that conducts it is queued or running.
+    """
+
+    def __init__(self) -> None:
+        self._by_file: dict[str, _Queue] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_file)
+
+    def join(self, file: str, execution: Execution) -> bool:
+        """Queue up for a session, last; returns whether it is at the front."""
+        queue = self._by_file.get(file)
+        if queue is None:
+            queue = self._by_file[file] = _Queue()
+        first = not queue.order
+        queue.order[execution] = None
+        queue.line = None
+        if not first:
+            queue.waiting[execution.given_urgency] += 1
+        return first
+
+    def join_next(self, file: str, execution: Execution) -> Execution | None:
+        """Queue up before everybody who waits. Returns who was at the front and has to wait behind it now, if any does.
+
+        Who conducts the session, or is about to take its turn, stays at the front.
+        """
+        queue = self._by_file.get(file)
+        if queue is None or not queue.order:
+            self.join(file, execution)
+            return None
+        front = next(iter(queue.order))
+        if any(one.goes_first for one in queue.order):
+            self._insert(queue, execution, [one for one in queue.order if one.goes_first][-1])
+            return None
+        queue.order[execution], queue.line = None, None
+        queue.order.move_to_end(execution, last=False)
+        if front.is_queued():
+            queue.waiting[front.given_urgency] += 1
+            return front
+        queue.order.move_to_end(front, last=False)
+        queue.waiting[execution.given_urgency] += 1
+        return None
+
+    def join_behind(self, file: str, ahead: Execution, execution: Execution) -> None:
+        """Queue up right behind one that is in the queue."""
+        self._insert(self._by_file[file], execution, ahead)
+
+    @staticmethod
+    def _insert(queue: _Queue, execution: Execution, ahead: Execution) -> None:
+        order = list(queue.order)
+        behind = order.index(ahead) + 1
+        for one in order[behind:]:
+            del queue.order[one]
+        queue.order |= dict.fromkeys([execution, *order[behind:]])
+        queue.line = None
+        queue.waiting[execution.given_urgency] += 1
+
+    def leave(self, file: str, execution: Execution) -> Execution | None:
+        """Leave, from wherever in the queue; returns who has come to the front by it."""
+        queue = self._by_file[file]
+        first = next(iter(queue.order)) is execution
+        del queue.order[execution]
+        queue.line = None
+        if not first:
+            queue.waiting[execution.given_urgency] -= 1
+            return None
+        if not queue.order:
+            del self._by_file[file]
+            return None
+        front = next(iter(queue.order))
+        queue.waiting[front.given_urgency] -= 1
+        return front
+
+    def replace(self, file: str, old: Execution, new: Execution) -> None:
+        """Put the next attempt of a run in the place of the one at the front."""
+        queue = self._by_file[file]
+        order, queue.line = queue.order, None
+        assert next(iter(order)) is old, "only who conducts a session is tried again"
+        del order[old]
+        order[new] = None
+        order.move_to_end(new, last=False)
+
+    def front(self, file: str) -> Execution | None:
+        """Who conducts a session, or will next."""
+        queue = self._by_file.get(file)
+        return next(iter(queue.order)) if queue is not None else None
+
+    def place(self, file: str, execution: Execution) -> tuple[Execution | None, Priority]:
+        """Who is right before one in a session, `None` before the front; and which class it will have at the front.
+
+        That takes no longer for many of one session than for the first one.
+        """
+        queue = self._by_file[file]
+        if queue.line is None:
+            urgency, urgencies = Priority.BACKGROUND, list[Priority]()
+            for one in reversed(queue.order):
+                urgency = min(urgency, one.given_urgency)
+                urgencies.append(urgency)
+            before = chain((None,), queue.order)
+            queue.line = dict(zip(queue.order, zip(before, reversed(urgencies), strict=False), strict=True))
+        return queue.line[execution]
+
+    def last(self, file: str) -> Execution | None:
+        """Who came last of those that conduct a session or wait for it."""
+        queue = self._by_file.get(file)
+        return next(reversed(queue.order)) if queue is not None else None
+
+    def most_urgent(self, file: str) -> Priority:
+        """The class of the most urgent one at a session's front or behind it: the front goes on with that."""
+        queue = self._by_file[file]
+        front = next(iter(queue.order))
+        if len(queue.order) == 1:
+            return front.given_urgency
+        waiting = next((p for p in Priority if queue.waiting[p]), Priority.BACKGROUND)
+        return min(front.given_urgency, waiting)
+
+    def of(self, file: str) -> Iterator[Execution]:
+        """Everybody who conducts a session or waits for it, in order."""
+        queue = self._by_file.get(file)
+        return iter(list(queue.order)) if queue is not None else iter(())
+
+    def waiting(self) -> dict[str, int]:
+        """How many wait behind the front, by session file."""
+        return {file: len(queue.order) - 1 for file, queue in self._by_file.items()}

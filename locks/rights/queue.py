@@ -1,0 +1,407 @@
+"""One right of one file: who has it, who waits for it, and whose turn it is between processes.
+
+Every method is one synchronous state change. The caller holds the queue's mutex, and acts afterwards on what is
+returned: the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the
+path that a cancellation takes is the path that every release takes.
+
+A signal handler may raise between any two lines here, on the main thread. So every method can be called again after it
+was left in the middle, and then finishes what it began: what is done is noted after it is done.
+
+Where a right is guarded (a lock file that foreign programs look at), having the lock of all processes only *admits* the
+first of the queue. The caller then sees to the guard, without the mutex, and calls `hold`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Set
+from contextlib import suppress
+from functools import partial
+
+from anyio import notify_closing
+
+from .. import _clock
+from .._mutex import Mutex
+from ..engines.interface import ProcessLock, Right
+from ..engines.wakeup import Bell
+from ..errors import LeaseLost
+from ..holder import Fence
+from ..sidecar.guards import Guard
+from .claim import Claim, ClaimState
+
+POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
+POLL_LISTENING_S = 0.002
+POLL_AHEAD_S, POLL_AHEAD_MOST = 0.0005, 8
+STALLED_AFTER_S = 0.05
+"""A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
+
+
+_NONE: Set[int] = frozenset()
+
+
+class RightQueue:
+    """The FIFO of one right.
+
+    Invariants: `holder` is None or HELD or LOST; everything in `waiting` is WAITING, in the order in which it goes on;
+    `locked` is true exactly while the lock of all processes is ours: while somebody HELD, and while the first of
+    `waiting` is admitted; `ticket` is set exactly while the first of `waiting` competes with other processes, so never
+    while `locked`.
+    """
+
+    # Defaults live on the class: most queues are made for one uncontended acquisition.
+    holder: Claim | None = None
+    locked = False
+    ordered = True
+    """Whether there may be an order among those that the lock keeps apart."""
+    ticket: int | None = None
+    competing_since = 0.0
+    next_poll = math.inf
+    polled_at = 0.0
+    trouble: Exception | None = None
+    """A lock call that failed while letting go, to be logged."""
+    blocked_by: int | None = None
+    blocked_since = 0.0
+    bell: Bell | None = None
+    """Rings when another process has unlocked the right for us; only while the task that waits looks itself."""
+    passed_over: Set[int] = _NONE
+    """Tickets of other processes that were found not to move."""
+
+    def __init__(self, right: Right, lock: ProcessLock | None, grace: float, guard: Guard | None = None) -> None:
+        self.right = right
+        self.lock = lock
+        """Excludes other processes; `None` keeps the right inside this one."""
+        self.grace = grace
+        self.guard = guard
+        """What else has to be had; `None` where the lock is enough."""
+        self.guarded: Claim | None = None
+        """For whom the guard was entered, or is being entered: it goes before another has the right."""
+        self.mutex = Mutex()
+        """Covers the state of the queue and its locks; of the write right, each write and the descriptor, too.
+
+        The event loop's thread and worker threads wait for it, the steward only ever tries it, because a write may hang
+        in the kernel. Taken last: of two, that of the write right first.
+        """
+        self.waiting: OrderedDict[Claim, None] = OrderedDict()
+        self.waiting_runs: dict[Fence, Claim] = {}
+        """Of those in `waiting`, the ones of runs."""
+
+    @property
+    def competing(self) -> bool:
+        """Whether another process decides when we go on, so that someone has to poll."""
+        return self.ticket is not None or (self.locked and self.holder is None)
+
+    @property
+    def admitted(self) -> Claim | None:
+        """Who has the lock of all processes, and not yet what guards the right."""
+        if self.locked and self.holder is None and self.waiting:
+            return next(iter(self.waiting))
+        return None
+
+    def ask(self, claim: Claim) -> Claim:
+        """Take the right at once, share it with what the same run already holds, or join the queue.
+
+        Returns the claim to use; it waits if its state is WAITING. See `admitted` then.
+        """
+        holder = self.holder
+        if holder is not None and holder.identity is claim.identity and holder.can_be_shared():
+            claim.got, holder.handles = holder, holder.handles + 1  # together: no exception comes in between
+            return holder
+        fence = claim.fence
+        if fence is not None and self.waiting_runs and (waiting := self.waiting_runs.get(fence)) is not None:
+            # Another task of the same run waits already: it waits for both.
+            claim.got, waiting.handles = waiting, waiting.handles + 1
+            if claim.supersedes:
+                waiting.supersedes = True
+                self.waiting.move_to_end(waiting, last=False)
+            return waiting
+        claim.queue = self
+        if holder is None and not self.waiting and self._lock_for(claim) and self.guard is None:
+            return self.hold(claim)
+        self._join(claim)
+        if holder is None and self.ticket is None and not self.locked:
+            self._compete()  # a failure is the claim's own: it finds it before it waits
+        return claim
+
+    def try_ask(self, claim: Claim) -> bool:
+        """As `ask`, but leave no trace when it cannot be had at once; returns whether it holds or is admitted."""
+        claim.queue = self
+        if self.holder is not None or self.waiting or not self._lock_for(claim):
+            return False
+        if self.guard is None:
+            self.hold(claim)
+        else:
+            self._join(claim)
+        return True
+
+    def share(self, lock: ProcessLock) -> None:
+        """Go by a lock that has no order, where there was none so far."""
+        if self.lock is None:
+            self.ordered, self.lock = False, lock
+            self.locked = self.holder is not None and self.holder.state is not ClaimState.LOST and lock.try_lock()
+
+    def hold(self, claim: Claim) -> Claim:
+        """Let a claim have the right: nobody has it, and the lock is ours."""
+        self.holder = claim
+        claim.start(self.grace)
+        if claim in self.waiting:
+            self._leave(claim)
+        self.next_poll = math.inf
+        return claim
+
+    def withdraw(self, claim: Claim) -> None:
+        """Give back, give up waiting, or clear away what was lost; never raises. Call `pass_on` next.
+
+        In between, a guard goes, if what was given up had it.
+        """
+        if claim is self.holder:
+            self.holder = None
+        if claim in self.waiting:
+            if self.ticket is not None and next(iter(self.waiting)) is claim:
+                self._stop_competing()
+            self._leave(claim)
+        claim.state = ClaimState.OVER
+
+    def pass_on(self) -> Claim | None:
+        """Let the next one have the right or compete for it; without one, unlock. Never raises.
+
+        Returns a claim that has to be woken, because it now holds the right or because it cannot go on waiting.
+        """
+        holder = self.holder
+        if holder is not None:
+            return self.hold(holder) if holder.waits() or holder in self.waiting else None
+        if self.ticket is not None:
+            if self.locked:
+                self._unlock()
+            return None
+        if not self.waiting:
+            if self.locked:
+                self._unlock()
+            return None
+        first = next(iter(self.waiting))
+        if not self.ordered:
+            self.relock()  # after the steward gave it away: nobody can have come before
+        if self.lock is None or (self.locked and not self._must_yield(first)):
+            self.next_poll = 0.0
+            return self.hold(first) if self.guard is None else None
+        failed = self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
+        if self.locked:
+            self._unlock()
+        return failed
+
+    def take_away(self, claim: Claim, error: LeaseLost, kind: type[LeaseLost], *, keep: bool = False) -> bool:
+        """Unlock what `claim` holds for other processes, unless it does not hold it any more.
+
+        The only method that a foreign thread calls. The identity check is what keeps a late thread from unlocking
+        the next holder. With `keep` the lock stays ours, for a successor in this process.
+        """
+        if claim is not self.holder or claim.state is not ClaimState.HELD:
+            return False
+        claim.lost = error  # no write is legal from here on
+        if claim.fence is not None and self.right is Right.TURN:
+            claim.fence.close(kind, error.by)  # before another process can conduct the session
+        if not keep:
+            self._unlock()
+        claim.state = ClaimState.LOST
+        return True
+
+    def relock(self) -> bool:
+        """Take the lock again after the steward gave it away; only who has it may touch what guards the right."""
+        if not self.locked and self.lock is not None:
+            try:
+                self.locked = self.lock.try_lock()
+            except Exception as error:
+                self.trouble = error
+        return self.locked
+
+    def poll(self) -> Claim | None:
+        """Look whether the first of the queue may go on now; returns it if it now holds the right. See `admitted` then.
+
+        Raises:
+            OSError: a lock call failed; nothing has changed.
+        """
+        lock, ticket = self.lock, self.ticket
+        if lock is None or ticket is None:
+            return None
+        now = _clock.clock.now()
+        if now - self.polled_at > STALLED_AFTER_S / 2:
+            # We were stopped or frozen, so others may have passed us over for good. A new ticket is as old, and counts.
+            renewed = lock.take_ticket(ticket + 1)
+            self._drop_ticket()
+            self.ticket = ticket = renewed
+        self.polled_at = now
+        least = POLL_MIN_S if self.bell is None else POLL_LISTENING_S
+        pause = max((now - self.competing_since) * POLL_SHARE, least)
+        if not lock.is_free():
+            self.blocked_by = None
+            if pause < POLL_MAX_S:
+                # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
+                ahead = lock.count_before(ticket, POLL_AHEAD_MOST + len(self.passed_over)) - len(self.passed_over)
+                pause = max(pause, ahead * POLL_AHEAD_S)
+            self.next_poll = now + min(pause, POLL_MAX_S)
+            return None
+        self.next_poll = now + min(pause, POLL_MAX_S)
+        before = lock.lowest_before(ticket, self.passed_over)
+        if before is not None:
+            self._watch(before, now)
+            return None
+        if not lock.try_lock():
+            return None
+        self.locked = True
+        self.next_poll = 0.0
+        self._drop_ticket()
+        return self.hold(next(iter(self.waiting))) if self.guard is None else None
+
+    def move(self, lock: ProcessLock, *, locked: bool) -> Claim | None:
+        """Go on with the lock of the file that was renamed into the place of this one; waiters keep their places.
+
+        Returns a claim that has to be woken, because it cannot go on waiting.
+        """
+        ticket = self.ticket
+        if ticket is not None:
+            self._drop_ticket()
+        self.lock, self.locked, self.passed_over = lock, locked, _NONE
+        return None if ticket is None else self._compete()
+
+    def close(self) -> None:
+        """Let go of all locks, before the descriptor is closed."""
+        if self.ticket is not None:
+            self._stop_competing()
+        if self.locked:
+            self._unlock()
+        if self.lock is not None:
+            self.lock.close()
+
+    def hang_bell(self) -> None:
+        """See that whoever unlocks the right for us can wake us."""
+        if self.bell is None and self.ticket is not None:
+            assert self.lock is not None
+            self.bell = self.lock.bell(self.ticket)
+
+    def unhang_bell(self) -> None:
+        """Let nobody be woken by it any more; whoever listens stops, and looks for itself."""
+        bell = self.bell
+        if bell is not None:
+            with suppress(RuntimeError):  # no event loop runs here any more, and so nobody listens
+                notify_closing(bell.socket)  # else the listener would go on with whatever gets its number next
+            bell.close()
+            self.bell = None
+
+    def heard(self) -> None:
+        """The bell has rung: look at once."""
+        if self.bell is not None:
+            self.bell.silence()
+            self.next_poll = 0.0
+
+    def abandon(self) -> None:
+        """Let go without unlocking, in a forked child."""
+        lock, self.lock, self.ticket, self.locked = self.lock, None, None, False
+        self.next_poll = math.inf
+        bell, self.bell = self.bell, None
+        if bell is not None:
+            bell.close()  # and notify nobody: the event loop is the parent's
+        if self.guard is not None:
+            self.guard.abandon()
+        if lock is not None:
+            lock.close()
+
+    # Internals
+
+    def _lock_for(self, claim: Claim) -> bool:
+        if self.lock is None:
+            return True
+        self.locked = (not self.ordered or not self._others_before(claim)) and self.lock.try_lock()
+        return self.locked
+
+    def _others_before(self, claim: Claim) -> bool:
+        assert self.lock is not None
+        if not self.lock.anyone_before(claim.arrived_at):
+            self.passed_over = _NONE  # whoever had those tickets has gone
+            return False
+        if not self.passed_over:
+            return True
+        return self.lock.lowest_before(self.lock.ticket_of(claim.arrived_at), self.passed_over) is not None
+
+    def _join(self, claim: Claim) -> None:
+        self.waiting[claim] = None
+        if claim.fence is not None:
+            self.waiting_runs[claim.fence] = claim
+        if claim.supersedes:
+            self.waiting.move_to_end(claim, last=False)  # a ticket that was taken stands for whoever is first
+
+    def _leave(self, claim: Claim) -> None:
+        if claim.fence is not None:
+            self.waiting_runs.pop(claim.fence, None)
+        del self.waiting[claim]
+
+    def _must_yield(self, first: Claim) -> bool:
+        if first.supersedes or not self.ordered:
+            return False
+        try:
+            return self._others_before(first)
+        except Exception:
+            return True  # competing is safe, and tells the waiter what is wrong
+
+    def _compete(self) -> Claim | None:
+        """Take a ticket for the first of the queue; returns it if that failed."""
+        assert self.lock is not None and self.ticket is None
+        first = next(iter(self.waiting))
+        self.competing_since = first.arrived_at
+        self.polled_at = _clock.clock.now()
+        self.blocked_by = None
+        try:
+            ticket = self.lock.take_ticket(self.lock.ticket_of(first.arrived_at))
+        except Exception as error:
+            first.failed = error
+            return first
+        self.ticket, self.next_poll = ticket, 0.0
+        return None
+
+    def _stop_competing(self) -> None:
+        self._drop_ticket()
+        self.next_poll = math.inf
+
+    def _drop_ticket(self) -> None:
+        lock, ticket = self.lock, self.ticket
+        self.unhang_bell()
+        if lock is not None and ticket is not None:
+            try:
+                lock.drop_ticket(ticket)
+            except Exception:
+                self._once_more(partial(lock.drop_ticket, ticket))
+        self.ticket = None
+
+    def _unlock(self) -> None:
+        """Unlock for other processes. A failure must not stop a release; closing the descriptor unlocks as well."""
+        lock = self.lock
+        if lock is not None:
+            try:
+                lock.unlock()
+            except Exception:
+                self._once_more(lock.unlock)
+            self.locked = False
+            if not self.ordered:
+                return
+            try:
+                waiting = lock.lowest(self.passed_over)
+            except Exception as error:
+                self.trouble = error
+                return
+            if waiting is not None:
+                lock.wake(waiting)
+        self.locked = False
+
+    def _once_more(self, call: Callable[[], object]) -> None:
+        """Repeat a lock call that must not fail, and has: it may be that a signal handler has raised in it."""
+        try:
+            call()
+        except Exception as error:  # whatever an engine of somebody else's raises
+            self.trouble = error
+
+    def _watch(self, before: int, now: float) -> None:
+        """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""
+        if before != self.blocked_by:
+            self.blocked_by, self.blocked_since = before, now
+        elif now - self.blocked_since >= STALLED_AFTER_S:
+            self.passed_over = {*self.passed_over, before}
+            self.next_poll = now

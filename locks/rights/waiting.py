@@ -1,0 +1,223 @@
+"""How a registry's tasks wait, and how one of them looks after the files that other processes hold.
+
+The kernel wakes nobody when another process unlocks a byte, so someone must look. A task per file costs 11-22 % CPU for
+64 files, a thread per file cannot be cancelled, and a background task would need an owner that outlives its waiters. So
+the *leader*, one of the waiting tasks, looks after all files of its registry, and hands the office on when it leaves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+
+import anyio
+from anyio import CancelScope, ClosedResourceError
+from anyio.lowlevel import checkpoint
+
+from .. import _clock, _effects
+from .._events import described
+from ..errors import TranscriptError
+from .claim import Claim, ClaimState
+from .open_file import Entry, cannot
+from .queue import RightQueue
+
+_BETWEEN_LOOKS_S = 0.0002
+"""On average, over all files, while they are being waited for: a look takes about 8 µs, so this bounds its CPU."""
+_TOGETHER_S = 0.001
+"""Files that are due within so many seconds are looked at together: waking up costs more than a look."""
+
+
+class WaitingRoom:
+    """The tasks of one registry that wait.
+
+    Invariant: whenever `competing` is not empty, `leader` is a WAITING claim at the head of one of its queues, and its
+    task is either running or has been woken.
+    """
+
+    def __init__(
+        self,
+        granted: Callable[[Claim], object],
+        let_in: Callable[[Entry, RightQueue], Claim | None],
+        interrupted: Callable[[], object],
+    ) -> None:
+        self.competing: dict[RightQueue, Entry] = {}
+        """The queues whose head waits for another process."""
+        self._granted = granted
+        self._let_in = let_in
+        self._interrupted = interrupted
+        self._leader: Claim | None = None
+        self._looker: object = None
+        """The one of the leader's tasks that looks."""
+
+    def update(self, entry: Entry, queue: RightQueue) -> None:
+        """Note whether somebody must look after a queue, and see that somebody does. Call after each change to it."""
+        leader = self._leader
+        if queue.competing:
+            if queue not in self.competing and leader is not None and leader.changed is not None:
+                leader.changed.set()  # it may sleep until a foreign lock file is due again, ten times as long
+            self.competing[queue] = entry
+        else:
+            self.competing.pop(queue, None)
+        if leader is not None and not self._may_lead(leader):
+            self._leader = leader = None
+        if leader is None and self.competing:
+            first = next(iter(next(iter(self.competing)).waiting))
+            self._leader, self._looker = first, None  # the one before may not have run since, and would keep the office
+            if first.changed is not None:
+                first.changed.set()
+
+    def _may_lead(self, leader: Claim) -> bool:
+        """Whether it still is at the head of a queue that competes; if not, see that it does not listen for one."""
+        if leader.state is not ClaimState.WAITING:
+            return False
+        queue = leader.queue
+        assert queue is not None
+        if queue in self.competing and next(iter(queue.waiting)) is leader:
+            return True
+        queue.unhang_bell()  # a newcomer has passed it: what it waits for comes from here now
+        return False
+
+    def forget_stale(self) -> None:
+        """Keep no queue that has no waiter to look after it: an exception came before that was noted."""
+        for queue in list(self.competing):
+            if not (queue.competing and queue.waiting):
+                del self.competing[queue]
+
+    def look_again(self) -> None:
+        """Have the leader look at everything: an exception may have ended the task that did so before."""
+        self._looker = None
+        leader = self._leader
+        if leader is not None and leader.changed is not None:
+            leader.changed.set()
+
+    async def wait(self, path: str, claim: Claim, give_up_at: float, asked: Claim) -> None:
+        """Wait until a claim holds its right, or until `give_up_at`. A checkpoint, however short the wait.
+
+        Raises:
+            TranscriptError: a lock call that was made for this claim failed.
+        """
+        me = object()  # a run may have several tasks that wait for one claim; one of them looks
+        suspended = False
+        try:
+            while claim.waits():
+                until = give_up_at
+                leads = self._leader is claim and self._looker in (None, me)
+                if leads:
+                    self._looker = me
+                    until = min(until, self._look(claim))
+                    if not claim.waits():
+                        break
+                if claim.failed is not None:
+                    raise failure(path, claim.failed)
+                now = _clock.clock.now()
+                if now < give_up_at:
+                    if leads and until <= now:
+                        await checkpoint()  # a foreign lock file is about to go: a timer would come too late
+                    elif leads and until != math.inf:
+                        await self._listen(claim, until, asked)
+                    else:
+                        await self._sleep(claim, until, asked)
+                elif suspended:
+                    return
+                else:
+                    await checkpoint()
+                suspended = True
+        finally:
+            if self._looker is me:
+                self._looker = None
+                if claim.changed is not None:
+                    claim.changed.set()
+        if not suspended:
+            await checkpoint()
+
+    async def _sleep(self, claim: Claim, until: float, asked: Claim) -> None:
+        """Suspend until the claim has changed, or until an instant."""
+        changed = claim.changed
+        if changed is None or changed.is_set():
+            changed = claim.changed = anyio.Event()  # else it is one that another task of the same run waits for
+        if until == math.inf:
+            await changed.wait()
+            return
+        asked.sleeping = scope = CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now()))
+        with scope:
+            await changed.wait()
+        asked.sleeping = None
+
+    async def _listen(self, claim: Claim, until: float, asked: Claim) -> None:
+        """Sleep until the bell of the claim's ticket rings, or until an instant. A checkpoint.
+
+        Only a look can grant anything to the head of a queue that competes, and only the leader looks, so nothing else
+        has to wake it. Once it is the head no more, its bell is taken away, and it gets its right as everybody does.
+        """
+        queue = claim.queue
+        if queue is None or queue.bell is None:
+            await self._sleep(claim, until, asked)
+            return
+        asked.sleeping = scope = CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now()))
+        with scope:
+            await _rung(queue)
+        asked.sleeping = None
+
+    @_effects.change
+    def _look(self, leader: Claim) -> float:
+        """As `_look_at_all`; an exception in the middle leaves nothing half done."""
+        try:
+            return self._look_at_all(leader)
+        except BaseException:
+            self._interrupted()
+            raise
+
+    def _look_at_all(self, leader: Claim) -> float:
+        """Look at every file that another process holds; returns the instant of the next look.
+
+        A failing lock call is the error of the claim it was made for.
+        """
+        if leader.queue is not None:
+            leader.queue.hang_bell()  # before the look, lest a wake-up comes in between
+        now, due = _clock.clock.now(), math.inf
+        several = len(self.competing)
+        soon, apart = (now + _TOGETHER_S, several * _BETWEEN_LOOKS_S) if several > 1 else (now, 0.0)
+        for queue, entry in list(self.competing.items()):
+            if soon >= queue.next_poll:
+                first = next(iter(queue.waiting))
+                try:
+                    with queue.mutex:
+                        granted = queue.poll()
+                except Exception as error:
+                    first.failed = error
+                    if first.changed is not None:
+                        first.changed.set()
+                    queue.next_poll = math.inf
+                    continue
+                if granted is None and queue.admitted is not None:
+                    granted = self._let_in(entry, queue)
+                if granted is not None:
+                    if granted.state is ClaimState.HELD:
+                        self._granted(granted)
+                    elif granted.changed is not None:
+                        granted.changed.set()
+                    self.update(entry, queue)
+                    continue
+                queue.next_poll = max(queue.next_poll, now + apart)
+            due = min(due, queue.next_poll)
+        return due
+
+
+async def _rung(queue: RightQueue) -> None:
+    assert queue.bell is not None
+    with suppress(ClosedResourceError):
+        await anyio.wait_readable(queue.bell.socket)
+        queue.heard()
+
+
+def failure(path: str, error: Exception) -> TranscriptError:
+    """Why a waiter cannot go on, as a typed error with the path, whatever was raised, even by somebody else's code."""
+    if isinstance(error, TranscriptError):
+        return error
+    if isinstance(error, OSError):
+        failed = cannot("lock", path, error)
+    else:
+        failed = TranscriptError(f"cannot lock {path}: {described(error)}", path=path)
+    failed.__cause__ = error
+    return failed

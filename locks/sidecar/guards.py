@@ -1,0 +1,269 @@
+"""What guards a right besides the lock of all processes: files beside the session, for foreign programs and people.
+
+Our own processes exclude each other by the kernel lock alone. A guard is seen to by whoever has that lock, on the event
+loop's thread and outside the file's mutex, so its check-then-unlink races with no other process of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import Protocol
+
+from .. import _clock, _os, process
+from ..engines.interface import Right
+from ..errors import TranscriptError
+from ..rights.claim import Claim
+from . import turn_note
+from .held import Change, Written, change_of, release
+from .lockfile import Found, path_of, take
+from .payload import MAX_HOLD_MS, Terms
+from .rhythm import POLL_S, Rhythm
+
+FOREIGN_POLL_S = POLL_S
+GAP_S = 0.06
+"""What the other side needs to find the path free once, polling every 50 ms."""
+REMEMBERED_S = 600.0
+_RHYTHMS = 64
+_LOOKS_AT_EACH, _LOOK_EVERY_S = 16, 0.0002
+"""So many appends of a hold look each at what others have done to the lock file; after that, so often."""
+
+
+class Guard(Protocol):
+    """One right's guard. Not entered, or entered for one claim."""
+
+    next_try: float
+    """When to ask again after a refusal."""
+    other: Found | None
+    """The foreign holder that refused it last."""
+
+    def enter(self, claim: Claim, grace: float) -> bool:
+        """Say that a claim holds the right; `False` when a foreign program does.
+
+        Raises:
+            TranscriptError: it cannot be said; nothing has changed.
+        """
+
+    def leave(self) -> OSError | None:
+        """Say that nobody holds it any more; returns why that was not possible. Never raises."""
+
+    def disturbed(self) -> Change | None:
+        """What others have done to it while it is held, if that is news. Cheap; never raises.
+
+        Called inside the file's mutex, by whichever thread writes for the claim that it was entered for.
+        """
+
+    def abandon(self) -> None:
+        """Forget it, without touching the disk: the lock is another's now."""
+
+    def forget(self) -> None:
+        """Forget what was seen of others: the lock is not ours any more, and they may have come and gone since."""
+
+
+class Manners:
+    """How the guards of one registry treat foreign programs.
+
+    Args:
+        yield_to_foreign: leave them a gap before each of our own locks; `None` does so once one was seen.
+    """
+
+    def __init__(self, yield_to_foreign: bool | None) -> None:
+        self._yields = yield_to_foreign
+        self._seen_at: float | None = None
+        self._rhythms: dict[str, Rhythm] = {}
+        """Of the paths that a foreign program was waited for last; an idle session keeps nothing else."""
+
+    def guard(self, right: Right) -> Guard:
+        """The guard of a right."""
+        return LockFile(self) if right is Right.WRITE else TurnNote()
+
+    def met(self) -> None:
+        """A foreign program was seen."""
+        self._seen_at = _clock.clock.now()
+
+    def rhythm(self, path: str) -> Rhythm:
+        """What is known of the foreign holds of a path."""
+        found = self._rhythms.pop(path, None) or Rhythm()
+        while len(self._rhythms) >= _RHYTHMS:
+            del self._rhythms[next(iter(self._rhythms))]
+        self._rhythms[path] = found
+        return found
+
+    def may_follow(self, path: str) -> bool:
+        """Whether no gap is due on a path, because foreign programs have had it often enough before us."""
+        return path in self._rhythms and self._rhythms[path].may_follow()
+
+    def yields(self) -> bool:
+        """Whether a gap is due."""
+        if self._yields is not None:
+            return self._yields
+        return self._seen_at is not None and _clock.clock.now() - self._seen_at < REMEMBERED_S
+
+
+class LockFile:
+    """The lock file of a session, `<file>.lock`, while somebody has its write lease."""
+
+    def __init__(self, manners: Manners) -> None:
+        self._manners = manners
+        self._written: Written | None = None
+        self._told = False
+        """Whether it was said what others have done to it, since it was written."""
+        self._looks = 0
+        self._looked_at = 0.0
+        self._free_since: float | None = None
+        self._tries = 1
+        self.next_try = 0.0
+        self.other: Found | None = None
+
+    def enter(self, claim: Claim, grace: float) -> bool:
+        """Write it, unless a foreign program holds it or must be given the chance to."""
+        now = _clock.clock.now()
+        if now < self.next_try:
+            return False
+        if self.other is None and self._manners.yields() and not self._gap_is_over(claim.path, now):
+            return False
+        try:
+            found = take(
+                claim.path,
+                _terms(claim, grace),
+                self.other,
+                we_hold_s=claim.may_last(grace),
+                tries=self._tries,
+            )
+        except OSError as error:
+            if claim.makes_room and error.errno in _os.NO_ROOM:
+                # Our processes are kept out by the lock itself. A foreign program could come meanwhile only if it found
+                # room for a lock file where we found none; one that had been there first was waited for.
+                self.forget()
+                return True
+            claim.epoch = 0
+            raise _cannot_take(claim.path, error) from error
+        if isinstance(found, Found):
+            claim.epoch = 0  # it gets a new one with the next try: other leases may begin before
+            self.other = found
+            self._free_since = None
+            self._manners.met()
+            rhythm, now = self._manners.rhythm(claim.path), _clock.clock.now()
+            rhythm.saw((found.file_id, found.data), now - found.began_at, now)
+            self.next_try, self._tries = rhythm.next_look(now)
+            return False
+        if self.other is not None:
+            self._manners.rhythm(claim.path).ended()
+        self._written, self._told, self._looks = found, False, 0
+        self.forget()
+        return True
+
+    def leave(self) -> OSError | None:
+        """Remove it, if it is still what was written."""
+        trouble = None if self._written is None else release(self._written, told=self._told)
+        self._written = None  # afterwards: called again after an exception came in the middle, it finishes
+        return trouble
+
+    def disturbed(self) -> Change | None:
+        """What has become of it, if it is not what was written any more; once."""
+        written = self._written
+        if written is None or self._told:
+            return None
+        if self._looks < _LOOKS_AT_EACH:
+            self._looks += 1
+        else:  # appends that follow each other closely: a look takes a twelfth of the time of each
+            now = _clock.clock.now()
+            if 0.0 < now - self._looked_at < _LOOK_EVERY_S:
+                return None
+            self._looked_at = now
+        try:
+            found = _os.fstat(written.fd)
+            if found.st_ctime_ns == written.changed_ns and found.st_nlink == 1:
+                return None
+            change = change_of(written)
+        except OSError:
+            return None  # leaving will tell
+        if change is None:
+            # A backup has given it a second name, for one: no harm.
+            self._written = written._replace(changed_ns=found.st_ctime_ns)
+            return None
+        self._told = True
+        if change.foreign:
+            self._manners.met()
+        return change
+
+    def abandon(self) -> None:
+        """Leave it to whoever has the lock now: it is recognised as ours, and reclaimed."""
+        written, self._written = self._written, None
+        if written is not None:
+            with suppress(OSError):  # the kernel lets go of a descriptor in any case
+                _os.close(written.fd)
+
+    def forget(self) -> None:
+        """What was seen before somebody else had the lock says nothing any more."""
+        self.other = self._free_since = None
+        self.next_try, self._tries = 0.0, 1
+
+    def _gap_is_over(self, path: str, now: float) -> bool:
+        """Whether the path was free for long enough, or nothing in the directory has changed for as long."""
+        if self._free_since is None:
+            if self._manners.may_follow(path):
+                return True
+            self._free_since = now
+            try:
+                quiet_s = process.wall() - _os.stat(os.path.dirname(path) or ".").st_mtime
+            except OSError:
+                quiet_s = 0.0
+            if quiet_s >= GAP_S:
+                return True
+        self.next_try = self._free_since + GAP_S
+        return now >= self.next_try
+
+
+class TurnNote:
+    """The note `<file>.turn`, which says who conducts a session: names for people, no lock."""
+
+    def __init__(self) -> None:
+        self.next_try = 0.0
+        self.other: Found | None = None
+        self._path: str | None = None
+
+    def enter(self, claim: Claim, grace: float) -> bool:
+        """Write the name; a failure is no reason not to hold."""
+        turn_note.write(claim.path, _terms(claim, grace))
+        self._path = claim.path
+        return True
+
+    def leave(self) -> OSError | None:
+        """Remove it."""
+        if self._path is not None:
+            turn_note.remove(self._path)
+        self._path = None  # afterwards, as above
+        return None
+
+    def disturbed(self) -> Change | None:
+        """It keeps nobody out, so nobody needs to know."""
+        return None
+
+    def abandon(self) -> None:
+        """Leave it to the next holder, who overwrites it."""
+        self._path = None
+
+    def forget(self) -> None:
+        """Nothing is remembered of others."""
+
+
+def _terms(claim: Claim, grace: float) -> Terms:
+    named = claim.given_holder or claim.fence
+    lane, run_id = (named.lane, named.run_id) if named is not None else (None, None)
+    return Terms(lane, run_id, claim.take_epoch(), round(min(claim.holds_at_most(grace) * 1000, MAX_HOLD_MS)))
+
+
+def _cannot_take(session_path: str, error: OSError) -> TranscriptError:
+    path = path_of(session_path)
+    forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    advice = "let this user create and remove files there, or use sidecar=False" if forbidden else "nothing was taken"
+    if error.errno in _os.NO_ROOM:
+        advice += "; deleting a session needs no room, and makes some"
+    return TranscriptError(
+        f"cannot create the lock file {path}, or replace what a dead process left there: "
+        f"{error.strerror or error}; {advice}",
+        path=path,
+        errno=error.errno,
+    )

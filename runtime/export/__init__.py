@@ -1,0 +1,1 @@
+"""What a supervisor did, written to files for other programs."""

@@ -1,0 +1,1 @@
+"""Where the tasks and stacks of a run are, for people."""

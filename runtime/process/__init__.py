@@ -1,0 +1,1 @@
+"""What a supervisor takes of its process: the sessions directory, signals, the service manager."""

@@ -1,0 +1,366 @@
+"""What the event loop answers to a question on the status socket: one synchronous call, without I/O.
+
+It looks at the scheduler itself, as `statistics` does, because what an operator wants to know is not who waits but for
+whom. It is bounded, whatever the process holds: rows are counted off, and only the bodies that have run longest are
+asked where they stand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from heapq import nsmallest
+from itertools import chain, islice
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+
+from lanes import Run, RunState, SessionLayout
+from lanes.core.execution import Execution
+from lanes.core.scheduler import Scheduler
+from locks import WaitingClaim, _clock
+from locks._events import described, log
+
+from ..background import Background
+from ..inspect.run_report import guilty_lines, where
+from . import protocol as say
+from .protocol import text
+
+if TYPE_CHECKING:
+    from ..drain import DrainReport
+    from ..statistics import AbandonedBody, Statistics
+    from ..watch.watchdog import Blocked
+
+_T = TypeVar("_T")
+_What = Literal["drain", "restart"]
+_MOST_PLACES = 20
+_SETTLE_S = 5.0
+"""On top of what is configured, for the loop to come to it all."""
+_MOST_NAMED = 10
+
+
+class _Watchdog(Protocol):
+    def blocked(self) -> Blocked | None: ...
+
+
+class Supervised(Protocol):
+    """What is needed of a supervisor."""
+
+    drain_timeout: float
+    services_timeout: float
+
+    @property
+    def layout(self) -> SessionLayout: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def watchdog(self) -> _Watchdog: ...
+    @property
+    def _scheduler(self) -> Scheduler: ...
+    def statistics(self) -> Statistics: ...
+    def find(self, run_id: int) -> Run | None: ...
+    def abandoned(self) -> list[AbandonedBody]: ...
+    async def restart(self) -> DrainReport: ...
+    async def drain(self, timeout: float) -> DrainReport: ...
+
+
+class _Wait(NamedTuple):
+    """What somebody waits for, and who has it."""
+
+    what: str = ""
+    holder: str = ""
+    run: int | None = None
+
+
+_NOTHING = _Wait()
+
+
+class Answers:
+    """Answers what is asked of one supervisor. On the event loop's thread."""
+
+    def __init__(self, sup: Supervised) -> None:
+        self._sup = sup
+        self._since = _clock.clock.now()
+        self._orders: dict[int, say.Order] = {}
+        self._last_order = 0
+
+    def to(self, question: say.Question, who: str) -> say.Answer:
+        """Answer; never raises.
+
+        Args:
+            who: who asks, for the log.
+        """
+        try:
+            match question:
+                case say.Status():
+                    return say.Answer(status=self._picture())
+                case say.Stop():
+                    return self._stop(question, who)
+                case say.Stack():
+                    return self._stack(question)
+                case say.Drain():
+                    return self._drain(question, who)
+                case say.Restart():
+                    return self._restart(who)
+                case say.Ping():
+                    return say.Answer(pong=pong(self._sup))
+        except Exception as error:
+            log("status_failed", level="error", error=described(error))
+            return refused("failed", f"it could not be answered: {text(described(error))}")
+
+    # Doing something
+
+    def _stop(self, question: say.Stop, who: str) -> say.Answer:
+        run = self._sup.find(question.run)
+        if run is None:
+            return self._unknown(question.run)
+        if run.outcome is not None:
+            ended = f"run {run.id} on lane {run.lane} has ended already: {run.state.value}"
+            return refused("run_ended", text(f"{ended}, {run.reason}" if run.reason else ended), "run")
+        state = run.state.value
+        asked = run.cancel(question.reason)
+        log("operator_asked", what="stop", run=run.id, lane=run.lane, reason=question.reason, by=who)
+        return say.Answer(
+            stopped=say.Stopped(
+                run=run.id, lane=text(run.lane), state=state, asked=asked, reason=text(run.reason or question.reason)
+            )
+        )
+
+    def _stack(self, question: say.Stack) -> say.Answer:
+        run = self._sup.find(question.run)
+        if run is None:
+            return self._unknown(question.run)
+        return say.Answer(stack=say.Stood(run=run.id, text=say.stack_text(where(run))))
+
+    def _unknown(self, run_id: int) -> say.Answer:
+        live = list(islice(self._sup._scheduler.live, _MOST_NAMED + 1))
+        known = ", ".join(map(str, live[:_MOST_NAMED])) + (", …" if len(live) > _MOST_NAMED else "")
+        return refused("unknown_run", f"run: {run_id} is not known here; live runs: {known or 'none'}", "run")
+
+    def _drain(self, question: say.Drain, who: str) -> say.Answer:
+        sup = self._sup
+        if sup.state not in ("running", "draining"):
+            return refused("not_now", f"the supervisor is {sup.state}; it drains while it runs")
+        timeout = sup.drain_timeout if question.timeout is None else question.timeout
+        log("operator_asked", what="drain", timeout_s=timeout, by=who)
+        return self._begin("drain", partial(sup.drain, timeout), timeout + self._grace() + _SETTLE_S)
+
+    def _restart(self, who: str) -> say.Answer:
+        sup = self._sup
+        if sup.state not in ("running", "draining"):
+            return refused("not_now", f"the supervisor is {sup.state}; it restarts while it runs or drains")
+        log("operator_asked", what="restart", by=who)
+        within = sup.drain_timeout + 2 * self._grace() + 4 * sup.services_timeout + 2 * _SETTLE_S
+        return self._begin("restart", sup.restart, within)
+
+    def _begin(self, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]], within_s: float) -> say.Answer:
+        """Start what takes time, and have each later status say what came of it."""
+        self._last_order += 1
+        number = self._last_order
+        self._orders[number] = say.Order(id=number, what=what, over=False)
+        for old in list(self._orders)[: -say.MOST_ORDERS]:
+            del self._orders[old]
+        name = f"{what} asked for by an operator"
+        context = self._sup._scheduler.hooks.context.copy()  # what it makes anew belongs to the supervisor, not to us
+        Background().start(partial(self._see_through, number, what, call), name, context=context)
+        return say.Answer(started=say.Started(order=number, within_s=within_s))
+
+    async def _see_through(
+        self, number: int, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]]
+    ) -> None:
+        """A background task: it ends when the supervisor has done it, or cannot."""
+        ended = partial(say.Order, id=number, what=what, over=True)
+        order = ended(error="it was cut short")
+        try:
+            report = await call()
+            order = ended(
+                finished=report.finished,
+                cancelled=report.cancelled,
+                abandoned=len(report.abandoned),
+                unstarted=len(report.unstarted),
+            )
+        except Exception as error:
+            order = ended(error=text(described(error)))
+        finally:
+            if number in self._orders:
+                self._orders[number] = order
+
+    def _grace(self) -> float:
+        return max((spec.grace for spec in self._sup._scheduler.specs.lanes.values()), default=0.0)
+
+    # Looking
+
+    def _picture(self) -> say.Picture:
+        sup, now = self._sup, _clock.clock.now()
+        scheduler, statistics = sup._scheduler, sup.statistics()
+        lag, leases = statistics.loop_lag, statistics.leases
+        lanes = nsmallest(
+            say.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
+        )
+        runs = self._runs(leases.waiters, now)
+        left = dict(islice(scheduler.abandoned.items(), say.MOST_ABANDONED))
+        lines = guilty_lines(left)
+        abandoned = [_abandoned(now, one, since, stack, lines[one]) for one, (since, stack) in left.items()]
+        held = nsmallest(say.MOST_LEASES, leases.holders, key=lambda right: -right.held_s)
+        return say.Picture(
+            pid=os.getpid(),
+            sessions=directory_of(sup),
+            state=sup.state,
+            generation=sup.generation,
+            uptime_s=now - self._since,
+            healthy=statistics.healthy,
+            problems=[text(problem) for problem in statistics.problems],
+            admission_slowed=text(statistics.admission_slowed),
+            loop_lag=say.Lag(p50=lag.p50, p99=lag.p99, max=lag.max),
+            counts={str(state): number for state, number in statistics.runs.items()},
+            parked=statistics.parked,
+            groups=[
+                say.GroupRow(
+                    name=text(name),
+                    running=group.running,
+                    slots=group.slots,
+                    queued=group.queued,
+                    oldest_wait_s=group.oldest_wait_s,
+                )
+                for name, group in statistics.groups.items()
+            ],
+            lanes=[
+                say.LaneRow(
+                    name=text(name),
+                    running=lane.running,
+                    capacity=lane.capacity,
+                    queued=lane.queued,
+                    oldest_wait_s=lane.oldest_wait_s,
+                )
+                for name, lane in lanes
+            ],
+            lanes_left_out=len(statistics.lanes) - len(lanes),
+            runs=runs,
+            runs_left_out=len(scheduler.live) - len(runs),
+            abandoned=abandoned,
+            abandoned_left_out=len(scheduler.abandoned) - len(abandoned),
+            leases=[
+                say.LeaseRow(
+                    path=text(right.path),
+                    right=right.right,
+                    holder=text(right.holder),
+                    epoch=right.epoch,
+                    held_s=right.held_s,
+                    remaining_s=right.remaining_s,
+                    waiting=right.waiting,
+                )
+                for right in held
+            ],
+            leases_left_out=len(leases.holders) - len(held),
+            orders=list(self._orders.values()),
+        )
+
+    def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[say.RunRow]:
+        """Those that run come first: they are what the others wait for."""
+        live = self._sup._scheduler.live.values()
+        running = (one for one in live if one.run.state is RunState.RUNNING)
+        queued = (one for one in live if one.run.state is not RunState.RUNNING)
+        chosen = list(islice(chain(running, queued), say.MOST_RUNS))
+        started = [one for one in chosen if one.run.started_at is not None and one.run.state is RunState.RUNNING]
+        longest = set(nsmallest(_MOST_PLACES, started, key=attrgetter("run.started_at")))
+        claims = {claim.holder.run_id: claim for claim in waiters}
+        lines = guilty_lines(longest)
+        return [self._run(one, lines.get(one, ""), claims.get(one.run.id), now) for one in chosen]
+
+    def _run(self, one: Execution, line: str, claim: WaitingClaim | None, now: float) -> say.RunRow:
+        run, queued = one.run, one.is_queued()
+        started = None if queued else run.started_at
+        limit = run.wait_deadline if queued else run.deadline
+        wait = self._wait(one, claim, now)
+        return say.RunRow(
+            id=run.id,
+            lane=text(run.lane),
+            session=None if run.session is None else text(run.session, 1100),
+            state=run.state.value,
+            waited_s=(now if started is None else started) - run.enqueued_at,
+            ran_s=None if started is None else now - started,
+            deadline_in_s=None if limit is None else limit - now,
+            ending=one.ending,
+            waits_for=text(wait.what),
+            holder=text(wait.holder),
+            holder_run=wait.run,
+            parent=run.parent,
+            reason=text(run.reason),
+            at=text(line),
+        )
+
+    def _wait(self, one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
+        """The first thing that keeps a run from going on; whoever is named is the first that it depends on."""
+        run, lane, scheduler = one.run, one.lane, self._sup._scheduler
+        if one.steered_into is not None:
+            return _by("its message to be answered", one.steered_into)
+        if claim is not None:
+            what = f"the {claim.right} lease of {run.session or os.path.basename(claim.path)}"
+            return _Wait(what, "another process" if claim.behind is None else str(claim.behind), _own_run(claim))
+        if not one.is_queued():
+            awaited = scheduler.waits._waiting.get(one)
+            if awaited is not None:
+                return _Wait(f"run {awaited.id}", f"run {awaited.id} on lane {awaited.lane}", awaited.id)
+            returns = scheduler.groups[one.spec.group].keeps_waiting(one)
+            return _by(f"a slot of group {one.spec.group} again", None) if returns else _NOTHING
+        if one.held_until > now:
+            again = f"its attempt {run.attempt}" if run.attempt > 1 else "its sender to say more"
+            return _Wait(f"{again}, in {one.held_until - now:.1f} s")
+        front = scheduler.turns.front(one.file) if one.in_line and one.file is not None else None
+        if front is not None and front is not one:
+            return _by(f"the turn of session {run.session}", front)
+        if len(lane.running) >= lane.spec.capacity:
+            return _by(f"a place on lane {lane.name}", next(iter(lane.running), None))
+        if not scheduler.may_start(one):
+            return _Wait("admission, which is closed")
+        group = scheduler.groups[one.spec.group]
+        if not group.has_slot(one.urgency):
+            return _by(f"a slot of group {one.spec.group}", next(iter(group.holders), None))
+        if scheduler.pace.holds_back(one.spec.group):
+            return _Wait(f"admission, which is slowed: {scheduler.pace.why}")
+        return _NOTHING
+
+
+def _by(what: str, holder: Execution | None) -> _Wait:
+    if holder is None:
+        return _Wait(what)
+    run = holder.run
+    state = " (which waits too)" if run.state is RunState.QUEUED else ""
+    return _Wait(what, f"run {run.id} on lane {run.lane}{state}", run.id)
+
+
+def _own_run(claim: WaitingClaim) -> int | None:
+    holder = claim.behind
+    if holder is None or holder.pid != os.getpid() or not isinstance(holder.run_id, int):
+        return None
+    return holder.run_id
+
+
+def _abandoned(now: float, execution: Execution, since: float, stack: str, line: str) -> say.AbandonedRow:
+    run = execution.run
+    return say.AbandonedRow(
+        id=run.id,
+        lane=text(run.lane),
+        session=None if run.session is None else text(run.session, 1100),
+        reason=text(run.reason),
+        abandoned_for_s=now - since,
+        at=text(line),
+        stack=say.stack_text(stack),
+    )
+
+
+def pong(sup: Supervised) -> say.Pong:
+    """Who this is. Callable from any thread."""
+    return say.Pong(pid=os.getpid(), sessions=directory_of(sup))
+
+
+def directory_of(sup: Supervised) -> str:
+    """The sessions directory, in full: whoever reads it stands elsewhere."""
+    return text(os.path.abspath(os.fspath(sup.layout.root)), 4200)
+
+
+def refused(kind: say.Kind, message: str, field: str = "") -> say.Answer:
+    """Nothing was done, and why."""
+    return say.Answer(error=say.Refused(kind=kind, message=message, field=field))
