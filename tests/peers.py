@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests import blocking
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT, blocking
 
 
 class Peer:

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests import ROOT
+
 _POLL_S = 0.02
 
 
@@ -58,8 +59,9 @@ class Server:
             loops: which of its event loops to run it on, as for `pytest -k`.
         """
         file, _, name = guard.partition("::")
+        (path,) = (ROOT / "tests").rglob(f"test_{file}.py")
         options = ("-x", "-q", "-p", "tests.planted.plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
-        done = self.run(defect, *options, f"tests/test_{file}.py", "-k", f"test_{name} and {loops}")
+        done = self.run(defect, *options, str(path), "-k", f"test_{name} and {loops}")
         assert done.code == pytest.ExitCode.TESTS_FAILED, done.output
         assert re.search(r"\b1 failed", done.output), done.output
         reached = re.search(rf"planted {defect}: reached (\d+) times", done.output)

@@ -1,0 +1,1 @@
+"""The rules of the tree itself, and the tests of what the tests share."""

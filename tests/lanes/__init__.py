@@ -1,0 +1,1 @@
+"""Lanes, groups, turns, runs and their bodies."""

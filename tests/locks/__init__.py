@@ -1,0 +1,1 @@
+"""Leases, appends, reads, and the files beside a session."""

@@ -1,0 +1,1 @@
+"""The supervisor, its process, the commands and the harness."""

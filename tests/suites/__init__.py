@@ -1,0 +1,1 @@
+"""Programmes that cross all floors: sweeps, models, kills, crowds, planted defects."""
