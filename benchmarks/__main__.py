@@ -43,12 +43,20 @@ def gateway() -> list[Figure]:
     return figures()
 
 
+def house() -> list[Figure]:
+    """The figures of the structure."""
+    from .house import figures  # noqa: PLC0415 -- it reads all files with mypy, which the other suites do not need
+
+    return figures()
+
+
 SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "locks": locks,
     "lanes": lanes,
     "process": process,
     "gateway": gateway,
     "foreign": foreign,
+    "house": house,
 }
 
 
