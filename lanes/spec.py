@@ -204,10 +204,12 @@ class GroupSpec:
             )
 
 
+CONTROL = "control"
+"""The lane, and its group, of short work that never waits behind the work that it is about: status, stop, reset."""
 DEFAULT_GROUPS = (
     GroupSpec("main", slots=32, reserve=4),
     GroupSpec("background", slots=8),
-    GroupSpec("control", slots=64),
+    GroupSpec(CONTROL, slots=64),
 )
 DEFAULT_LANES = (
     LaneSpec("session:*"),
@@ -216,6 +218,5 @@ DEFAULT_LANES = (
         LaneSpec(name, capacity=8, group="background", priority="background", queue_limit=1000)
         for name in ("cron", "heartbeat", "subagent")
     ),
-    # Status, stop, reset: short work that must never wait behind the work that it is about.
-    LaneSpec("control", capacity=64, group="control", priority="foreground", timeout=60.0, queue_limit=1000),
+    LaneSpec(CONTROL, capacity=64, group=CONTROL, priority="foreground", timeout=60.0, queue_limit=1000),
 )

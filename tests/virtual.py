@@ -35,6 +35,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import os
 import select
 import selectors
 import threading
@@ -51,6 +52,7 @@ from anyio._backends import _trio as anyio_trio
 from trio._core._run import GLOBAL_RUN_CONTEXT, Runner  # trio has no public way to ask for the next deadline
 
 from locks import _clock
+from runtime.watch import watchdog
 
 T = TypeVar("T")
 
@@ -321,6 +323,9 @@ class VirtualEventLoop(asyncio.SelectorEventLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         with self.clock.held():
             await super().shutdown_default_executor()
+
+
+watchdog._IDLE.add((os.path.basename(__file__), "select"))  # a loop that waits in the selector below is idle
 
 
 class _VirtualSelector(selectors.DefaultSelector):

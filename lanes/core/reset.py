@@ -18,14 +18,13 @@ from locks import _effects
 
 from ..body.context import RunContext
 from ..run import RunState
+from ..spec import CONTROL
 
 if TYPE_CHECKING:
     from ..run import Run
     from .execution import Execution
     from .intake import Request
     from .scheduler import Scheduler
-
-LANE = "control"
 
 
 def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
@@ -35,7 +34,7 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
     file = scheduler.layout.file_of(key)
-    request = scheduler.intake.request(LANE, partial(_put_away, file=file, archive=archive), (), session=key)
+    request = scheduler.intake.request(CONTROL, partial(_put_away, file=file, archive=archive), (), session=key)
     request.goes_first = True
     return _begin(scheduler, request, key, file)
 

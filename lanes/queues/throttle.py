@@ -14,15 +14,10 @@ from collections.abc import Callable
 from locks._events import log
 
 from ..checks import Priority
+from ..spec import CONTROL
 
 INTERVAL_S = {Priority.FOREGROUND: 0.05, Priority.NORMAL: 0.5, Priority.BACKGROUND: 2.0}
 """Seconds between two starts of a class in one group while admission is slowed."""
-
-
-EXEMPT = "control"
-"""The group that is not slowed: what is in it is there to look after the rest."""
-
-
 _RAMP_S = {Priority.FOREGROUND: 0.005, Priority.NORMAL: 0.01, Priority.BACKGROUND: 0.025}
 """The same at the foot of a ramp."""
 
@@ -56,7 +51,7 @@ class Pace:
 
     def holds_back(self, group: str) -> bool:
         """Whether starts in a group are slowed."""
-        return bool(self.why or self._ramp_s) and group != EXEMPT
+        return bool(self.why or self._ramp_s) and group != CONTROL
 
     def slow(self, why: str) -> bool:
         """Slow down; returns whether that is new."""

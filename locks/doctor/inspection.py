@@ -21,6 +21,7 @@ from ..engines.choose import kernel_locks_work
 from ..engines.interface import Right
 from ..engines.kernel import KernelLock
 from ..errors import TranscriptError
+from ..file_kinds import kind_of
 from ..sidecar import lockfile, turn_note
 from ..sidecar.lockfile import Found
 from ..sidecar.payload import parse
@@ -77,7 +78,7 @@ def inspect(path: str) -> Inspection | None:
     try:
         kind = stat.S_IFMT(_os.stat(path).st_mode)
         if kind != stat.S_IFREG:  # looked at before it is opened: opening some devices does something
-            seen.say(Kind.NO_FILE, f"it is {_kind(kind)}: a session needs a regular file", wrong=True)
+            seen.say(Kind.NO_FILE, f"it is {kind_of(kind)}: a session needs a regular file", wrong=True)
             return seen
         fd = _os.open(path, _LOOK)
     except OSError as error:
@@ -253,7 +254,7 @@ def _tell_of_the_rest(seen: Inspection, *, idle: bool) -> None:
         text = f"{os.path.basename(new)} ({size} bytes) was left over by a compaction that did not end"
         seen.say(Kind.LEFT_OVER, text if idle else f"{text}, or is just being written", wrong=idle, mendable=mendable)
     elif kind:
-        seen.say(Kind.NO_LOCK_FILE, f"{os.path.basename(new)} is {_kind(kind)}: no compaction can end", wrong=True)
+        seen.say(Kind.NO_LOCK_FILE, f"{os.path.basename(new)} is {kind_of(kind)}: no compaction can end", wrong=True)
     if seen.links > 1:
         seen.say(Kind.HARD_LINKS, f"it has {seen.links} names (hard links), so it cannot be compacted")
     _tell_of_torn(seen)
@@ -264,7 +265,7 @@ def _tell_of_torn(seen: Inspection) -> None:
     if kind == stat.S_IFREG:
         seen.say(Kind.TORN, f"{size} bytes of torn tails are kept in {os.path.basename(seen.path)}{TORN}")
     elif kind:
-        text = f"{os.path.basename(seen.path)}{TORN} is {_kind(kind)}: no torn tail can be moved there"
+        text = f"{os.path.basename(seen.path)}{TORN} is {kind_of(kind)}: no torn tail can be moved there"
         seen.say(Kind.NO_LOCK_FILE, text, wrong=True)
 
 
@@ -286,11 +287,6 @@ def _look_at_orphans(seen: Inspection) -> None:
     for flock in FLOCKS:
         if kind_and_size(path + flock)[0]:
             seen.say(Kind.ORPHAN, f"{os.path.basename(path)}{flock} is without its session, and harmless")
-
-
-def _kind(kind: int) -> str:
-    names = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO"}
-    return names.get(kind, "a device or a socket")
 
 
 def _unreadable(seen: Inspection, error: OSError) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from .. import _os
 from .._os import FileId
 from ..errors import TranscriptError
+from ..file_kinds import kind_of
 
 MOST_BYTES = 4096
 # Neither follows a symlink, nor waits for the other end of a FIFO, nor lets a terminal take charge of this process.
@@ -55,7 +56,7 @@ def see(path: str) -> Seen | None:
     try:
         found = _os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise _cannot_judge(path, _KINDS.get(stat.S_IFMT(found.st_mode), "no regular file"))
+            raise _cannot_judge(path, kind_of(found.st_mode))
         data = _os.pread(fd, MOST_BYTES + 1, 0)
     finally:
         with contextlib.suppress(OSError):  # the kernel lets go of a descriptor in any case
@@ -77,13 +78,6 @@ _REFUSED = {
     errno.ELOOP: "a symbolic link",
     errno.ENXIO: "a socket or a device",
     errno.EOPNOTSUPP: "a socket",  # on macOS
-}
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
 }
 
 

@@ -37,6 +37,7 @@ from locks import InvalidSession, _clock, _os, process
 from locks._events import log
 from locks.engines.choose import engine_for
 from locks.engines.interface import ProcessLock, Right
+from locks.file_kinds import kind_of
 from locks.rights.open_file import let_go
 
 NAME = ".lanes.owner"
@@ -258,12 +259,9 @@ def _open(path: str, flags: int) -> int:
 
 def _check(path: str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        raise _unusable(path, f"it is a {_KINDS.get(stat.S_IFMT(found.st_mode), 'device')}")
+        raise _unusable(path, f"it is {kind_of(found.st_mode)}")
     if found.st_nlink > 1:
         raise _unusable(path, "it is a hard link to a file that has another name, too")
-
-
-_KINDS = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
 
 def _is_at(path: str, found: os.stat_result) -> bool:

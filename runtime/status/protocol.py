@@ -9,18 +9,17 @@ no clock that both ends share.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
+
+from ..mismatch import taken_apart
 
 LONGEST_LINE = 64 * 1024
 """Bytes of a question."""
 MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES, MOST_ORDERS = 200, 500, 50, 200, 10
 _LONGEST_TEXT = 500
 _LONGEST_STACK = 16_000
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
-_NAMED = re.compile(r"^Object (?P<what>missing required|contains unknown) field `(?P<field>.*)`$", re.DOTALL)
 
 RunId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
@@ -71,7 +70,6 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     sessions: str
     """The directory."""
-    version: str = ""
 
 
 class Lag(msgspec.Struct, frozen=True, kw_only=True):
@@ -296,15 +294,14 @@ def question_of(line: bytes) -> Question:
 
 
 def _explained(error: msgspec.ValidationError) -> BadQuestion:
-    if (named := _NAMED.match(str(error))) is not None:
-        what = "is missing" if named["what"].startswith("missing") else "is not known; allowed: less"
-        return BadQuestion(f"{text(named['field'])}: {what}", text(named["field"]))
-    found = _AT.match(str(error))
-    assert found is not None
-    field, what = found["field"] or "", found["what"].replace("`", "")
-    if field == "ask":
+    found = taken_apart(error)
+    if found.field:
+        what = "is missing" if found.missing else "is not known; allowed: less"
+        return BadQuestion(f"{text(found.field)}: {what}", text(found.field))
+    what = found.what.replace("`", "")
+    if found.path == "ask":
         what = f"{what}; allowed: {', '.join(ASKS)}"
-    return BadQuestion(text(f"{field}: {what}" if field else what), field)
+    return BadQuestion(text(f"{found.path}: {what}" if found.path else what), found.path)
 
 
 def answer_of(line: bytes) -> Answer:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from locks import _os
+from locks.file_kinds import kind_of
 
 LONGEST = 107
 """Bytes of a path that fit into a socket address on Linux, the zero at its end left out."""
@@ -34,14 +35,6 @@ _CREDENTIALS = struct.Struct("3i")
 _BACKLOG = 128
 _TRIES, _PAUSE_S = 100, 0.005
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-_KINDS = {
-    stat.S_IFREG: "a file",
-    stat.S_IFDIR: "a directory",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
 
 
 class StatusSocketError(ValueError):
@@ -150,7 +143,7 @@ def checked(directory: str, *, make: bool = False) -> str:
     except OSError as error:
         raise StatusSocketError(directory, f"cannot be used ({error.strerror})", mine) from error
     if not stat.S_ISDIR(there.st_mode):
-        raise StatusSocketError(directory, f"is {_kind(there)}", mine)
+        raise StatusSocketError(directory, f"is {kind_of(there.st_mode)}", mine)
     if there.st_uid != os.geteuid():
         raise StatusSocketError(directory, f"belongs to user {there.st_uid}", mine)
     if there.st_mode & _WRITABLE_BY_OTHERS:
@@ -202,7 +195,7 @@ def _make_room(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(there.st_mode):
-        raise StatusSocketError(path, f"is {_kind(there)}, which is left alone", free)
+        raise StatusSocketError(path, f"is {kind_of(there.st_mode)}, which is left alone", free)
     if there.st_uid != os.geteuid():
         raise StatusSocketError(path, f"belongs to user {there.st_uid}, and is left alone", free)
     with _os.unix_socket(socket.SOCK_STREAM) as probe:
@@ -226,10 +219,6 @@ def _owner(peer: Peer | None) -> str:
     if peer is None:
         return "a live server"
     return f"process {peer.pid}" + (", which is this one" if peer.pid == os.getpid() else "")
-
-
-def _kind(there: os.stat_result) -> str:
-    return _KINDS.get(stat.S_IFMT(there.st_mode), "no socket")
 
 
 @contextlib.contextmanager

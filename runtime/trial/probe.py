@@ -11,11 +11,11 @@ from anyio import to_thread
 
 from lanes import Draining, RunContext
 from lanes.errors import LaneError
+from lanes.spec import CONTROL
 from runtime.supervisor import Supervisor
 
 EVERY_S = 0.1
 _PATIENCE_S = 30.0
-_LANE = "control"
 
 Answered = Callable[[float, str], object]
 
@@ -54,7 +54,7 @@ class Probe:
 
     def _ask(self) -> str:
         try:
-            run = self._sup.submit_threadsafe(_LANE, self._look)
+            run = self._sup.submit_threadsafe(CONTROL, self._look)
             run.result_sync(_PATIENCE_S)
         except Draining:
             return "draining"

@@ -95,8 +95,3 @@ def line_of(what: Job | Event) -> bytes:
 def name_of(service: str, number: int) -> str:
     """Of a message of the plan."""
     return f"{service}-m{number}"
-
-
-def number_of(name: str) -> int:
-    """The other way round."""
-    return int(name.rpartition("-m")[2])

@@ -15,14 +15,12 @@ import gc
 import linecache
 import math
 import sys
-from collections import deque
 from contextvars import Context
-from pathlib import PurePath
 from types import FrameType
 from typing import Any
 
 from lanes import Run
-from lanes.body.stacks import distance
+from lanes.body.stacks import Place, Places, distance
 from lanes.core.execution import Execution
 from lanes.run import _current
 
@@ -103,9 +101,7 @@ def place_of(frame: FrameType | None) -> str:
     Of a stack that ends inside of a library, the innermost line outside of all libraries: that one can be mended.
     """
     frame = _own(frame)
-    if frame is None:
-        return ""
-    return f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return "" if frame is None else f"{_place(frame)}"
 
 
 def _own(frame: FrameType | None) -> FrameType | None:
@@ -137,17 +133,15 @@ def source_of(frame: FrameType | None) -> str:
 
 def stack_text(frame: FrameType | None) -> str:
     """A stack with its lines of source, outermost call first; of a deep one its inner end. Keeps no frame."""
-    places: list[tuple[str, int, str]] = []
+    places: list[Place] = []
     depth = 0
     while frame is not None and depth < _MOST_FRAMES:
         if depth < _KEPT_FRAMES:
-            places.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+            places.append(_place(frame))
         depth += 1
         frame = frame.f_back
-    lines = deque(
-        f'  File "{file}", line {number}, in {function}\n    {linecache.getline(file, number).strip()}'
-        for file, number, function in reversed(places)
-    )
-    if depth > len(places):
-        lines.appendleft(f"  … {depth - len(places)} outer calls …")
-    return "\n".join(lines)
+    return Places(tuple(reversed(places)), depth - len(places)).told()
+
+
+def _place(frame: FrameType) -> Place:
+    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)

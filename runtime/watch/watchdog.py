@@ -414,10 +414,7 @@ _IDLE = {
     ("windows_events.py", "_poll"),
     ("runners.py", "run"),  # uvloop waits in compiled code, without a frame
     ("base_events.py", "run_forever"),
-    ("virtual.py", "select"),
 }
-
-
 _RUNS_A_LOOP = {"run_until_complete", "run_forever"}
 
 

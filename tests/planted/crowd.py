@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lanes.core import reset
 from lanes.core.intake import Intake
+from lanes.spec import CONTROL
 from locks import Fence, LockRegistry, _os
 from locks.doctor import mending
 from locks.engines.kernel import KernelLock
@@ -108,7 +108,7 @@ def reset_waits_for_nobody(reached: Reached) -> None:
     request = Intake.request
 
     def request_without_turn(self: Intake, lane: str, *args: Any, **options: Any) -> Any:
-        if lane == reset.LANE:
+        if lane == CONTROL:
             options["turn"] = False
         return request(self, lane, *args, **options)
 

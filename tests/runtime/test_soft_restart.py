@@ -466,7 +466,7 @@ PLANTED = {
     ),
     "a restart that never ends": (
         "import anyio\n"
-        "from runtime.cli import processes\n"
+        "from runtime.trial import processes\n"
         "from runtime.restart import Restarts\n"
         "processes._MARGIN_S = 1.0\n"
         "async def never(self):\n"
