@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from locks import InvalidSession
-from locks.checks import in_full
-from locks.transcript import HEADER_KEY
+from locks.lowlevel import HEADER_KEY, in_full
 
 from .errors import InvalidLane
 

@@ -16,9 +16,10 @@ from .errors import (
     Superseded,
     TranscriptError,
 )
-from .holder import Fence, Holder
+from .holder import Holder
 from .lease import Lease
 from .registry import LockRegistry
+from .rights.fence import Fence
 from .statistics import HeldRight, RegistryStatistics, WaitingClaim
 from .transcript import BrokenLine, Position, Records
 

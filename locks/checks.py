@@ -6,10 +6,7 @@ All of it raises `ValueError`, of the wrong type or not: one thing to catch. Not
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
-
-from .errors import InvalidSession
 
 LARGEST_IDENTITY = 10**100 - 1
 
@@ -97,48 +94,6 @@ def instance_of(field: str, value: Any, kind: type, *, none: bool = False) -> No
         raise ValueError(
             f"{field}: {value!r:.80} is no {kind.__name__}; allowed: a {kind.__name__}{' or None' if none else ''}"
         )
-
-
-def checked_path(path: str | os.PathLike[str]) -> str:
-    """The path as text, in full: it leads to the same file when the program changes its directory later.
-
-    Nothing in it is resolved: `..` and symbolic links are left to the system, and `~` is a name like any other.
-
-    Raises:
-        InvalidSession: it is empty, no text, or has a NUL or a lone surrogate in it; or it is relative, and there is no
-            current directory any more.
-    """
-    text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if isinstance(text, str) and text and "\0" not in text:
-        if text.isascii():
-            return in_full("path", text)
-        try:
-            os.fsencode(text)
-        except UnicodeEncodeError:
-            pass
-        else:
-            return in_full("path", text)
-    raise InvalidSession(
-        f"path: {text!r:.80} cannot name a transcript; allowed: a non-empty str or PathLike of one, without NUL or lone"
-        " surrogates"
-    )
-
-
-def in_full(field: str, path: str) -> str:
-    """A path from the root, as it leads there now.
-
-    Raises:
-        InvalidSession: it is relative, and the current directory was removed, or cannot be told.
-    """
-    if os.path.isabs(path):
-        return path
-    try:
-        return os.path.join(os.getcwd(), path)
-    except OSError as error:
-        raise InvalidSession(
-            f"{field}: {path!r:.80} is relative, and there is no current directory ({error.strerror or error}); "
-            "allowed: an absolute path, or to change to a directory first"
-        ) from error
 
 
 def _is_number(value: object) -> bool:

@@ -6,10 +6,9 @@ repeats a whole model call. `retryable` says whether asking again later can help
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .holder import Holder
+from .holder import Holder
 
 
 class LockError(Exception):

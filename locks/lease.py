@@ -16,8 +16,9 @@ from ._loop import current_task
 from .checks import instance_of, instant
 from .engines.interface import Right
 from .errors import LeaseExpired, LeaseLost
-from .holder import Fence, Holder
+from .holder import Holder
 from .rights.claim import Claim, without
+from .rights.fence import Fence
 from .rights.messages import name_successor
 from .transcript import OnError, Position, Records, encode_all
 from .transcript.compaction import replace

@@ -13,14 +13,16 @@ from . import _effects, transcript
 from ._loop import current_task, from_thread, on_loop_thread
 from ._os import FileId
 from ._threads import in_thread
-from .checks import checked_path, flag, instance_of, seconds
+from .checks import flag, instance_of, seconds
 from .engines.choose import EngineName
 from .engines.interface import LeaseEngine, Right
 from .errors import LeaseLost, Revoked
-from .holder import Fence, Holder, current_fence
+from .holder import Holder
 from .lease import Lease
+from .paths import checked_path
 from .rights.arbiter import Arbiter, live_arbiters
 from .rights.claim import Claim, ClaimState, without
+from .rights.fence import Fence, current_fence
 from .rights.open_file import Entry
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from locks import Lease, Position, Records
-from locks.transcript import encode_all, encode_header
+from locks.lowlevel import encode_all, encode_header
 
 if TYPE_CHECKING:
     from locks import Fence, LockRegistry

@@ -30,7 +30,7 @@ import anyio
 
 from locks import DeadlockError, Holder, LockRegistry, Right, _effects
 from locks._loop import current_task
-from locks.rights.deadlock import AnyOf, name_of
+from locks.lowlevel import AnyOf, name_of
 
 from ..checks import Priority
 from ..run import RunState

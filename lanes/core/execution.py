@@ -12,8 +12,7 @@ import anyio
 
 from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
 from locks._loop import current_task
-from locks.holder import current_fence
-from locks.rights.claim import Claim
+from locks.lowlevel import Claim, current_fence
 
 from ..body.context import RunContext
 from ..body.inbox import Inbox

@@ -15,7 +15,7 @@ import anyio
 
 from locks import Right, _clock, _effects
 from locks._loop import know_loop
-from locks.rights.claim import Claim
+from locks.lowlevel import Claim
 
 from ..checks import Priority
 from ..queues.groups import Group

@@ -16,12 +16,12 @@ import stat
 from contextlib import suppress
 
 from .. import _os, process
-from ..checks import in_full
 from ..engines.choose import kernel_locks_work
 from ..engines.interface import Right
 from ..engines.kernel import KernelLock
 from ..errors import TranscriptError
 from ..file_kinds import kind_of
+from ..paths import in_full
 from ..sidecar import lockfile, turn_note
 from ..sidecar.lockfile import Found
 from ..sidecar.payload import parse

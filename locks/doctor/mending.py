@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import _os
-from ..checks import in_full
 from ..engines.choose import engine_for
 from ..engines.interface import Right
 from ..errors import TranscriptError
 from ..network import refuse
+from ..paths import in_full
 from ..rights.open_file import Entry
 from ..sidecar import lockfile
 from ..sidecar.lockfile import Found, Written

@@ -32,10 +32,11 @@ from ..checks import flag, seconds
 from ..engines.choose import EngineName, engine_for
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, LockError, Revoked, RunEnded, TranscriptError
-from ..holder import Fence, Holder, current_fence
+from ..holder import Holder
 from ..sidecar.guards import Manners
 from .claim import Claim, ClaimState, without
 from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending, tasks_of
+from .fence import Fence, current_fence
 from .messages import left_while_writing, name_successor, superseded, timed_out
 from .open_file import Entry
 from .open_files import OpenFiles
@@ -292,11 +293,14 @@ class Arbiter:
     def end(self, fence: Fence, kind: type[LeaseLost] = RunEnded) -> None:
         """Refuse every later write of a run, and take away whatever its tasks still hold."""
         fence.close(kind)
-        for claim in list(fence.claims):
-            assert claim.entry is not None
-            path = claim.entry.path
-            message = f"{claim.holder} has ended: what it still held of {path} is taken away"
-            self._revoke(claim, kind(message, path=path, holder=claim.holder))
+        for held in list(fence.claims):
+            held.end_with_run(kind)
+
+    def _end_claim(self, claim: Claim, kind: type[LeaseLost]) -> None:
+        assert claim.entry is not None
+        path = claim.entry.path
+        message = f"{claim.holder} has ended: what it still held of {path} is taken away"
+        self._revoke(claim, kind(message, path=path, holder=claim.holder))
 
     def _revoke(self, claim: Claim, error: LeaseLost) -> None:
         """Take a right away, on the loop's thread."""
@@ -312,9 +316,8 @@ class Arbiter:
         Callable from any thread.
         """
         now = _clock.clock.now()
-        for claim in fence.claims:
-            if claim.lost is None and now - claim.next_due() >= claim.suspended_after():
-                claim.forgive(now)  # as the steward would: when a process goes on, either of them may come first
+        for held in fence.claims:
+            held.catch_up(now)  # as the steward would: when a process goes on, either of them may come first
         fence.end_by(at)
         self._steward.look_by(at)
 
@@ -678,6 +681,7 @@ class Arbiter:
     def _now_held(self, claim: Claim) -> None:
         if claim.fence is not None:
             claim.fence.claims[claim] = None
+            claim.on_run_end = self._end_claim
         if claim.changed is not None:
             claim.changed.set()
         self._steward.watch(claim)  # last, but for what is counted: by that it is known to have been done

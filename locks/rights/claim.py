@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _clock
 from ..errors import LeaseLost, Revoked
-from ..holder import Fence, Holder
+from ..holder import Holder
+from .fence import Fence
 
 if TYPE_CHECKING:
     import anyio
@@ -101,6 +102,9 @@ class Claim:
     """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
     on_lost: Callable[[LeaseLost], Any] | None = None
     """Called on the loop when the claim is lost, for whoever owns it without a block."""
+
+    on_run_end: Callable[[Claim, type[LeaseLost]], object] | None = None
+    """Called by `end_with_run`; set while a run holds the right."""
 
     def __init__(
         self,
@@ -204,10 +208,20 @@ class Claim:
         least, most = _SUSPENDED_AFTER_S
         return max(least, min(self.grace, most))
 
-    def forgive(self, now: float) -> None:
+    def catch_up(self, now: float) -> None:
+        """Start the grace again if the process stood still past the end of it."""
+        if self.lost is None and now - self.next_due() >= self.suspended_after():
+            self.restart_grace(now)
+
+    def end_with_run(self, kind: type[LeaseLost]) -> None:
+        """Take the right away: its run has ended."""
+        if self.on_run_end is not None:
+            self.on_run_end(self, kind)
+
+    def restart_grace(self, now: float) -> None:
         """Start the grace afresh: nobody could have met a deadline while the process stood still."""
         if self.fence is not None:
-            self.fence.forgive(now)
+            self.fence.restart_grace(now)
         if self.fence is None or self.expires or self.ends_at < math.inf:
             self.revoke_at = max(self.revoke_at, now + self.grace)
         else:  # it goes by its run's grace, not by ours

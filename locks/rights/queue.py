@@ -26,9 +26,9 @@ from .._mutex import Mutex
 from ..engines.interface import ProcessLock, Right
 from ..engines.wakeup import Bell
 from ..errors import LeaseLost
-from ..holder import Fence
 from ..sidecar.guards import Guard
 from .claim import Claim, ClaimState
+from .fence import Fence
 
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
 POLL_LISTENING_S = 0.002

@@ -113,7 +113,7 @@ class Steward:
         if late >= claim.suspended_after():
             # Not even this thread was here in time: the process was stopped, or the machine suspended.
             self._log("steward_late", level="warning", claim=repr(claim), late_s=round(late, 3))
-            claim.forgive(now)
+            claim.restart_grace(now)
         if not claim.deadline_told and now >= claim.deadline:
             claim.deadline_told = True
             if claim.expires:  # else an enclosing scope or the run cancels the block by itself: two timers would race

@@ -34,8 +34,8 @@ from .._loop import current_task
 from .._threads import in_thread
 from ..engines.interface import Right
 from ..errors import LeaseLost, TranscriptError
-from ..holder import Fence
 from ..rights.claim import Claim, without
+from ..rights.fence import Fence
 from ..rights.open_file import Entry, cannot, let_go
 from ..rights.queue import RightQueue
 from .appending import check_in_place

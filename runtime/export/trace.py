@@ -31,8 +31,7 @@ from locks import _clock, _events
 from .event_file import EventFile
 
 if TYPE_CHECKING:
-    from locks.rights.arbiter import Arbiter
-    from locks.rights.claim import Claim
+    from locks.lowlevel import Arbiter, Claim
 
 _LANES, _SESSIONS, _PROCESS = 1, 2, 3
 """The groups of tracks; "processes" to the viewers."""

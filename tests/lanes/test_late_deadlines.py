@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
 from lanes.core.loop_lag import Unwatched, late_reason
-from locks.holder import Fence
+from locks import Fence
 from runtime import Supervisor
 from runtime.inspect.run_report import where
 from tests.supervised import Shielded, about, assert_empty, gone
@@ -267,16 +267,16 @@ async def test_late_timers_of_an_idle_loop_put_nothing_off(sup, virtual):
 
 async def test_a_grace_that_is_forgiven_starts_afresh_each_time_and_never_grows(virtual):
     fence = Fence(lane="work", run_id=1, deadline=1010.0, end_at=1012.0)
-    fence.forgive(virtual.now())
+    fence.restart_grace(virtual.now())
     assert fence.end_at == 1012.0, "the deadline has not come"
     for stopped_until in (1050.0, 1051.0, 1100.0):
         virtual.advance(stopped_until - virtual.now())
         for _ in range(3):  # for each right that the run holds
-            fence.forgive(virtual.now())
+            fence.restart_grace(virtual.now())
         assert fence.end_at == stopped_until + GRACE
     fence.close()
     virtual.advance(50.0)
-    fence.forgive(virtual.now())
+    fence.restart_grace(virtual.now())
     assert fence.closed and fence.end_at == 1102.0
 
 
@@ -285,5 +285,5 @@ async def test_a_run_that_was_asked_to_end_is_forgiven_by_its_own_grace(virtual)
     fence.end_by(virtual.now() + GRACE)
     virtual.advance(30.0)
     assert fence.closed
-    fence.forgive(virtual.now())
+    fence.restart_grace(virtual.now())
     assert fence.end_at == virtual.now() + GRACE and not fence.closed

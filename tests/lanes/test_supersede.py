@@ -14,7 +14,7 @@ from anyio import CancelScope, create_task_group, fail_after, to_thread
 from lanes import RunState
 from locks import Fence, Holder, Lease, LeaseLost, LockRegistry, Right, Superseded, _os
 from locks.engines.kernel import _BASES
-from locks.holder import current_fence
+from locks.lowlevel import current_fence
 from runtime import Supervisor
 from tests import blocking
 from tests.poll import eventually

@@ -11,7 +11,7 @@ import pytest
 from anyio import CancelScope, create_task_group
 
 from locks import DeadlockError, Fence, Holder, LeaseTimeout, LockRegistry, Revoked, Right, Superseded
-from locks.holder import current_fence
+from locks.lowlevel import current_fence
 from runtime import Supervisor
 
 

@@ -11,7 +11,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after
 
 from locks import Fence, LeaseExpired, LeaseLost, LockRegistry, Revoked, Right
-from locks.holder import current_fence
+from locks.lowlevel import current_fence
 
 
 @pytest.fixture(params=["kernel", "none"])

@@ -9,8 +9,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 
 from locks import Fence, LeaseExpired, LeaseLost, LockRegistry, Revoked, Right
-from locks.holder import current_fence
-from locks.rights.claim import Claim
+from locks.lowlevel import Claim, current_fence
 
 
 @pytest.fixture(params=["kernel", "none"])

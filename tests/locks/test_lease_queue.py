@@ -11,7 +11,7 @@ from anyio import create_task_group
 
 from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right
 from locks.engines.kernel import KernelLock
-from locks.rights.claim import Claim
+from locks.lowlevel import Claim
 from locks.rights.open_file import open_file
 from locks.rights.queue import RightQueue
 from locks.sidecar import turn_note

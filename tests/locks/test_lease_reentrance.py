@@ -9,7 +9,7 @@ import pytest
 from anyio import create_task_group, to_thread
 
 from locks import Fence, LockRegistry, Revoked
-from locks.holder import current_fence
+from locks.lowlevel import current_fence
 
 
 @pytest.fixture(params=["kernel", "none"])

@@ -12,7 +12,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, to_thread
 
 from locks import Fence, LeaseLost, LockRegistry, Revoked, Right, RunEnded, Superseded, _os
-from locks.holder import current_fence
+from locks.lowlevel import current_fence
 from tests.poll import eventually
 
 

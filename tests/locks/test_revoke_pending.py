@@ -13,7 +13,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 
 from locks import Fence, Holder, LeaseLost, LeaseTimeout, LockRegistry, Revoked, Right, RunEnded, _os
-from locks.holder import current_fence
+from locks.lowlevel import current_fence
 from tests import blocking
 
 

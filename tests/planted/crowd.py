@@ -16,7 +16,7 @@ from lanes.spec import CONTROL
 from locks import Fence, LockRegistry, _os
 from locks.doctor import mending
 from locks.engines.kernel import KernelLock
-from locks.rights.claim import Claim
+from locks.lowlevel import Claim
 from locks.transcript import Position, appending, replacing
 from tests.planted.locks import plant
 

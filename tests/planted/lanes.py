@@ -16,9 +16,8 @@ from lanes.core.scheduler import Scheduler
 from lanes.queues import groups, turns
 from lanes.queues.lane import Lane
 from lanes.spec_table import SpecTable
-from locks import LockRegistry, _effects
-from locks.holder import Fence
-from locks.rights.claim import Claim
+from locks import Fence, LockRegistry, _effects
+from locks.lowlevel import Claim
 from locks.rights.deadlock import WaitGraph
 from runtime import statistics
 

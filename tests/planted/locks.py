@@ -250,10 +250,10 @@ def superseded_unlocked() -> None:
 def suspended_revoked() -> None:
     """Revokes when the process goes on, as if it had been there all the time."""
 
-    def forgive(self: claim.Claim, now: float) -> None:
+    def restart_grace(self: claim.Claim, now: float) -> None:
         reached["suspended_revoked"] += 1
 
-    plant(claim.Claim, "forgive", forgive)
+    plant(claim.Claim, "restart_grace", restart_grace)
 
 
 def idle_beyond_max_hold() -> None:

@@ -13,7 +13,7 @@ from lanes.core import finish
 from lanes.core.execution import Execution
 from lanes.core.finish import Finishing
 from lanes.queues.throttle import Pace
-from locks.holder import Fence
+from locks import Fence
 from runtime import restart as restarts
 from runtime.drain import Drain, DrainReport
 from runtime.restart import Restarts
@@ -127,18 +127,18 @@ def grace_given_for_ever() -> None:
 
 def fence_not_forgiven() -> None:
     """A process that was stopped finds its permission to write gone."""
-    Fence.forgive = nothing("fence_not_forgiven")  # type: ignore[method-assign]
+    Fence.restart_grace = nothing("fence_not_forgiven")  # type: ignore[method-assign]
 
 
 def fence_forgiven_twice() -> None:
     """Each time that a grace starts afresh, it is longer."""
 
-    def forgive(self: Fence, now: float) -> None:
+    def restart_grace(self: Fence, now: float) -> None:
         reached["fence_forgiven_twice"] += 1
         if self.deadline <= now and not self._closed:
             self.end_at = max(self.end_at, now + self.end_at - self.deadline)
 
-    Fence.forgive = forgive  # type: ignore[method-assign]
+    Fence.restart_grace = restart_grace  # type: ignore[method-assign]
 
 
 def ramp_ignored() -> None:

@@ -27,8 +27,8 @@ from lanes.core.scheduler import Scheduler
 from lanes.errors import LaneError
 from lanes.queues.groups import Group
 from locks import DeadlockError, LeaseLost, LeaseTimeout, LockRegistry
+from locks.lowlevel import Claim
 from locks.rights import deadlock
-from locks.rights.claim import Claim
 from locks.rights.deadlock import AnyOf, WaitGraph
 from runtime import Supervisor
 from tests.deadlock_model import Picture, Right, Seen, Step, System, able_to_end, system_of

@@ -30,8 +30,8 @@ from anyio import CancelScope
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from locks import Lease, LockError, LockRegistry, Position, process
-from locks.holder import Fence, current_fence
+from locks import Fence, Lease, LockError, LockRegistry, Position, process
+from locks.lowlevel import current_fence
 from locks.sidecar import lockfile
 from locks.sidecar.payload import Terms, encode
 from tests import leaks

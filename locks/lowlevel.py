@@ -1,0 +1,22 @@
+"""The schedulers' face: what a scheduler of runs needs of this package besides what users need."""
+
+from .paths import in_full
+from .rights.arbiter import Arbiter
+from .rights.claim import Claim, ClaimState
+from .rights.deadlock import AnyOf, WaitSource, name_of
+from .rights.fence import current_fence
+from .transcript import HEADER_KEY, encode_all, encode_header
+
+__all__ = [
+    "HEADER_KEY",
+    "AnyOf",
+    "Arbiter",
+    "Claim",
+    "ClaimState",
+    "WaitSource",
+    "current_fence",
+    "encode_all",
+    "encode_header",
+    "in_full",
+    "name_of",
+]
