@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,11 +24,25 @@ if TYPE_CHECKING:
     from ..checks import Priority
     from ..layout import SessionLayout
     from ..message import Message
+    from ..queues.groups import Group
     from ..queues.lane import Lane
+    from ..queues.throttle import Pace
     from ..queues.timers import Timer
+    from ..queues.turns import Turns
     from ..spec import LaneSpec, WhenBusy
     from .deadlock import Waits
     from .intake import Intake
+    from .task_host import TaskHost
+
+
+@dataclass(slots=True)
+class Wait:
+    """A body waits for a run: for its end, and then for a slot again."""
+
+    run: Run | None
+    """`None` once that run has ended."""
+    limited: bool
+    """Whether a time limit of the body's own ends the wait."""
 
 
 class Owner(Protocol):
@@ -41,7 +56,16 @@ class Owner(Protocol):
     new_event: Callable[[], anyio.Event]
     waits: Waits
     intake: Intake
+    tasks: TaskHost | None
+    starting: bool
+    """Whether queued work is started."""
+    groups: dict[str, Group]
+    turns: Turns
+    pace: Pace
     late_events_dropped: int
+
+    def may_start(self, execution: Execution) -> bool:
+        """Whether it may be started at all."""
 
     def end(self, execution: Execution, state: RunState, reason: str) -> bool:
         """End a queued or running execution for the given cause; returns whether this is the cause now."""
@@ -107,6 +131,8 @@ class Execution:
     children: dict[Execution, None] | None = None
     steered_into: Execution | None = None
     """Whose inbox its message went into."""
+    wait: Wait | None = None
+    """There while the task of its body waits for another run."""
     answering: list[Execution] | None = None
     """Those whose messages the body has read from its inbox: they share its outcome."""
     _inbox: Inbox | None = None
@@ -216,6 +242,14 @@ class Execution:
             DeadlockError: as `Run.wait`.
         """
         await self.owner.waits.wait(self, run, ended)
+
+    def begin_wait(self, run: Run, *, limited: bool) -> None:
+        """The task of its body waits for a run."""
+        self.wait = Wait(run, limited)
+
+    def end_wait(self) -> None:
+        """The task of its body goes on."""
+        self.wait = None
 
     def begin(self) -> None:
         """Set the deadlines: they count from here."""

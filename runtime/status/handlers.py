@@ -300,7 +300,7 @@ class Answers:
             what = f"the {claim.right} lease of {run.session or os.path.basename(claim.path)}"
             return _Wait(what, "another process" if claim.behind is None else str(claim.behind), _own_run(claim))
         if not one.is_queued():
-            awaited = scheduler.waits._waiting.get(one)
+            awaited = one.wait.run if one.wait is not None else None
             if awaited is not None:
                 return _Wait(f"run {awaited.id}", f"run {awaited.id} on lane {awaited.lane}", awaited.id)
             returns = scheduler.groups[one.spec.group].keeps_waiting(one)

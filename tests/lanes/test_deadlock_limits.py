@@ -50,7 +50,7 @@ async def sup(virtual, tmp_path):
         yield sup
         assert_empty(sup)
         assert len(sup._scheduler.waits) == 0
-        assert sup._scheduler.waits._limited == set()
+        assert sup._scheduler.waits._awaited == {}
 
 
 # Without a slot

@@ -20,7 +20,8 @@ import pytest
 from anyio import get_cancelled_exc_class
 
 from lanes import GroupSpec, LaneSpec, Message, Run, RunContext
-from lanes.checks import Priority
+from lanes.core import deadlock as run_deadlock
+from lanes.core import needs
 from lanes.core.deadlock import Waits
 from lanes.core.execution import Execution
 from lanes.core.scheduler import Scheduler
@@ -351,24 +352,15 @@ def wait_timeout_unseen(patch: pytest.MonkeyPatch) -> None:
 
 def lending_ignored(patch: pytest.MonkeyPatch) -> None:
     """The slot that the waiting run lends counts as taken."""
-    slot = Waits._slot
-
-    def slot_with_lent(self: Waits, one: Execution, urgency: Priority) -> Any:
-        waiting, self._waiting = self._waiting, {}
-        try:
-            return slot(self, one, urgency)
-        finally:
-            self._waiting = waiting
-
-    patch.setattr(Waits, "_slot", slot_with_lent)
+    patch.setattr(needs, "_lends", lambda one: False)
 
 
 def alternatives_ignored(patch: pytest.MonkeyPatch) -> None:
     """All who have a place or a slot are waited for, where any one of them would do."""
-    needs = Waits.needs
+    source = Waits.needs
 
     def needs_all(self: Waits, node: object) -> list[object]:
-        return [one for some in needs(self, node) for one in (some.nodes if isinstance(some, AnyOf) else (some,))]
+        return [one for some in source(self, node) for one in (some.nodes if isinstance(some, AnyOf) else (some,))]
 
     patch.setattr(Waits, "needs", needs_all)
 
@@ -385,23 +377,22 @@ def taken_turn_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def end_ignored(patch: pytest.MonkeyPatch) -> None:
     """A run that was asked to end is waited for like any other one."""
-    needs = Waits._needs
+    needed = run_deadlock._needed
 
-    def needs_of_one_that_goes_on(self: Waits, one: Execution) -> Any:
+    def needed_by_one_that_goes_on(one: Execution, which: Any) -> Any:
         cause, one.cause = one.cause, None
         try:
-            return needs(self, one)
+            return needed(one, which)
         finally:
             one.cause = cause
 
-    patch.setattr(Waits, "_needs", needs_of_one_that_goes_on)
+    patch.setattr(run_deadlock, "_needed", needed_by_one_that_goes_on)
     patch.setattr(deadlock, "_was_told_to_end", lambda held: False)
 
 
 def places_ignored(patch: pytest.MonkeyPatch) -> None:
     """A lane that is full is taken to have a place."""
-    needs = Waits._needs
-    patch.setattr(Waits, "_needs", lambda self, one: [some for some in needs(self, one) if some[0] != "place"])
+    patch.setattr(needs, "_place", lambda lane: [])
 
 
 PLANTED = {

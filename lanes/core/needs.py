@@ -1,0 +1,172 @@
+"""What a run waits for, and whether a new one would start at once: the one answer, read by all that report it.
+
+The deadlock detector searches it (`deadlock`), `lanes status` shows the first need of each run, `lanes stack` all needs
+of one, and a queue timeout and `LaneBusy` name the run that is in the way.
+
+`needs_of` gives a list, in the order in which an operator asks, all of whose members must come true; each by any one of
+the runs and tasks in it. A run that is under way needs the task of its body to go on. That task needs the run that it
+waits for, or, while it waits for its slot again, any one of the runs that have the slots; or the right that it waits
+for in the lock registry. A queued run needs the run right before it in its session, or whatever has the session's turn
+in the lock registry; any one of the runs on its lane when that is full; and any one of the runs that have the slots of
+its group when none is left for it, or for a run that goes before it on its lane. A run that waits for another one has
+lent its slot; a run that waits for a right has not. What no run or task here decides is in the list as well: whether
+the supervisor starts anything, the instant before which the run must not start, a turn of another process, the pace.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING, NamedTuple
+
+from locks import Right, _clock
+
+from ..checks import Priority
+from ..run import RunState
+from .execution import Execution
+
+if TYPE_CHECKING:
+    from ..queues.lane import Lane
+    from .execution import Owner
+
+
+class Kind(Enum):
+    """What has to come."""
+
+    READER = auto()
+    """The run in whose inbox its message was put has to read it, or, once it has, to end: they share an outcome."""
+    RUN = auto()
+    """The run that its body waits for has to end."""
+    RIGHT = auto()
+    """A right in the lock registry, which its body waits for, has to be given back."""
+    BODY = auto()
+    """Its body waits in the lock registry: the task of the body stands for all that it needs there."""
+    ADMISSION = auto()
+    """The supervisor has to start work: it is not started yet, or drains."""
+    INSTANT = auto()
+    """The clock has to reach `held_until`: its sender may say more, or its last attempt has just failed."""
+    TURN = auto()
+    """The run before it in its session has to end."""
+    HELD = auto()
+    """The turn of its session has to be given back by what is in no queue here: a task, or another process."""
+    PLACE = auto()
+    """A run on its lane has to end: the lane is full."""
+    SLOT = auto()
+    """A run of its group has to give its slot back."""
+    PACE = auto()
+    """Admission is slowed: it starts soon."""
+
+
+class Need(NamedTuple):
+    """One thing that has to come before a run can go on."""
+
+    kind: Kind
+    any_of: tuple[object, ...] = ()
+    """Runs and tasks, any one of which brings it; none where the clock, an operator or another process does."""
+    limited: bool = False
+    """Whether a time limit of its own ends the wait, whatever it waits for."""
+
+
+def needs_of(one: Execution) -> list[Need]:
+    """All that has to come before a run can go on, or can start; nothing where it goes on by itself."""
+    if one.over:
+        return []
+    if one.steered_into is not None:
+        return [Need(Kind.READER, (one.steered_into,))]
+    return _needs_of_body(one) if one.run.state is RunState.RUNNING else _needs_of_queued(one)
+
+
+def awaited_by(one: Execution) -> list[Need]:
+    """What the task of a body needs while it waits for another run: that one's end, then a slot again."""
+    wait = one.wait
+    if wait is None:
+        return []
+    if wait.run is not None:
+        target = wait.run._execution
+        return [Need(Kind.RUN, (target,), wait.limited)] if target is not None else []
+    if not one.owner.groups[one.spec.group].keeps_waiting(one):
+        return []
+    return _slot(one, one.urgency, limited=wait.limited)
+
+
+def _needs_of_body(one: Execution) -> list[Need]:
+    needs, task, registry = awaited_by(one), one.fence.task, one.owner.registry
+    if task is not None and registry.waits(
+        task
+    ):  # in this registry, or in another one that a search here does not know
+        needs += [Need(Kind.RIGHT, (holder,)) for holder in registry.needs(task)]
+        needs.append(Need(Kind.BODY, (task,)))
+    return needs
+
+
+def _needs_of_queued(one: Execution) -> list[Need]:
+    board, urgency, needs = one.owner, one.urgency, list[Need]()
+    if board.tasks is None or not board.may_start(one):
+        needs.append(Need(Kind.ADMISSION))
+    if one.held_until > _clock.clock.now():
+        needs.append(Need(Kind.INSTANT))
+    if one.in_line and one.file is not None:
+        ahead, at_front = board.turns.place(one.file, one)
+        urgency = min(urgency, at_front)  # a run that waits for its turn lends it its priority
+        if ahead is not None:
+            needs.append(Need(Kind.TURN, (ahead,)))
+        else:
+            held = [Need(Kind.HELD, (task,)) for task in board.registry.keepers(one.file, Right.TURN)]
+            needs += held or ([Need(Kind.HELD)] if one.turn_scope is not None else [])
+    needs += _place(one.lane)
+    if urgency == one.urgency:
+        urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it does not overtake those
+    needs += _slot(one, urgency)
+    if board.pace.holds_back(one.spec.group):
+        needs.append(Need(Kind.PACE))
+    return needs
+
+
+def _place(lane: Lane) -> list[Need]:
+    return [Need(Kind.PLACE, tuple(lane.running))] if len(lane.running) >= lane.spec.capacity else []
+
+
+def _slot(one: Execution, urgency: Priority, *, limited: bool = False) -> list[Need]:
+    """The runs that keep one of that class from a slot."""
+    group = one.owner.groups[one.spec.group]
+    if group.has_slot(urgency):
+        return []
+    # A run whose wait is about to begin has not lent its slot yet.
+    holders = [holder for holder in group.holders if not _lends(holder)]
+    others = [holder for holder in holders if group.holders[holder] is not Priority.FOREGROUND]
+    needs = list[Need]()
+    if len(holders) >= group.spec.slots:
+        needs.append(Need(Kind.SLOT, tuple(holders), limited))
+    if urgency is not Priority.FOREGROUND and len(others) >= group.spec.slots - group.spec.reserve:
+        needs.append(Need(Kind.SLOT, tuple(others), limited))
+    return needs
+
+
+def _lends(one: Execution) -> bool:
+    return one.wait is not None and one.wait.run is not None
+
+
+def busy(board: Owner, lane: Lane, file: str | None) -> Need | None:
+    """What a new run would wait for in its session, or, without one, on its lane; `None` when that is free."""
+    if file is None:
+        return next(iter(_place(lane)), None)
+    front = board.turns.front(file)
+    return Need(Kind.TURN, (front,)) if front is not None else None
+
+
+def would_start(board: Owner, lane: Lane, file: str | None, urgency: Priority, *, held: bool) -> bool:
+    """Whether a new run would start in the moment that it is submitted: no run is before it anywhere.
+
+    Args:
+        file: the session whose turn it needs.
+        held: whether it must not start before some instant.
+    """
+    return (
+        not held
+        and board.starting
+        and board.tasks is not None
+        and len(lane.running) < lane.spec.capacity
+        and (not lane.queued or lane.next() is None)
+        and (file is None or board.turns.front(file) is None)
+        and not board.pace.holds_back(lane.spec.group)
+        and board.groups[lane.spec.group].would_start(urgency)
+    )
