@@ -15,6 +15,7 @@ from .latency import figures as latency
 from .lifetime import figures as lifetime
 from .many import figures as many
 from .measure import Figure, quiet, table
+from .path import figures as path
 from .process import figures as surroundings
 from .restarts import figures as restarts
 from .soak import figures as soak
@@ -57,6 +58,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "gateway": gateway,
     "foreign": foreign,
     "house": house,
+    "path": path,
 }
 
 

@@ -1,21 +1,22 @@
 """Trying again: how often, after how long, and what it is worth trying again for.
 
-The waits come from tenacity: they double from `wait` to `max_wait`, and each has some jitter on top, so that runs which
-failed together do not come back together. tenacity would also sleep, but between two attempts a run sleeps nowhere: it
-stands in its lane's queue without place and slot, and the scheduler's timers bring it back.
+The waits double from `wait` to `max_wait`, and each has some jitter on top, so that runs which failed together do not
+come back together. Between two attempts a run sleeps nowhere: it stands in its lane's queue without place and slot, and
+the scheduler's timers bring it back.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
-
-import tenacity
 
 from locks._events import described, log
 
 from . import checks
 from .errors import InvalidLane
+
+_MOST_DOUBLINGS = 1000
+"""More are too many for a float, and every wait is at its maximum long before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +75,10 @@ class RetrySpec:
         """Seconds to wait after that attempt (1, 2, …) has failed: `wait` doubled each time, plus up to `wait`, within
         `max_wait`.
         """
-        if not self.wait:
-            return 0.0  # which tenacity doubles to its maximum once the power of two is too large for a float
-        # The doubling ends early enough to leave room for the jitter: those who failed together for long need it most.
+        # The doubling ends early enough to leave room for the jitter: runs that failed together for long need it most.
         top = max(self.wait, self.max_wait - self.wait)
-        strategy = tenacity.wait_exponential(multiplier=self.wait, max=top) + tenacity.wait_random(
-            0, min(self.wait, self.max_wait - top)
-        )
-        state: Any = _Attempt(attempt)  # a strategy reads nothing else of tenacity's state
-        return float(strategy(state))
+        doubled = self.wait * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS)
+        return min(doubled, top) + random.random() * min(self.wait, self.max_wait - top)
 
 
 def _is_retryable(error: BaseException) -> bool:
@@ -92,8 +88,3 @@ def _is_retryable(error: BaseException) -> bool:
         # It is the user's class; what it raises here must not keep the run from ending.
         log("retryable_failed", level="warning", kind=type(error).__name__, error=described(second))
         return False
-
-
-@dataclass(frozen=True, slots=True)
-class _Attempt:
-    attempt_number: int

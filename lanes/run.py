@@ -86,7 +86,6 @@ class Run:
 
     __slots__ = (
         "__weakref__",
-        "_dropped_events",
         "_ended",
         "_execution",
         "_streams",
@@ -142,7 +141,6 @@ class Run:
         self._ended: anyio.Event | None = None
         self._streams: WeakSet[EventStream] | None = None
         self._threads: list[threading.Event] | None = None
-        self._dropped_events = 0
 
     def __repr__(self) -> str:
         session = f", session {self.session!r}" if self.session is not None else ""

@@ -88,7 +88,6 @@ class RunContext:
             raise wrong_loop("emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)")
         if self._execution.over:
             self._execution.owner.late_events_dropped += 1
-            self.run._dropped_events += 1
         else:
             self.run._emit(event)
 
