@@ -24,6 +24,7 @@ from .rights.arbiter import Arbiter, live_arbiters
 from .rights.claim import Claim, ClaimState, without
 from .rights.fence import Fence, current_fence
 from .rights.open_file import Entry
+from .sidecar.guards import ForeignPolicy
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
 from .transcript.set_aside import set_aside
@@ -87,12 +88,14 @@ class LockRegistry(Arbiter):
     ) -> None:
         if durability not in ("process", "sync"):
             raise ValueError(f"durability: {durability!r} is unknown; allowed: 'process', 'sync'")
+        flag("sidecar", sidecar)
+        flag("yield_to_foreign", yield_to_foreign, none=True)
+        self._policy = ForeignPolicy(yield_to_foreign) if sidecar else None
         super().__init__(
             max_hold=max_hold,
             grace=grace,
             engine=engine,
-            sidecar=sidecar,
-            yield_to_foreign=yield_to_foreign,
+            new_guard=None if self._policy is None else self._policy.guard,
             allow_network_fs=allow_network_fs,
         )
         self.durability: Durability = durability

@@ -103,8 +103,8 @@ def _waiting(files: OpenFiles) -> Iterator[WaitingClaim]:
     now = _clock.clock.now()
     for entry in files:
         for queue in entry.queues.values():
-            other = queue.guard.other if queue.guard is not None else None
-            behind = queue.holder.holder if queue.holder is not None else other.holder if other is not None else None
+            foreign = queue.guard.foreign_holder if queue.guard is not None else None
+            behind = foreign if queue.holder is None else queue.holder.holder
             for claim in queue.waiting:
                 yield WaitingClaim(claim.path, _name(queue.right), claim.holder, now - claim.arrived_at, behind)
 

@@ -32,7 +32,7 @@ class Bell:
             self.socket.close()
             raise
 
-    def silence(self) -> None:
+    def drain(self) -> None:
         """Forget what has rung so far."""
         try:
             while True:

@@ -33,10 +33,10 @@ from ..engines.choose import EngineName, engine_for
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, LockError, Revoked, RunEnded, TranscriptError
 from ..holder import Holder
-from ..sidecar.guards import Manners
 from .claim import Claim, ClaimState, without
 from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending, tasks_of
 from .fence import Fence, current_fence
+from .guard import NewGuard
 from .messages import left_while_writing, name_successor, superseded, timed_out
 from .open_file import Entry
 from .open_files import OpenFiles
@@ -69,14 +69,11 @@ class Arbiter:
         max_hold: float,
         grace: float,
         engine: EngineName | LeaseEngine,
-        sidecar: bool = False,
-        yield_to_foreign: bool | None = None,
+        new_guard: NewGuard | None = None,
         allow_network_fs: bool = False,
     ) -> None:
         self.max_hold = seconds("max_hold", max_hold)
         self.grace = seconds("grace", grace)
-        flag("sidecar", sidecar)
-        flag("yield_to_foreign", yield_to_foreign, none=True)
         flag("allow_network_fs", allow_network_fs)
         chosen = engine_for(engine)
         self.engine = "none" if chosen is None else chosen.name
@@ -84,7 +81,7 @@ class Arbiter:
         self._files = OpenFiles(
             engine=chosen,
             grace=self.grace,
-            manners=Manners(yield_to_foreign) if sidecar else None,
+            new_guard=new_guard,
             allow_network_fs=allow_network_fs,
         )
         self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
@@ -594,7 +591,7 @@ class Arbiter:
         self.bind()
         if self._steward.unfinished:
             self._finish()
-        return self._files.enter(path)
+        return self._files.get_or_open(path)
 
     def bind(self) -> None:
         """Serve the event loop that is running. The first use does so by itself, but has to be made in a task.

@@ -1,20 +1,15 @@
-"""Errors that name the holder: lane, run, process, since when, until when.
+"""Errors that name the holder of a right: lane, run, process, since when, until when.
 
-Where another process has the right, its name is on disk, beside the session.
+The name of a holder in another process comes from the guard: it is on disk, beside the session.
 """
 
 from __future__ import annotations
 
-from .. import _clock, process
-from ..engines.interface import Right
-from ..errors import LeaseLost, LeaseTimeout, RunEnded, Superseded, TranscriptError
-from ..holder import Holder
-from ..sidecar import lockfile, turn_note
+from .. import _clock
+from ..errors import LeaseLost, LeaseTimeout, RunEnded, Superseded
 from .claim import Claim, ClaimState
+from .guard import Named
 from .queue import RightQueue
-
-_Told = tuple[Holder | None, float | None, str]
-"""A holder, the seconds for which it may go on, and both in words."""
 
 
 def timed_out(path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
@@ -22,13 +17,14 @@ def timed_out(path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
     queue = claim.queue
     assert queue is not None
     other = "process" if queue.ordered else "registry of this process"
-    holder, remaining_s, told = _here(queue) or _elsewhere(path, queue) or (None, None, f"another {other} holds it")
+    found = _here(queue) or (queue.guard.holder_elsewhere(path) if queue.guard is not None else None)
+    holder, remaining_s, words = found or Named(None, None, f"another {other} holds it")
     if queue.admitted is None and queue.holder is None:
-        told += ", or others that waited longer"
+        words += ", or others that waited longer"
     elif holder is None and queue.admitted is not None:
-        told = "it is free, but foreign gateways that may wait are left a gap first (yield_to_foreign)"
+        words = "it is free, but foreign gateways that may wait are left a gap first (yield_to_foreign)"
     return LeaseTimeout(
-        f"waited {waited_s:.3f} s for {path}: {told}",
+        f"waited {waited_s:.3f} s for {path}: {words}",
         path=path,
         waited_s=waited_s,
         holder=holder,
@@ -54,48 +50,20 @@ def name_successor(claim: Claim) -> None:
     error, queue = claim.lost, claim.queue
     if error is None or queue is None or error.by is not None:
         return
-    told = _here(queue)
-    if told is None and not queue.locked:
-        told = _elsewhere(claim.path, queue, left_by=claim)
-    if told is not None:
-        error.by = told[0]
-        error.args = (f"{error.args[0]}; now {told[2]}", *error.args[1:])
+    named = _here(queue)
+    if named is None and not queue.locked and queue.guard is not None:
+        named = queue.guard.holder_elsewhere(claim.path, left_by=claim)
+    if named is not None:
+        error.by = named.holder
+        error.args = (f"{error.args[0]}; now {named.words}", *error.args[1:])
 
 
-def _here(queue: RightQueue) -> _Told | None:
-    """Who has a right in this process."""
+def _here(queue: RightQueue) -> Named | None:
+    """The holder of a right in this process."""
     claim = queue.holder
     if claim is None or claim.state is not ClaimState.HELD:
         return None
     remaining_s = claim.remaining()
     left = "without a limit" if remaining_s is None else f"for at most {remaining_s:.3f} s more"
-    told = f"{claim.holder} holds it, since {_clock.clock.now() - claim.acquired_at:.3f} s, {left}"
-    return claim.holder, remaining_s, told
-
-
-def _elsewhere(path: str, queue: RightQueue, left_by: Claim | None = None) -> _Told | None:
-    """Who has a right in another process, as far as the files beside the session say.
-
-    Args:
-        left_by: whose own files do not count: they may still be there.
-    """
-    if queue.guard is None:
-        return None
-    if queue.right is Right.TURN:
-        named = turn_note.read(path)
-        if named is None or named.pid is None or _is_of(left_by, named.instance, named.epoch):
-            return None
-        holder = Holder(named.lane, named.run_id, named.pid)
-        return holder, None, f"{holder} holds it"
-    try:
-        found = queue.guard.other or lockfile.find(path)
-    except (OSError, TranscriptError):
-        return None
-    if found is None or (found.payload is not None and _is_of(left_by, found.payload.instance, found.payload.epoch)):
-        return None
-    told = f"{found.who} holds it, since {found.held_s:.3f} s, for at most {found.remaining_s:.3f} s more"
-    return found.holder, found.remaining_s, told
-
-
-def _is_of(claim: Claim | None, instance: str | None, epoch: int | None) -> bool:
-    return claim is not None and instance == process.me().instance and epoch == claim.epoch
+    words = f"{claim.holder} holds it, since {_clock.clock.now() - claim.acquired_at:.3f} s, {left}"
+    return Named(claim.holder, remaining_s, words)

@@ -14,7 +14,7 @@ from ..engines import inside
 from ..engines.choose import check_lock
 from ..engines.interface import LeaseEngine, Right
 from ..errors import TranscriptError
-from ..sidecar.guards import Manners
+from .guard import NewGuard
 from .queue import RightQueue
 
 _FLAGS = os.O_RDWR | os.O_APPEND | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOCTTY | _os.O_NONBLOCK
@@ -45,7 +45,7 @@ class Entry:
         *,
         engine: LeaseEngine | None,
         grace: float,
-        manners: Manners | None,
+        new_guard: NewGuard | None,
     ) -> None:
         self.path = path
         self.aliases: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Entry:
         """The rights that were asked for since somebody first did."""
         self._engine = engine
         self._grace = grace
-        self._manners = manners
+        self._new_guard = new_guard
 
     @property
     def idle(self) -> bool:
@@ -77,7 +77,7 @@ class Entry:
                 assert self.fd is not None
                 lock = self._engine.lock(self.path, self.fd, self.file_id, right)
                 check_lock(self._engine, lock)
-                guard = self._manners.guard(right) if self._manners is not None else None
+                guard = self._new_guard(right) if self._new_guard is not None else None
             queue = self.queues[right] = RightQueue(right, lock, self._grace, guard)
             if inside.several and self._engine is None:  # asked afterwards: see `share`
                 self._share(queue)

@@ -14,7 +14,7 @@ from .. import _os
 from .._os import FileId
 from ..engines import inside
 from ..engines.interface import LeaseEngine, Right
-from ..sidecar.guards import Manners
+from .guard import NewGuard
 from .open_file import Entry, identify, let_go, open_file
 from .queue import RightQueue
 
@@ -31,11 +31,11 @@ class OpenFiles:
     """
 
     def __init__(
-        self, *, engine: LeaseEngine | None, grace: float, manners: Manners | None, allow_network_fs: bool
+        self, *, engine: LeaseEngine | None, grace: float, new_guard: NewGuard | None, allow_network_fs: bool
     ) -> None:
         self._engine = engine
         self._grace = grace
-        self._manners = manners
+        self._new_guard = new_guard
         self._allow_network_fs = allow_network_fs
         self._by_path: dict[str, Entry] = {}
         self._by_file: dict[FileId, Entry] = {}
@@ -60,7 +60,7 @@ class OpenFiles:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._by_file.values())
 
-    def enter(self, path: str) -> Entry:
+    def get_or_open(self, path: str) -> Entry:
         """The entry of a file; opened, and created when missing.
 
         Raises:
@@ -80,7 +80,7 @@ class OpenFiles:
         elif entry is None or entry.poisoned:
             entry = None
         if entry is None:
-            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, manners=self._manners)
+            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, new_guard=self._new_guard)
             self._by_file[file_id] = entry
             if self._passed_over:
                 self._recall(entry)

@@ -26,9 +26,9 @@ from .._mutex import Mutex
 from ..engines.interface import ProcessLock, Right
 from ..engines.wakeup import Bell
 from ..errors import LeaseLost
-from ..sidecar.guards import Guard
 from .claim import Claim, ClaimState
 from .fence import Fence
+from .guard import Guard
 
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
 POLL_LISTENING_S = 0.002
@@ -272,25 +272,25 @@ class RightQueue:
         if self.lock is not None:
             self.lock.close()
 
-    def hang_bell(self) -> None:
-        """See that whoever unlocks the right for us can wake us."""
+    def listen(self) -> None:
+        """Let the process that unlocks the right for us wake us."""
         if self.bell is None and self.ticket is not None:
             assert self.lock is not None
             self.bell = self.lock.bell(self.ticket)
 
-    def unhang_bell(self) -> None:
-        """Let nobody be woken by it any more; whoever listens stops, and looks for itself."""
+    def stop_listening(self) -> None:
+        """Take the bell away; the task that waits for it goes on, and looks by itself."""
         bell = self.bell
         if bell is not None:
-            with suppress(RuntimeError):  # no event loop runs here any more, and so nobody listens
-                notify_closing(bell.socket)  # else the listener would go on with whatever gets its number next
+            with suppress(RuntimeError):  # no event loop runs here any more, so no task listens
+                notify_closing(bell.socket)  # else its task would listen to the file that gets this number next
             bell.close()
             self.bell = None
 
-    def heard(self) -> None:
+    def woken(self) -> None:
         """The bell has rung: look at once."""
         if self.bell is not None:
-            self.bell.silence()
+            self.bell.drain()
             self.next_poll = 0.0
 
     def abandon(self) -> None:
@@ -299,7 +299,7 @@ class RightQueue:
         self.next_poll = math.inf
         bell, self.bell = self.bell, None
         if bell is not None:
-            bell.close()  # and notify nobody: the event loop is the parent's
+            bell.close()  # without notifying: the event loop is the parent's
         if self.guard is not None:
             self.guard.abandon()
         if lock is not None:
@@ -363,7 +363,7 @@ class RightQueue:
 
     def _drop_ticket(self) -> None:
         lock, ticket = self.lock, self.ticket
-        self.unhang_bell()
+        self.stop_listening()
         if lock is not None and ticket is not None:
             try:
                 lock.drop_ticket(ticket)

@@ -75,7 +75,7 @@ class WaitingRoom:
         assert queue is not None
         if queue in self.competing and next(iter(queue.waiting)) is leader:
             return True
-        queue.unhang_bell()  # a newcomer has passed it: what it waits for comes from here now
+        queue.stop_listening()  # a newcomer has passed it: what it waits for comes from here now
         return False
 
     def forget_stale(self) -> None:
@@ -174,7 +174,7 @@ class WaitingRoom:
         A failing lock call is the error of the claim it was made for.
         """
         if leader.queue is not None:
-            leader.queue.hang_bell()  # before the look, lest a wake-up comes in between
+            leader.queue.listen()  # before the look, lest a wake-up comes in between
         now, due = _clock.clock.now(), math.inf
         several = len(self.competing)
         soon, apart = (now + _TOGETHER_S, several * _BETWEEN_LOOKS_S) if several > 1 else (now, 0.0)
@@ -208,7 +208,7 @@ async def _rung(queue: RightQueue) -> None:
     assert queue.bell is not None
     with suppress(ClosedResourceError):
         await anyio.wait_readable(queue.bell.socket)
-        queue.heard()
+        queue.woken()
 
 
 def failure(path: str, error: Exception) -> TranscriptError:

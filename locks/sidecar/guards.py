@@ -1,7 +1,8 @@
-"""What guards a right besides the lock of all processes: files beside the session, for foreign programs and people.
+"""The guards of a session's rights: files beside it, for foreign programs and people.
 
-Our own processes exclude each other by the kernel lock alone. A guard is seen to by whoever has that lock, on the event
-loop's thread and outside the file's mutex, so its check-then-unlink races with no other process of ours.
+Our own processes exclude each other by the kernel lock alone. Only the process that has that lock enters or leaves a
+guard, on the event loop's thread and outside the file's mutex, so its check-then-unlink races with no other process of
+ours.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import Protocol
 
 from .. import _clock, _os, process
 from ..engines.interface import Right
 from ..errors import TranscriptError
+from ..holder import Holder
 from ..rights.claim import Claim
+from ..rights.guard import Disturbance, Guard, Named
 from . import turn_note
-from .held import Change, Written, change_of, release
-from .lockfile import Found, path_of, take
+from .held import Written, change_of, release
+from .lockfile import Found, find, path_of, take
 from .payload import MAX_HOLD_MS, Terms
 from .rhythm import POLL_S, Rhythm
 
@@ -30,38 +32,7 @@ _LOOKS_AT_EACH, _LOOK_EVERY_S = 16, 0.0002
 """So many appends of a hold look each at what others have done to the lock file; after that, so often."""
 
 
-class Guard(Protocol):
-    """One right's guard. Not entered, or entered for one claim."""
-
-    next_try: float
-    """When to ask again after a refusal."""
-    other: Found | None
-    """The foreign holder that refused it last."""
-
-    def enter(self, claim: Claim, grace: float) -> bool:
-        """Say that a claim holds the right; `False` when a foreign program does.
-
-        Raises:
-            TranscriptError: it cannot be said; nothing has changed.
-        """
-
-    def leave(self) -> OSError | None:
-        """Say that nobody holds it any more; returns why that was not possible. Never raises."""
-
-    def disturbed(self) -> Change | None:
-        """What others have done to it while it is held, if that is news. Cheap; never raises.
-
-        Called inside the file's mutex, by whichever thread writes for the claim that it was entered for.
-        """
-
-    def abandon(self) -> None:
-        """Forget it, without touching the disk: the lock is another's now."""
-
-    def forget(self) -> None:
-        """Forget what was seen of others: the lock is not ours any more, and they may have come and gone since."""
-
-
-class Manners:
+class ForeignPolicy:
     """How the guards of one registry treat foreign programs.
 
     Args:
@@ -69,7 +40,7 @@ class Manners:
     """
 
     def __init__(self, yield_to_foreign: bool | None) -> None:
-        self._yields = yield_to_foreign
+        self._leaves_gap = yield_to_foreign
         self._seen_at: float | None = None
         self._rhythms: dict[str, Rhythm] = {}
         """Of the paths that a foreign program was waited for last; an idle session keeps nothing else."""
@@ -78,7 +49,7 @@ class Manners:
         """The guard of a right."""
         return LockFile(self) if right is Right.WRITE else TurnNote()
 
-    def met(self) -> None:
+    def foreign_seen(self) -> None:
         """A foreign program was seen."""
         self._seen_at = _clock.clock.now()
 
@@ -94,18 +65,18 @@ class Manners:
         """Whether no gap is due on a path, because foreign programs have had it often enough before us."""
         return path in self._rhythms and self._rhythms[path].may_follow()
 
-    def yields(self) -> bool:
+    def leaves_gap(self) -> bool:
         """Whether a gap is due."""
-        if self._yields is not None:
-            return self._yields
+        if self._leaves_gap is not None:
+            return self._leaves_gap
         return self._seen_at is not None and _clock.clock.now() - self._seen_at < REMEMBERED_S
 
 
 class LockFile:
-    """The lock file of a session, `<file>.lock`, while somebody has its write lease."""
+    """The lock file of a session, `<file>.lock`, while a claim of this process has its write lease."""
 
-    def __init__(self, manners: Manners) -> None:
-        self._manners = manners
+    def __init__(self, policy: ForeignPolicy) -> None:
+        self._policy = policy
         self._written: Written | None = None
         self._told = False
         """Whether it was said what others have done to it, since it was written."""
@@ -121,7 +92,7 @@ class LockFile:
         now = _clock.clock.now()
         if now < self.next_try:
             return False
-        if self.other is None and self._manners.yields() and not self._gap_is_over(claim.path, now):
+        if self.other is None and self._policy.leaves_gap() and not self._gap_is_over(claim.path, now):
             return False
         try:
             found = take(
@@ -143,13 +114,13 @@ class LockFile:
             claim.epoch = 0  # it gets a new one with the next try: other leases may begin before
             self.other = found
             self._free_since = None
-            self._manners.met()
-            rhythm, now = self._manners.rhythm(claim.path), _clock.clock.now()
+            self._policy.foreign_seen()
+            rhythm, now = self._policy.rhythm(claim.path), _clock.clock.now()
             rhythm.saw((found.file_id, found.data), now - found.began_at, now)
             self.next_try, self._tries = rhythm.next_look(now)
             return False
         if self.other is not None:
-            self._manners.rhythm(claim.path).ended()
+            self._policy.rhythm(claim.path).ended()
         self._written, self._told, self._looks = found, False, 0
         self.forget()
         return True
@@ -160,7 +131,25 @@ class LockFile:
         self._written = None  # afterwards: called again after an exception came in the middle, it finishes
         return trouble
 
-    def disturbed(self) -> Change | None:
+    @property
+    def foreign_holder(self) -> Holder | None:
+        """The holder that its file names."""
+        return None if self.other is None else self.other.holder
+
+    def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
+        """The holder that the lock file names, found for this or looked for now."""
+        try:
+            found = self.other or find(path)
+        except (OSError, TranscriptError):
+            return None
+        if found is None or (
+            found.payload is not None and _is_of(left_by, found.payload.instance, found.payload.epoch)
+        ):
+            return None
+        words = f"{found.who} holds it, since {found.held_s:.3f} s, for at most {found.remaining_s:.3f} s more"
+        return Named(found.holder, found.remaining_s, words)
+
+    def disturbed(self) -> Disturbance | None:
         """What has become of it, if it is not what was written any more; once."""
         written = self._written
         if written is None or self._told:
@@ -185,8 +174,8 @@ class LockFile:
             return None
         self._told = True
         if change.foreign:
-            self._manners.met()
-        return change
+            self._policy.foreign_seen()
+        return Disturbance(change.path, change.what, change.by)
 
     def abandon(self) -> None:
         """Leave it to whoever has the lock now: it is recognised as ours, and reclaimed."""
@@ -203,7 +192,7 @@ class LockFile:
     def _gap_is_over(self, path: str, now: float) -> bool:
         """Whether the path was free for long enough, or nothing in the directory has changed for as long."""
         if self._free_since is None:
-            if self._manners.may_follow(path):
+            if self._policy.may_follow(path):
                 return True
             self._free_since = now
             try:
@@ -221,7 +210,7 @@ class TurnNote:
 
     def __init__(self) -> None:
         self.next_try = 0.0
-        self.other: Found | None = None
+        self.foreign_holder: Holder | None = None
         self._path: str | None = None
 
     def enter(self, claim: Claim, grace: float) -> bool:
@@ -237,9 +226,17 @@ class TurnNote:
         self._path = None  # afterwards, as above
         return None
 
-    def disturbed(self) -> Change | None:
-        """It keeps nobody out, so nobody needs to know."""
+    def disturbed(self) -> Disturbance | None:
+        """Nothing: the note excludes no program, so a change of it is no news."""
         return None
+
+    def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
+        """The holder that the note names."""
+        named = turn_note.read(path)
+        if named is None or named.pid is None or _is_of(left_by, named.instance, named.epoch):
+            return None
+        holder = Holder(named.lane, named.run_id, named.pid)
+        return Named(holder, None, f"{holder} holds it")
 
     def abandon(self) -> None:
         """Leave it to the next holder, who overwrites it."""
@@ -247,6 +244,10 @@ class TurnNote:
 
     def forget(self) -> None:
         """Nothing is remembered of others."""
+
+
+def _is_of(claim: Claim | None, instance: str | None, epoch: int | None) -> bool:
+    return claim is not None and instance == process.me().instance and epoch == claim.epoch
 
 
 def _terms(claim: Claim, grace: float) -> Terms:

@@ -132,12 +132,12 @@ async def test_holds_that_differ_are_no_reason_to_starve(virtual, path, other):
 async def test_what_was_learnt_outlives_the_lease_and_is_kept_for_few_paths(virtual, path, other, tmp_path):
     registry, gateway = LockRegistry(), Gateway(path, other.pid, [0.1])
     await compete(virtual, [registry], path, gateway, 0.1, seconds=2.0)
-    manners = registry._files._manners
-    assert manners is not None
-    known = manners._rhythms
+    policy = registry._policy
+    assert policy is not None
+    known = policy._rhythms
     assert list(known) == [path]
     for number in range(70):
-        manners.rhythm(str(number))
+        policy.rhythm(str(number))
     assert len(known) == 64 and path not in known
 
 
@@ -162,8 +162,8 @@ async def test_an_owner_that_is_not_followed_by_another_costs_a_look_every_50_ms
 async def test_time_that_stands_still_is_not_looked_away(virtual, path, lock, other, monkeypatch):
     """The looks without a pause are bounded: a clock that does not move must not make them a loop without an end."""
     registry, looks, original = LockRegistry(), [], _os.open
-    assert registry._files._manners is not None
-    known = registry._files._manners.rhythm(path)
+    assert registry._policy is not None
+    known = registry._policy.rhythm(path)
     now = virtual.now()
     for number in range(4):
         known.saw(((0, number), b""), 0.0, now + number * 0.1 - 0.5)

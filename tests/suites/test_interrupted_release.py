@@ -25,7 +25,7 @@ from tests.virtual import backend_options
 
 HERE = os.path.dirname(locks.__file__) + os.sep
 MAX_HOLD, GRACE = 20.0, 2.0
-ELSEWHERE = {("lockfile.py", "take"), ("guards.py", "enter"), ("note.py", "write"), ("files.py", "__del__")}
+ELSEWHERE = {("lockfile.py", "take"), ("guards.py", "enter"), ("turn_note.py", "write"), ("open_files.py", "__del__")}
 """What makes the lock file of the next holder belongs to taking a right: there a descriptor may be lost. And what the
 garbage collector calls, a registry of an earlier scene, does not belong to the path."""
 FEWEST, MOST = 20, 2000  # lines that a path has

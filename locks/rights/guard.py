@@ -1,0 +1,76 @@
+"""What guards a right besides the lock of all processes, as the queues need it: `sidecar` has the guards.
+
+A guard is entered by the process that has that lock, on the event loop's thread and outside the file's mutex.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from ..engines.interface import Right
+from ..holder import Holder
+from .claim import Claim
+
+
+class Named(NamedTuple):
+    """A holder by name, as far as it is known."""
+
+    holder: Holder | None
+    remaining_s: float | None
+    """Seconds for which it may go on; `None` when unknown, or without a limit."""
+    words: str
+
+
+class Disturbance(NamedTuple):
+    """What others have done to a guard while it was held."""
+
+    path: str
+    what: str
+    """In one word or two."""
+    by: str
+    """Who did it, as far as that is known."""
+
+
+class Guard(Protocol):
+    """One right's guard. Not entered, or entered for one claim."""
+
+    next_try: float
+    """When to ask again after a refusal."""
+
+    @property
+    def foreign_holder(self) -> Holder | None:
+        """The foreign program that refused it last."""
+
+    def enter(self, claim: Claim, grace: float) -> bool:
+        """Say that a claim holds the right; `False` when a foreign program does.
+
+        Raises:
+            TranscriptError: it cannot be said; nothing has changed.
+        """
+
+    def leave(self) -> OSError | None:
+        """Say that the right is free again; returns why that was not possible. Never raises."""
+
+    def disturbed(self) -> Disturbance | None:
+        """What others have done to it while it is held, if that is news. Cheap; never raises.
+
+        Called inside the file's mutex, by whichever thread writes for the claim that it was entered for.
+        """
+
+    def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
+        """The holder of the right in another process, as far as the files beside the session say.
+
+        Args:
+            left_by: a claim whose own files do not count: they may still be there.
+        """
+
+    def abandon(self) -> None:
+        """Forget it, without touching the disk: the lock is another's now."""
+
+    def forget(self) -> None:
+        """Forget what was seen of others: the lock is not ours any more, and they may have come and gone since."""
+
+
+NewGuard = Callable[[Right], Guard]
+"""Makes the guard of a right."""
