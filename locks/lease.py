@@ -17,9 +17,10 @@ from .checks import instance_of, instant
 from .engines.interface import Right
 from .errors import LeaseExpired, LeaseLost
 from .holder import Holder
-from .rights.claim import Claim, without
+from .rights.claim import without
 from .rights.fence import Fence
 from .rights.messages import name_successor
+from .rights.open_file import FileClaim
 from .transcript import OnError, Position, Records, encode_all
 from .transcript.compaction import replace
 
@@ -89,8 +90,8 @@ class Lease:
         self._requested_holder = holder
         self._wait_timeout = wait_timeout
         self._max_hold = max_hold
-        self._claim: Claim | None = None
-        self._asked: Claim | None = None
+        self._claim: FileClaim | None = None
+        self._asked: FileClaim | None = None
         self._scope: CancelScope | None = None
 
     def __repr__(self) -> str:
@@ -129,7 +130,7 @@ class Lease:
         if claim.lost is not None:
             scope.cancel()
 
-    async def take_again(self, old: Claim) -> None:
+    async def take_again(self, old: FileClaim) -> None:
         """Take the right anew, for what is left of its time, after `old` was given back inside the block."""
         registry, scope = self._registry, self._scope
         assert scope is not None
@@ -175,7 +176,7 @@ class Lease:
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
         return False
 
-    def _unlist(self, claim: Claim) -> None:
+    def _unlist(self, claim: FileClaim) -> None:
         """Have the claim know nothing of the block any more."""
         scope = self._scope
         claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
@@ -195,7 +196,7 @@ class Lease:
                 scope.__exit__(type(error), error, error.__traceback__)
 
     @property
-    def claim(self) -> Claim:
+    def claim(self) -> FileClaim:
         """What it holds, for the lock layer itself."""
         if self._claim is None:
             raise RuntimeError(f"{self!r}: use it inside `async with`")

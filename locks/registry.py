@@ -21,9 +21,9 @@ from .holder import Holder
 from .lease import Lease
 from .paths import checked_path
 from .rights.arbiter import Arbiter, live_arbiters
-from .rights.claim import Claim, ClaimState, without
+from .rights.claim import ClaimState, without
 from .rights.fence import Fence, current_fence
-from .rights.open_file import Entry
+from .rights.open_file import Entry, FileClaim
 from .sidecar.guards import ForeignPolicy
 from .statistics import HeldRight, RegistryStatistics, count, held_rights
 from .transcript import OnError, Position, Records, encode_all
@@ -264,7 +264,7 @@ class LockRegistry(Arbiter):
         """Every right that is held in this process, with its holder."""
         return held_rights(self._files)
 
-    def write(self, claim: Claim, path: str, data: bytes, header: bytes | None = None) -> Position:
+    def write(self, claim: FileClaim, path: str, data: bytes, header: bytes | None = None) -> Position:
         """Append whole lines under a held write claim, checking inside the write that it is legal.
 
         Callable from a worker thread of the claim's run.
@@ -291,7 +291,7 @@ class LockRegistry(Arbiter):
             self._syncs.forget(entry.file_id)
         return position
 
-    async def written(self, claim: Claim, path: str, data: bytes, header: bytes | None = None) -> Position:
+    async def written(self, claim: FileClaim, path: str, data: bytes, header: bytes | None = None) -> Position:
         """As `write`, for the event loop's thread: does not wait there for another thread's write, which may hang."""
         if claim.queue is not None and claim.queue.mutex.locked():
             return await in_thread(partial(self.write, claim, path, data, header))
@@ -308,7 +308,7 @@ class LockRegistry(Arbiter):
         return records
 
     async def append_lines(
-        self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
+        self, path: str, data: bytes, *, under: Fence | FileClaim | None = None, header: bytes | None = None
     ) -> Position:
         """Append encoded lines under a momentary write claim. A checkpoint.
 
@@ -323,7 +323,7 @@ class LockRegistry(Arbiter):
             under.check(path)  # before a file could be created; it is asked again inside the write
         await checkpoint()
         claim, me = self.new_claim(fence=fence), current_task()
-        if isinstance(under, Claim):
+        if isinstance(under, FileClaim):
             claim.identity, claim.given_holder = under.identity, under.holder
         try:
             return await self._append_lines(path, data, under, header, claim, me)
@@ -335,7 +335,13 @@ class LockRegistry(Arbiter):
             raise
 
     async def _append_lines(
-        self, path: str, data: bytes, under: Fence | Claim | None, header: bytes | None, asked: Claim, me: object
+        self,
+        path: str,
+        data: bytes,
+        under: Fence | FileClaim | None,
+        header: bytes | None,
+        asked: FileClaim,
+        me: object,
     ) -> Position:
         pinned: Entry | None = None
         try:
@@ -356,7 +362,7 @@ class LockRegistry(Arbiter):
             await self._sync_pinned(pinned, path)
         return position
 
-    def _give_write_back(self, asked: Claim, task: object) -> None:
+    def _give_write_back(self, asked: FileClaim, task: object) -> None:
         """Give a momentary write claim back, if it is not given back yet."""
         got = asked.got or asked
         if asked.counts:
@@ -364,7 +370,7 @@ class LockRegistry(Arbiter):
         self.release(got, asked)
 
     def append_lines_sync(
-        self, path: str, data: bytes, *, under: Fence | Claim | None = None, header: bytes | None = None
+        self, path: str, data: bytes, *, under: Fence | FileClaim | None = None, header: bytes | None = None
     ) -> Position:
         """As `append_lines`, from a worker thread, which blocks until the event loop has done it.
 
@@ -453,7 +459,7 @@ class LockRegistry(Arbiter):
         super().moved(entry, fd, file_id)
         self._syncs.forget(file_id)
 
-    async def synced(self, claim: Claim, path: str) -> None:
+    async def synced(self, claim: FileClaim, path: str) -> None:
         """Return once what was written under a claim is as durable as this registry promises.
 
         A checkpoint only where there is something to wait for.
@@ -474,7 +480,7 @@ class LockRegistry(Arbiter):
         if entry.notes:
             self._report(entry)
 
-    def synced_now(self, claim: Claim, path: str) -> None:
+    def synced_now(self, claim: FileClaim, path: str) -> None:
         """As `synced`, on a worker thread."""
         if self.durability == "sync" and claim.entry is not None:
             self._syncs.sync_now(claim.entry, path)

@@ -13,7 +13,7 @@ import anyio
 
 from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
 from locks._loop import current_task
-from locks.lowlevel import Claim, current_fence
+from locks.lowlevel import FileClaim, current_fence
 
 from ..body.context import RunContext
 from ..body.inbox import Inbox
@@ -119,7 +119,7 @@ class Execution:
     cause: tuple[RunState, str] | None = None
     successor: Execution | None = None
     """Who superseded it."""
-    claim: Claim | None = None
+    claim: FileClaim | None = None
     timer: Timer | None = None
     hold_timer: Timer | None = None
     turn_scope: anyio.CancelScope | None = None
@@ -263,7 +263,7 @@ class Execution:
         self.fence.began_at, self.fence.deadline = now, self.hard_deadline
         self.fence.end_at = self.hard_deadline + self.spec.grace
 
-    def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> Claim:
+    def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> FileClaim:
         """A claim on the turn of its session, with its place in the order of arrival; `lost` is called on the loop."""
         claim = registry.new_claim(max_hold=math.inf, fence=self.fence, arrived_at=self.run.enqueued_at)
         claim.on_lost = partial(lost, self)

@@ -15,7 +15,7 @@ import anyio
 
 from locks import Right, _clock, _effects
 from locks._loop import know_loop
-from locks.lowlevel import Claim
+from locks.lowlevel import FileClaim
 
 from ..checks import Priority
 from ..queues.groups import Group
@@ -299,7 +299,7 @@ class Starting(State):
             self._turn_failed(execution, failure)
 
     @_effects.change
-    def _turn_came(self, execution: Execution, claim: Claim, scope: anyio.CancelScope) -> None:
+    def _turn_came(self, execution: Execution, claim: FileClaim, scope: anyio.CancelScope) -> None:
         """The other process has finished its turn, which this process holds now."""
         if execution.over or execution.turn_scope is not scope:
             self.registry.release(claim)

@@ -1,7 +1,7 @@
 """The arbiter: who holds which right of which file, and who waits for it.
 
 How it hangs together. `OpenFiles` has an `Entry` per file that is held or waited for, and nothing for all others. An
-entry has a `RightQueue` per right; a queue orders `Claim`s. All decisions are synchronous methods of the queue, taken
+entry has a `FileQueue` per right; a queue orders `Claim`s. All decisions are synchronous methods of the queue, taken
 under the entry's mutex on the event loop's thread; what they return is acted upon here.
 
 Two helpers act beside it: the `WaitingRoom` looks after files that other processes hold, and the `Steward` ends what
@@ -33,14 +33,13 @@ from ..engines.choose import EngineName, engine_for
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, LockError, Revoked, RunEnded, TranscriptError
 from ..holder import Holder
-from .claim import Claim, ClaimState, without
+from .claim import ClaimState, without
 from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending, tasks_of
 from .fence import Fence, current_fence
 from .guard import NewGuard
 from .messages import left_while_writing, name_successor, superseded, timed_out
-from .open_file import Entry
+from .open_file import Entry, FileClaim, FileQueue
 from .open_files import OpenFiles
-from .queue import RightQueue
 from .steward import Steward
 from .waiting import WaitingRoom, failure
 
@@ -87,7 +86,7 @@ class Arbiter:
         self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
         self.wait_sources: list[WaitSource] = []
         """Each says for which tasks a task waits by other means than a right, so that rings through them are found."""
-        self.observers: tuple[Callable[[Claim], object], ...] = ()
+        self.observers: tuple[Callable[[FileClaim], object], ...] = ()
         """Told each claim that held its right and was given back, on the loop's thread. Must not raise."""
         self._waits = WaitGraph(self.wait_sources)
         self._steward = Steward(self._settle, self._finish)
@@ -108,7 +107,7 @@ class Arbiter:
         fence: Fence | None = None,
         arrived_at: float | None = None,
         bound: float = math.inf,
-    ) -> Claim:
+    ) -> FileClaim:
         """A claim for the calling task, or for the run that `fence` belongs to, by default the calling task's.
 
         Args:
@@ -122,7 +121,7 @@ class Arbiter:
         identity = current_task() if fence is None else fence
         if identity is None:  # all callbacks of asyncio would be one holder
             raise RuntimeError("a right belongs to the task that asks for it: ask for it in a task, not in a callback")
-        return Claim(
+        return FileClaim(
             _clock.clock.now() if arrived_at is None else arrived_at,
             identity,
             fence,
@@ -132,7 +131,7 @@ class Arbiter:
         )
 
     @_effects.change
-    def acquire_nowait(self, path: str, right: Right, claim: Claim) -> bool:
+    def acquire_nowait(self, path: str, right: Right, claim: FileClaim) -> bool:
         """Take a right if nobody has it or waits for it. Returns whether; if not, nothing is left behind.
 
         Raises:
@@ -141,7 +140,7 @@ class Arbiter:
         entry = self._enter(path)
         claim.entry, claim.path = entry, path
         try:
-            queue = entry.queue(right)
+            claim.queue = queue = entry.queue(right)
             with _covering(queue):
                 taken = queue.try_ask(claim)
             if taken and claim.waits():
@@ -167,13 +166,13 @@ class Arbiter:
         self,
         path: str,
         right: Right,
-        claim: Claim,
+        claim: FileClaim,
         wait_timeout: float | None = None,
         *,
         suspend: bool = True,
         task: object = None,
         gives_up: bool = True,
-    ) -> Claim:
+    ) -> FileClaim:
         """Take a right, waiting in order of arrival. A checkpoint. Returns the claim that holds it.
 
         Args:
@@ -211,12 +210,12 @@ class Arbiter:
         self,
         path: str,
         right: Right,
-        asked: Claim,
-        got: Claim,
+        asked: FileClaim,
+        got: FileClaim,
         wait_timeout: float | None,
         task: object,
         gives_up: bool,
-    ) -> Claim:
+    ) -> FileClaim:
         """Wait for what was asked for until it is had; the second half of `acquire`."""
         asked_at, claim = _clock.clock.now(), asked
         give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
@@ -248,7 +247,7 @@ class Arbiter:
             self._give_up(asked, task, error)
             raise
 
-    def _give_up(self, asked: Claim, task: object, error: BaseException) -> None:
+    def _give_up(self, asked: FileClaim, task: object, error: BaseException) -> None:
         """Give back what asking has led to, or stop waiting. What was done is not done again."""
         got = asked.got or asked
         if asked.counts:
@@ -266,7 +265,7 @@ class Arbiter:
             self._room.look_again()  # others wait for it, and this task may have been the one that looked
 
     @_effects.change
-    def release(self, claim: Claim, asked: Claim | None = None) -> None:
+    def release(self, claim: FileClaim, asked: FileClaim | None = None) -> None:
         """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it.
 
         Args:
@@ -293,13 +292,13 @@ class Arbiter:
         for held in list(fence.claims):
             held.end_with_run(kind)
 
-    def _end_claim(self, claim: Claim, kind: type[LeaseLost]) -> None:
+    def _end_claim(self, claim: FileClaim, kind: type[LeaseLost]) -> None:
         assert claim.entry is not None
         path = claim.entry.path
         message = f"{claim.holder} has ended: what it still held of {path} is taken away"
         self._revoke(claim, kind(message, path=path, holder=claim.holder))
 
-    def _revoke(self, claim: Claim, error: LeaseLost) -> None:
+    def _revoke(self, claim: FileClaim, error: LeaseLost) -> None:
         """Take a right away, on the loop's thread."""
         try:
             self._steward.revoke(claim, error)
@@ -318,7 +317,7 @@ class Arbiter:
         fence.end_by(at)
         self._steward.look_by(at)
 
-    def end_claim_by(self, claim: Claim, at: float) -> None:
+    def end_claim_by(self, claim: FileClaim, at: float) -> None:
         """Cancel a claim's blocks now, and take away at `at` what they still hold."""
         if claim.state is ClaimState.HELD:
             claim.end_by(at)
@@ -389,7 +388,7 @@ class Arbiter:
 
     # Internals
 
-    def _give_back(self, claim: Claim) -> None:
+    def _give_back(self, claim: FileClaim) -> None:
         """Give the last handle of a claim back. Interrupted by an exception, it may be called again, and finishes."""
         entry, queue = claim.entry, claim.queue
         if entry is None:
@@ -429,7 +428,7 @@ class Arbiter:
         if queue.trouble is not None or entry.notes:
             self._report(entry, queue)
 
-    def _go_on(self, entry: Entry, queue: RightQueue) -> None:
+    def _go_on(self, entry: Entry, queue: FileQueue) -> None:
         """After a right was given up: take its guard down, unlock or pass on, and wake whoever has the right now.
 
         It goes by what the queue says alone, so it can be done again.
@@ -454,7 +453,7 @@ class Arbiter:
             self._wake(woken)
 
     @staticmethod
-    def _freed(queue: RightQueue) -> bool:
+    def _freed(queue: FileQueue) -> bool:
         """Take the mutex if it is this thread's: nothing that has it gives back a right, so it was left locked."""
         ours = queue.mutex.mine()
         queue.mutex.free()
@@ -462,7 +461,7 @@ class Arbiter:
 
     # What an exception leaves undone
 
-    def _interrupted(self, claim: Claim | None = None, asked: Claim | None = None) -> None:
+    def _interrupted(self, claim: FileClaim | None = None, asked: FileClaim | None = None) -> None:
         """An exception came in the middle of a change: finish it.
 
         Args:
@@ -505,7 +504,7 @@ class Arbiter:
             if not isinstance(error, Exception):
                 raise
 
-    def _release_elsewhere(self, claim: Claim, asked: Claim | None) -> None:
+    def _release_elsewhere(self, claim: FileClaim, asked: FileClaim | None) -> None:
         """Give a claim back from elsewhere than its loop: a coroutine that its loop has left was collected just now."""
         if loop_has_ended(self._loop):
             self._leave_loop()
@@ -537,7 +536,7 @@ class Arbiter:
         self._steward.unfinished = True
         self._finish()
 
-    def _finish_queue(self, entry: Entry, queue: RightQueue) -> None:
+    def _finish_queue(self, entry: Entry, queue: FileQueue) -> None:
         for claim in [*queue.waiting, queue.holder]:
             if claim is not None and claim.given_up:
                 self._give_back(claim)
@@ -553,7 +552,7 @@ class Arbiter:
         if holder is not None and holder.state is ClaimState.HELD and holder not in self._steward.held:
             self._now_held(holder)
 
-    def _let_in(self, entry: Entry, queue: RightQueue) -> Claim | None:
+    def _let_in(self, entry: Entry, queue: FileQueue) -> FileClaim | None:
         """Let the admitted claim hold if its guard allows it; returns whom to wake."""
         first, guard = queue.admitted, queue.guard
         if first is None or guard is None:
@@ -578,7 +577,7 @@ class Arbiter:
         with queue.mutex:
             return queue.hold(first)
 
-    def _wake(self, woken: Claim | None) -> None:
+    def _wake(self, woken: FileClaim | None) -> None:
         """Tell a claim that it now holds its right, or that it cannot go on waiting."""
         if woken is None:
             return
@@ -611,7 +610,7 @@ class Arbiter:
         self._steward.look_by(_clock.clock.now())  # what it had posted to a loop that has ended was lost
 
     @_effects.change
-    def _ask(self, path: str, right: Right, claim: Claim, asked: Claim) -> Claim:
+    def _ask(self, path: str, right: Right, claim: FileClaim, asked: FileClaim) -> FileClaim:
         """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
         if claim.fence is not None:
             claim.fence.check(path)  # a run that is over takes nothing any more
@@ -619,7 +618,7 @@ class Arbiter:
             entry = self._enter(path)
             claim.entry, claim.path = entry, path
             try:
-                queue = entry.queue(right)
+                claim.queue = queue = entry.queue(right)
                 with _covering(queue):
                     got = queue.ask(claim)
                 if got.waits():
@@ -644,7 +643,7 @@ class Arbiter:
             claim = asked.got = claim.again()
         raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
 
-    def _undo(self, entry: Entry, claim: Claim) -> None:
+    def _undo(self, entry: Entry, claim: FileClaim) -> None:
         """Asking has failed, or was interrupted anywhere: give back whatever it has got by then."""
         got = claim.got or claim
         try:
@@ -656,7 +655,7 @@ class Arbiter:
             self._interrupted(got, claim)
             raise
 
-    def _join(self, entry: Entry, queue: RightQueue, claim: Claim, got: Claim) -> None:
+    def _join(self, entry: Entry, queue: FileQueue, claim: FileClaim, got: FileClaim) -> None:
         """After a claim has joined a queue: let it in at once if that can be, else see that somebody looks after it."""
         if claim.supersedes:
             self._supersede(queue, got)
@@ -665,7 +664,7 @@ class Arbiter:
             raise failure(claim.path, claim.failed)
         self._room.update(entry, queue)
 
-    def _report(self, entry: Entry, queue: RightQueue | None = None) -> None:
+    def _report(self, entry: Entry, queue: FileQueue | None = None) -> None:
         """Log what went wrong while the mutex was held."""
         if queue is not None and queue.trouble is not None:
             entry.note("unlock_failed", path=entry.path, right=queue.right.name.lower(), error=str(queue.trouble))
@@ -675,7 +674,7 @@ class Arbiter:
             for event, fields in notes:
                 log(event, level="warning", **fields)
 
-    def _now_held(self, claim: Claim) -> None:
+    def _now_held(self, claim: FileClaim) -> None:
         if claim.fence is not None:
             claim.fence.claims[claim] = None
             claim.on_run_end = self._end_claim
@@ -685,7 +684,7 @@ class Arbiter:
         self._granted += 1
 
     @_effects.change
-    def _settle(self, claim: Claim) -> None:
+    def _settle(self, claim: FileClaim) -> None:
         """After a right was taken away: tell the block, let the next one in, and log it. On the loop's thread."""
         try:
             self._do_settle(claim)
@@ -693,7 +692,7 @@ class Arbiter:
             self._interrupted()
             raise
 
-    def _do_settle(self, claim: Claim) -> None:
+    def _do_settle(self, claim: FileClaim) -> None:
         error = claim.lost
         assert error is not None and claim.entry is not None
         if claim.settled:
@@ -718,14 +717,14 @@ class Arbiter:
         if claim.on_lost is not None:
             claim.on_lost(error)
 
-    def _supersede(self, queue: RightQueue, winner: Claim) -> None:
+    def _supersede(self, queue: FileQueue, winner: FileClaim) -> None:
         """Take the right from who holds it here, for a claim that waits at the head of the queue."""
         loser = queue.holder
         if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner)):
             self._settle(loser)
 
 
-def _drop_handle(claim: Claim, asked: Claim | None) -> None:
+def _drop_handle(claim: FileClaim, asked: FileClaim | None) -> None:
     """Give back one of several handles, but none twice."""
     if asked is None:
         claim.handles -= 1
@@ -733,7 +732,7 @@ def _drop_handle(claim: Claim, asked: Claim | None) -> None:
         asked.counts, claim.handles = False, claim.handles - 1  # together: no exception comes in between
 
 
-def _covering(queue: RightQueue) -> AbstractContextManager[object]:
+def _covering(queue: FileQueue) -> AbstractContextManager[object]:
     """What to ask for a right in: the queue's mutex, unless somebody here holds the right.
 
     Then who comes and goes changes only what this thread alone looks at, and must not wait: a worker thread whose

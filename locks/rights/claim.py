@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from enum import Enum
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .. import _clock
 from ..errors import LeaseLost, Revoked
@@ -15,9 +15,6 @@ from .fence import Fence
 
 if TYPE_CHECKING:
     import anyio
-
-    from .open_file import Entry
-    from .queue import RightQueue
 
 
 _epochs = count(1)
@@ -43,13 +40,11 @@ class Claim:
     give it back through `LockRegistry.release`, in whatever state it is; that is synchronous and cannot be interrupted.
 
     Invariants: only the event loop's thread moves a claim to HELD or OVER; LOST may be set by any thread, inside the
-    file's mutex; `queue.holder is claim` exactly while HELD, or LOST and not yet given back.
+    file's mutex; it is its queue's `holder` exactly while HELD, or LOST and not yet given back.
     """
 
     # Defaults live on the class: a claim is made per acquisition, and most of them never change.
     state = ClaimState.WAITING
-    entry: Entry | None = None
-    queue: RightQueue | None = None
     changed: anyio.Event | None = None
     """Set when a waiter has to look at its state again."""
     handles = 1
@@ -82,7 +77,7 @@ class Claim:
     """The name by which the file was asked for."""
     scope_ends: float | None = None
     """As `bound`, on the loop's clock, if it is known: a limit of its wait, and around the block."""
-    got: Claim | None = None
+    got: Self | None = None
     """What asking with it led to, where that is another claim: one of the same run, or one for another file."""
     counts = True
     """Whether the asking counts among the handles of what it got."""
@@ -102,9 +97,6 @@ class Claim:
     """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
     on_lost: Callable[[LeaseLost], Any] | None = None
     """Called on the loop when the claim is lost, for whoever owns it without a block."""
-
-    on_run_end: Callable[[Claim, type[LeaseLost]], object] | None = None
-    """Called by `end_with_run`; set while a run holds the right."""
 
     def __init__(
         self,
@@ -136,9 +128,9 @@ class Claim:
         """Whether it holds, and will go on: it is not about to be taken away when a write is over."""
         return self.state is ClaimState.HELD and self.revoke_pending is None
 
-    def again(self) -> Claim:
+    def again(self) -> Self:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
-        claim = Claim(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
+        claim = type(self)(self.arrived_at, self.identity, self.fence, self.given_holder, self.max_hold, self.bound)
         claim.on_lost, claim.supersedes, claim.idle = self.on_lost, self.supersedes, self.idle
         claim.scope_ends = self.scope_ends
         return claim
@@ -212,11 +204,6 @@ class Claim:
         """Start the grace again if the process stood still past the end of it."""
         if self.lost is None and now - self.next_due() >= self.suspended_after():
             self.restart_grace(now)
-
-    def end_with_run(self, kind: type[LeaseLost]) -> None:
-        """Take the right away: its run has ended."""
-        if self.on_run_end is not None:
-            self.on_run_end(self, kind)
 
     def restart_grace(self, now: float) -> None:
         """Start the grace afresh: nobody could have met a deadline while the process stood still."""

@@ -21,15 +21,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .. import _clock
 from ..errors import DeadlockError
 from ..holder import Holder
-from .claim import Claim
+from .open_file import FileClaim, FileQueue
 
-if TYPE_CHECKING:
-    from .queue import RightQueue
+Chain = tuple[tuple[Holder, str, Holder], ...]
 
 
 class AnyOf(NamedTuple):
@@ -78,9 +77,9 @@ class _Step(NamedTuple):
     """One wait in a ring. The task that is waited for waits in the next step; that of the last one asked."""
 
     task: object
-    claim: Claim | None
+    claim: FileClaim | None
     """What it waits for; `None` where it waits for the other task itself."""
-    held: Claim | None
+    held: FileClaim | None
     """What stands in its way."""
     other: object
     """The task without which that is not given back."""
@@ -97,7 +96,7 @@ class WaitGraph:
 
     def __init__(self, elsewhere: list[WaitSource]) -> None:
         self.elsewhere = elsewhere
-        self._waits: dict[object, Claim] = {}
+        self._waits: dict[object, FileClaim] = {}
         self._limits: dict[object, float] = {}
         """When a wait ends by itself, for those that do: the instant of a cancel scope around it, or minus infinity
         for a `wait_timeout`, which is inside of whatever the task holds."""
@@ -105,7 +104,7 @@ class WaitGraph:
     def __len__(self) -> int:
         return len(self._waits)
 
-    def begin(self, task: object, claim: Claim, limit: float = math.inf) -> None:
+    def begin(self, task: object, claim: FileClaim, limit: float = math.inf) -> None:
         """Note that a task is about to wait.
 
         Args:
@@ -131,7 +130,7 @@ class WaitGraph:
         self._waits.pop(task, None)
         self._limits.pop(task, None)
 
-    def _could_close(self, task: object, claim: Claim) -> bool:
+    def _could_close(self, task: object, claim: FileClaim) -> bool:
         """Whether whoever is in the way waits as well: mostly nobody does, and then there is nothing to search."""
         held = _holder_of(claim)
         owners = tasks_of(held) if held is not None else ()
@@ -163,7 +162,7 @@ class WaitGraph:
             return  # the limit is inside its run
         yield from self.keepers(held)
 
-    def keepers(self, held: Claim) -> Iterator[object]:
+    def keepers(self, held: FileClaim) -> Iterator[object]:
         """The tasks that have to go on before a claim is given back."""
         for owner in () if _was_told_to_end(held) else tasks_of(held):
             # Without a run, a scope around the whole block ends the wait only by ending the block.
@@ -171,7 +170,7 @@ class WaitGraph:
             if held.fence is not None or self._limits.get(owner, math.inf) >= around:
                 yield owner
 
-    def in_the_way(self, task: object) -> tuple[Claim, Claim] | None:
+    def in_the_way(self, task: object) -> tuple[FileClaim, FileClaim] | None:
         """What a task waits for, and what holds it in this process; `None` when there is nothing like that."""
         claim = self._waits.get(task)
         held = _holder_of(claim) if claim is not None else None
@@ -206,21 +205,21 @@ class WaitGraph:
         return steps
 
 
-def tasks_of(claim: Claim) -> tuple[object, ...]:
+def tasks_of(claim: FileClaim) -> tuple[object, ...]:
     """The tasks without which a claim is not given back."""
     if claim.fence is not None and len(claim.tasks) < claim.handles and claim.fence.task is not None:
         return (*claim.tasks, claim.fence.task)  # the scheduler's own, given back when the body ends
     return claim.tasks
 
 
-def _holder_of(waiting: Claim) -> Claim | None:
+def _holder_of(waiting: FileClaim) -> FileClaim | None:
     """Who in this process has to give back what a claim waits for, if somebody does."""
     if not waiting.waits() or waiting.queue is None:
         return None  # granted already; its task has not run since
     return in_the_way(waiting.queue)
 
 
-def in_the_way(queue: RightQueue) -> Claim | None:
+def in_the_way(queue: FileQueue) -> FileClaim | None:
     """Who in this process has to give back a right before anybody else has it."""
     holder = queue.holder
     if holder is None or holder.lost is not None or holder.revoke_pending is not None:
@@ -228,7 +227,7 @@ def in_the_way(queue: RightQueue) -> Claim | None:
     return holder
 
 
-def _was_told_to_end(held: Claim) -> bool:
+def _was_told_to_end(held: FileClaim) -> bool:
     """Whether a claim is taken away within its grace, whatever its tasks wait for."""
     now = _clock.clock.now()
     return now >= held.deadline or (held.fence is not None and now >= held.fence.deadline)
@@ -242,7 +241,7 @@ def _back(last: object, first: object, led_by: dict[object, object]) -> list[obj
     return ring[::-1]
 
 
-def _chain(ring: list[_Step], asked: Claim, waits: dict[object, Claim]) -> tuple[tuple[Holder, str, Holder], ...]:
+def _chain(ring: list[_Step], asked: FileClaim, waits: dict[object, FileClaim]) -> Chain:
     """The ring by names: each is called as what it waits for or holds in the ring says, else as its task."""
     chain = []
     waiter = asked.holder
@@ -256,7 +255,7 @@ def _chain(ring: list[_Step], asked: Claim, waits: dict[object, Claim]) -> tuple
     return tuple(chain)
 
 
-def _name(task: object, waits: dict[object, Claim]) -> Holder:
+def _name(task: object, waits: dict[object, FileClaim]) -> Holder:
     """Who a task is that is waited for itself: as what it waits for is called, else by its own name."""
     claim = waits.get(task)
     return claim.holder if claim is not None else Holder(task=name_of(task) or "")
@@ -268,7 +267,7 @@ def name_of(task: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _told(ring: list[_Step], chain: tuple[tuple[Holder, str, Holder], ...]) -> str:
+def _told(ring: list[_Step], chain: Chain) -> str:
     """The ring in words. Tasks may all have one name, so each is told by the epoch of what it holds in the ring."""
     steps = []
     own = _epoch(ring[-1].held)
@@ -279,5 +278,5 @@ def _told(ring: list[_Step], chain: tuple[tuple[Holder, str, Holder], ...]) -> s
     return "; ".join(steps)
 
 
-def _epoch(held: Claim | None) -> str:
+def _epoch(held: FileClaim | None) -> str:
     return "" if held is None else f" [epoch {held.epoch}]"

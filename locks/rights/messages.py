@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from .. import _clock
 from ..errors import LeaseLost, LeaseTimeout, RunEnded, Superseded
-from .claim import Claim, ClaimState
+from .claim import ClaimState
 from .guard import Named
-from .queue import RightQueue
+from .open_file import FileClaim, FileQueue
 
 
-def timed_out(path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
+def timed_out(path: str, claim: FileClaim, waited_s: float) -> LeaseTimeout:
     """The error for a claim that has waited for as long as it may."""
     queue = claim.queue
     assert queue is not None
@@ -32,20 +32,20 @@ def timed_out(path: str, claim: Claim, waited_s: float) -> LeaseTimeout:
     )
 
 
-def superseded(path: str, loser: Claim, winner: Claim) -> Superseded:
+def superseded(path: str, loser: FileClaim, winner: FileClaim) -> Superseded:
     """The error for a holder that a newcomer takes over from."""
     message = f"{loser.holder} lost {path}: superseded by {winner.holder}"
     return Superseded(message, path=path, holder=loser.holder, by=winner.holder)
 
 
-def left_while_writing(claim: Claim) -> LeaseLost:
+def left_while_writing(claim: FileClaim) -> LeaseLost:
     """The error for later writes of a block that was left while a thread of it was writing."""
     kind = LeaseLost if claim.fence is None else RunEnded
     message = f"{claim.holder} has left {claim.path}, while a thread of it was writing"
     return kind(message, path=claim.path, holder=claim.holder)
 
 
-def name_successor(claim: Claim) -> None:
+def name_successor(claim: FileClaim) -> None:
     """Have the error of a claim that was taken away say who has the right now, if somebody does."""
     error, queue = claim.lost, claim.queue
     if error is None or queue is None or error.by is not None:
@@ -58,7 +58,7 @@ def name_successor(claim: Claim) -> None:
         error.args = (f"{error.args[0]}; now {named.words}", *error.args[1:])
 
 
-def _here(queue: RightQueue) -> Named | None:
+def _here(queue: FileQueue) -> Named | None:
     """The holder of a right in this process."""
     claim = queue.holder
     if claim is None or claim.state is not ClaimState.HELD:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from .. import _os, network
 from .._mutex import Mutex
@@ -13,11 +14,31 @@ from .._os import FileId
 from ..engines import inside
 from ..engines.choose import check_lock
 from ..engines.interface import LeaseEngine, Right
-from ..errors import TranscriptError
+from ..errors import LeaseLost, TranscriptError
+from .claim import Claim
 from .guard import NewGuard
 from .queue import RightQueue
 
 _FLAGS = os.O_RDWR | os.O_APPEND | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOCTTY | _os.O_NONBLOCK
+
+
+class FileClaim(Claim):
+    """A claim on a right of a session file."""
+
+    entry: Entry | None = None
+    """The file; set when it is asked for."""
+    queue: FileQueue | None = None
+    """The queue of the right; set with the file."""
+    on_run_end: Callable[[FileClaim, type[LeaseLost]], object] | None = None
+    """Called by `end_with_run`; set while a run holds the right."""
+
+    def end_with_run(self, kind: type[LeaseLost]) -> None:
+        """Take the right away: its run has ended."""
+        if self.on_run_end is not None:
+            self.on_run_end(self, kind)
+
+
+FileQueue: TypeAlias = RightQueue[FileClaim]
 
 
 class Entry:
@@ -52,7 +73,7 @@ class Entry:
         """Other names by which it was asked for."""
         self.fd = fd
         self.file_id = file_id
-        self.queues: dict[Right, RightQueue] = {}
+        self.queues: dict[Right, FileQueue] = {}
         """The rights that were asked for since somebody first did."""
         self._engine = engine
         self._grace = grace
@@ -68,7 +89,7 @@ class Entry:
                 return False
         return True
 
-    def queue(self, right: Right) -> RightQueue:
+    def queue(self, right: Right) -> FileQueue:
         """The queue of a right."""
         queue = self.queues.get(right)
         if queue is None:
@@ -91,7 +112,7 @@ class Entry:
         for queue in list(self.queues.values()):
             self._share(queue)
 
-    def _share(self, queue: RightQueue) -> None:
+    def _share(self, queue: FileQueue) -> None:
         with queue.mutex:
             queue.share(inside.InsideLock(self.file_id, queue.right))
 

@@ -15,8 +15,7 @@ from .._os import FileId
 from ..engines import inside
 from ..engines.interface import LeaseEngine, Right
 from .guard import NewGuard
-from .open_file import Entry, identify, let_go, open_file
-from .queue import RightQueue
+from .open_file import Entry, FileQueue, identify, let_go, open_file
 
 _REMEMBERED = 64
 _none_between: weakref.WeakSet[OpenFiles] = weakref.WeakSet()
@@ -142,7 +141,7 @@ class OpenFiles:
         self._by_file.clear()
         self._by_path.clear()
 
-    def _remember(self, file_id: FileId, queue: RightQueue) -> None:
+    def _remember(self, file_id: FileId, queue: FileQueue) -> None:
         """Keep which tickets do not move, lest each new claim waits for a stopped process again."""
         while len(self._passed_over) >= _REMEMBERED:
             del self._passed_over[next(iter(self._passed_over))]

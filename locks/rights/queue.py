@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Set
 from contextlib import suppress
 from functools import partial
+from typing import Generic, TypeVar
 
 from anyio import notify_closing
 
@@ -37,10 +38,11 @@ STALLED_AFTER_S = 0.05
 """A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
 
 
+ClaimT = TypeVar("ClaimT", bound=Claim)
 _NONE: Set[int] = frozenset()
 
 
-class RightQueue:
+class RightQueue(Generic[ClaimT]):
     """The FIFO of one right.
 
     Invariants: `holder` is None or HELD or LOST; everything in `waiting` is WAITING, in the order in which it goes on;
@@ -50,7 +52,7 @@ class RightQueue:
     """
 
     # Defaults live on the class: most queues are made for one uncontended acquisition.
-    holder: Claim | None = None
+    holder: ClaimT | None = None
     locked = False
     ordered = True
     """Whether there may be an order among those that the lock keeps apart."""
@@ -74,7 +76,7 @@ class RightQueue:
         self.grace = grace
         self.guard = guard
         """What else has to be had; `None` where the lock is enough."""
-        self.guarded: Claim | None = None
+        self.guarded: ClaimT | None = None
         """For whom the guard was entered, or is being entered: it goes before another has the right."""
         self.mutex = Mutex()
         """Covers the state of the queue and its locks; of the write right, each write and the descriptor, too.
@@ -82,8 +84,8 @@ class RightQueue:
         The event loop's thread and worker threads wait for it, the steward only ever tries it, because a write may hang
         in the kernel. Taken last: of two, that of the write right first.
         """
-        self.waiting: OrderedDict[Claim, None] = OrderedDict()
-        self.waiting_runs: dict[Fence, Claim] = {}
+        self.waiting: OrderedDict[ClaimT, None] = OrderedDict()
+        self.waiting_runs: dict[Fence, ClaimT] = {}
         """Of those in `waiting`, the ones of runs."""
 
     @property
@@ -92,13 +94,13 @@ class RightQueue:
         return self.ticket is not None or (self.locked and self.holder is None)
 
     @property
-    def admitted(self) -> Claim | None:
+    def admitted(self) -> ClaimT | None:
         """Who has the lock of all processes, and not yet what guards the right."""
         if self.locked and self.holder is None and self.waiting:
             return next(iter(self.waiting))
         return None
 
-    def ask(self, claim: Claim) -> Claim:
+    def ask(self, claim: ClaimT) -> ClaimT:
         """Take the right at once, share it with what the same run already holds, or join the queue.
 
         Returns the claim to use; it waits if its state is WAITING. See `admitted` then.
@@ -115,7 +117,6 @@ class RightQueue:
                 waiting.supersedes = True
                 self.waiting.move_to_end(waiting, last=False)
             return waiting
-        claim.queue = self
         if holder is None and not self.waiting and self._lock_for(claim) and self.guard is None:
             return self.hold(claim)
         self._join(claim)
@@ -123,9 +124,8 @@ class RightQueue:
             self._compete()  # a failure is the claim's own: it finds it before it waits
         return claim
 
-    def try_ask(self, claim: Claim) -> bool:
+    def try_ask(self, claim: ClaimT) -> bool:
         """As `ask`, but leave no trace when it cannot be had at once; returns whether it holds or is admitted."""
-        claim.queue = self
         if self.holder is not None or self.waiting or not self._lock_for(claim):
             return False
         if self.guard is None:
@@ -140,7 +140,7 @@ class RightQueue:
             self.ordered, self.lock = False, lock
             self.locked = self.holder is not None and self.holder.state is not ClaimState.LOST and lock.try_lock()
 
-    def hold(self, claim: Claim) -> Claim:
+    def hold(self, claim: ClaimT) -> ClaimT:
         """Let a claim have the right: nobody has it, and the lock is ours."""
         self.holder = claim
         claim.start(self.grace)
@@ -149,7 +149,7 @@ class RightQueue:
         self.next_poll = math.inf
         return claim
 
-    def withdraw(self, claim: Claim) -> None:
+    def withdraw(self, claim: ClaimT) -> None:
         """Give back, give up waiting, or clear away what was lost; never raises. Call `pass_on` next.
 
         In between, a guard goes, if what was given up had it.
@@ -162,7 +162,7 @@ class RightQueue:
             self._leave(claim)
         claim.state = ClaimState.OVER
 
-    def pass_on(self) -> Claim | None:
+    def pass_on(self) -> ClaimT | None:
         """Let the next one have the right or compete for it; without one, unlock. Never raises.
 
         Returns a claim that has to be woken, because it now holds the right or because it cannot go on waiting.
@@ -189,7 +189,7 @@ class RightQueue:
             self._unlock()
         return failed
 
-    def take_away(self, claim: Claim, error: LeaseLost, kind: type[LeaseLost], *, keep: bool = False) -> bool:
+    def take_away(self, claim: ClaimT, error: LeaseLost, kind: type[LeaseLost], *, keep: bool = False) -> bool:
         """Unlock what `claim` holds for other processes, unless it does not hold it any more.
 
         The only method that a foreign thread calls. The identity check is what keeps a late thread from unlocking
@@ -214,7 +214,7 @@ class RightQueue:
                 self.trouble = error
         return self.locked
 
-    def poll(self) -> Claim | None:
+    def poll(self) -> ClaimT | None:
         """Look whether the first of the queue may go on now; returns it if it now holds the right. See `admitted` then.
 
         Raises:
@@ -252,7 +252,7 @@ class RightQueue:
         self._drop_ticket()
         return self.hold(next(iter(self.waiting))) if self.guard is None else None
 
-    def move(self, lock: ProcessLock, *, locked: bool) -> Claim | None:
+    def move(self, lock: ProcessLock, *, locked: bool) -> ClaimT | None:
         """Go on with the lock of the file that was renamed into the place of this one; waiters keep their places.
 
         Returns a claim that has to be woken, because it cannot go on waiting.
@@ -307,13 +307,13 @@ class RightQueue:
 
     # Internals
 
-    def _lock_for(self, claim: Claim) -> bool:
+    def _lock_for(self, claim: ClaimT) -> bool:
         if self.lock is None:
             return True
         self.locked = (not self.ordered or not self._others_before(claim)) and self.lock.try_lock()
         return self.locked
 
-    def _others_before(self, claim: Claim) -> bool:
+    def _others_before(self, claim: ClaimT) -> bool:
         assert self.lock is not None
         if not self.lock.anyone_before(claim.arrived_at):
             self.passed_over = _NONE  # whoever had those tickets has gone
@@ -322,19 +322,19 @@ class RightQueue:
             return True
         return self.lock.lowest_before(self.lock.ticket_of(claim.arrived_at), self.passed_over) is not None
 
-    def _join(self, claim: Claim) -> None:
+    def _join(self, claim: ClaimT) -> None:
         self.waiting[claim] = None
         if claim.fence is not None:
             self.waiting_runs[claim.fence] = claim
         if claim.supersedes:
             self.waiting.move_to_end(claim, last=False)  # a ticket that was taken stands for whoever is first
 
-    def _leave(self, claim: Claim) -> None:
+    def _leave(self, claim: ClaimT) -> None:
         if claim.fence is not None:
             self.waiting_runs.pop(claim.fence, None)
         del self.waiting[claim]
 
-    def _must_yield(self, first: Claim) -> bool:
+    def _must_yield(self, first: ClaimT) -> bool:
         if first.supersedes or not self.ordered:
             return False
         try:
@@ -342,7 +342,7 @@ class RightQueue:
         except Exception:
             return True  # competing is safe, and tells the waiter what is wrong
 
-    def _compete(self) -> Claim | None:
+    def _compete(self) -> ClaimT | None:
         """Take a ticket for the first of the queue; returns it if that failed."""
         assert self.lock is not None and self.ticket is None
         first = next(iter(self.waiting))

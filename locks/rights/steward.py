@@ -21,7 +21,8 @@ from .. import _clock
 from .._events import described, log
 from .._loop import Post, cancel
 from ..errors import LeaseLost, RunEnded, Superseded
-from .claim import Claim, ClaimState, overstayed
+from .claim import ClaimState, overstayed
+from .open_file import FileClaim
 
 _PENDING_RETRY_S = 0.05
 
@@ -34,17 +35,17 @@ class Steward:
         finish: called on the loop while there is something `unfinished`.
     """
 
-    def __init__(self, settle: Callable[[Claim], Any], finish: Callable[[], Any]) -> None:
+    def __init__(self, settle: Callable[[FileClaim], Any], finish: Callable[[], Any]) -> None:
         self._settle = settle
         self._finish = finish
-        self.held: dict[Claim, None] = {}  # changed on the loop's thread only; read here as a snapshot
+        self.held: dict[FileClaim, None] = {}  # changed on the loop's thread only; read here as a snapshot
         self.revoked = 0
         self.unfinished = False
         """Whether an exception came in the middle of a change on the loop's thread, and again while it was finished."""
         self.post: Post = _to_nobody
         self._alarm = _clock.clock.alarm(self._tick)
 
-    def watch(self, claim: Claim) -> None:
+    def watch(self, claim: FileClaim) -> None:
         """Begin to watch a claim that was granted."""
         self.held[claim] = None
         self._alarm.ring_by(claim.next_due())
@@ -53,12 +54,12 @@ class Steward:
         """Look again at `at` at the latest: a deadline has moved forward."""
         self._alarm.ring_by(at)
 
-    def revoke(self, claim: Claim, error: LeaseLost) -> None:
+    def revoke(self, claim: FileClaim, error: LeaseLost) -> None:
         """Take a right away now, or, while a write is under way, as soon as it is over. Callable from any thread."""
         if self.take(claim, error):
             self.post(partial(self._settle, claim))
 
-    def take(self, claim: Claim, error: LeaseLost) -> bool:
+    def take(self, claim: FileClaim, error: LeaseLost) -> bool:
         """As `revoke`, but leave it to the caller to settle when this returns `True`.
 
         What is superseded stays locked for other processes: the successor is here.
@@ -81,7 +82,7 @@ class Steward:
         return True
 
     @staticmethod
-    def _kind(claim: Claim, error: LeaseLost) -> type[LeaseLost]:
+    def _kind(claim: FileClaim, error: LeaseLost) -> type[LeaseLost]:
         """What later writes of the claim's run are told: one that overstayed has ended."""
         fence = claim.fence
         return RunEnded if fence is not None and _clock.clock.now() >= fence.end_at else type(error)
@@ -103,7 +104,7 @@ class Steward:
         """On the loop's thread: a host's log handler that blocks must not stop the watch over all sessions."""
         self.post(partial(log, event, **fields))
 
-    def _look_at(self, claim: Claim, now: float) -> float:
+    def _look_at(self, claim: FileClaim, now: float) -> float:
         if claim.state is not ClaimState.HELD:
             return math.inf
         if claim.revoke_pending is not None:
@@ -126,7 +127,7 @@ class Steward:
         return math.inf if claim.lost is not None else now + _PENDING_RETRY_S
 
 
-def _cancel_blocks(claim: Claim) -> None:
+def _cancel_blocks(claim: FileClaim) -> None:
     if claim.state is ClaimState.HELD:
         for scope in claim.scopes:
             cancel(scope)

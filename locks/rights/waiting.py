@@ -18,9 +18,8 @@ from anyio.lowlevel import checkpoint
 from .. import _clock, _effects
 from .._events import described
 from ..errors import TranscriptError
-from .claim import Claim, ClaimState
-from .open_file import Entry, cannot
-from .queue import RightQueue
+from .claim import ClaimState
+from .open_file import Entry, FileClaim, FileQueue, cannot
 
 _BETWEEN_LOOKS_S = 0.0002
 """On average, over all files, while they are being waited for: a look takes about 8 µs, so this bounds its CPU."""
@@ -37,20 +36,20 @@ class WaitingRoom:
 
     def __init__(
         self,
-        granted: Callable[[Claim], object],
-        let_in: Callable[[Entry, RightQueue], Claim | None],
+        granted: Callable[[FileClaim], object],
+        let_in: Callable[[Entry, FileQueue], FileClaim | None],
         interrupted: Callable[[], object],
     ) -> None:
-        self.competing: dict[RightQueue, Entry] = {}
+        self.competing: dict[FileQueue, Entry] = {}
         """The queues whose head waits for another process."""
         self._granted = granted
         self._let_in = let_in
         self._interrupted = interrupted
-        self._leader: Claim | None = None
+        self._leader: FileClaim | None = None
         self._looker: object = None
         """The one of the leader's tasks that looks."""
 
-    def update(self, entry: Entry, queue: RightQueue) -> None:
+    def update(self, entry: Entry, queue: FileQueue) -> None:
         """Note whether somebody must look after a queue, and see that somebody does. Call after each change to it."""
         leader = self._leader
         if queue.competing:
@@ -67,7 +66,7 @@ class WaitingRoom:
             if first.changed is not None:
                 first.changed.set()
 
-    def _may_lead(self, leader: Claim) -> bool:
+    def _may_lead(self, leader: FileClaim) -> bool:
         """Whether it still is at the head of a queue that competes; if not, see that it does not listen for one."""
         if leader.state is not ClaimState.WAITING:
             return False
@@ -91,7 +90,7 @@ class WaitingRoom:
         if leader is not None and leader.changed is not None:
             leader.changed.set()
 
-    async def wait(self, path: str, claim: Claim, give_up_at: float, asked: Claim) -> None:
+    async def wait(self, path: str, claim: FileClaim, give_up_at: float, asked: FileClaim) -> None:
         """Wait until a claim holds its right, or until `give_up_at`. A checkpoint, however short the wait.
 
         Raises:
@@ -131,7 +130,7 @@ class WaitingRoom:
         if not suspended:
             await checkpoint()
 
-    async def _sleep(self, claim: Claim, until: float, asked: Claim) -> None:
+    async def _sleep(self, claim: FileClaim, until: float, asked: FileClaim) -> None:
         """Suspend until the claim has changed, or until an instant."""
         changed = claim.changed
         if changed is None or changed.is_set():
@@ -144,7 +143,7 @@ class WaitingRoom:
             await changed.wait()
         asked.sleeping = None
 
-    async def _listen(self, claim: Claim, until: float, asked: Claim) -> None:
+    async def _listen(self, claim: FileClaim, until: float, asked: FileClaim) -> None:
         """Sleep until the bell of the claim's ticket rings, or until an instant. A checkpoint.
 
         Only a look can grant anything to the head of a queue that competes, and only the leader looks, so nothing else
@@ -160,7 +159,7 @@ class WaitingRoom:
         asked.sleeping = None
 
     @_effects.change
-    def _look(self, leader: Claim) -> float:
+    def _look(self, leader: FileClaim) -> float:
         """As `_look_at_all`; an exception in the middle leaves nothing half done."""
         try:
             return self._look_at_all(leader)
@@ -168,7 +167,7 @@ class WaitingRoom:
             self._interrupted()
             raise
 
-    def _look_at_all(self, leader: Claim) -> float:
+    def _look_at_all(self, leader: FileClaim) -> float:
         """Look at every file that another process holds; returns the instant of the next look.
 
         A failing lock call is the error of the claim it was made for.
@@ -204,7 +203,7 @@ class WaitingRoom:
         return due
 
 
-async def _rung(queue: RightQueue) -> None:
+async def _rung(queue: FileQueue) -> None:
     assert queue.bell is not None
     with suppress(ClosedResourceError):
         await anyio.wait_readable(queue.bell.socket)

@@ -19,8 +19,8 @@ from .._loop import current_task
 from .._threads import in_thread
 from ..engines.interface import ProcessLock, Right
 from ..errors import DeadlockError, LeaseLost, TranscriptError
-from ..rights.claim import Claim, without
-from ..rights.open_file import Entry, cannot
+from ..rights.claim import without
+from ..rights.open_file import Entry, FileClaim, cannot
 from .appending import check_in_place
 from .records import Position
 from .replacing import Draft, is_complete, prepare, write_aside
@@ -41,7 +41,7 @@ async def replace(
     through: Position | None,
     read_to: Position | None,
     *,
-    under: Claim | None = None,
+    under: FileClaim | None = None,
 ) -> Position:
     """Put encoded records in the place of what a lease's session had up to a position. A checkpoint.
 
@@ -53,7 +53,7 @@ async def replace(
     Raises:
         TranscriptError, LeaseLost, LeaseTimeout, DeadlockError: the old file stands, unless the message says otherwise.
     """
-    turn: Claim | None = None
+    turn: FileClaim | None = None
     try:
         while True:
             claim = lease.claim
@@ -80,7 +80,7 @@ async def replace(
 
 
 async def _place(
-    registry: LockRegistry, claim: Claim, entry: Entry, draft: Draft, data: bytes, under: Claim | None
+    registry: LockRegistry, claim: FileClaim, entry: Entry, draft: Draft, data: bytes, under: FileClaim | None
 ) -> Position | None:
     """Write the new file and put it in place; `None` while another process conducts the session."""
     while True:
@@ -169,7 +169,7 @@ def _move(registry: LockRegistry, entry: Entry, draft: Draft, locks: dict[Right,
             entry.note("close_failed", path=entry.path, error=str(error))
 
 
-async def _give_way(registry: LockRegistry, lease: Lease) -> Claim:
+async def _give_way(registry: LockRegistry, lease: Lease) -> FileClaim:
     """Let the turn of another process write and end; returns the turn, which then is ours, with the lease.
 
     Others may append meanwhile, so what is kept is decided anew afterwards. Failed or cancelled, nothing is held.
@@ -195,13 +195,13 @@ async def _give_way(registry: LockRegistry, lease: Lease) -> Claim:
     return turn
 
 
-def _leave(registry: LockRegistry, turn: Claim | None) -> None:
+def _leave(registry: LockRegistry, turn: FileClaim | None) -> None:
     if turn is not None:
         turn.tasks = without(turn.tasks, current_task())
         registry.release(turn)
 
 
-def _entry_of(claim: Claim) -> Entry:
+def _entry_of(claim: FileClaim) -> Entry:
     entry = claim.entry
     if entry is None:
         raise LeaseLost(f"{claim.holder} does not hold {claim.path}", path=claim.path, holder=claim.holder)

@@ -34,10 +34,9 @@ from .._loop import current_task
 from .._threads import in_thread
 from ..engines.interface import Right
 from ..errors import LeaseLost, TranscriptError
-from ..rights.claim import Claim, without
+from ..rights.claim import without
 from ..rights.fence import Fence
-from ..rights.open_file import Entry, cannot, let_go
-from ..rights.queue import RightQueue
+from ..rights.open_file import Entry, FileClaim, FileQueue, cannot, let_go
 from .appending import check_in_place
 from .replacing import refuse_links
 from .syncing import sync_directory
@@ -68,7 +67,7 @@ async def set_aside(registry: LockRegistry, path: str, to: str | None, under: Fe
     return True
 
 
-def _take_name(claim: Claim, path: str, to: str | None, under: Fence) -> str:
+def _take_name(claim: FileClaim, path: str, to: str | None, under: Fence) -> str:
     """Check all that has to hold, and take the file's name away; returns it. Synchronous: nothing comes in between.
 
     Raises:
@@ -130,7 +129,7 @@ def _reserve(path: str, to: str) -> None:
         raise TranscriptError(f"{path} cannot be set aside as {to}: that is there already", path=path) from None
 
 
-def _clear_away(claim: Claim, queue: RightQueue) -> None:
+def _clear_away(claim: FileClaim, queue: FileQueue) -> None:
     """Remove what stands beside the name for one right. The mutex is held: the right cannot be taken away meanwhile."""
     if queue.guard is not None and (trouble := queue.guard.leave()) is not None:
         assert claim.entry is not None

@@ -31,7 +31,7 @@ from locks import _clock, _events
 from .event_file import EventFile
 
 if TYPE_CHECKING:
-    from locks.lowlevel import Arbiter, Claim
+    from locks.lowlevel import Arbiter, FileClaim
 
 _LANES, _SESSIONS, _PROCESS = 1, 2, 3
 """The groups of tracks; "processes" to the viewers."""
@@ -171,7 +171,7 @@ class Trace:
 
     # What else is told
 
-    def _given_back(self, claim: Claim) -> None:
+    def _given_back(self, claim: FileClaim) -> None:
         """A right was given back, or taken away and cleared up."""
         assert claim.entry is not None and claim.queue is not None
         path, right = claim.entry.path, claim.queue.right.name.lower()

@@ -9,7 +9,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 
 from locks import Fence, LeaseExpired, LeaseLost, LockRegistry, Revoked, Right
-from locks.lowlevel import Claim, current_fence
+from locks.lowlevel import FileClaim, current_fence
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -274,7 +274,7 @@ async def test_an_end_that_comes_in_the_middle_of_a_progress_stands(registry, pa
     started = virtual.now()
     with pytest.raises(Revoked):
         async with registry.lease(path, idle_timeout=5) as lease:
-            limit = Claim._limit
+            limit = FileClaim._limit
 
             def interrupted(claim, now):
                 if between == "after":
@@ -284,7 +284,7 @@ async def test_an_end_that_comes_in_the_middle_of_a_progress_stands(registry, pa
                     limit(claim, now)
 
             await anyio.sleep(1)
-            monkeypatch.setattr(Claim, "_limit", interrupted)
+            monkeypatch.setattr(FileClaim, "_limit", interrupted)
             assert not lease.progress()
             with CancelScope(shield=True):
                 while lease.lost is None:

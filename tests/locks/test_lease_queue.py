@@ -11,7 +11,7 @@ from anyio import create_task_group
 
 from locks import HeldRight, Holder, LeaseTimeout, LockRegistry, Right
 from locks.engines.kernel import KernelLock
-from locks.lowlevel import Claim
+from locks.lowlevel import FileClaim
 from locks.rights.open_file import open_file
 from locks.rights.queue import RightQueue
 from locks.sidecar import turn_note
@@ -391,8 +391,8 @@ def test_a_ticket_that_was_not_looked_after_is_renewed_at_the_first_look(tmp_pat
     try:
         elsewhere = KernelLock(theirs, file_id, Right.WRITE)
         assert elsewhere.try_lock()
-        queue = RightQueue(Right.WRITE, KernelLock(ours, file_id, Right.WRITE), 2.0)
-        claim = queue.ask(Claim(virtual.now(), object(), None, None, 300.0, math.inf))
+        queue: RightQueue[FileClaim] = RightQueue(Right.WRITE, KernelLock(ours, file_id, Right.WRITE), 2.0)
+        claim = queue.ask(FileClaim(virtual.now(), object(), None, None, 300.0, math.inf))
         old = queue.ticket
         virtual.advance(1.0)
         assert queue.poll() is None

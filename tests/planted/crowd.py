@@ -16,7 +16,7 @@ from lanes.spec import CONTROL
 from locks import Fence, LockRegistry, _os
 from locks.doctor import mending
 from locks.engines.kernel import KernelLock
-from locks.lowlevel import Claim
+from locks.lowlevel import FileClaim
 from locks.transcript import Position, appending, replacing
 from tests.planted.locks import plant
 
@@ -99,7 +99,7 @@ def fence_not_checked(reached: Reached) -> None:
 
     plant(Fence, "check", check)
     plant(Fence, "closed", property(lambda self: False))
-    plant(Claim, "check", lambda self, path: None)
+    plant(FileClaim, "check", lambda self, path: None)
 
 
 @defect("overlapping")

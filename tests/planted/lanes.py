@@ -17,7 +17,7 @@ from lanes.queues import groups, turns
 from lanes.queues.lane import Lane
 from lanes.spec_table import SpecTable
 from locks import Fence, LockRegistry, _effects
-from locks.lowlevel import Claim
+from locks.lowlevel import FileClaim
 from locks.rights.deadlock import WaitGraph
 from runtime import statistics
 
@@ -414,7 +414,7 @@ def limits_unseen() -> None:
     """A wait for a lease with a `wait_timeout` counts as one without."""
     begin = WaitGraph.begin
 
-    def begin_without(self: WaitGraph, task: object, claim: Claim, limit: float = math.inf) -> None:
+    def begin_without(self: WaitGraph, task: object, claim: FileClaim, limit: float = math.inf) -> None:
         reached["limits_unseen"] += limit < math.inf
         begin(self, task, claim)
 

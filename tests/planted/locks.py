@@ -11,6 +11,7 @@ from typing import Any
 from locks import LeaseLost, _os, registry
 from locks._os import FileId
 from locks.engines.kernel import KernelLock
+from locks.lowlevel import FileClaim
 from locks.rights import claim, deadlock, open_file, queue, steward, waiting
 from locks.sidecar import guards, lockfile
 from locks.sidecar import staleness as judging
@@ -48,7 +49,7 @@ def no_release_on_cancel() -> None:
     """A waiter that is cancelled stays in the queue."""
     release = registry.LockRegistry.release
 
-    def keep_waiting(self: registry.LockRegistry, one: claim.Claim, asked: claim.Claim | None = None) -> None:
+    def keep_waiting(self: registry.LockRegistry, one: FileClaim, asked: FileClaim | None = None) -> None:
         if one.waits():
             reached["no_release_on_cancel"] += 1
         else:

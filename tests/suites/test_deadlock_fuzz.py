@@ -28,7 +28,7 @@ from lanes.core.scheduler import Scheduler
 from lanes.errors import LaneError
 from lanes.queues.groups import Group
 from locks import DeadlockError, LeaseLost, LeaseTimeout, LockRegistry
-from locks.lowlevel import Claim
+from locks.lowlevel import FileClaim
 from locks.rights import deadlock
 from locks.rights.deadlock import AnyOf, WaitGraph
 from runtime import Supervisor
@@ -344,7 +344,7 @@ def wait_timeout_unseen(patch: pytest.MonkeyPatch) -> None:
     """A wait for a lease with a `wait_timeout` counts as one without."""
     begin = WaitGraph.begin
 
-    def begin_without(graph: WaitGraph, task: object, claim: Claim, limit: float = math.inf) -> None:
+    def begin_without(graph: WaitGraph, task: object, claim: FileClaim, limit: float = math.inf) -> None:
         begin(graph, task, claim, math.inf if limit == -math.inf else limit)
 
     patch.setattr(WaitGraph, "begin", begin_without)
