@@ -1,7 +1,6 @@
 """What runs when: lanes, groups, turns and runs. The supervisor in `runtime` puts them to work."""
 
 from .body.context import RunContext
-from .body.events import EventStream
 from .body.inbox import Inbox
 from .body.processes import ProcessFailed, ProcessResult
 from .body.session import Session
@@ -13,19 +12,22 @@ from .errors import (
     LaneBusy,
     LaneError,
     LaneFull,
+    WrongThread,
+)
+from .events import EventStream
+from .layout import SessionLayout
+from .message import Message
+from .queues.totals import Totals
+from .retry import RetrySpec
+from .run import Outcome, Run, RunState, current_run
+from .run_errors import (
     RunAbandoned,
     RunAbandonedAfterTimeout,
     RunCancelled,
     RunError,
     RunSuperseded,
     RunTimedOut,
-    WrongThread,
 )
-from .layout import SessionLayout
-from .message import Message
-from .queues.totals import Totals
-from .retry import RetrySpec
-from .run import Outcome, Run, RunState, current_run
 from .spec import GroupSpec, LaneSpec
 
 __all__ = [

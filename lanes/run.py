@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import anyio
@@ -16,12 +16,9 @@ from anyio.lowlevel import checkpoint
 from locks._loop import on_loop_thread
 
 from . import checks
-from .body.events import EventStream
 from .errors import WrongThread
+from .events import EventStream
 from .tracebacks import copied
-
-if TYPE_CHECKING:
-    from .core.execution import Execution
 
 _waiting_threads = threading.Lock()
 """For the list of the threads that wait for a run: several may come at once."""
@@ -76,6 +73,23 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """The body's traceback, as text."""
     attempts: int = 1
     """How often the body was called at most: more than one where the lane has a `retry`."""
+
+
+class Conductor(Protocol):
+    """What a run needs of the scheduler until it has ended."""
+
+    def new_event(self) -> anyio.Event:
+        """An event of the event loop that serves."""
+
+    async def wait_for(self, run: Run, ended: anyio.Event) -> None:
+        """Wait for another run, in a task of this one. A checkpoint.
+
+        Raises:
+            DeadlockError: as `Run.wait`.
+        """
+
+    def ask_to_end(self, state: RunState, reason: str) -> bool:
+        """Ask this run to end; returns whether this is the cause now."""
 
 
 class Run:
@@ -137,7 +151,7 @@ class Run:
         """When it is cancelled at the latest (`time.monotonic`): the run budget; set at the start, moved by
         `progress()`."""
         self.outcome: Outcome | None = None
-        self._execution: Execution | None = None
+        self._execution: Conductor | None = None
         self._ended: anyio.Event | None = None
         self._streams: WeakSet[EventStream] | None = None
         self._threads: list[threading.Event] | None = None
@@ -160,7 +174,7 @@ class Run:
         if self.outcome is None:
             if self._ended is None:
                 assert self._execution is not None
-                self._ended = self._execution.owner.new_event()
+                self._ended = self._execution.new_event()
             waiter = _current.get()
             asking = waiter._execution if waiter is not None else None
             if asking is None:

@@ -27,7 +27,7 @@ from locks import DeadlockError, Holder, LockRegistry, _effects
 from locks._loop import current_task
 from locks.lowlevel import AnyOf, name_of
 
-from .execution import Execution
+from .execution import Execution, execution_of
 from .needs import Kind, Need, awaited_by, needs_of
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Waits:
     def _begin(self, asking: Execution, run: Run, task: object) -> None:
         self._by_task[task] = asking
         asking.begin_wait(run, limited=anyio.current_effective_deadline() < asking.fence.scope_ends)
-        target = run._execution
+        target = execution_of(run)
         assert target is not None
         # Mostly it needs nothing, and then there is nothing to search.
         stuck = self._stuck(asking) if target is asking or _needed(target, needs_of) else None

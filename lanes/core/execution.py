@@ -235,6 +235,10 @@ class Execution:
             for child in reversed(list(self.children)):
                 child.ask_to_end(RunState.CANCELLED, f"ended with its parent, run {self.run.id} ({why})")
 
+    def new_event(self) -> anyio.Event:
+        """An event of the event loop that serves."""
+        return self.owner.new_event()
+
     async def wait_for(self, run: Run, ended: anyio.Event) -> None:
         """Wait for another run, in one of this run's tasks. A checkpoint.
 
@@ -375,7 +379,8 @@ class Execution:
                     error = raised
         except BaseException as raised:
             # The body has left a scope of its own open, so this one cannot be left in order; or the process is to end.
-            error = raised if error is None or isinstance(raised, KeyboardInterrupt) else error
+            if error is None or isinstance(raised, KeyboardInterrupt):
+                error = raised
         interrupt: KeyboardInterrupt | None = None
         try:
             interrupt = interrupt_in(error)
@@ -426,6 +431,12 @@ class Execution:
             self.parent.children[again] = None
         self.forget()
         return again
+
+
+def execution_of(run: Run) -> Execution | None:
+    """The present attempt at a run; `None` when the run has ended."""
+    conductor = run._execution
+    return conductor if isinstance(conductor, Execution) else None
 
 
 def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:

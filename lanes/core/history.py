@@ -13,6 +13,7 @@ from locks._events import log
 from ..message import Message
 from ..run import Run, RunState
 from ..spec import DedupeKeeps
+from .execution import execution_of
 
 DedupeKey = tuple[str, str | None, str]
 """Lane, session, and the sender's own key."""
@@ -123,7 +124,7 @@ def _stands(run: Run) -> bool:
     """Whether a run is done, or may still come to be: it waits, runs, or will be tried again or parked."""
     if run.outcome is not None:
         return run.outcome.state is RunState.DONE
-    execution = run._execution
+    execution = execution_of(run)
     if execution is None:
         return True
     if execution.steered_into is not None and run.state is RunState.RUNNING:

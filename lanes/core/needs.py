@@ -22,7 +22,7 @@ from locks import Right, _clock
 
 from ..checks import Priority
 from ..run import RunState
-from .execution import Execution
+from .execution import Execution, execution_of
 
 if TYPE_CHECKING:
     from ..queues.lane import Lane
@@ -81,7 +81,7 @@ def awaited_by(one: Execution) -> list[Need]:
     if wait is None:
         return []
     if wait.run is not None:
-        target = wait.run._execution
+        target = execution_of(wait.run)
         return [Need(Kind.RUN, (target,), wait.limited)] if target is not None else []
     if not one.owner.groups[one.spec.group].keeps_waiting(one):
         return []

@@ -8,10 +8,10 @@ from typing import Any
 from locks import _clock
 from locks._events import described, log
 
-from ..errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, RunError, RunSuperseded, RunTimedOut
 from ..queues.groups import Group
 from ..retry import RetrySpec
 from ..run import Outcome, RunState
+from ..run_errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, RunError, RunSuperseded, RunTimedOut
 from ..tracebacks import scrub
 from .execution import Execution
 

@@ -21,7 +21,7 @@ from linecache import getline
 
 from lanes import Run, RunState
 from lanes.body.stacks import coroutine_of, is_running, places_of, steps, variables
-from lanes.core.execution import Execution
+from lanes.core.execution import Execution, execution_of
 from lanes.core.scheduler import Scheduler
 from locks import _clock
 from locks._events import described
@@ -48,8 +48,9 @@ def where(run: Run) -> str:
     Bounded: 30 frames of each task, 100 tasks, 20 of everything else; it says how many it has left out. Keeps nothing
     alive, and never raises: what cannot be looked at is named.
     """
-    execution = run._execution or _abandoned(run)
-    lines = _head(run, run._execution)
+    present = execution_of(run)
+    execution = present or _abandoned(run)
+    lines = _head(run, present)
     of_attempt = (_queued, _tasks, _processes, _rights, _runs) if execution is not None else ()
     for section in (partial(_ended, run), *of_attempt, partial(_threads, run)):
         try:

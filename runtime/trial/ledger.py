@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Literal
 
 from lanes import Run, RunState
-from lanes.errors import RunAbandonedAfterTimeout
+from lanes.run_errors import RunAbandonedAfterTimeout
 
 from .traffic import Line
 

@@ -10,6 +10,7 @@ import pytest
 from anyio import to_thread
 
 from lanes import LaneSpec, RunCancelled
+from lanes.core.execution import execution_of
 from locks import LockRegistry, RunEnded
 from runtime import Supervisor
 from tests.poll import eventually
@@ -43,7 +44,7 @@ async def test_a_thread_appends_within_the_grace_of_its_cancelled_run(tmp_path, 
         async with anyio.create_task_group() as group:
             if by == "stop":
                 group.start_soon(sup.drain, 0)
-            await eventually(lambda: run._execution is None or run._execution.cause is not None)
+            await eventually(lambda: (one := execution_of(run)) is None or one.cause is not None)
             spent = time.process_time()
             ended.set()
             outcome = await run.wait()

@@ -23,7 +23,7 @@ from lanes import GroupSpec, LaneSpec, Message, Run, RunContext
 from lanes.core import deadlock as run_deadlock
 from lanes.core import needs
 from lanes.core.deadlock import Waits
-from lanes.core.execution import Execution
+from lanes.core.execution import Execution, execution_of
 from lanes.core.scheduler import Scheduler
 from lanes.errors import LaneError
 from lanes.queues.groups import Group
@@ -204,7 +204,7 @@ class Played:
         picture = self.picture()
         able = able_to_end(picture)
         for name, run in self.runs.items():
-            one = run._execution
+            one = execution_of(run)
             if one is None:
                 continue
             self.counts["probed"] += 1
@@ -217,7 +217,7 @@ class Played:
     def picture(self) -> Picture:
         picture = Picture(self.system, {name: self.seen(name, run) for name, run in self.runs.items()})
         picture.owners = {right: owners[0] for right, owners in self.owners.items() if owners}
-        by_execution = {run._execution: name for name, run in self.runs.items() if run._execution is not None}
+        by_execution = {execution_of(run): name for name, run in self.runs.items()}
         for number, sup in enumerate(self.supervisors):
             for session in range(2):
                 line = sup._scheduler.turns.of(sup.layout.file_of(self.key(session)))
@@ -225,7 +225,7 @@ class Played:
         return picture
 
     def seen(self, name: int, run: Run) -> Seen:
-        script, one = self.system.scripts[name], run._execution
+        script, one = self.system.scripts[name], execution_of(run)
         lane = self.system.lanes[script.lane]
         seen = Seen("ended", lane.group, script.lane, script.session, lane.supervisor, False, False, run.id, False)
         if one is None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from .. import checks
+from . import checks
 
-if TYPE_CHECKING:
-    from ..run import Run
+
+class Source(Protocol):
+    """What a stream needs of the run whose events it has."""
+
+    @property
+    def outcome(self) -> object | None:
+        """How the run ended; `None` until then."""
+
+    def _forget_stream(self, stream: EventStream) -> None:
+        """Hand no more events to a stream."""
 
 
 class EventStream:
@@ -23,7 +31,7 @@ class EventStream:
 
     __slots__ = ("__weakref__", "_buffer", "_closed", "_more", "_run", "dropped")
 
-    def __init__(self, run: Run, buffer: int) -> None:
+    def __init__(self, run: Source, buffer: int) -> None:
         self._run = run
         self._buffer: deque[Any] = deque(maxlen=checks.whole("buffer", buffer, 1))
         self._more: anyio.Event | None = None
