@@ -45,27 +45,32 @@ class Wait:
     """Whether a time limit of the body's own ends the wait."""
 
 
-class Owner(Protocol):
-    """What an execution needs of its scheduler."""
+class Queues(Protocol):
+    """What a run may have to wait for in its scheduler."""
 
-    services: Mapping[str, Any]
     registry: LockRegistry
-    layout: SessionLayout
-    new_scope: Callable[..., anyio.CancelScope]
-    """Makes a cancel scope on the running loop."""
-    new_event: Callable[[], anyio.Event]
-    waits: Waits
-    intake: Intake
     tasks: TaskHost | None
     starting: bool
     """Whether queued work is started."""
     groups: dict[str, Group]
     turns: Turns
     pace: Pace
-    late_events_dropped: int
 
     def may_start(self, execution: Execution) -> bool:
         """Whether it may be started at all."""
+
+
+class Owner(Queues, Protocol):
+    """What an execution needs of its scheduler."""
+
+    services: Mapping[str, Any]
+    layout: SessionLayout
+    new_scope: Callable[..., anyio.CancelScope]
+    """Makes a cancel scope on the running loop."""
+    new_event: Callable[[], anyio.Event]
+    waits: Waits
+    intake: Intake
+    late_events_dropped: int
 
     def end(self, execution: Execution, state: RunState, reason: str) -> bool:
         """End a queued or running execution for the given cause; returns whether this is the cause now."""

@@ -69,8 +69,7 @@ class Finishing(Steering):
 
     def _queue_timeout(self, execution: Execution) -> None:
         """A run has waited for as long as it may: say for what."""
-        front = self.turns.front(execution.file) if execution.file is not None else None
-        reason = queue_reason(execution, front, self.groups[execution.spec.group])
+        reason = queue_reason(execution)
         due, now = execution.run.wait_deadline, _clock.clock.now()
         if due is not None and execution.is_queued():
             execution.late_s = max(0.0, now - due)

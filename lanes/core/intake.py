@@ -27,7 +27,8 @@ from ..run import Body, Run, current_run
 from ..spec import ONLY_NEWEST, LaneSpec, WhenBusy
 from .execution import Execution
 from .history import DedupeKey, Parked, Said
-from .overflow import drop_oldest, lane_full, would_start
+from .needs import Kind, Need, busy, would_start
+from .overflow import drop_oldest, lane_full
 
 if TYPE_CHECKING:
     from .scheduler import Scheduler
@@ -247,11 +248,16 @@ class Intake:
                 if request.key is not None:
                     scheduler.history.know(request.key, Said(joined.run, request.digest))
                 return joined.run
-        if policy == "reject" and self._is_busy(request):
-            raise self._busy(request)
+        if policy == "reject" and (need := busy(scheduler, lane, request.file)) is not None:
+            raise _lane_busy(request, need)
         older = self._outdated(request, policy)
         before = lane.waiting - sum(1 + one.joined for one in older if one.lane is lane)
-        if spec.queue_limit is None or before < spec.queue_limit or would_start(scheduler, request):
+        held = bool(spec.debounce) and request.messages is not None
+        if (
+            spec.queue_limit is None
+            or before < spec.queue_limit
+            or would_start(scheduler, lane, request.file, request.urgency, held=held)
+        ):
             return self._taken(request, policy, target, older).run
         # A hook that is called for what was dropped from a lane drops nothing more from it: that would have no end.
         if spec.when_full == "reject" or not lane.queued or _effects.is_marked(lane):
@@ -338,9 +344,7 @@ class Intake:
     # Busy
 
     def _is_busy(self, request: Request) -> bool:
-        if request.file is not None:
-            return self._scheduler.turns.front(request.file) is not None
-        return len(request.lane.running) >= request.lane.spec.capacity
+        return busy(self._scheduler, request.lane, request.file) is not None
 
     def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
         """The run that the policy turns to: to take its place, or to be told the message."""
@@ -376,20 +380,6 @@ class Intake:
         if not self._is_busy(request):
             return None
         return next((one for one in request.lane.running if one.is_underway() and not _is_above(one, request)), None)
-
-    def _busy(self, request: Request) -> LaneBusy:
-        front = self._scheduler.turns.front(request.file) if request.file is not None else None
-        if front is not None:
-            waits = "waits for" if front.is_queued() else "has"
-            why = f"{front.fence.holder} {waits} the turn of session {request.session!r:.80}"
-        else:
-            why = f"{len(request.lane.running)} of {request.spec.capacity} run on it"
-        return LaneBusy(
-            f"lane {request.lane.name!r} is busy: {why}",
-            lane=request.lane.name,
-            session=request.session,
-            holder=front.run.id if front is not None else None,
-        )
 
     def _join(self, request: Request, policy: WhenBusy) -> Execution | None:
         """Add a message to the run that waits last in its session, if the two may be answered together."""
@@ -481,6 +471,21 @@ class Intake:
         run = self._admit(request, "queue")
         self._scheduler.history.resubmitted(parked, run)
         return run
+
+
+def _lane_busy(request: Request, need: Need) -> LaneBusy:
+    front = need.runs[0] if need.kind is Kind.TURN else None
+    if front is not None:
+        waits = "waits for" if front.is_queued() else "has"
+        why = f"{front.fence.holder} {waits} the turn of session {request.session!r:.80}"
+    else:
+        why = f"{len(need.any_of)} of {request.spec.capacity} run on it"
+    return LaneBusy(
+        f"lane {request.lane.name!r} is busy: {why}",
+        lane=request.lane.name,
+        session=request.session,
+        holder=front.run.id if front is not None else None,
+    )
 
 
 def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:

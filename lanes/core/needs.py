@@ -26,7 +26,7 @@ from .execution import Execution, execution_of
 
 if TYPE_CHECKING:
     from ..queues.lane import Lane
-    from .execution import Owner
+    from .execution import Queues
 
 
 class Kind(Enum):
@@ -65,6 +65,11 @@ class Need(NamedTuple):
     limited: bool = False
     """Whether a time limit of its own ends the wait, whatever it waits for."""
 
+    @property
+    def runs(self) -> list[Execution]:
+        """The runs among `any_of`."""
+        return [one for one in self.any_of if isinstance(one, Execution)]
+
 
 def needs_of(one: Execution) -> list[Need]:
     """All that has to come before a run can go on, or can start; nothing where it goes on by itself."""
@@ -99,24 +104,24 @@ def _needs_of_body(one: Execution) -> list[Need]:
 
 
 def _needs_of_queued(one: Execution) -> list[Need]:
-    board, urgency, needs = one.owner, one.urgency, list[Need]()
-    if board.tasks is None or not board.may_start(one):
+    queues, urgency, needs = one.owner, one.urgency, list[Need]()
+    if queues.tasks is None or not queues.may_start(one):
         needs.append(Need(Kind.ADMISSION))
     if one.held_until > _clock.clock.now():
         needs.append(Need(Kind.INSTANT))
     if one.in_line and one.file is not None:
-        ahead, at_front = board.turns.place(one.file, one)
+        ahead, at_front = queues.turns.place(one.file, one)
         urgency = min(urgency, at_front)  # a run that waits for its turn lends it its priority
         if ahead is not None:
             needs.append(Need(Kind.TURN, (ahead,)))
         else:
-            held = [Need(Kind.HELD, (task,)) for task in board.registry.keepers(one.file, Right.TURN)]
+            held = [Need(Kind.HELD, (task,)) for task in queues.registry.keepers(one.file, Right.TURN)]
             needs += held or ([Need(Kind.HELD)] if one.turn_scope is not None else [])
     needs += _place(one.lane)
     if urgency == one.urgency:
         urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it does not overtake those
     needs += _slot(one, urgency)
-    if board.pace.holds_back(one.spec.group):
+    if queues.pace.holds_back(one.spec.group):
         needs.append(Need(Kind.PACE))
     return needs
 
@@ -145,15 +150,15 @@ def _lends(one: Execution) -> bool:
     return one.wait is not None and one.wait.run is not None
 
 
-def busy(board: Owner, lane: Lane, file: str | None) -> Need | None:
+def busy(queues: Queues, lane: Lane, file: str | None) -> Need | None:
     """What a new run would wait for in its session, or, without one, on its lane; `None` when that is free."""
     if file is None:
         return next(iter(_place(lane)), None)
-    front = board.turns.front(file)
+    front = queues.turns.front(file)
     return Need(Kind.TURN, (front,)) if front is not None else None
 
 
-def would_start(board: Owner, lane: Lane, file: str | None, urgency: Priority, *, held: bool) -> bool:
+def would_start(queues: Queues, lane: Lane, file: str | None, urgency: Priority, *, held: bool) -> bool:
     """Whether a new run would start in the moment that it is submitted: no run is before it anywhere.
 
     Args:
@@ -162,11 +167,11 @@ def would_start(board: Owner, lane: Lane, file: str | None, urgency: Priority, *
     """
     return (
         not held
-        and board.starting
-        and board.tasks is not None
+        and queues.starting
+        and queues.tasks is not None
         and len(lane.running) < lane.spec.capacity
         and (not lane.queued or lane.next() is None)
-        and (file is None or board.turns.front(file) is None)
-        and not board.pace.holds_back(lane.spec.group)
-        and board.groups[lane.spec.group].would_start(urgency)
+        and (file is None or queues.turns.front(file) is None)
+        and not queues.pace.holds_back(lane.spec.group)
+        and queues.groups[lane.spec.group].would_start(urgency)
     )

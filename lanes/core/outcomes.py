@@ -8,12 +8,12 @@ from typing import Any
 from locks import _clock
 from locks._events import described, log
 
-from ..queues.groups import Group
 from ..retry import RetrySpec
 from ..run import Outcome, RunState
 from ..run_errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, RunError, RunSuperseded, RunTimedOut
 from ..tracebacks import scrub
 from .execution import Execution
+from .needs import Kind, needs_of
 
 _ERRORS: dict[RunState, type[RunError]] = {
     RunState.TIMED_OUT: RunTimedOut,
@@ -87,18 +87,17 @@ def deadline_reason(execution: Execution) -> str:
     return f"timed out after {execution.timeout:g} s"
 
 
-def queue_reason(execution: Execution, front: Execution | None, group: Group) -> str:
-    """What a run has waited for, for as long as it may.
-
-    Args:
-        front: who is at the front of its session.
-    """
-    run, spec, lane = execution.run, execution.spec, execution.lane
-    if front is not None and front is not execution:
+def queue_reason(execution: Execution) -> str:
+    """What a run has waited for, for as long as it may."""
+    run, spec, lane, board = execution.run, execution.spec, execution.lane, execution.owner
+    kinds = {need.kind for need in needs_of(execution)}
+    front = board.turns.front(execution.file) if execution.file is not None else None
+    if front is not None and kinds & {Kind.TURN, Kind.READER}:
         what = f"{front.fence.holder} has the turn of session {run.session!r}"
-    elif execution.turn_scope is not None:
+    elif Kind.HELD in kinds and execution.turn_scope is not None:  # else it lacks a place, and has not asked for it yet
         what = f"another process has the turn of session {run.session!r}"
     else:
+        group = board.groups[spec.group]
         what = (
             f"{len(lane.running)} of {spec.capacity} run on the lane, "
             f"{group.running} of {group.spec.slots} in group {spec.group}"

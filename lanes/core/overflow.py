@@ -19,7 +19,6 @@ from ..run import RunState
 if TYPE_CHECKING:
     from ..queues.lane import Lane
     from .execution import Execution
-    from .intake import Request
     from .scheduler import Scheduler
 
 
@@ -30,20 +29,6 @@ def lane_full(lane: Lane) -> LaneFull:
         lane=lane.name,
         queued=lane.waiting,
         limit=lane.spec.queue_limit,
-    )
-
-
-def would_start(scheduler: Scheduler, request: Request) -> bool:
-    """Whether a new run would start at once."""
-    lane = request.lane
-    return (
-        scheduler.starting
-        and len(lane.running) < lane.spec.capacity
-        and lane.next() is None
-        and (request.file is None or scheduler.turns.front(request.file) is None)
-        and not (lane.spec.debounce and request.messages is not None)
-        and not scheduler.pace.holds_back(lane.spec.group)
-        and scheduler.groups[lane.spec.group].would_start(request.urgency)
     )
 
 

@@ -23,6 +23,7 @@ from ..queues.lane import Lane
 from ..run import RunState
 from .board import State
 from .execution import Execution
+from .needs import would_start
 from .outcomes import Raised, raised_of
 
 _NOT_HELD = -math.inf
@@ -43,7 +44,8 @@ class Starting(State):
         run, lane = execution.run, execution.lane
         self.lanes[lane.name] = lane
         self.live[run.id] = execution
-        at_once = self._starts_at_once(execution)
+        held = execution.held_until != _NOT_HELD
+        at_once = would_start(self, lane, execution.file, execution.urgency, held=held)
         if at_once:
             self._start_at_once(execution)
             if run.state is not _QUEUED:
@@ -67,20 +69,6 @@ class Starting(State):
         self.groups[lane.spec.group].take(execution)
         lane.running[execution] = None
         self._start(lane, execution)
-
-    def _starts_at_once(self, execution: Execution) -> bool:
-        """Whether a new execution would be admitted in the moment that it is ready: nobody is before it anywhere."""
-        lane, file = execution.lane, execution.file
-        return (
-            self.starting
-            and not lane.queued
-            and len(lane.running) < lane.spec.capacity
-            and (file is None or self.turns.front(file) is None)
-            and execution.held_until == _NOT_HELD
-            and self.tasks is not None
-            and not self.pace.holds_back(lane.spec.group)
-            and self.groups[lane.spec.group].would_start(execution.urgency)
-        )
 
     def _stand_in_line(self, execution: Execution, *, first: bool = False) -> None:
         file = execution.file
