@@ -1,6 +1,6 @@
-"""Each thing that a lane can do, in a few lines; `docs/lanes.md` quotes the code and what it prints.
+"""Each policy of a lane, in a few lines; `docs/lanes.md` quotes the code and its output.
 
-Run all of it, or some: `python examples/policies.py`, `python examples/policies.py collect steer`.
+Run all examples, or some: `python examples/policies.py`, `python examples/policies.py collect steer`.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ async def gateway(*lanes: LaneSpec, **options: Any) -> AsyncIterator[Supervisor]
 
 
 async def answer(ctx: RunContext, messages: Sequence[Message]) -> str:
-    """Stands for a model: thinks for a moment, reads what is said meanwhile, and answers all of it."""
+    """Stands for a model: thinks for a moment, reads the messages that arrive meanwhile, and answers all."""
     asked = [message.body for message in messages]
     await anyio.sleep(0.1)
     asked += [message.body for message in ctx.inbox.take()]
     return f"answer to {' + '.join(asked)}"
 
 
-async def tell(**runs: Run) -> None:
-    """Print what the sender of each message is told."""
+async def report(**runs: Run) -> None:
+    """Print the outcome that the sender of each message gets."""
     for name, run in runs.items():
         outcome = await run.wait()
         print(f"{name}: run {run.id} {outcome.state}: {outcome.reason or outcome.value}")
@@ -97,7 +97,7 @@ async def queue() -> None:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "two")
         print("two is", two.state)
-        await tell(one=one, two=two)
+        await report(one=one, two=two)
 
 
 async def reject() -> None:
@@ -107,14 +107,14 @@ async def reject() -> None:
             sup.post("session:ann", "two")
         except LaneBusy as error:
             print(f"two: LaneBusy: run {error.holder} has session {error.session!r}; try later: {error.retryable}")
-        await tell(one=one)
+        await report(one=one)
 
 
 async def interrupt() -> None:
     async with gateway(LaneSpec("session:*", handler=answer, when_busy="interrupt")) as sup:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "no, two")
-        await tell(one=one, two=two)
+        await report(one=one, two=two)
 
 
 async def replace() -> None:
@@ -122,7 +122,7 @@ async def replace() -> None:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "two")
         three = sup.post("session:ann", "three")
-        await tell(one=one, two=two, three=three)
+        await report(one=one, two=two, three=three)
 
 
 async def collect() -> None:
@@ -131,7 +131,7 @@ async def collect() -> None:
         two = sup.post("session:ann", "two")
         three = sup.post("session:ann", "three")
         mail = sup.post("session:ann", Message("by mail", route="mail"))
-        await tell(one=one, two=two, three=three, mail=mail)
+        await report(one=one, two=two, three=three, mail=mail)
 
 
 async def steer() -> None:
@@ -139,7 +139,7 @@ async def steer() -> None:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "and two")
         mail = sup.post("session:ann", Message("by mail", route="mail"))
-        await tell(one=one, two=two, mail=mail)
+        await report(one=one, two=two, mail=mail)
 
 
 # The queue is full
@@ -153,7 +153,7 @@ async def full() -> None:
             sup.post("session:ann", "three")
         except LaneFull as error:
             print("three: LaneFull:", error)
-        await tell(one=one, two=two)
+        await report(one=one, two=two)
 
 
 async def drop_oldest() -> None:
@@ -161,7 +161,7 @@ async def drop_oldest() -> None:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "two")
         three = sup.post("session:ann", "three")
-        await tell(one=one, two=two, three=three)
+        await report(one=one, two=two, three=three)
 
 
 async def summarize() -> None:
@@ -173,7 +173,7 @@ async def summarize() -> None:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "two")
         three = sup.post("session:ann", "three")
-        await tell(one=one, two=two, three=three)
+        await report(one=one, two=two, three=three)
 
 
 # Messages that belong together
@@ -184,13 +184,13 @@ async def debounce() -> None:
         one = sup.post("session:ann", "one")
         two = sup.post("session:ann", "two")
         print("the same run:", one is two)
-        await tell(one=one)
+        await report(one=one)
 
 
 async def dedupe() -> None:
     async with gateway(LaneSpec("session:*", handler=answer)) as sup:
         first = sup.post("session:ann", "hello", dedupe="update-17")
-        await tell(first=first)
+        await report(first=first)
         again = sup.post("session:ann", "hello", dedupe="update-17")
         print("the same run:", again is first)
         try:
@@ -200,7 +200,7 @@ async def dedupe() -> None:
         stopped = sup.post("session:ann", "how are you?", dedupe="update-18")
         stopped.cancel("by mistake")
         again = sup.post("session:ann", "how are you?", dedupe="update-18")
-        await tell(stopped=stopped, again=again)
+        await report(stopped=stopped, again=again)
 
 
 # How a run ends
@@ -224,7 +224,7 @@ async def budgets() -> None:
         wedged = sup.submit("idle", get_on)
         stopped = sup.submit("main", hang)
         stopped.cancel("the user has left")
-        await tell(hung=hung, waiting=waiting, wedged=wedged, stopped=stopped)
+        await report(hung=hung, waiting=waiting, wedged=wedged, stopped=stopped)
 
 
 async def children() -> None:
@@ -235,8 +235,8 @@ async def children() -> None:
     async def parent(ctx: RunContext) -> str:
         first = ctx.submit("work", child)
         answer = await first.result()  # lends its slot meanwhile: the group has only one
-        ctx.submit("work", child)  # nobody waits for it: it ends with its parent
-        ctx.submit("work", child, detached=True)  # goes on by itself
+        ctx.submit("work", child)  # no run waits for it: it ends with its parent
+        ctx.submit("work", child, detached=True)  # outlives its parent
         return f"the child is {answer}"
 
     def ended(run: Run) -> None:
@@ -267,7 +267,7 @@ async def reset() -> None:
         moved = await sup.reset("ann")
         print("moved aside:", moved is not None and ".jsonl.reset." in moved)
         await sup.run("session:ann", remember, "afresh")
-        await tell(older=older)
+        await report(older=older)
         print([record["text"] for record in await sup.registry.read(sup.layout.file_of("ann"))])
 
 
@@ -289,7 +289,7 @@ async def streaming() -> None:
 async def threads() -> None:
     def crunch(ctx: RunContext, tick: threading.Event) -> str:
         ctx.session.append_sync({"text": "written by a thread"})
-        while not ctx.cancelled:  # no cancellation reaches a thread: it has to look
+        while not ctx.cancelled:  # no cancellation reaches a thread: it has to check
             tick.wait(0.01)
         return "stopped by itself"
 
@@ -297,7 +297,7 @@ async def threads() -> None:
         return await to_thread.run_sync(crunch, ctx, threading.Event())
 
     async with gateway(LaneSpec("session:*", handler=answer)) as sup:
-        await tell(crunching=sup.submit("session:ann", body, timeout=0.1))
+        await report(crunching=sup.submit("session:ann", body, timeout=0.1))
 
         def outside() -> None:
             run = sup.post_threadsafe("session:ann", "hello from a thread")
@@ -317,7 +317,7 @@ async def processes() -> None:
             await sup.run("main", tool, "sh", "-c", "echo no such page >&2; exit 3")
         except ProcessFailed as error:
             print("failed:", error.returncode, error.stderr)
-        await tell(sleeper=sup.submit("main", tool, "sleep", "60", timeout=0.1))
+        await report(sleeper=sup.submit("main", tool, "sleep", "60", timeout=0.1))
 
 
 async def retries() -> None:
@@ -330,11 +330,11 @@ async def retries() -> None:
 
     again = RetrySpec(attempts=3, wait=0.01, max_wait=0.05, on=OSError)
     async with gateway(LaneSpec("session:*", handler=fetch, retry=again)) as sup:
-        await tell(one=sup.post("session:ann", "one"))
+        await report(one=sup.post("session:ann", "one"))
         (parked,) = sup.parked()
         print("parked:", [message.body for message in parked.messages], "after", parked.run.attempt, "attempts")
         healthy = True
-        await tell(later=sup.resubmit(parked.run.id))
+        await report(later=sup.resubmit(parked.run.id))
 
 
 async def abandoned() -> None:
@@ -345,17 +345,17 @@ async def abandoned() -> None:
             try:
                 await released.wait()
             except BaseException:
-                continue  # never do this: it swallows its own cancellation
+                continue  # never do this: the body swallows its cancellation
 
     async def quick(ctx: RunContext) -> str:
         return "the lane goes on"
 
     async with gateway(LaneSpec("job", timeout=0.1, grace=0.05), limits=Limits(abandoned=0)) as sup:
-        await tell(job=sup.submit("job", stubborn))
+        await report(job=sup.submit("job", stubborn))
         (body,) = sup.abandoned()
         print("it stands in `released.wait()`:", "released.wait()" in body.stack)
         print("problems:", sup.statistics().problems)
-        await tell(next=sup.submit("job", quick))
+        await report(next=sup.submit("job", quick))
         released.set()
         while sup.statistics().abandoned:
             await anyio.sleep(0.01)
@@ -417,8 +417,8 @@ EXAMPLES = (
 
 
 async def main(*names: str) -> None:
-    """Run the examples of those names, or all, each under its name."""
-    # Log lines on standard error, and none below an error: what is printed here says it all.
+    """Run the named examples, or all, and print each under its name."""
+    # Log lines go to standard error, and only errors: the examples print what matters.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
