@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from locks import InvalidSession
-from locks.lowlevel import HEADER_KEY, in_full
+from locks.lowlevel import HEADER_KEY, encode_header, in_full
 
 from .errors import InvalidLane
 
 MAX_KEY_BYTES = 1024
 _SESSION_PREFIX = "session:"
+_REMEMBERED = 256
 _UNREADABLE = re.compile(r"[^a-z0-9]+")
 
 
@@ -97,7 +99,27 @@ class SessionLayout:
         """The first line of a new file."""
         if self.header is not None:
             return self.header(key)
-        return {HEADER_KEY: key, "format": 1} if self.path is None else None
+        return _default_header(key) if self.path is None else None
+
+    def first_line_of(self, key: str, path: str) -> bytes | None:
+        """The same as it stands in the file, which `path` names in errors.
+
+        Raises:
+            TranscriptError: what `header` returns cannot be written.
+        """
+        if self.header is None and self.path is None:
+            return _default_line(key)
+        header = self.header_of(key)
+        return None if header is None else encode_header(header, path)
+
+
+def _default_header(key: str) -> Mapping[str, Any]:
+    return {HEADER_KEY: key, "format": 1}
+
+
+@functools.lru_cache(_REMEMBERED)  # each message of a session needs it
+def _default_line(key: str) -> bytes:
+    return encode_header(_default_header(key), key)
 
 
 def session_of_lane(lane: str, session: str | None) -> str | None:

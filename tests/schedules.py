@@ -39,7 +39,7 @@ from locks import LeaseLost, LockError, LockRegistry
 from runtime.calls import Work
 from runtime.drain import Drain
 from tests.invariants import complaints
-from tests.supervised import TICK
+from tests.supervised import TICK, attempt_of
 from tests.virtual import VirtualClock
 
 SENDERS, ACTS = 3, 3
@@ -420,7 +420,7 @@ class Schedule:
         self._stubborn.add(ctx.run.id)
         with anyio.CancelScope(shield=True):
             await anyio.sleep(given)
-            if ctx._execution.over and ctx.run.session is not None:
+            if ctx._permit.is_over() and ctx.run.session is not None:
                 try:
                     await ctx.session.append({"late": ctx.run.id})
                 except LeaseLost:
@@ -468,7 +468,7 @@ class Schedule:
                 await run.result()
 
     def _enter(self, ctx: RunContext, notes: Sequence[Note]) -> None:
-        execution, key = ctx._execution, ctx.run.session
+        execution, key = attempt_of(ctx), ctx.run.session
         self._note("body", self._name(ctx.run), ctx.run.attempt, tuple(note.number for note in notes))
         self._handled.update(note.number for note in notes)
         if not ctx.run.turn or key is None:
@@ -487,7 +487,7 @@ class Schedule:
         self._note("left", self._name(ctx.run))
         self._contexts.append(ctx)
         if ctx.run.turn and ctx.run.session is not None:
-            self._inside[ctx.run.session].remove(ctx._execution)
+            self._inside[ctx.run.session].remove(attempt_of(ctx))
 
     # Judged
 

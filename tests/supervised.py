@@ -12,6 +12,7 @@ import pytest
 from anyio import get_cancelled_exc_class, to_thread
 
 from lanes import RunContext
+from lanes.core.execution import Execution
 from runtime import Supervisor
 
 TICK = 1e-6
@@ -21,6 +22,12 @@ TICK = 1e-6
 def about(expected: Any) -> Any:
     """Equal but for the nanosecond by which asyncio rings its timers early, and the rounding of a sum."""
     return pytest.approx(expected, rel=0, abs=TICK)
+
+
+def attempt_of(ctx: RunContext) -> Execution:
+    """The attempt that a context belongs to."""
+    assert isinstance(ctx._permit, Execution)
+    return ctx._permit
 
 
 def path_of(sup: Supervisor, key: str) -> Path:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
 from locks import InvalidSession, LeaseLost, RunEnded, _clock
-from locks._loop import running_loop
 
-from ..errors import wrong_loop
 from ..run import Body, Run
 from .inbox import Inbox
+from .permit import Permit
 from .processes import ProcessResult, run_process
 from .session import Session
-
-if TYPE_CHECKING:
-    from ..core.execution import Execution
 
 _CLEANUP_SHARE = 0.95  # of the grace; the rest lets a body whose clean-up was cut off still end by itself
 
@@ -31,12 +27,12 @@ class RunContext:
     the run is tried again.
     """
 
-    __slots__ = ("_execution", "_session", "run", "services")
+    __slots__ = ("_permit", "_session", "run", "services")
 
-    def __init__(self, execution: Execution, services: Mapping[str, Any]) -> None:
-        self._execution = execution
+    def __init__(self, permit: Permit, services: Mapping[str, Any]) -> None:
+        self._permit = permit
         self._session: Session | None = None
-        self.run: Run = execution.run
+        self.run: Run = permit.run
         self.services = services
         """What the supervisor's service factories have made, by name."""
 
@@ -55,7 +51,7 @@ class RunContext:
                 raise InvalidSession(
                     f"run {self.run.id} on lane {self.run.lane} names no session; submit it with session="
                 )
-            self._session = self.session_of(self.run.session)
+            self._session = self._permit.session(self.run.session)
         return self._session
 
     def session_of(self, key: str) -> Session:
@@ -64,17 +60,17 @@ class RunContext:
         Raises:
             InvalidSession: the key cannot name a session.
         """
-        return self._execution.session(key)
+        return self._permit.session(key)
 
     @property
     def inbox(self) -> Inbox:
         """What was said to the run since it began (`when_busy="steer"`); what it leaves unread is queued first."""
-        return self._execution.inbox
+        return self._permit.inbox
 
     @property
     def cancelled(self) -> bool:
         """Whether the run was asked to end. For loops in worker threads, which no cancellation reaches."""
-        return self._execution.ending or self._execution.over
+        return self._permit.ending or self._permit.is_over()
 
     def emit(self, event: Any) -> None:
         """Hand something to whoever iterates `run.events()`. Never waits; after the end it is dropped and counted.
@@ -84,16 +80,11 @@ class RunContext:
         Raises:
             WrongThread: on another thread, from which readers cannot be woken.
         """
-        if running_loop() is not self._execution.owner.intake.loop:
-            raise wrong_loop("emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)")
-        if self._execution.over:
-            self._execution.owner.late_events_dropped += 1
-        else:
-            self.run._emit(event)
+        self._permit.emit(event)
 
     def progress(self) -> None:
         """Say that the run gets on: starts its `idle_timeout` anew, within its hard `timeout`. On the loop's thread."""
-        self._execution.progress()
+        self._permit.progress()
 
     def submit(
         self,
@@ -120,24 +111,17 @@ class RunContext:
             RunEnded, Superseded: this run has ended, or was asked to.
             Draining, InvalidLane, InvalidSession, LaneFull, LaneBusy: no run exists.
         """
-        execution = self._execution
+        permit = self._permit
         self._check_alive(f"submitted to lane {lane!r:.80}")
-        if execution.ending and not detached:
-            holder = execution.fence.holder
+        if permit.ending and not detached:
+            holder = permit.fence.holder
             raise RunEnded(
                 f"{holder} was asked to end: no child submitted to lane {lane!r:.80}; allowed: detached=True",
                 path="",
                 holder=holder,
             )
-        return execution.owner.intake.submit(
-            lane,
-            fn,
-            args,
-            session=session,
-            turn=turn,
-            timeout=timeout,
-            priority=priority,
-            bound_to=None if detached else execution,
+        return permit.submit(
+            lane, fn, args, detached=detached, session=session, turn=turn, timeout=timeout, priority=priority
         )
 
     def _check_alive(self, what: str) -> None:
@@ -146,8 +130,8 @@ class RunContext:
         Raises:
             RunEnded, Superseded: it is over, or its grace has passed.
         """
-        fence = self._execution.fence
-        if fence.closed or self._execution.over:
+        fence = self._permit.fence
+        if fence.closed or self._permit.is_over():
             try:
                 fence.check("")
             except LeaseLost as error:
@@ -181,14 +165,14 @@ class RunContext:
             RunEnded, Superseded: this run has ended, or its grace has passed; nothing was started.
             ValueError: an argument is not allowed; nothing was started.
         """
-        execution = self._execution
+        permit = self._permit
         self._check_alive("started")
-        if execution.killers is None:
-            execution.killers = set()
+        if permit.killers is None:
+            permit.killers = set()
         return await run_process(
             command,
-            grace_left=execution.grace_left,
-            killers=execution.killers,
+            grace_left=permit.grace_left,
+            killers=permit.killers,
             input=input,
             cwd=cwd,
             env=env,
@@ -204,6 +188,6 @@ class RunContext:
         """
         now = _clock.clock.now()
         with anyio.CancelScope(shield=True) as scope:
-            remaining = self._execution.grace_left() * _CLEANUP_SHARE
-            scope.deadline = anyio.current_time() + remaining if now < self._execution.fence.end_at else -float("inf")
+            remaining = self._permit.grace_left() * _CLEANUP_SHARE
+            scope.deadline = anyio.current_time() + remaining if now < self._permit.fence.end_at else -float("inf")
             yield

@@ -7,15 +7,20 @@ leaves unread is queued first when it has ended, so nothing that is posted is lo
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import anyio
 
 from ..message import Message
 
-if TYPE_CHECKING:
-    from ..core.execution import Execution
+
+class Letter(Protocol):
+    """A run whose message is in an inbox."""
+
+    messages: list[Message] | None
+
+    def was_read(self) -> None:
+        """Take note that the body has read the message, and will answer it."""
 
 
 class Inbox:
@@ -24,11 +29,10 @@ class Inbox:
     A run that was asked to end reads nothing more: what is left is for the next one.
     """
 
-    __slots__ = ("_closed", "_more", "_on_read", "_unread")
+    __slots__ = ("_closed", "_more", "_unread")
 
-    def __init__(self, on_read: Callable[[Execution], object]) -> None:
-        self._unread: OrderedDict[Execution, None] = OrderedDict()
-        self._on_read: Callable[[Execution], object] | None = on_read
+    def __init__(self) -> None:
+        self._unread: OrderedDict[Letter, None] = OrderedDict()
         self._more: anyio.Event | None = None
         self._closed = False
 
@@ -50,10 +54,10 @@ class Inbox:
             raise anyio.EndOfStream
         if not self._unread:
             raise anyio.WouldBlock
-        execution, _ = self._unread.popitem(last=False)
-        assert execution.messages is not None and self._on_read is not None
-        message = execution.messages[0]
-        self._on_read(execution)
+        letter, _ = self._unread.popitem(last=False)
+        assert letter.messages is not None
+        message = letter.messages[0]
+        letter.was_read()
         return message
 
     async def receive(self) -> Message:
@@ -88,25 +92,24 @@ class Inbox:
 
     # For the scheduler
 
-    def put(self, execution: Execution) -> None:
+    def put(self, letter: Letter) -> None:
         """Add a message, by its run."""
-        self._unread[execution] = None
+        self._unread[letter] = None
         self._wake()
 
-    def discard(self, execution: Execution) -> None:
+    def discard(self, letter: Letter) -> None:
         """Take back a message that has not been read."""
-        self._unread.pop(execution, None)
+        self._unread.pop(letter, None)
 
-    def close(self) -> list[Execution]:
-        """Let nobody read any more; returns what was not read, in order."""
+    def close(self) -> list[Letter]:
+        """Refuse all further reading; returns what was not read, in order."""
         self._closed = True
-        self._on_read = None  # it names the run, which names the inbox: a ring that only the collector would undo
         left, self._unread = list(self._unread), OrderedDict()
         self._wake()
         return left
 
     def shut(self) -> None:
-        """Let nobody read any more; what is unread stays for `close`."""
+        """Refuse all further reading; what is unread stays for `close`."""
         self._closed = True
         self._wake()
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from locks import Lease, Position, Records
-from locks.lowlevel import encode_all, encode_header
-
-if TYPE_CHECKING:
-    from locks import Fence, LockRegistry
-
-    from ..layout import SessionLayout
+from locks import Fence, Lease, LockRegistry, Position, Records
+from locks.lowlevel import encode_all
 
 
 class Session:
@@ -23,11 +18,10 @@ class Session:
 
     __slots__ = ("_fence", "_header", "_registry", "key", "path")
 
-    def __init__(self, key: str, layout: SessionLayout, registry: LockRegistry, fence: Fence) -> None:
+    def __init__(self, key: str, path: str, header: bytes | None, registry: LockRegistry, fence: Fence) -> None:
         self.key = key
-        self.path = layout.file_of(key)
-        header = layout.header_of(key)
-        self._header = None if header is None else encode_header(header, self.path)
+        self.path = path
+        self._header = header
         self._registry = registry
         self._fence = fence
 

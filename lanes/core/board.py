@@ -17,7 +17,6 @@ import anyio
 
 from locks import Fence, LeaseLost, LockRegistry
 
-from ..body.session import Session
 from ..layout import SessionLayout
 from ..queues.groups import Group
 from ..queues.lane import Lane
@@ -139,10 +138,6 @@ class State(ABC):
         if self._calm is not None and self.is_calm():
             self._calm.set()
             self._calm = None
-
-    def session(self, key: str, fence: Fence) -> Session:
-        """A session, for the run that `fence` belongs to."""
-        return Session(key, self.layout, self.registry, fence)
 
     def new_fence(self, lane: str, run_id: int) -> Fence:
         """A run's permission to write."""

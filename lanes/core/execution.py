@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 
 from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
-from locks._loop import current_task
+from locks._loop import current_task, running_loop
 from locks.lowlevel import FileClaim, current_fence
 
 from ..body.context import RunContext
 from ..body.inbox import Inbox
 from ..body.session import Session
-from ..run import Run, RunState, _current
+from ..errors import wrong_loop
+from ..run import Body, Run, RunState, _current
 
 if TYPE_CHECKING:
     from ..checks import Priority
@@ -83,9 +84,6 @@ class Owner(Queues, Protocol):
 
     def message_read(self, execution: Execution, taken: Execution) -> None:
         """Take note that a body has read a message that was handed to it."""
-
-    def session(self, key: str, fence: Fence) -> Session:
-        """A session for a run."""
 
 
 class Execution:
@@ -207,7 +205,7 @@ class Execution:
     def inbox(self) -> Inbox:
         """What is said to it while it runs."""
         if self._inbox is None:
-            self._inbox = Inbox(partial(self.owner.message_read, self))
+            self._inbox = Inbox()
             if self.cause is not None or self.over:
                 self._inbox.shut()  # first looked for too late: nobody would ever close it
         return self._inbox
@@ -219,7 +217,13 @@ class Execution:
 
     def unread(self) -> list[Execution]:
         """Close the inbox; returns what was not read."""
-        return self._inbox.close() if self._inbox is not None else []
+        left = self._inbox.close() if self._inbox is not None else ()
+        return [one for one in left if isinstance(one, Execution)]  # as all are: `put` is called with nothing else
+
+    def was_read(self) -> None:
+        """Take note that the body in whose inbox its message is has read it."""
+        assert self.steered_into is not None
+        self.owner.message_read(self.steered_into, self)
 
     @property
     def ending(self) -> bool:
@@ -353,7 +357,48 @@ class Execution:
 
     def session(self, key: str) -> Session:
         """A session, bound to this run's permission to write."""
-        return self.owner.session(key, self.fence)
+        layout = self.owner.layout
+        path = self.session_file if key == self.run.session else None
+        if path is None:
+            path = layout.file_of(key)
+        return Session(key, path, layout.first_line_of(key, path), self.owner.registry, self.fence)
+
+    def emit(self, event: Any) -> None:
+        """Hand an event to the readers of the run; after the end it is dropped and counted.
+
+        Raises:
+            WrongThread: on another thread than the event loop's.
+        """
+        if running_loop() is not self.owner.intake.loop:
+            raise wrong_loop("emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)")
+        if self.over:
+            self.owner.late_events_dropped += 1
+        else:
+            self.run._emit(event)
+
+    def submit(
+        self,
+        lane: str,
+        fn: Body,
+        args: tuple[Any, ...],
+        *,
+        detached: bool,
+        session: str | None,
+        turn: bool,
+        timeout: float | None,
+        priority: str | None,
+    ) -> Run:
+        """Queue a child of its run, or a run that goes on by itself. Raises as `Intake.submit`."""
+        return self.owner.intake.submit(
+            lane,
+            fn,
+            args,
+            session=session,
+            turn=turn,
+            timeout=timeout,
+            priority=priority,
+            bound_to=None if detached else self,
+        )
 
     async def conduct(self) -> None:
         """Run the body as a task of its own; contains everything it raises.

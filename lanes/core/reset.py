@@ -21,6 +21,8 @@ from ..run import RunState
 from ..spec import CONTROL
 
 if TYPE_CHECKING:
+    from locks import LockRegistry
+
     from ..run import Run
     from .execution import Execution
     from .intake import Request
@@ -34,7 +36,8 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
     file = scheduler.layout.file_of(key)
-    request = scheduler.intake.request(CONTROL, partial(_put_away, file=file, archive=archive), (), session=key)
+    body = partial(_put_away, registry=scheduler.registry, file=file, archive=archive)
+    request = scheduler.intake.request(CONTROL, body, (), session=key)
     request.goes_first = True
     return _begin(scheduler, request, key, file)
 
@@ -57,12 +60,10 @@ def concerns(execution: Execution, key: str, file: str) -> bool:
     return execution.run.session == key or execution.session_file == file
 
 
-async def _put_away(ctx: RunContext, *, file: str, archive: bool) -> str | None:
+async def _put_away(ctx: RunContext, *, registry: LockRegistry, file: str, archive: bool) -> str | None:
     """Move the transcript aside, or delete it. Returns its new path; `None` when it was empty, or deleted."""
-    execution = ctx._execution
-    registry = execution.owner.registry
     to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
-    moved = await registry.set_aside(file, to, under=execution.fence)
+    moved = await registry.set_aside(file, to, under=ctx._permit.fence)
     return to if moved and to is not None and not _removed_if_empty(to) else None
 
 

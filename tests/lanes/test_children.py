@@ -219,7 +219,7 @@ async def test_children_that_have_ended_are_forgotten(sup):
     async def parent(ctx):
         for _ in range(100):
             await ctx.submit("child:1", returns).result()
-        return len(ctx._execution.children)
+        return len(ctx._permit.children)
 
     assert await sup.run("parent:1", parent) == 0
 

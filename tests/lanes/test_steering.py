@@ -617,7 +617,7 @@ async def test_an_inbox_that_was_used_keeps_no_run_alive(virtual, tmp_path):
     alive: list[weakref.ref] = []
 
     async def handler(ctx, messages):
-        alive.append(weakref.ref(ctx._execution))
+        alive.append(weakref.ref(ctx._permit))
         await ctx.inbox.receive()
 
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler)], keep_outcomes=0) as sup:

@@ -33,6 +33,7 @@ from locks.rights import deadlock
 from locks.rights.deadlock import AnyOf, WaitGraph
 from runtime import Supervisor
 from tests.deadlock_model import Picture, Right, Seen, Step, System, able_to_end, system_of
+from tests.supervised import attempt_of
 
 SYSTEMS = 100_000 if os.environ.get("LANES_LONG") else 2_000
 TOGETHER = 100
@@ -100,7 +101,7 @@ class Played:
             self.counts["not taken"] += 1  # its parent has its session, or was asked to end
 
     def supervisor_of(self, ctx: RunContext) -> Supervisor:
-        return next(one for one in self.supervisors if one._scheduler is ctx._execution.owner)
+        return next(one for one in self.supervisors if one._scheduler is attempt_of(ctx).owner)
 
     async def body(self, ctx: RunContext, name: int) -> None:
         script = self.system.scripts[name]
@@ -158,7 +159,7 @@ class Played:
         lease = (
             there.lease(wait_timeout=wait_timeout)
             if kind == "lease"
-            else ctx._execution.owner.registry.turn(there.path, wait_timeout=wait_timeout)
+            else attempt_of(ctx).owner.registry.turn(there.path, wait_timeout=wait_timeout)
         )
         self.asks(me, (kind, session), limited or wait_timeout is not None)
         try:
