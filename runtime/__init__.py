@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from .drain import DrainReport
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
-    from .restart import AbandonedBodies
     from .services import ServicesStuck
     from .statistics import AbandonedBody, GroupStatistics, LaneStatistics, Statistics
     from .status.socket_path import StatusSocketError
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from .watch.limits import Limits
     from .watch.resources import ProcessStatistics
     from .watch.watchdog import Blocked
+    from .zombies import AbandonedBodies
 
 __all__ = [
     "AbandonedBodies",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AbandonedBodies": "restart",
+    "AbandonedBodies": "zombies",
     "AbandonedBody": "statistics",
     "Blocked": "watch.watchdog",
     "DrainReport": "drain",

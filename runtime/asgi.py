@@ -19,8 +19,8 @@ import anyio
 
 from locks._events import described, log
 
-from .restart import AbandonedBodies
 from .supervisor import Supervisor
+from .zombies import AbandonedBodies
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import anyio
 
-from lanes import Run, RunState
+from lanes import Run, RunState, current_run
 from lanes.core.execution import Execution
 from lanes.core.scheduler import Scheduler
+from locks import DeadlockError
 from locks._events import log
 
 SETTLE_S = 1.0
@@ -27,6 +28,17 @@ class DrainReport:
     """Runs whose bodies ignored their cancellation, and still run."""
     unstarted: tuple[Run, ...]
     """Runs that were still queued."""
+
+
+def refuse_inside(scheduler: Scheduler, what: str) -> None:
+    """See that a call is not awaited by a run that the call would wait for.
+
+    Raises:
+        DeadlockError: it is.
+    """
+    run = current_run()
+    if run is not None and run.outcome is None and scheduler.find(run.id) is run:
+        raise DeadlockError(f"{what}() waits for run {run.id} on lane {run.lane}, which awaits it", run_id=run.id)
 
 
 class Drain:
@@ -94,6 +106,6 @@ class Drain:
 
 
 def log_unstarted(report: DrainReport) -> None:
-    """A line for each run that will not be started: its sender is told too, but whoever reads the log is not he."""
+    """Log each run that will not be started: its outcome reaches its sender, which may not be the operator."""
     for run in report.unstarted:
         log("run_not_started", level="warning", run=run.id, lane=run.lane, session=run.session)

@@ -98,7 +98,7 @@ class SupervisorCollector(Collector):
         sup = self._sup
         if on_loop_thread() or sup.state in ("new", "stopped"):
             return sup.statistics()
-        post = sup._to_loop
+        post = sup._standing.to_loop
         if post is None or sup.watchdog.blocked() is not None:
             return None
         done: Future[Statistics] = Future()

@@ -6,7 +6,7 @@ entered, and a supervisor may be started and stopped in different ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any
 
@@ -26,7 +26,7 @@ class ServicesStuck(RuntimeError):
 class Services:
     """The services of one generation."""
 
-    def __init__(self, factories: Mapping[str, ServiceFactory]) -> None:
+    def __init__(self, factories: dict[str, ServiceFactory]) -> None:
         self._factories = factories
         self.made: dict[str, Any] = {}
         """What they gave, by name; complete when `enter` has returned."""
@@ -37,6 +37,10 @@ class Services:
         self._life: anyio.CancelScope | None = None
         self._at = ""
         """The service that is being entered, for the error."""
+
+    def again(self) -> Services:
+        """The services of the next generation, which are not entered yet."""
+        return Services(self._factories)
 
     def _cancel(self) -> None:
         if self._life is not None:

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
-import anyio
-
-from lanes import GroupSpec, LaneSpec, RunState, SessionLayout
+from lanes import GroupSpec, LaneSpec, Parked, Run, SessionLayout
 from lanes.checks import callback, choice, seconds, whole
 from lanes.core.hooks import Hook, Hooks
 from lanes.core.scheduler import Scheduler
+from lanes.run import Body
+from lanes.spec import WhenBusy
 from lanes.spec_table import SpecTable
-from locks import InvalidSession, LockRegistry, _clock
-from locks._events import described, log
-from locks._loop import current_task, has_ended, on_loop_thread, poster
+from locks import LockRegistry, _clock
 
-from .background import Background, to_its_end
-from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
-from .failures import Failures
-from .process.bindings import Belongings
-from .restart import AbandonedBodies, OnZombie, Restarts, State
+from .calls import Calls
+from .drain import DrainReport, refuse_inside
+from .life import Life
+from .phase import STATES, Phase, Standing, State
+from .process.bindings import Bindings
 from .services import ServiceFactory, Services
+from .statistics import AbandonedBody, Statistics, take
 from .watch.limits import Keeper, Limits
 from .watch.selfcheck import SelfCheck
 from .watch.watchdog import Watchdog
-
-_ELSEWHERE = (
-    "the supervisor's block was left in another task than it was entered in, which still runs, and whose cancel scopes "
-    "are out of order now; the supervisor has stopped; allowed: start() and stop(), which may be called in two tasks"
-)
-EXIT_ABANDONED = 70
-"""The exit code of a process that leaves bodies behind (`EX_SOFTWARE`)."""
+from .zombies import Exits, OnZombie
 
 
-class Supervisor(Restarts):
+class Supervisor:
     """Owns everything in one process: its task group's children are lanes, whose children are runs.
 
     Use it as an async context manager, or call `start` and `stop`, from different tasks if need be. To be used on the
@@ -109,52 +100,50 @@ class Supervisor(Restarts):
             keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),
             hooks=_hooks(on_run_start=on_run_start, on_run_end=on_run_end, on_wait=on_wait),
         )
-        self._factories = dict(services or {})
-        self._services = Services(self._factories)
         self._limits = limits or Limits()
-        self._on_zombie: OnZombie = on_zombie
-        self._leave_process: Callable[[int], object] = os._exit
+        exits = on_zombie == "exit"
         self.watchdog = Watchdog(
             Keeper(self._limits, self._scheduler.pace, self.request_restart),
             look=SelfCheck(self._scheduler).look,
             abandoned=lambda: len(self._scheduler.abandoned),
-            dead_s=self._limits.dead_s if on_zombie == "exit" else None,
-            leave=self._exit_now,
+            dead_s=self._limits.dead_s if exits else None,
         )
         self._scheduler.lateness = self.watchdog
-        self._scheduler.on_failure = self._lanes_failed
-        self._belongings = Belongings(
+        self._standing = Standing(Services(dict(services or {})))
+        self._calls = Calls(self._scheduler, self._standing)
+        self._bindings = Bindings(
+            self,
+            self.watchdog,
             exclusive=exclusive,
             exclusive_wait=seconds("exclusive_wait", exclusive_wait, zero=True),
             signals=signals,
             status_socket=status_socket,
             notify=notify,
         )
-        self.generation = 0
-        """Counts the restarts in this process, from 1 for the first start."""
-        self._state: State = "new"
-        self._lanes_task = Background()
-        self._leave_lanes = anyio.Event()
-        self._block: anyio.CancelScope | None = None
-        self._block_task: object = None
-        """The task that entered the block."""
-        self._told_to_stop = anyio.Event()
-        self._stopping = self._hurried = False
-        self._drain: Drain | None = None
-        self._services_left = True
-        self._starting: anyio.CancelScope | None = None
-        self._restart_scope: anyio.CancelScope | None = None
-        self._restart_over: anyio.Event | None = None
+        self._life = Life(
+            os.fspath(self.layout.root),
+            self._standing,
+            self._scheduler,
+            self.watchdog,
+            self._bindings,
+            Exits(self.watchdog, exits),
+            self.services_timeout,
+        )
 
     def __repr__(self) -> str:
         now = self._scheduler
         queued = sum(len(lane.queued) for lane in now.lanes.values())
-        return f"<Supervisor of {self.layout.root}, {self._state}: {len(now.running())} running, {queued} queued>"
+        return f"<Supervisor of {self.layout.root}, {self.state}: {len(now.running())} running, {queued} queued>"
 
     @property
     def state(self) -> State:
         """Where it stands: it moves down the list, but from a drain or a restart it may run again."""
-        return self._state
+        return STATES[self._standing.phase]
+
+    @property
+    def generation(self) -> int:
+        """Counts the restarts in this process, from 1 for the first start."""
+        return self._standing.generation
 
     # Life
 
@@ -169,34 +158,7 @@ class Supervisor(Restarts):
             Exception: whatever a service raised on entering.
             SystemExit: `signals`, and one came that stops it before it was started; the code is 128 + its number.
         """
-        if self._state != "new":
-            raise RuntimeError(f"a supervisor starts once; this one is {self._state}")
-        root = os.fspath(self.layout.root)
-        _check_root(root)
-        self._state = "running"
-        try:
-            with anyio.CancelScope() as self._starting:
-                await self._belongings.take(self, root)
-                await self._services.enter(f"supervisor of {root}: services", self.services_timeout)
-            self._starting = None
-            if self._told_to_stop.is_set():
-                raise SystemExit(128 + self._belongings.signal)
-            self._scheduler.services = self._services.made
-            lanes_ready = anyio.Event()
-            self._lanes_task.start(partial(self._serve_lanes, lanes_ready, self._leave_lanes), f"supervisor of {root}")
-            await lanes_ready.wait()
-            self._raise_failure()
-            if self._leave_lanes.is_set():
-                raise RuntimeError("the supervisor was stopped while it started")
-        except BaseException:
-            await self._end_background()
-            raise
-        self._to_loop = poster()
-        self.watchdog.start()
-        self.generation = 1
-        self._scheduler.open()
-        log("supervisor_started", sessions=root, pid=os.getpid())
-        self._belongings.ready()
+        await self._life.start()
 
     async def stop(self, *, drain_timeout: float | None = None) -> DrainReport:
         """Refuse new work, let running runs finish for `drain_timeout` seconds, cancel the rest, leave the services.
@@ -210,51 +172,13 @@ class Supervisor(Restarts):
                 the process ends instead.
             Exception: a service failed in a restart, so everything has stopped already; told once, here too.
         """
-        if self._state in ("new", "stopped"):
-            self._state = "stopped"
-            failure, self._failure = self._failure, None
-            if failure is not None:
-                raise failure
-            return DrainReport(0, 0, (), ())
-        self._refuse_inside("stop")
-        limit = self.drain_timeout if drain_timeout is None else seconds("drain_timeout", drain_timeout, zero=True)
-        self._stopping = True
-        failures = Failures()
-        with failures.kept("notify"):
-            self._belongings.stopping()
-        grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
-        changes = 2 if self._restart_over is None else 7  # times that services may have to leave or enter
-        bound = limit + 2 * grace + 2 * SETTLE_S + changes * self.services_timeout
-        with failures.kept("hard_limit"):
-            self._hard_limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
-        report = DrainReport(0, 0, (), ())
-        with failures.kept("give_up_restart"):
-            await to_its_end(self._give_up_restart, "end of a restart")
-        with failures.kept("drain"):
-            report = await self.drain(0.0 if failures.interrupted else limit)
-        with failures.kept("end_background"):
-            await to_its_end(self._end_background, f"stop of {self.layout.root}")
-        with failures.kept("log"):
-            log_unstarted(report)
-            log(
-                "supervisor_stopped",
-                finished=report.finished,
-                cancelled=report.cancelled,
-                unstarted=len(report.unstarted),
-            )
-        failures.raise_first()
-        self._raise_failure()
-        zombies = tuple(execution.run for execution in self._scheduler.abandoned)
-        if zombies:
-            self._exit_for(zombies, EXIT_ABANDONED)
-            raise AbandonedBodies(zombies)
-        if not self._services_left and self._on_zombie == "exit":  # the event loop would wait for them when it ends
-            self._exit(EXIT_ABANDONED, f"the services did not leave within {2 * self.services_timeout:g} s")
-        return report
+        if not self._standing.is_in(Phase.NEW, Phase.STOPPED):
+            refuse_inside(self._scheduler, "stop")
+        return await self._life.stop(self._drain_s(drain_timeout))
 
     async def stop_requested(self) -> None:
         """Wait until a signal asks to stop (`signals=True`): for who calls `start` and `stop` himself. A checkpoint."""
-        await self._told_to_stop.wait()
+        await self._standing.stop_asked.wait()
 
     async def drain(self, timeout: float) -> DrainReport:
         """Refuse new work and start none, let running runs finish for `timeout` seconds, then cancel them.
@@ -263,196 +187,245 @@ class Supervisor(Restarts):
         Lasts until `stop` or `restart`; a restart that is under way is given up. Cancelled, it cancels the runs at
         once, waits for their grace, and raises afterwards.
         """
-        scheduler = self._scheduler
         timeout = seconds("timeout", timeout, zero=True)
-        self._refuse_inside("drain")
-        scheduler.shut()
-        if self._state in ("running", "restarting"):
-            self._state = "draining"  # before the restart is given up, which would start queued work on its way back
-        await self._give_up_restart()
-        self._drain = Drain(scheduler)
-        if self._hurried:
-            self._drain.hurry()
-        return await self._drain.finish_or_cancel(timeout)
+        refuse_inside(self._scheduler, "drain")
+        return await self._life.drain(timeout)
 
-    async def _release_zombies(self) -> None:
-        """A background task: when the whole loop ends, let that cancellation reach the abandoned bodies too."""
-        try:
-            await self._scheduler.gone()
-        finally:
-            for execution in self._scheduler.abandoned:
-                execution.tell_body_again()
+    async def restart(self, *, drain_timeout: float | None = None) -> DrainReport:
+        """Replace this generation by the next one, in this process: see `restart.py` for the steps. A checkpoint.
 
-    def _lanes_failed(self, error: BaseException | None, raised: bool) -> None:
-        """The scheduler ends everything by itself: have whatever uses this supervisor know, and go no further.
+        Queued work is kept, and started on a ramp. Cancelled while running runs finish, admission is open again and
+        they go on undisturbed; later it is not interrupted.
 
-        Args:
-            error: what the block, or `stop`, is to raise; `None` when a task of this supervisor was cancelled.
-            raised: whether it is raised out of the event loop.
+        Raises:
+            AbandonedBodies: bodies ignored their cancellation, so only a new process helps; admission is open again.
+                With `on_zombie="exit"` the process exits (75) instead.
+            Draining: another restart, or a stop, is under way, or the supervisor does not run; nothing has changed.
+            DeadlockError: called in a run that it would wait for; `request_restart` is for that.
+            Exception: a service did not leave or enter; the supervisor has stopped. With `on_zombie="exit"` the process
+                exits (75) instead.
         """
-        if self._leave_lanes.is_set():
-            return  # it was told to
-        if error is None and not self._told_to_stop.is_set() and not self._stopping:
-            error = RuntimeError(
-                "a task of the supervisor was cancelled from outside: it has ended all runs, and stops"
-            )
-        if self._failure is None and not raised:
-            self._failure = error
-        self._take_no_more()
-        if self._block is not None:
-            self._block.cancel()
+        refuse_inside(self._scheduler, "restart")
+        return await self._life.restarts.restart(self._drain_s(drain_timeout))
 
-    def _take_no_more(self) -> None:
-        self._told_to_stop.set()
-        if self.generation and self._state in ("running", "restarting"):
-            self._scheduler.shut()
-            self._state = "draining"
+    def request_restart(self, reason: str = "requested") -> None:
+        """Have it restarted, from anywhere on the event loop's thread, also inside a run. Returns at once.
+
+        What comes of it is logged; while a restart or a stop is under way, nothing does.
+        """
+        self._life.restarts.request(reason, self.drain_timeout)
 
     def signalled(self, count: int) -> None:
-        """The first signal stops it, the second one ends the drain."""
-        self._take_no_more()
-        if self._starting is not None:
-            self._starting.cancel()
-        if self._block is not None:
-            self._block.cancel()
-        self._hurried = count > 1
-        if self._hurried and self._drain is not None:
-            self._drain.hurry()
+        """Do as when a signal to stop has come, the first or a further one: the second one ends the drain."""
+        self._life.signalled(count)
+
+    def _drain_s(self, given: float | None) -> float:
+        return self.drain_timeout if given is None else seconds("drain_timeout", given, zero=True)
 
     async def __aenter__(self) -> Self:
         await self.start()
-        self._block, self._block_task = anyio.CancelScope(), current_task()
-        self._block.__enter__()
-        if self._told_to_stop.is_set():
-            self._block.cancel()
+        self._life.enter_block()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        failures = Failures()
-        swallowed = elsewhere = False
-        block, self._block = self._block, None
-        if not on_loop_thread():  # the loop has ended under it, and its coroutine is collected
-            self._left_without_loop()
-            return False
-        if block is not None and current_task() is not self._block_task:
-            elsewhere = True
-        elif block is not None:
-            with failures.kept("leave_block"):  # raises what is left of a group of exceptions, say
-                swallowed = bool(block.__exit__(kind, error, traceback))
-        leaves = error is None or swallowed
-        in_peace = error is None or (swallowed and self._told_to_stop.is_set())
-        failure, self._failure = self._failure, None
-        try:
-            await self.stop(drain_timeout=None if in_peace else 0.0)
-        except AbandonedBodies:
-            if leaves and not failures:
-                raise
-            log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
-        if elsewhere and not has_ended(self._block_task):
-            raise RuntimeError(_ELSEWHERE) from error
-        failures.raise_first()
-        if failure is not None and leaves:
-            raise failure
-        return swallowed
+        return await self._life.leave_block(kind, error, traceback, self.drain_timeout)
 
-    def _left_without_loop(self) -> None:
-        """Let go of what outlives an event loop. What ran on it cannot be ended in order any more."""
-        failures = Failures()
-        for name, step in (("stop_watchdog", self.watchdog.stop), ("give_back", self._belongings.give_back)):
-            with failures.kept(name):
-                step()
-        self._state = "stopped"
-        failures.raise_first()
+    # Giving work
 
-    async def _serve_lanes(self, ready: anyio.Event, leave: anyio.Event) -> None:
-        """A background task: the task group whose children are the lanes. Lasts as long as any body does."""
-        try:
-            async with anyio.create_task_group() as group:
-                await group.start(self._scheduler.serve)
-                ready.set()
-                await leave.wait()
-                group.cancel_scope.cancel()
-        finally:
-            self._scheduler.shut()
-            ready.set()
-            if not leave.is_set():  # it failed by itself, or the loop ends
-                await self._end_by_itself()
+    def submit(
+        self,
+        lane: str,
+        fn: Body,
+        *args: Any,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+    ) -> Run:
+        """Queue `fn(ctx, *args)` on a lane. Never blocks.
 
-    async def _end_by_itself(self) -> None:
-        """The lanes are gone: let go of everything else, and have whatever uses the supervisor go no further."""
-        failures = Failures()
-        self._take_no_more()
-        if self._block is not None:
-            self._block.cancel()
-        for step in (self._leave_services, self._stop_watchdog, self._give_back):
-            with failures.kept(step.__name__.strip("_")):
-                await step()
-        if not self._stopping:
-            self._state = "stopped"
-        why = "its task was cancelled" if self._failure is None else described(self._failure)
-        log("supervisor_ended_by_itself", level="error", error=why)
-        failures.raise_first()
+        Called inside a run, the new one remembers it as its parent, and goes on by itself; `ctx.submit` makes a child
+        that ends with its parent.
 
-    async def _end_background(self) -> None:
-        """Take all steps of an end. Whatever one of them raises first is raised when all were taken."""
-        failures = Failures()
-        for name in self._STEPS:
-            with failures.kept(name.strip("_")):
-                await getattr(self, name)()
-        self._state = "stopped"
-        failures.raise_first()
+        Args:
+            lane: made on first use after the specification that matches its name.
+            fn: an async function; its first argument is the `RunContext`.
+            session: the session it conducts; a `session:<key>` lane's runs conduct `<key>`.
+            turn: `False` to append to that session without conducting it.
+            timeout: seconds it may run, instead of the lane's.
+            priority: `"foreground"`, `"normal"` or `"background"`, instead of the lane's.
 
-    _STEPS = (
-        "_tell_queued",
-        "_end_running",
-        "_watch_abandoned",
-        "_leave_lanes_task",
-        "_leave_services",
-        "_stop_watchdog",
-        "_give_back",
-    )
-    """In this order: abandoned bodies stay behind."""
+        Raises:
+            Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
+            RecursionError: called from a hook that was called for what a hook did, 100 times over; no run exists.
+        """
+        return self._scheduler.intake.submit(
+            lane, fn, args, session=session, turn=turn, timeout=timeout, priority=priority
+        )
 
-    async def _tell_queued(self) -> None:
-        for execution in reversed(list(self._scheduler.live.values())):
-            what = "started" if execution.run.attempt == 1 else "was tried again"
-            execution.ask_to_end(RunState.CANCELLED, f"the supervisor stopped before it {what}")
+    def post(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        priority: str | None = None,
+        when_busy: WhenBusy | None = None,
+        dedupe: str | None = None,
+    ) -> Run:
+        """Queue a message for the lane's handler, called as `handler(ctx, [message])`. Never blocks.
 
-    async def _end_running(self) -> None:
-        self._scheduler.shut()
-        await Drain(self._scheduler).cancel_rest("the supervisor is stopping")  # the lanes' timers are needed for it
+        Args:
+            message: a `Message`; anything else becomes the body of one. At most 16 MiB of text.
+            session, timeout, priority: as for `submit`.
+            when_busy: what to do when the session is busy, instead of the lane's policy (see `LaneSpec`).
+            dedupe: a name for this message: posted again to the same lane and session, it gives the same run while
+                that one waits, runs, or is done and its outcome is kept. After any other end it gives a new run
+                (`LaneSpec(dedupe_keeps="ended")`: the same one still). Bodies are compared as JSON; of a body that has
+                no JSON, only the type counts.
 
-    async def _watch_abandoned(self) -> None:
-        if self._scheduler.abandoned:
-            Background().start(self._release_zombies, "end of abandoned bodies")
+        Returns:
+            The run that will answer. With `collect` or `debounce` others may share it; with `steer` it shares the
+            outcome of the run that reads the message, or runs by itself when none does.
 
-    async def _leave_lanes_task(self) -> None:
-        with anyio.CancelScope(shield=True):
-            self._leave_lanes.set()
-            if self._lanes_task.started and not self._scheduler.abandoned:
-                await self._lanes_task.over.wait()
+        Raises:
+            DedupeConflict: the name is that of a message with another body. Nothing was taken.
+            Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
+            RecursionError: called from a hook that was called for what a hook did, 100 times over; nothing was taken.
+        """
+        return self._scheduler.intake.post(
+            lane,
+            message,
+            session=session,
+            timeout=timeout,
+            priority=priority,
+            when_busy=when_busy,
+            dedupe=dedupe,
+        )
 
-    async def _leave_services(self) -> None:
-        self._services_left = await self._services.leave(self.services_timeout)
+    def submit_threadsafe(self, lane: str, fn: Body, *args: Any, **options: Any) -> Run:
+        """As `submit`, from another thread, which it blocks until the event loop has taken the work.
 
-    async def _stop_watchdog(self) -> None:
-        self.watchdog.stop()
+        Only `result_sync` of the run may be used on that thread.
 
-    async def _give_back(self) -> None:
-        self._belongings.give_back()
+        Raises:
+            What `submit` raises; `WrongThread` on an event loop's thread.
+        """
+        return self._calls.on_loop("submit", self.submit, lane, fn, *args, **options)
 
-    def _raise_failure(self) -> None:
-        """Raise what a background task has failed with."""
-        error, failure = self._lanes_task.error, self._failure
-        self._failure = None
-        if failure is not None:
-            raise failure
-        if self._services.error is not None:
-            raise self._services.error
-        if error is not None and not isinstance(error, anyio.get_cancelled_exc_class()):
-            raise error
+    def post_threadsafe(self, lane: str, message: Any, **options: Any) -> Run:
+        """As `post`, from another thread, which it blocks until the event loop has taken the message.
+
+        Only `result_sync` of the run may be used on that thread.
+
+        Raises:
+            What `post` raises; `WrongThread` on an event loop's thread.
+        """
+        return self._calls.on_loop("post", self.post, lane, message, **options)
+
+    async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
+        """Submit, wait, and return what the body returned; cancelling the waiter cancels the run. A checkpoint.
+
+        Raises:
+            What `submit` and `Run.result` raise.
+        """
+        return await self._calls.run(lane, fn, *args, **options)
+
+    # Ending work
+
+    def cancel(
+        self, *, lane: str | None = None, session: str | None = None, reason: str = "cancelled", queued: bool = True
+    ) -> int:
+        """Ask all runs of a lane, of a session, or all to end; returns how many were asked.
+
+        Args:
+            queued: whether to cancel the queued ones too.
+        """
+        return self._calls.cancel(lane=lane, session=session, reason=reason, queued=queued)
+
+    async def reset(self, key: str, *, archive: bool = True) -> str | None:
+        """Start a session afresh: end its runs, refuse what they and all older runs still write, put its file away.
+
+        What is posted meanwhile finds the new session. Ends after the longest grace of the session's runs, and, where
+        another process conducts it, when that turn has ended. A checkpoint. Cancelled, the runs are ended all the same;
+        the file is either put away or as it was.
+
+        Args:
+            key: the session.
+            archive: `False` to delete the file instead of moving it aside.
+
+        Returns:
+            Where the file is now; `None` when there was none, it was empty, or it was deleted.
+
+        Raises:
+            DeadlockError: awaited inside a run of that session, or a child of one, which it would wait for. Nothing has
+                changed.
+            Draining, InvalidSession, LaneFull: nothing has changed.
+            RunError: the supervisor has stopped meanwhile, or lane `control` has no time left for it; the runs have
+                ended all the same.
+            TranscriptError: the file could not be put away; it stands as it was.
+        """
+        return await self._calls.reset(key, archive=archive)
+
+    # What failed for good
+
+    def parked(self, *, lane: str | None = None, session: str | None = None) -> list[Parked]:
+        """The runs that were tried as often as their lane's `retry` allows and failed, oldest first."""
+        return [
+            one
+            for one in self._scheduler.history.parked.values()
+            if (lane is None or one.run.lane == lane) and (session is None or one.run.session == session)
+        ]
+
+    def resubmit(self, run_id: int) -> Run:
+        """Submit a parked run anew, as a run of its own; it is parked no more.
+
+        Raises:
+            InvalidLane: no such run is parked.
+            What `submit` raises: then it stays parked.
+        """
+        return self._calls.parked(run_id).again()
+
+    def discard(self, run_id: int) -> None:
+        """Forget a parked run.
+
+        Raises:
+            InvalidLane: no such run is parked.
+        """
+        self._calls.discard(run_id)
+
+    # Looking
+
+    def find(self, run_id: int) -> Run | None:
+        """A live run, one of the last `keep_outcomes` finished ones, or a parked one."""
+        return self._scheduler.find(run_id)
+
+    def runs(self, *, session: str | None = None) -> list[Run]:
+        """The queued and running runs, oldest first."""
+        return [
+            execution.run
+            for execution in self._scheduler.live.values()
+            if session is None or execution.run.session == session
+        ]
+
+    def sessions(self) -> list[str]:
+        """The keys of the sessions that live runs name."""
+        return sorted({e.run.session for e in self._scheduler.live.values() if e.run.session is not None})
+
+    def abandoned(self) -> list[AbandonedBody]:
+        """The bodies that ignored their cancellation and still run, the first abandoned one first."""
+        now = _clock.clock.now()
+        return [
+            AbandonedBody(execution.run, now - since, stack)
+            for execution, (since, stack) in self._scheduler.abandoned.items()
+        ]
+
+    def statistics(self) -> Statistics:
+        """What it holds at this instant; cheap enough to ask ten times a second."""
+        return take(self._scheduler, self.watchdog, _clock.clock.now(), self._limits.abandoned, self.generation)
 
 
 def _hooks(**hooks: Hook | None) -> Hooks:
@@ -460,21 +433,3 @@ def _hooks(**hooks: Hook | None) -> Hooks:
         if hook is not None:
             callback(name, hook, f"{name}(run)", 1)
     return Hooks(*hooks.values())
-
-
-def _check_root(root: str) -> None:
-    """Make the sessions directory if need be, and see that it can be written.
-
-    Raises:
-        InvalidSession: it cannot.
-    """
-    try:
-        os.makedirs(root, mode=0o700, exist_ok=True)
-        if not stat.S_ISDIR(os.stat(root).st_mode):
-            raise NotADirectoryError(20, "Not a directory", root)
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied", root)
-    except OSError as error:
-        raise InvalidSession(
-            f"sessions: {root!r} cannot be used ({error.strerror}); allowed: a writable directory"
-        ) from error

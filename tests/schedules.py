@@ -34,10 +34,13 @@ from lanes.core.hooks import Hooks
 from lanes.core.scheduler import Scheduler
 from lanes.queues.groups import Group
 from lanes.queues.throttle import INTERVAL_S
+from lanes.run import Body
 from lanes.spec_table import SpecTable
 from locks import LeaseLost, LockError, LockRegistry
-from runtime.calls import Work
+from runtime.calls import Calls
 from runtime.drain import Drain
+from runtime.phase import Standing
+from runtime.services import Services
 from tests.invariants import complaints
 from tests.supervised import TICK, attempt_of
 from tests.virtual import VirtualClock
@@ -108,11 +111,23 @@ class Scenario:
         ]
 
 
-class Host(Work):
+class Host(Calls):
     """The host's calls, without a supervisor's lag meter, which would wake fifty times per second of virtual time."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+        super().__init__(scheduler, Standing(Services({})))
+
+    def submit(self, lane: str, fn: Body, *args: Any, **options: Any) -> Run:
+        return self._scheduler.intake.submit(lane, fn, args, **options)
+
+    def post(self, lane: str, message: Any, **options: Any) -> Run:
+        return self._scheduler.intake.post(lane, message, **options)
+
+    def cancel(self, *, lane: str | None = None, session: str | None = None, queued: bool = True, **_: Any) -> int:
+        return super().cancel(lane=lane, session=session, reason="cancelled", queued=queued)
+
+    def resubmit(self, run_id: int) -> Run:
+        return self.parked(run_id).again()
 
 
 class World:

@@ -13,8 +13,8 @@ from locks import _clock
 from locks._events import log
 from runtime.drain import log_unstarted
 from runtime.process.signals import Signals
-from runtime.restart import AbandonedBodies
 from runtime.supervisor import Supervisor
+from runtime.zombies import AbandonedBodies
 
 from .report import Result, policies
 from .restarting import Restarting

@@ -7,8 +7,8 @@ import anyio
 from lanes import Draining
 from locks import _clock
 from locks._events import described, log
-from runtime.restart import AbandonedBodies
 from runtime.supervisor import Supervisor
+from runtime.zombies import AbandonedBodies
 
 from .report import Result
 

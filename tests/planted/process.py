@@ -16,12 +16,13 @@ from lanes.queues.throttle import Pace
 from locks import Fence
 from runtime import restart as restarts
 from runtime.drain import Drain, DrainReport
+from runtime.phase import Phase
 from runtime.restart import Restarts
-from runtime.services import Services
 from runtime.watch import watchdog
 from runtime.watch.limits import Keeper
 from runtime.watch.selfcheck import SelfCheck
 from runtime.watch.watchdog import Watchdog
+from runtime.zombies import Exits
 
 reached: Counter[str] = Counter()
 
@@ -151,14 +152,30 @@ def not_reopened() -> None:
     Restarts._reopen = nothing("not_reopened", False)  # type: ignore[method-assign]
 
 
+def reopened_by_a_stop() -> None:
+    """A restart that a stop gives up opens admission again."""
+    reopen = Restarts._reopen
+
+    def always(self: Restarts) -> bool:
+        if not self._standing.is_in(Phase.STOPPING):
+            return reopen(self)
+        reached["reopened_by_a_stop"] += 1
+        self._standing.move(Phase.RUNNING)
+        self._scheduler.open()
+        return True
+
+    Restarts._reopen = always  # type: ignore[method-assign]
+
+
 def services_not_left() -> None:
     """The next generation begins beside the old one."""
 
     async def change(self: Restarts) -> None:
         reached["services_not_left"] += 1
-        old, self._services = self._services, Services(self._factories)
-        await self._services.enter(old.name, self.services_timeout)
-        self._scheduler.services = self._services.made
+        old = self._standing.services
+        self._standing.services = fresh = old.again()
+        await fresh.enter(old.name, self._services_timeout)
+        self._scheduler.services = fresh.made
 
     Restarts._change_services = change  # type: ignore[method-assign]
 
@@ -179,7 +196,7 @@ def generation_not_counted() -> None:
     async def change_back(self: Restarts) -> None:
         reached["generation_not_counted"] += 1
         await change(self)
-        self.generation -= 1
+        self._standing.generation -= 1
 
     Restarts._change_services = change_back  # type: ignore[method-assign]
 
@@ -210,18 +227,18 @@ def zombies_taken_along() -> None:
 
 def zombies_kept() -> None:
     """A process that was told to leave with its zombies stays."""
-    Restarts._exit_for = nothing("zombies_kept")  # type: ignore[method-assign]
+    Exits.for_runs = nothing("zombies_kept")  # type: ignore[method-assign]
 
 
 def stop_does_not_cancel_a_restart() -> None:
     """A stop waits until the restart is through."""
 
     async def wait(self: Restarts) -> None:
-        if self._restart_over is not None:
+        if self._over is not None:
             reached["stop_does_not_cancel_a_restart"] += 1
-            await self._restart_over.wait()
+            await self._over.wait()
 
-    Restarts._give_up_restart = wait  # type: ignore[method-assign]
+    Restarts.give_up = wait  # type: ignore[method-assign]
 
 
 def cancelled_at_once() -> None:
@@ -254,9 +271,9 @@ def restarts_before_it_started() -> None:
 
     def always(self: Restarts) -> bool:
         reached["restarts_before_it_started"] += 1
-        return self._restart_over is None and self._state in ("running", "draining")
+        return not self.under_way and self._standing.is_in(Phase.STARTING, Phase.RUNNING, Phase.DRAINING)
 
-    Restarts._may_restart = always  # type: ignore[method-assign]
+    Restarts._may_begin = always  # type: ignore[method-assign]
 
 
 DEFECTS: dict[str, Callable[[], None]] = {
@@ -278,6 +295,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
         fence_forgiven_twice,
         ramp_ignored,
         not_reopened,
+        reopened_by_a_stop,
         services_not_left,
         services_not_made_anew,
         generation_not_counted,

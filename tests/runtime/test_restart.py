@@ -511,7 +511,7 @@ async def test_beside_a_zombie_the_healthy_finishes_and_the_restart_is_bounded(v
         left.append(code)
         seen.append(queued.state)
 
-    sup._leave_process = leave
+    sup.watchdog._leave = leave
     await sup.start()
     zombie = Shielded()
     bad, good = sup.submit("side:a", zombie), sup.submit("side:b", sleeps_well)
@@ -546,7 +546,7 @@ async def sleeps_well(ctx, seconds=5.0):
 async def test_a_restart_that_overruns_its_bounds_ends_the_process(virtual, tmp_path, monkeypatch):
     left: list[float] = []
     sup = Supervisor(tmp_path, lanes=LANES, on_zombie="exit", services_timeout=5.0)
-    sup._leave_process = lambda code: left.extend((code, virtual.now()))
+    sup.watchdog._leave = lambda code: left.extend((code, virtual.now()))
     release = anyio.Event()
     monkeypatch.setattr(Restarts, "_change_services", lambda _: release.wait())
     await sup.start()

@@ -429,7 +429,7 @@ def test_a_supervisor_whose_task_is_cancelled_lets_go_of_everything_without_bein
         cancel_the_lanes()
         with anyio.fail_after(5):
             await scene.sup.stop_requested()
-            await scene.sup._lanes_task.over.wait()
+            await scene.sup._life.ending.lanes.over.wait()
         scene.assert_all_told()
         assert left == ["service"]
         async with Supervisor(tmp_path, exclusive=True):
@@ -455,7 +455,7 @@ def test_a_body_that_ignores_the_end_of_a_cancelled_supervisor_is_abandoned_afte
                 await scene.sup.stop()
         body.release()
         await gone(scene.sup)
-        await scene.sup._lanes_task.over.wait()
+        await scene.sup._life.ending.lanes.over.wait()
 
     asyncio.run(main())
 

@@ -179,7 +179,7 @@ async def test_a_signal_at_the_very_end_does_no_harm(tmp_path):
 async def test_a_message_that_comes_during_a_restart_is_sent_when_it_is_over(tmp_path):
     served = Served(tmp_path, LOAD.replace("end = 0.1", "end = 0.4"))
     served.vault = Vault(0.3, served.ledger.instance)
-    served.sup._factories[NAME] = served.vault.service
+    served.sup._standing.services._factories[NAME] = served.vault.service
     served.at_record(2, lambda: send(signal.SIGUSR1))
     with Signals() as signals:
         await served.serve(signals)
@@ -231,7 +231,7 @@ async def test_what_is_to_be_sent_again_during_a_restart_is_sent_when_it_is_over
     load = LOAD.replace("end = 0.1", "end = 0.0").replace("count = 40", 'count = 4\nagain = 1\nbehave = "raise"')
     served = Served(tmp_path, load)
     served.vault = Vault(0.1, served.ledger.instance)
-    served.sup._factories[NAME] = served.vault.service
+    served.sup._standing.services._factories[NAME] = served.vault.service
     served.at_record(4, lambda: send(signal.SIGUSR1))
     with Signals() as signals:
         result = await served.serve(signals)
@@ -326,7 +326,7 @@ def inform(served, step, do):
         made.append(1)
         return Telling(served.vault.service(), step, len(made), do)
 
-    served.sup._factories[NAME] = served.sup._services._factories[NAME] = factory
+    served.sup._standing.services._factories[NAME] = factory
 
 
 class Telling:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 from contextlib import asynccontextmanager
+from operator import attrgetter
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
 from runtime import Supervisor
+from runtime.ending import Ending
 from tests.suites.test_ways_to_cancel import on_trio
 from tests.supervised import assert_empty
 
@@ -65,7 +67,7 @@ class World:
             "socket": self.socket.exists(),
             "signals": any(signal.getsignal(number) != handler for number, handler in self.handlers.items()),
             "runs": [run for run in self.runs if run.state is not RunState.CANCELLED],
-            "lanes": not self.sup._lanes_task.over.is_set(),
+            "lanes": not self.sup._life.ending.lanes.over.is_set(),
             "state": self.sup.state != "stopped",
         }
         return [name for name, still in found.items() if still]
@@ -183,7 +185,7 @@ async def test_a_generator_that_is_collected_stops_its_supervisor(world):
     with anyio.fail_after(5):
         while world.sup.state != "stopped":
             await anyio.sleep(0.01)
-        await world.sup._lanes_task.over.wait()
+        await world.sup._life.ending.lanes.over.wait()
     await world.assert_left()
 
 
@@ -265,32 +267,33 @@ async def test_a_block_that_is_left_in_a_cancelled_scope_leaves_everything(world
 
 ERRORS = {"OSError": OSError("no"), "KeyboardInterrupt": KeyboardInterrupt("no"), "SystemExit": SystemExit("no")}
 OWN = {
-    "_tell_queued": set(),
-    "_end_running": set(),
-    "_watch_abandoned": set(),
-    "_leave_lanes_task": {"lanes"},
-    "_leave_services": {"services"},
-    "_stop_watchdog": {"watchdog"},
-    "_give_back": {"socket"},
+    "tell_queued": set(),
+    "end_running": set(),
+    "watch_abandoned": set(),
+    "leave_lanes_task": {"lanes"},
+    "leave_services": {"services"},
+    "stop_watchdog": {"watchdog"},
+    "give_back": {"socket"},
 }
 """What stays when a step is not taken at all. (The lanes' own end tells whatever it finds.)"""
 
 
 def test_the_steps_below_are_all_that_there_are():
-    assert tuple(OWN) == Supervisor._STEPS
+    assert tuple(OWN) == Ending.STEPS
 
 
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("leaves", ["stop", "block"])
-@pytest.mark.parametrize("step", Supervisor._STEPS)
+@pytest.mark.parametrize("step", Ending.STEPS)
 async def test_whichever_step_of_the_end_raises_all_others_are_taken(world, step, leaves, error):
     sup = world.supervisor()
-    real = getattr(sup, step)
+    ending = sup._life.ending
+    real = getattr(ending, step)
 
     async def raises():
         raise error
 
-    setattr(sup, step, raises)
+    setattr(ending, step, raises)
 
     async def used():
         if leaves == "stop":
@@ -308,17 +311,17 @@ async def test_whichever_step_of_the_end_raises_all_others_are_taken(world, step
     assert left - OWN[step] == set()
     await real()
     with anyio.fail_after(5):
-        await sup._lanes_task.over.wait()
+        await sup._life.ending.lanes.over.wait()
     await world.assert_left()
 
 
 INSIDE = [
-    ("_belongings", "stopping"),
+    ("_bindings", "stopping"),
     ("watchdog", "exit_by"),
     ("_scheduler", "shut"),
-    ("_services", "leave"),
+    ("_standing.services", "leave"),
     ("watchdog", "stop"),
-    ("_belongings", "give_back"),
+    ("_bindings", "give_back"),
 ]
 
 
@@ -326,11 +329,11 @@ INSIDE = [
 @pytest.mark.parametrize("owner, name", INSIDE)
 async def test_whatever_a_step_calls_raises_afterwards_all_other_steps_are_taken(world, owner, name, error):
     sup = world.supervisor()
-    sup._on_zombie = "exit"  # so that there is a hard limit
-    sup._leave_process = lambda code: pytest.fail("the process was to end")
+    sup._life.restarts._exits.wanted = True  # so that there is a hard limit
+    sup.watchdog._leave = lambda code: pytest.fail("the process was to end")
     await sup.start()
     world.work()
-    place = getattr(sup, owner)
+    place = attrgetter(owner)(sup)
     real = getattr(place, name)
 
     def raises(*args, **kwargs):
@@ -357,16 +360,16 @@ async def test_of_several_steps_that_raise_the_first_is_raised_and_the_others_ar
     world.work()
 
     def fail(step, error):
-        real = getattr(sup, step)
+        real = getattr(sup._life.ending, step)
 
         async def raises():
             await real()
             raise error
 
-        setattr(sup, step, raises)
+        setattr(sup._life.ending, step, raises)
 
-    fail("_leave_services", OSError("first"))
-    fail("_stop_watchdog", LookupError("second"))
+    fail("leave_services", OSError("first"))
+    fail("stop_watchdog", LookupError("second"))
     with capture_logs() as logs, pytest.raises(OSError, match="first"):
         await sup.stop()
     (line,) = [line for line in logs if line["event"] == "stop_step_failed"]

@@ -131,7 +131,7 @@ async def test_nothing_is_accepted_before_start_and_after_stop(virtual, tmp_path
         for refused in (lambda: sup.submit("main", returns), lambda: sup.post("session:a", "hello")):
             with pytest.raises(Draining, match="does not accept work"):
                 refused()
-        if sup._state == "new":
+        if sup.state == "new":
             await sup.start()
             assert await sup.submit("main", returns, 7).result() == 7
             await sup.stop()

@@ -26,6 +26,7 @@ GUARDS = {
     "fence_forgiven_twice": "late_deadlines::a_grace_that_is_forgiven_starts_afresh_each_time_and_never_grows",
     "ramp_ignored": "ramp::two_hundred_overdue_runs_start_one_by_one_ever_faster_in_order",
     "not_reopened": "restart::two_restarts_at_once_are_one",
+    "reopened_by_a_stop": "restart::a_stop_in_any_step_gives_the_restart_up_and_stops",
     "services_not_left": "restart::the_steps_stand_in_the_log_and_what_is_next_begins_after_what_was",
     "services_not_made_anew": "restart::queued_work_keeps_its_runs_their_order_and_their_keys",
     "generation_not_counted": "restart::ten_restarts_in_the_middle_of_runs_leave_exact_counters_and_one_generation",

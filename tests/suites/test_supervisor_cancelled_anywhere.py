@@ -244,7 +244,7 @@ async def test_start_cancelled_anywhere_leaves_no_task_and_no_service(virtual, t
 
     async def check(k):
         sup = made[-1]
-        if sup._state == "running":  # it was not cancelled
+        if sup.state == "running":  # it was not cancelled
             await goes_on(sup)
         await sup.stop()
         await virtual.settle()
@@ -281,7 +281,7 @@ async def test_stop_cancelled_anywhere_has_stopped_everything(virtual, tmp_path)
 
     async def check(k):
         await virtual.settle()
-        assert made[-1]._state == "stopped"
+        assert made[-1].state == "stopped"
         assert services.open == []
         assert len(anyio.get_running_tasks()) == tasks
         assert runs[0].state is runs[1].state is RunState.CANCELLED
