@@ -13,7 +13,7 @@ from .errors import InvalidLane
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The most text that a message may carry: a queue holds many, and each becomes a line of a transcript."""
 MAX_SECONDS = 100 * 366 * 86400
-"""A hundred years: what is longer is a slip, or meant as "for ever", and some event loops cannot count to it."""
+"""A hundred years: a longer duration is a slip, or means "for ever", and some event loops cannot count to it."""
 
 
 class Priority(IntEnum):
@@ -27,7 +27,7 @@ class Priority(IntEnum):
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it: short, and never an error of its own."""
+    """A value as an error shows it: short, whatever its `repr` does."""
     try:
         return f"{value!r:.80}"
     except Exception:
@@ -48,7 +48,7 @@ def priority(name: str, field: str = "priority") -> Priority:
 
 
 def seconds(field: str, value: Any, *, zero: bool = False) -> float:
-    """A duration that ends while anybody is alive.
+    """A duration of at most a hundred years.
 
     Raises:
         InvalidLane: it is no number, negative, NaN, or more than a hundred years.
@@ -109,7 +109,7 @@ def callback(field: str, value: Any, shape: str, arguments: int) -> None:
     except TypeError as error:
         raise InvalidLane(f"{field}: {shown(value)} {error}; allowed: `{shape}`") from None
     except ValueError:
-        return  # a builtin without a signature; calling it will tell
+        return  # a builtin without a signature: its first call shows what it takes
 
 
 def _plain(value: Any) -> Any:
@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
 def size(body: Any) -> int:
     """Roughly how much text a message's body carries, in bytes; stops counting past the limit.
 
-    Only text, bytes, lists, tuples and mappings are looked into: what else a body may be is its sender's to bound.
+    Only text, bytes, lists, tuples and mappings are looked into: the sender has to bound all other bodies.
     """
     total, todo, seen = 0, [body], set[int]()
     while todo and total <= MAX_MESSAGE_BYTES:

@@ -31,13 +31,13 @@ class LaneFull(LaneError):
 
 
 class LaneBusy(LaneError):
-    """The session is conducted by somebody, or the lane is at its capacity, and the policy is `reject`."""
+    """A run conducts the session, or the lane is at its capacity, and the policy is `reject`."""
 
     retryable = True
     lane: str
     session: str | None
     holder: int | None
-    """The id of the run that conducts the session, if it names one."""
+    """The id of the run that conducts the session, if the work names a session."""
 
 
 class DedupeConflict(LaneError):
@@ -57,11 +57,11 @@ class Draining(LaneError):
 
 
 class WrongThread(LaneError, RuntimeError):
-    """Called on a thread that this call is not for; the message names the call that is. Nothing was submitted."""
+    """Called on the wrong thread; the message names the call for that thread. Nothing was submitted."""
 
 
 def wrong_loop(message: str) -> WrongThread:
-    """The error for a call on another event loop's code than the one that serves, or on a thread without a loop."""
+    """The error for a call from code of another event loop than the serving one, or on a thread without a loop."""
     if running_loop() is None:
         return WrongThread(message)
     return WrongThread(

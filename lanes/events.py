@@ -1,4 +1,4 @@
-"""What a body emits, for whoever reads along: bounded, so that a slow reader never slows the run."""
+"""The events that a body emits, as one reader gets them: bounded, so that a slow reader never slows the run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class EventStream:
         return self._buffer.popleft()
 
     def close(self) -> None:
-        """Listen no more; what was not read is gone."""
+        """Stop reading; unread events are dropped."""
         self._closed = True
         self._buffer.clear()
         self._run._forget_stream(self)
@@ -77,7 +77,7 @@ class EventStream:
         self.wake()
 
     def wake(self) -> None:
-        """Have the reader look: there is more, or the run has ended."""
+        """Wake the reader: there is another event, or the run has ended."""
         if self._more is not None:
             self._more.set()
             self._more = None

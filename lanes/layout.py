@@ -1,4 +1,4 @@
-"""From a session's key to its file, such that no key leads anywhere else."""
+"""From a session's key to its file. No key leads out of the root."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Message:
 
 
 def message_of(value: Any) -> Message:
-    """The message itself, or one with that body.
+    """The message itself, or a message with that body.
 
     Raises:
         InvalidLane: it is enormous.
@@ -40,10 +40,10 @@ def message_of(value: Any) -> Message:
 
 
 def digest_of(body: Any) -> bytes:
-    """What two bodies have in common that are equal as JSON. Of others only the type counts.
+    """A digest that bodies share which are equal as JSON. Of other bodies only the type counts.
 
-    Others are those that have no JSON (dataclasses and the like have one, by `msgspec.to_builtins`), and objects that
-    are equal to themselves alone (`eq=False`).
+    Other bodies are those that have no JSON (dataclasses and such have one, by `msgspec.to_builtins`), and objects
+    that are equal to themselves alone (`eq=False`).
     """
     kind = type(body)
     text = f"{kind.__module__}.{kind.__qualname__}"
@@ -54,7 +54,7 @@ def digest_of(body: Any) -> bytes:
 
 
 def same_route(one: Any, other: Any) -> bool:
-    """Whether two routes are the same. Those that cannot be compared are not, lest an answer goes astray."""
+    """Whether two routes are the same. Routes that cannot be compared are not: an answer must not go astray."""
     try:
         return one is other or bool(one == other)
     except Exception:

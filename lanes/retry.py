@@ -32,7 +32,7 @@ class RetrySpec:
         wait: seconds before the second attempt; doubled before each further one.
         max_wait: what these seconds grow to at most, jitter included.
         on: the exceptions that are worth another attempt. One with an attribute `retryable` that is false never is. Of
-            an exception group, each member has to be worth it: a lock error in a task group is one still.
+            an exception group, each member has to be worth it: a lock error in a task group counts as such.
         timeouts: whether an attempt that passed its run's deadline is tried again too. A body that had to be abandoned
             never is, since it still runs.
 
@@ -85,6 +85,6 @@ def _is_retryable(error: BaseException) -> bool:
     try:
         return getattr(error, "retryable", True) is not False
     except Exception as second:
-        # It is the user's class; what it raises here must not keep the run from ending.
+        # The class is the user's: an error in it must not keep the run from ending.
         log("retryable_failed", level="warning", kind=type(error).__name__, error=described(second))
         return False

@@ -1,4 +1,4 @@
-"""One run, as everybody outside its body sees it, and how it ended."""
+"""A run as it is seen from outside its body, and how it ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .events import EventStream
 from .tracebacks import copied
 
 _waiting_threads = threading.Lock()
-"""For the list of the threads that wait for a run: several may come at once."""
+"""Guards the lists of threads that wait for a run: several may come at once."""
 
 _current: ContextVar[Run | None] = ContextVar("lanes.current_run", default=None)
 
@@ -34,7 +34,7 @@ def current_run() -> Run | None:
 
 
 class RunState(StrEnum):
-    """Where a run stands. It moves down this list; only one that is tried again is queued again."""
+    """Where a run stands. It moves down this list; only a run that is tried again is queued again."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -133,16 +133,16 @@ class Run:
         self.parent: int | None = None
         """The id of the run that submitted it."""
         self.lineage: tuple[int, ...] = ()
-        """The ids of the runs that it ends with, the first one first; empty for one that goes on by itself."""
+        """The ids of the runs that it ends with, outermost first; empty for a run that goes on by itself."""
         if parent is not None:
             self.parent = parent.id
         self.state = RunState.QUEUED
         self.reason = ""
         """Why it was asked to end, once it was; why it waits to be tried again."""
         self.attempt = 1
-        """Which call of its body this is."""
+        """Which call of its body this is, from 1."""
         self.answered_by: int | None = None
-        """The id of the run into whose inbox its message went, while that one may answer it (`when_busy="steer"`)."""
+        """The id of the run into whose inbox its message went, while that run may answer it (`when_busy="steer"`)."""
         self.enqueued_at = enqueued_at
         self.wait_deadline: float | None = None
         """When it gives up waiting (`time.monotonic`): the wait budget, from being submitted."""
@@ -169,7 +169,7 @@ class Run:
 
         Raises:
             DeadlockError: the run can only end after the run that wants to wait for it, and no cancel scope with a
-                deadline, inside that one's body, ends the wait. Nothing has changed.
+                deadline, inside the waiting body, ends the wait. Nothing has changed.
         """
         if self.outcome is None:
             if self._ended is None:
@@ -218,7 +218,7 @@ class Run:
                 self._threads = []
             self._threads.append(ended)
         try:
-            if self.outcome is None and not ended.wait(timeout):  # looked at after the append: `_end` misses nobody
+            if self.outcome is None and not ended.wait(timeout):  # looked at after the append: `_end` misses no thread
                 raise TimeoutError(f"run {self.id} on lane {self.lane} has not ended within {timeout:g} s")
         finally:
             with _waiting_threads:
@@ -229,8 +229,8 @@ class Run:
     def cancel(self, reason: str = "cancelled") -> bool:
         """Ask the run to end; returns whether it could still be asked. It ends within its lane's grace.
 
-        A queued one ends at once and never starts. One whose message another run has taken (`answered_by`) asks that
-        one to end.
+        A queued run ends at once and never starts. If another run has taken its message (`answered_by`), that run is
+        asked to end.
         """
         execution = self._execution
         return execution is not None and execution.ask_to_end(RunState.CANCELLED, reason)
@@ -239,7 +239,7 @@ class Run:
         """What the body emits from now on, until the run has ended.
 
         Args:
-            buffer: events that are kept for this reader; one that falls further behind misses the oldest. It never
+            buffer: events that are kept for this reader, which misses the oldest if it falls further behind. It never
                 slows the run.
 
         Raises:
@@ -262,7 +262,7 @@ class Run:
             self._streams.discard(stream)
 
     def _end(self, outcome: Outcome) -> None:
-        """Record how it ended and wake whoever waits. Called once."""
+        """Record how the run ended and wake its waiters. Called once."""
         assert self.outcome is None, "a run ends once"
         self.state, self.reason, self.outcome = outcome.state, outcome.reason, outcome
         self._execution = None

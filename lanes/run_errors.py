@@ -11,7 +11,7 @@ from .run import Run
 class RunError(Exception):
     """A run ended without a value of its own. What it wrote until then stands; its turn and lane are free.
 
-    `run` is the run, so a child's error is told from one's own; `None` when that run is forgotten.
+    `run` is the run, so that a parent can tell its child's error from its own; `None` when that run is forgotten.
     """
 
     def __init__(self, message: str, run: Run | None = None) -> None:
@@ -41,8 +41,8 @@ class RunSuperseded(RunError):
 
 
 class RunAbandoned(RunError):
-    """The body ignored its cancellation past the grace: it is fenced, and nobody waits for it any more."""
+    """The body ignored its cancellation past the grace: it is fenced, and nothing waits for it any more."""
 
 
 class RunAbandonedAfterTimeout(RunAbandoned, RunTimedOut):
-    """As `RunAbandoned`, and what had cancelled the body was its deadline."""
+    """As `RunAbandoned`; its deadline had cancelled the body."""

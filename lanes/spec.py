@@ -1,4 +1,4 @@
-"""What a lane and a group are: one checker per field, contradictions refused with both names."""
+"""The specification of a lane and of a group: a checker per field; contradictions are refused with both names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .run import Run
 PriorityName = Literal["foreground", "normal", "background"]
 WhenBusy = Literal["queue", "reject", "interrupt", "replace", "collect", "steer"]
 ONLY_NEWEST = ("interrupt", "replace")
-"""Policies under which one run at most waits in a session: a newer one of the same policy supersedes it."""
+"""Policies under which at most one run waits in a session: a newer run of the same policy supersedes it."""
 DedupeKeeps = Literal["done", "ended"]
 WhenFull = Literal["reject", "drop_oldest", "summarize"]
 DropHandler = Callable[[Run, Sequence[Message]], Any]
@@ -41,19 +41,19 @@ class LaneSpec:
         queue_timeout: seconds a run may wait, from being submitted to its (first) start.
         queue_limit: messages and runs that may wait on one lane; `None` for any number. What can start at once need
             not wait, so 0 is allowed.
-        when_full: what becomes of one more: `reject` raises `LaneFull`; `drop_oldest` ends the run that has waited
-            longest, whose sender is told; `summarize` does so too, and what `on_drop` returns (a `Message` or a body;
-            `None` for nothing) is put in front of the messages that wait next in that session and have the same route,
-            the new one's included. Where there are none, a log line says so.
-        when_busy: what becomes of work for a session whose turn somebody has or waits for (for a run without a
+        when_full: what becomes of work beyond that: `reject` raises `LaneFull`; `drop_oldest` ends the run that has
+            waited longest, and its outcome says so; `summarize` does so too, and what `on_drop` returns (a `Message` or
+            a body; `None` for nothing) is put in front of the messages that wait next in that session and have the same
+            route, the new message included. Where there are none, a log line says so.
+        when_busy: what becomes of work for a session whose turn a run has or waits for (for a run without a
             session: for a lane at its capacity): `queue` behind; `reject` raises `LaneBusy`; `interrupt` ends the run
             that is under way and goes next; `replace` queues behind, but of several only the newest waits; `collect`
-            joins the message that is queued last, if that one has the same route; `steer` hands it to the run that is
-            under way (`ctx.inbox`), if that one has the same route. What is not possible, and work that is no message,
-            is queued. A run of the session that was asked to end is under way no more. A run that interrupts goes
-            before all that wait. A run that waits under `interrupt` or `replace` is superseded by a newer one of the
-            same policy for the same session (without a session: on the same lane), and leaves the queue before
-            `queue_limit` is looked at.
+            joins the message that is queued last, if that has the same route; `steer` hands it to the run that is
+            under way (`ctx.inbox`), if that has the same route. Where that is not possible, and for work that is no
+            message, the work is queued. A run of the session that was asked to end is under way no more. A run that
+            interrupts goes before all waiting runs. A run that waits under `interrupt` or `replace` is superseded by a
+            newer run of the same policy for the same session (without a session: on the same lane), and leaves the
+            queue before `queue_limit` is looked at.
         debounce: seconds of quiet that a message waits for before its run may start; messages of one route that come
             meanwhile join it. At most ten times as long in all, and no longer than half the `queue_timeout`.
         dedupe_keeps: for which runs a `dedupe` key gives the same run again: `done`, for those that wait, run or are

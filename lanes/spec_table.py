@@ -30,7 +30,7 @@ class SpecTable:
                 raise InvalidLane(f"lane {spec.pattern!r}, group: {spec.group!r} is unknown; allowed: {known}")
 
     def find(self, name: Any) -> LaneSpec:
-        """The specification of a lane: that of its name, else the one with the longest prefix of it.
+        """The specification of a lane: that of its name, else that with the longest prefix of it.
 
         Raises:
             InvalidLane: no pattern matches.

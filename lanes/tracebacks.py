@@ -1,4 +1,4 @@
-"""Exceptions without frames: what a failed body held must be free the moment that it has ended."""
+"""Exceptions without frames: what a failed body held must be free the moment that the run has ended."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def scrub(error: BaseException) -> str:
 
 
 def copied(error: BaseException) -> BaseException:
-    """An exception of its own for each who waits: raising the outcome's would hang the waiter's frames on it.
+    """A copy for each waiter: raising the outcome's own exception would hang the waiter's frames on it.
 
-    Made without the class's `__init__`, whose arguments nobody knows.
+    Made without the class's `__init__`, whose arguments are not known.
     """
     kind = type(error)
     try:
@@ -43,6 +43,6 @@ def copied(error: BaseException) -> BaseException:
             again.args = error.args
         again.__dict__.update(error.__dict__)
     except Exception:
-        return error.with_traceback(None)  # cannot be copied; better the same one than none
+        return error.with_traceback(None)  # it cannot be copied: the waiters share it
     again.__cause__, again.__suppress_context__ = error.__cause__, error.__suppress_context__
     return again

@@ -1,4 +1,4 @@
-"""What a program may be started with: a command, a directory and an environment that the system can take."""
+"""Checks what a program is started with: the command, the directory and the environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def words(command: Any) -> tuple[str, ...]:
     """The program and its arguments, as text.
 
     Raises:
-        ValueError: one is no text, or there is no program.
+        ValueError: a word is no text, or there is no program.
     """
     if not isinstance(command, Sequence) or isinstance(command, (str, bytes, bytearray, memoryview)) or not command:
         raise _refused("command", repr(command), "the program and its arguments, such as ['git', 'status']")
@@ -37,7 +37,7 @@ def environment(env: Any) -> dict[str, str]:
     """The variables of an environment.
 
     Raises:
-        ValueError: one cannot be one. No value is shown: environments are where secrets are.
+        ValueError: a name or value cannot be that of a variable. No value is shown: environments hold secrets.
     """
     if not isinstance(env, Mapping):
         raise _refused("env", f"a {type(env).__name__}", "a mapping of str to str, or None")
@@ -50,10 +50,10 @@ def environment(env: Any) -> dict[str, str]:
 
 
 def check_options(given: Any, output_limit: Any, check: Any) -> None:
-    """What a call is told besides.
+    """Check the other arguments of `run_process`.
 
     Raises:
-        ValueError: one of them is not allowed.
+        ValueError: an argument is not allowed.
     """
     if given is not None and not isinstance(given, bytes):
         raise _refused("input", f"a {type(given).__name__}", "bytes or None")

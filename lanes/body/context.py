@@ -1,4 +1,4 @@
-"""What a body is given: its run, its sessions, and what it needs to end well."""
+"""The context that a body is given: its run, its sessions, and what it needs to end well."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _CLEANUP_SHARE = 0.95  # of the grace; the rest lets a body whose clean-up was c
 class RunContext:
     """The first argument of every body. `run` and `services` are for reading; the rest acts for this run only.
 
-    It belongs to one attempt: once that is over, what a left-over task or thread does with it is refused, also while
-    the run is tried again.
+    It belongs to one attempt: once that is over, calls of a left-over task or thread are refused, also while the run is
+    tried again.
     """
 
     __slots__ = ("_permit", "_session", "run", "services")
@@ -64,7 +64,7 @@ class RunContext:
 
     @property
     def inbox(self) -> Inbox:
-        """What was said to the run since it began (`when_busy="steer"`); what it leaves unread is queued first."""
+        """The messages for the run since it began (`when_busy="steer"`); those left unread are queued first."""
         return self._permit.inbox
 
     @property
@@ -73,7 +73,7 @@ class RunContext:
         return self._permit.ending or self._permit.is_over()
 
     def emit(self, event: Any) -> None:
-        """Hand something to whoever iterates `run.events()`. Never waits; after the end it is dropped and counted.
+        """Hand an event to all readers of `run.events()`. Never waits; after the end the event is dropped and counted.
 
         On the event loop's thread; a worker thread hands it over by `anyio.from_thread.run_sync(ctx.emit, event)`.
 
@@ -83,7 +83,7 @@ class RunContext:
         self._permit.emit(event)
 
     def progress(self) -> None:
-        """Say that the run gets on: starts its `idle_timeout` anew, within its hard `timeout`. On the loop's thread."""
+        """Report that the run gets on: restarts its `idle_timeout`, within its hard `timeout`. On the loop's thread."""
         self._permit.progress()
 
     def submit(

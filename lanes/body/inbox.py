@@ -1,7 +1,7 @@
-"""What is said to a run while it is under way (`when_busy="steer"`).
+"""The messages that are posted to a run while it is under way (`when_busy="steer"`).
 
-Each message in it is a run of its own, queued until the body reads it: then the two share an outcome. What the body
-leaves unread is queued first when it has ended, so nothing that is posted is lost, read or not.
+Each message is a run of its own, queued until the body reads it: then the two runs share an outcome. When the body has
+ended, its unread messages are queued first, so no message that was posted is lost, read or not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Letter(Protocol):
 class Inbox:
     """The messages that came for a run since it began, in order. On the event loop's thread; for the run's own body.
 
-    A run that was asked to end reads nothing more: what is left is for the next one.
+    A run that was asked to end reads nothing more: unread messages are for the next run.
     """
 
     __slots__ = ("_closed", "_more", "_unread")
@@ -84,7 +84,7 @@ class Inbox:
         return self
 
     async def __anext__(self) -> Message:
-        # No generator: one that a `break` leaves unfinished would be for the garbage collector to complain about.
+        # No generator: the garbage collector complains about a generator that a `break` has left unfinished.
         try:
             return await self.receive()
         except anyio.EndOfStream:

@@ -1,14 +1,14 @@
 """A program that a run starts: it leads a process group of its own, its output is bounded, and it ends with the call.
 
 A group is signalled by the number of its leader, and the system gives that number to someone else once the leader is
-reaped and its group has gone. So everything hangs on one order: see that the leader has ended *without* reaping it,
+reaped and its group has gone. So everything depends on the order: see that the leader has ended *without* reaping it,
 kill what is left of its group while the dead leader still bears the number, reap it, and never signal again. Therefore
 the process is started by `subprocess`, in a thread because the start waits for a disk, and its end is read from a
 pidfd, or asked for with `waitid` where there is none.
 
 Rejected: `anyio.open_process`. The event loop below it reaps the leader when it likes (asyncio before Python 3.12 in a
 thread), which leaves no moment to kill the rest of the group safely; and its pipes cannot say "this is all that is in
-there now", which is what tells a pipe held open by somebody who has left the group from one that will still be written.
+there now", which tells a pipe held open by a process that has left the group from one that will still be written.
 
 A task of its own conducts the process. A cancellation that is not the event loop's own (a native `task.cancel()`, once
 or many times) hits the task that calls; by the group that it waits in, it reaches the conductor as a cancellation that
@@ -48,7 +48,7 @@ _CHUNK = 65_536
 _LARGEST_PIPE = 1_048_576  # bytes that a pipe may hold, unless root has raised it
 _POLL = 0.005  # seconds between two looks where there is no pidfd
 _RESETTABLE = (
-    tuple(  # signals that a program could inherit as ignored; the rest `subprocess` resets, or nobody can ignore
+    tuple(  # signals that a program could inherit as ignored; the rest `subprocess` resets, or no process can ignore
         number
         for number in sorted(signal.valid_signals())
         if number
@@ -68,8 +68,8 @@ class ProcessResult:
     stdout: bytes
     """The last `output_limit` bytes, in one piece.
 
-    The end is kept, and the end alone: there a program says how it went, and a head glued to a tail would show a line
-    that nobody has written.
+    Only the end is kept: there a program reports how it went, and a head glued to a tail would show a line that no
+    program has written.
     """
     stderr: bytes
     """As `stdout`."""
@@ -81,7 +81,7 @@ class ProcessResult:
 class ProcessFailed(Exception):
     """A process could not be started, or did not end with exit code 0. It is gone, and so is its group.
 
-    Not an `OSError`, lest a generic network retry take a missing program for a failed request. Every field is an
+    Not an `OSError`, so that no generic network retry takes a missing program for a failed request. Every field is an
     attribute; instances survive pickling.
     """
 
@@ -89,7 +89,7 @@ class ProcessFailed(Exception):
     returncode: int | None
     """Its exit code; negative: the number of the signal that ended it; `None`: it was never started."""
     stdout: bytes
-    """The last 16 KiB of what it wrote. `check=False` is for those who want it all."""
+    """The last 16 KiB of what it wrote; with `check=False` the result has all of it."""
     stderr: bytes
     """As `stdout`."""
     errno: int | None
@@ -201,7 +201,7 @@ class _Child:
     """A process group, from before its start until its leader is reaped.
 
     Invariants: `_popen.returncode` is set exactly when the leader is reaped, which happens in `_reap` alone (or outside
-    of this program, and is noticed there); until then its number is nobody else's. All but `_start` runs on the loop.
+    of this program, and is noticed there); until then its number is its own. All but `_start` runs on the loop.
     """
 
     def __init__(self, start: Callable[[], subprocess.Popen[bytes]], given: bytes, limit: int) -> None:
@@ -253,7 +253,7 @@ class _Child:
         popen = self._popen
         assert popen is not None and popen.stdout is not None and popen.stderr is not None
         assert popen.returncode is not None
-        # Not up to the end of the pipes: who has left the group may hold them open, and write, for ever.
+        # Not up to the end of the pipes: a process that has left the group may hold them open, and write, for ever.
         self._stdout.take(popen.stdout.fileno(), _LARGEST_PIPE)
         self._stderr.take(popen.stderr.fileno(), _LARGEST_PIPE)
         return ProcessResult(
@@ -266,7 +266,7 @@ class _Child:
         )
 
     def close(self) -> None:
-        """Let go of all descriptors. Nobody waits for them any more."""
+        """Close all descriptors. No task waits for them any more."""
         if self._popen is not None:
             for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
                 if pipe is not None:
@@ -303,7 +303,7 @@ class _Child:
         try:
             return os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:
-            self._reap()  # somebody else has, such as a host that ignores SIGCHLD; its number is no longer ours
+            self._reap()  # the host has, if it ignores SIGCHLD, say; its number is no longer ours
             return True
 
     def _reap(self) -> None:
@@ -314,7 +314,7 @@ class _Child:
         popen = self._popen
         if popen is None or popen.returncode is not None:
             return  # reaped: by now its number may be that of a stranger's group
-        # Nobody of the group is left, or all of it belongs to another user.
+        # No process of the group is left, or all of it belongs to another user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(popen.pid, number)
 
@@ -355,7 +355,7 @@ async def _read(fd: int, output: _Output) -> None:
 
 
 async def _write(fd: int, data: bytes) -> None:
-    """Write until it is all written, or nobody reads it any more."""
+    """Write until all is written, or the reader has closed the pipe."""
     left = memoryview(data)
     while left:
         await anyio.wait_writable(fd)
@@ -367,8 +367,7 @@ async def _write(fd: int, data: bytes) -> None:
             return
 
 
-# What is said when it goes wrong: commands and outputs as literals, for they may hold lines and control characters,
-# which a log must not.
+# Errors show commands and outputs as literals: they may hold line breaks and control characters, and a log must not.
 
 
 def _shown(command: tuple[str, ...]) -> str:

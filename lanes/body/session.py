@@ -1,4 +1,4 @@
-"""A run's hand on a session's transcript: every write asks first whether the run may still write."""
+"""A session's transcript as one run uses it: every write asks first whether the run may still write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from locks.lowlevel import encode_all
 
 
 class Session:
-    """One session, for one run. Made by the run's context.
+    """A session, for one run. Made by the run's context.
 
     Appends take a momentary write lease, so others may append meanwhile; they raise `RunEnded` or `Superseded` once the
     run has ended, was superseded, or has passed the grace after its cancellation: a dead run never writes.
@@ -51,8 +51,8 @@ class Session:
         Raises:
             LeaseLost: the run may not write any more (`RunEnded`, `Superseded`), or its momentary lease was taken away
                 (`Revoked`, `Superseded`). Nothing was written.
-            DeadlockError: who has the write lease waits, over any number of steps, for something that the calling task
-                holds. Nothing was written.
+            DeadlockError: the holder of the write lease waits, over any number of steps, for something that the calling
+                task holds. Nothing was written.
             TranscriptError: the record would not come back equal (the message names the place), or the operating system
                 refused; the file is as before, but for a sync that failed: the message says so.
         """
@@ -62,7 +62,7 @@ class Session:
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the run; blocks that thread until the event loop has done it.
 
-        No cancellation reaches a thread, so nothing bounds the wait but the fate of who has the write lease.
+        No cancellation reaches a thread, so nothing bounds the wait but the end of the write lease that it waits for.
 
         Raises what `append` raises, and besides:
             RuntimeError: on the event loop's own thread. Nothing was written.

@@ -1,9 +1,8 @@
-"""Where a body stands, as text: for bodies that ignore their cancellation, and for whoever asks where a run is stuck.
+"""Where a body stands, as text: for bodies that ignore their cancellation, and for `lanes stack`.
 
-A task that waits has no stack. It has a coroutine, which names the one that it awaits, which names the next; what is in
-between without naming anything (a step of an async generator, a foreign awaitable) the garbage collector can look into.
-It is asked for variables too, where one is needed: `f_locals` would leave a copy of them in the frame, and so keep what
-the body has long let go of.
+A task that waits has no stack. It has a coroutine, which names the coroutine that it awaits, and so on; what names
+nothing (a step of an async generator, a foreign awaitable) the garbage collector can look into. Variables come from the
+garbage collector too: `f_locals` would leave a copy of them in the frame, and so keep what the body has long let go of.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         return f"{os.path.basename(self.file)}:{self.line} in {self.function}"
 
-    def told(self) -> str:
-        """As a traceback tells it, with its source."""
+    def as_traceback(self) -> str:
+        """As in a traceback, with its source."""
         text = linecache.getline(self.file, self.line).strip()
         return f'  File "{self.file}", line {self.line}, in {self.function}' + (f"\n    {text}" if text else "")
 
@@ -46,10 +45,10 @@ class Places(NamedTuple):
     left_out: int
     """Outer calls that are not in `kept`."""
 
-    def told(self) -> str:
-        """As a traceback tells it."""
+    def as_traceback(self) -> str:
+        """As in a traceback."""
         lines = [f"  … {self.left_out} outer calls …"] if self.left_out else []
-        return "\n".join(lines + [place.told() for place in self.kept])
+        return "\n".join(lines + [place.as_traceback() for place in self.kept])
 
     def inner(self) -> Places:
         """Without the outermost calls, those of the event library and ours that every task begins with."""
@@ -67,7 +66,7 @@ def stack_of(task: Any) -> str:
 
     The frames themselves are not kept.
     """
-    return places_of(coroutine_of(task)).told()
+    return places_of(coroutine_of(task)).as_traceback()
 
 
 def coroutine_of(task: Any) -> Any:
@@ -79,7 +78,7 @@ def places_of(coroutine: Any, *, unseen: str = "") -> Places:
     """Where a coroutine stands: suspended, or running on the calling thread. Keeps no frame, and never raises.
 
     Args:
-        unseen: the name of a module whose own calls are no part of the answer: the one that asks.
+        unseen: the name of the calling module, whose own calls are left out.
     """
     places: deque[Place] = deque(maxlen=_KEPT_FRAMES)
     depth = 0
@@ -125,7 +124,7 @@ def _is_step(one: Any) -> bool:
 
 
 def _asked(one: Any, name: str) -> Any:
-    """An attribute of somebody else's object, which may raise whatever it likes."""
+    """An attribute of a foreign object, which may raise anything."""
     try:
         return getattr(one, name, None)
     except Exception:
@@ -133,7 +132,7 @@ def _asked(one: Any, name: str) -> Any:
 
 
 def _wrapped(awaitable: Any) -> Any:
-    """The coroutine in something that is awaited and does not name it: the first one that waits."""
+    """The coroutine in an awaitable that does not name it: the first coroutine that waits."""
     found = gc.get_referents(awaitable)
     found += [one for inside in found if type(inside) is dict for one in inside.values()]
     # Of a step of an async generator this is the generator, which comes before the value that it is sent.

@@ -51,7 +51,7 @@ class Timers:
         return timer
 
     def cancel(self, timer: Timer | None) -> None:
-        """Forget a timer; nothing happens when it has rung already."""
+        """Forget a timer; no effect on a timer that has rung already."""
         if timer is None or timer.call is None:
             return
         timer.call, timer.args = None, ()

@@ -1,4 +1,4 @@
-"""Whose turn it is in each session, among the runs of this process: in order of arrival, on whichever lane."""
+"""The queue of each session among the runs of this process: in order of arrival, on whichever lane."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..core.execution import Execution
 
 
 class _Queue:
-    """Who conducts one session, then who waits for it.
+    """The run that conducts a session, then the runs that wait for it.
 
-    Invariant: `waiting[p]` is how many behind the front are of class `p`, by what they were submitted with.
+    Invariant: `waiting[p]` counts the runs behind the front that were submitted with class `p`.
     """
 
     __slots__ = ("line", "order", "waiting")
@@ -22,11 +22,11 @@ class _Queue:
         self.order: OrderedDict[Execution, None] = OrderedDict()
         self.waiting = [0] * len(Priority)
         self.line: dict[Execution, tuple[Execution | None, Priority]] | None = None
-        """What `Turns.place` says of each, since the order last changed."""
+        """What `Turns.place` returns for each run, since the order last changed."""
 
 
 class Turns:
-    """A FIFO per session file. The first of each may conduct it, or is on its way to; the others hold nothing.
+    """A FIFO per session file. The run at its front may conduct it, or is about to; the others hold nothing.
 
     Invariant: a file has an entry exactly while an execution that conducts it is queued or running.
     """
@@ -50,9 +50,9 @@ class Turns:
         return first
 
     def join_next(self, file: str, execution: Execution) -> Execution | None:
-        """Queue up before everybody who waits. Returns who was at the front and has to wait behind it now, if any does.
+        """Queue up before all waiting runs. Returns the run that was at the front and now has to wait, if there is one.
 
-        Who conducts the session, or is about to take its turn, stays at the front.
+        A run that conducts the session, or is about to take its turn, stays at the front.
         """
         queue = self._by_file.get(file)
         if queue is None or not queue.order:
@@ -72,7 +72,7 @@ class Turns:
         return None
 
     def join_behind(self, file: str, ahead: Execution, execution: Execution) -> None:
-        """Queue up right behind one that is in the queue."""
+        """Queue up right behind a run that is in the queue."""
         self._insert(self._by_file[file], execution, ahead)
 
     @staticmethod
@@ -86,7 +86,7 @@ class Turns:
         queue.waiting[execution.given_urgency] += 1
 
     def leave(self, file: str, execution: Execution) -> Execution | None:
-        """Leave, from wherever in the queue; returns who has come to the front by it."""
+        """Leave the queue, from any place; returns the run that has come to the front by it."""
         queue = self._by_file[file]
         first = next(iter(queue.order)) is execution
         del queue.order[execution]
@@ -105,20 +105,20 @@ class Turns:
         """Put the next attempt of a run in the place of the one at the front."""
         queue = self._by_file[file]
         order, queue.line = queue.order, None
-        assert next(iter(order)) is old, "only who conducts a session is tried again"
+        assert next(iter(order)) is old, "only the run that conducts a session is tried again"
         del order[old]
         order[new] = None
         order.move_to_end(new, last=False)
 
     def front(self, file: str) -> Execution | None:
-        """Who conducts a session, or will next."""
+        """The run that conducts a session, or will next."""
         queue = self._by_file.get(file)
         return next(iter(queue.order)) if queue is not None else None
 
     def place(self, file: str, execution: Execution) -> tuple[Execution | None, Priority]:
-        """Who is right before one in a session, `None` before the front; and which class it will have at the front.
+        """The run right before a run in its session, `None` at the front; and the class that it will have at the front.
 
-        That takes no longer for many of one session than for the first one.
+        Asked of all runs of a session, it takes time in proportion to their number.
         """
         queue = self._by_file[file]
         if queue.line is None:
@@ -131,12 +131,12 @@ class Turns:
         return queue.line[execution]
 
     def last(self, file: str) -> Execution | None:
-        """Who came last of those that conduct a session or wait for it."""
+        """The run that came last of those that conduct a session or wait for it."""
         queue = self._by_file.get(file)
         return next(reversed(queue.order)) if queue is not None else None
 
     def most_urgent(self, file: str) -> Priority:
-        """The class of the most urgent one at a session's front or behind it: the front goes on with that."""
+        """The class of the most urgent run at a session's front or behind it: the front goes on with that."""
         queue = self._by_file[file]
         front = next(iter(queue.order))
         if len(queue.order) == 1:
@@ -145,10 +145,10 @@ class Turns:
         return min(front.given_urgency, waiting)
 
     def of(self, file: str) -> Iterator[Execution]:
-        """Everybody who conducts a session or waits for it, in order."""
+        """The runs that conduct a session or wait for it, in order."""
         queue = self._by_file.get(file)
         return iter(list(queue.order)) if queue is not None else iter(())
 
     def waiting(self) -> dict[str, int]:
-        """How many wait behind the front, by session file."""
+        """The number of runs behind the front, by session file."""
         return {file: len(queue.order) - 1 for file, queue in self._by_file.items()}

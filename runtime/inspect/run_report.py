@@ -241,7 +241,7 @@ def _task_lines(task: Task, depth: int, what: str) -> list[str]:
     places = places_of(task.coro, unseen=__name__)
     now = "runs right now" if is_running(task.coro) else "waits"
     at = f" at {places.guilty}" if places.guilty else ""
-    text = f"{what} {task.name} {now}{at}\n{places.inner().told()}"
+    text = f"{what} {task.name} {now}{at}\n{places.inner().as_traceback()}"
     return ["    " * depth + line for line in text.splitlines()]
 
 

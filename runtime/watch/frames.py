@@ -140,7 +140,7 @@ def stack_text(frame: FrameType | None) -> str:
             places.append(_place(frame))
         depth += 1
         frame = frame.f_back
-    return Places(tuple(reversed(places)), depth - len(places)).told()
+    return Places(tuple(reversed(places)), depth - len(places)).as_traceback()
 
 
 def _place(frame: FrameType) -> Place:
