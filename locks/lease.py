@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from anyio import CancelScope, current_effective_deadline, current_time
 from anyio.lowlevel import checkpoint
@@ -17,15 +17,13 @@ from .checks import instance_of, instant
 from .engines.interface import Right
 from .errors import LeaseExpired, LeaseLost
 from .holder import Holder
+from .rights.arbiter import Arbiter
 from .rights.claim import without
 from .rights.fence import Fence
 from .rights.messages import name_successor
 from .rights.open_file import FileClaim
 from .transcript import OnError, Position, Records, encode_all
-from .transcript.compaction import replace
-
-if TYPE_CHECKING:
-    from .registry import LockRegistry
+from .transcript.store import FileStore
 
 
 class Lease:
@@ -46,16 +44,17 @@ class Lease:
     """
 
     __slots__ = (
+        "_arbiter",
         "_asked",
         "_claim",
         "_fence",
         "_idle_timeout",
         "_max_hold",
         "_read_to",
-        "_registry",
         "_requested_holder",
         "_right",
         "_scope",
+        "_store",
         "_supersede",
         "_task",
         "_wait_timeout",
@@ -65,7 +64,8 @@ class Lease:
 
     def __init__(
         self,
-        registry: LockRegistry,
+        arbiter: Arbiter,
+        store: FileStore,
         path: str,
         right: Right,
         *,
@@ -85,7 +85,8 @@ class Lease:
         self._supersede = supersede
         self._read_to: Position | None = None
         self._task: object = None
-        self._registry = registry
+        self._arbiter = arbiter
+        self._store = store
         self._right = right
         self._requested_holder = holder
         self._wait_timeout = wait_timeout
@@ -100,7 +101,7 @@ class Lease:
     async def __aenter__(self) -> Self:
         if self._claim is not None:
             raise RuntimeError(f"{self!r} was entered already; ask the registry for another one")
-        registry = self._registry
+        arbiter = self._arbiter
         fence = self._fence
         if fence is not None:
             fence.check(self.path)  # before a file could be created for a run that is over
@@ -109,13 +110,13 @@ class Lease:
             await checkpoint()  # cancelled already: raises, before anything was taken
         if bound != math.inf:
             bound = _clock.clock.now() + (bound - current_time())
-        claim = registry.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
+        claim = arbiter.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
         claim.idle, claim.supersedes, claim.scope_ends = self._idle_timeout, self._supersede, scope_ends
         self._task = claim.identity if claim.fence is None else current_task()
         self._asked = claim
         try:
-            self._claim = await registry.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
-            self._scope = scope = registry.new_scope()
+            self._claim = await arbiter.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
+            self._scope = scope = arbiter.new_scope()
             scope.__enter__()
             self._join(scope)
             return self
@@ -132,20 +133,20 @@ class Lease:
 
     async def take_again(self, old: FileClaim) -> None:
         """Take the right anew, for what is left of its time, after `old` was given back inside the block."""
-        registry, scope = self._registry, self._scope
+        arbiter, scope = self._arbiter, self._scope
         assert scope is not None
         left = max(0.0, old.deadline - _clock.clock.now())
         claim = old.again()
         claim.supersedes = False
         self._asked, self._claim = (
             claim,
-            await registry.acquire(
+            await arbiter.acquire(
                 self.path, self._right, claim, None if left == math.inf else left, task=self._task, gives_up=False
             ),
         )
         if self._claim is claim:
             claim.go_on_from(old)
-            registry.look_by(claim.deadline)
+            arbiter.look_by(claim.deadline)
         self._join(scope)
 
     async def __aexit__(
@@ -158,7 +159,7 @@ class Lease:
                 claim.scopes = claim.tasks = ()
             else:
                 self._unlist(claim)
-            self._registry.release(claim, self._asked)
+            self._arbiter.release(claim, self._asked)
             # Whether the cancellation came from this lease. (trio's scopes also say True when nothing was raised.)
             ours = self._scope is not None and bool(self._scope.__exit__(kind, error, traceback)) and error is not None
             self._scope = None
@@ -189,7 +190,7 @@ class Lease:
         claim = self.claim
         _effects.recover()
         self._unlist(claim)
-        self._registry.release(claim, self._asked)
+        self._arbiter.release(claim, self._asked)
         scope, self._scope = self._scope, None
         if scope is not None:
             with suppress(RuntimeError):  # not entered yet, or left already
@@ -237,7 +238,7 @@ class Lease:
         """
         moved = self.claim.progress()
         if moved:
-            self._registry.look_by(self.claim.deadline)
+            self._arbiter.look_by(self.claim.deadline)
         return moved
 
     def end_by(self, at: float) -> None:
@@ -247,7 +248,7 @@ class Lease:
             ValueError: `at` is no instant. Nothing has changed.
         """
         at = instant("at", at)
-        self._registry.end_claim_by(self.claim, at)
+        self._arbiter.end_claim_by(self.claim, at)
 
     def check(self) -> None:
         """Raise unless a write under this lease is legal now.
@@ -284,10 +285,10 @@ class Lease:
         """
         claim, data = self.claim, encode_all(records, self.path)
         if self._right is Right.TURN:
-            return await self._registry.append_lines(self.path, data, under=claim)
+            return await self._store.append(self.path, data, under=claim)
         await checkpoint()
-        position = await self._registry.written(claim, self.path, data, self.header)
-        await self._registry.synced(claim, self.path)
+        position = await self._store.written(claim, self.path, data, self.header)
+        await self._store.synced(claim, self.path)
         return position
 
     def append_sync(self, record: Mapping[str, Any]) -> Position:
@@ -297,9 +298,9 @@ class Lease:
         """
         claim, data = self.claim, encode_all((record,), self.path)
         if self._right is Right.TURN:
-            return self._registry.append_lines_sync(self.path, data, under=claim)
-        position = self._registry.write(claim, self.path, data, self.header)
-        self._registry.synced_now(claim, self.path)
+            return self._store.append_sync(self.path, data, under=claim)
+        position = self._store.write(claim, self.path, data, self.header)
+        self._store.synced_now(claim, self.path)
         return position
 
     async def read(self, *, last: int | None = None, on_error: OnError = "skip") -> Records:
@@ -308,7 +309,7 @@ class Lease:
         Raises:
             TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line.
         """
-        records = await self._registry.read_lines(self.path, last=last, on_error=on_error, header=self.header)
+        records = await self._store.read(self.path, last=last, on_error=on_error, header=self.header)
         self._read_to = records.position or self._read_to
         return records
 
@@ -341,10 +342,18 @@ class Lease:
         claim, data = self.claim, encode_all(records, self.path)
         if self._right is Right.TURN:
             self.check()
-            async with self._registry.new_lease(
-                self.path, Right.WRITE, claim.given_holder, fence=claim.fence, header=self.header
+            async with Lease(
+                self._arbiter,
+                self._store,
+                self.path,
+                Right.WRITE,
+                holder=claim.given_holder,
+                wait_timeout=None,
+                max_hold=self._arbiter.max_hold,
+                fence=claim.fence,
+                header=self.header,
             ) as writing:
-                self._read_to = await replace(self._registry, writing, data, through, self._read_to, under=claim)
+                self._read_to = await self._store.replace(writing, data, through, self._read_to, under=claim)
         else:
-            self._read_to = await replace(self._registry, self, data, through, self._read_to)
+            self._read_to = await self._store.replace(self, data, through, self._read_to)
         return self._read_to

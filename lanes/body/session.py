@@ -38,7 +38,7 @@ class Session:
         Raises:
             TranscriptError: it cannot be read, or has a broken line.
         """
-        return await self._registry.read_lines(self.path, last=last, on_error=on_error, header=self._header)
+        return await self._registry.store.read(self.path, last=last, on_error=on_error, header=self._header)
 
     async def append(self, record: Mapping[str, Any]) -> Position:
         """Append one record behind all others, whole. A checkpoint.
@@ -57,7 +57,7 @@ class Session:
                 refused; the file is as before, but for a sync that failed: the message says so.
         """
         data = encode_all((record,), self.path)
-        return await self._registry.append_lines(self.path, data, under=self._fence, header=self._header)
+        return await self._registry.store.append(self.path, data, under=self._fence, header=self._header)
 
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the run; blocks that thread until the event loop has done it.
@@ -68,7 +68,7 @@ class Session:
             RuntimeError: on the event loop's own thread. Nothing was written.
         """
         data = encode_all((record,), self.path)
-        return self._registry.append_lines_sync(self.path, data, under=self._fence, header=self._header)
+        return self._registry.store.append_sync(self.path, data, under=self._fence, header=self._header)
 
     def lease(self, *, wait_timeout: float | None = None, max_hold: float | None = None) -> Lease:
         """The session's write lease, to append several records with nothing in between: `async with session.lease()`.

@@ -164,7 +164,7 @@ class Waits:
 
     def _stuck(self, asking: Execution) -> _Stuck | None:
         """Everything that can never end, with its needs, if the asking one is among it."""
-        stuck = self._registry.never_ending(asking)
+        stuck = self._registry.arbiter.never_ending(asking)
         return stuck if asking in stuck else None
 
     # Telling

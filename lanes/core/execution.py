@@ -278,7 +278,7 @@ class Execution:
 
     def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> FileClaim:
         """A claim on the turn of its session, with its place in the order of arrival; `lost` is called on the loop."""
-        claim = registry.new_claim(max_hold=math.inf, fence=self.fence, arrived_at=self.run.enqueued_at)
+        claim = registry.arbiter.new_claim(max_hold=math.inf, fence=self.fence, arrived_at=self.run.enqueued_at)
         claim.on_lost = partial(lost, self)
         return claim
 
@@ -289,11 +289,11 @@ class Execution:
         claim = self.claim
         if claim is None:
             claim = self.turn_claim(registry, lost)
-            if not registry.acquire_nowait(self.file, Right.TURN, claim):
+            if not registry.arbiter.acquire_nowait(self.file, Right.TURN, claim):
                 return False
             self.claim = claim
         claim.deadline = self.fence.deadline
-        registry.look_by(self.fence.end_at)
+        registry.arbiter.look_by(self.fence.end_at)
         return claim.lost is None
 
     def release_turn(self, registry: LockRegistry) -> None:
@@ -301,7 +301,7 @@ class Execution:
         claim = self.claim
         if claim is not None:
             claim.on_lost = None
-            registry.release(claim)
+            registry.arbiter.release(claim)
             self.claim = None  # afterwards: an exception in between leaves it for the next call
 
     def progress(self) -> None:

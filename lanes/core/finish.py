@@ -51,7 +51,7 @@ class Finishing(Steering):
         execution.cause = (state, reason)
         run.reason = reason
         end_at = now + execution.spec.grace
-        self.registry.end_by(execution.fence, end_at)
+        self.registry.arbiter.end_by(execution.fence, end_at)
         self.timers.cancel(execution.timer)
         # However short the grace, a body that does end gets a few rounds of the loop to do it in.
         due = max(end_at, now + _LEAST_GRACE_S)
@@ -308,7 +308,7 @@ class Finishing(Steering):
             fence.close(Superseded, execution.successor.fence.holder)
         fence.close(RunEnded)
         if fence.claims:
-            self.registry.end(fence)
+            self.registry.arbiter.end(fence)
         self.timers.cancel(execution.timer)
         if execution.hold_timer is not None:
             self.timers.cancel(execution.hold_timer)

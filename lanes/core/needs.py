@@ -95,10 +95,10 @@ def awaited_by(one: Execution) -> list[Need]:
 
 def _needs_of_body(one: Execution) -> list[Need]:
     needs, task, registry = awaited_by(one), one.fence.task, one.owner.registry
-    if task is not None and registry.waits(
+    if task is not None and registry.arbiter.waits(
         task
     ):  # in this registry, or in another one that a search here does not know
-        needs += [Need(Kind.RIGHT, (holder,)) for holder in registry.needs(task)]
+        needs += [Need(Kind.RIGHT, (holder,)) for holder in registry.arbiter.needs(task)]
         needs.append(Need(Kind.BODY, (task,)))
     return needs
 
@@ -115,7 +115,7 @@ def _needs_of_queued(one: Execution) -> list[Need]:
         if ahead is not None:
             needs.append(Need(Kind.TURN, (ahead,)))
         else:
-            held = [Need(Kind.HELD, (task,)) for task in queues.registry.keepers(one.file, Right.TURN)]
+            held = [Need(Kind.HELD, (task,)) for task in queues.registry.arbiter.keepers(one.file, Right.TURN)]
             needs += held or ([Need(Kind.HELD)] if one.turn_scope is not None else [])
     needs += _place(one.lane)
     if urgency == one.urgency:

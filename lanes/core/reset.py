@@ -63,7 +63,7 @@ def concerns(execution: Execution, key: str, file: str) -> bool:
 async def _put_away(ctx: RunContext, *, registry: LockRegistry, file: str, archive: bool) -> str | None:
     """Move the transcript aside, or delete it. Returns its new path; `None` when it was empty, or deleted."""
     to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
-    moved = await registry.set_aside(file, to, under=ctx._permit.fence)
+    moved = await registry.store.set_aside(file, to, under=ctx._permit.fence)
     return to if moved and to is not None and not _removed_if_empty(to) else None
 
 

@@ -46,9 +46,9 @@ class Scheduler(Finishing):
 
         Whichever way it ends, each run has an outcome when it has. Bodies that were abandoned keep it waiting.
         """
-        self.registry.bind()  # here, in a task: the first work may come from a callback of the loop, which is none
+        self.registry.arbiter.bind()  # here, in a task: the first work may come from a callback of the loop
         self.scope_ends = anyio.current_effective_deadline()
-        self.registry.wait_sources.append(self.waits.needs)
+        self.registry.arbiter.wait_sources.append(self.waits.needs)
         try:
             async with new_host() as self.tasks:
                 self._task, self.intake.loop = current_task(), current_loop()
@@ -63,7 +63,7 @@ class Scheduler(Finishing):
         finally:
             self.tasks, self._task = None, None
             self._tell_the_rest()
-            self.registry.wait_sources.remove(self.waits.needs)
+            self.registry.arbiter.wait_sources.remove(self.waits.needs)
 
     async def _serve_timers(self) -> None:
         while True:

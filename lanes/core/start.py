@@ -276,7 +276,7 @@ class Starting(State):
             if execution.is_over():
                 return  # it was cancelled before this task began
             try:
-                claim = await self.registry.acquire(
+                claim = await self.registry.arbiter.acquire(
                     file, Right.TURN, execution.turn_claim(self.registry, self._turn_lost)
                 )
             except Exception as error:
@@ -290,7 +290,7 @@ class Starting(State):
     def _turn_came(self, execution: Execution, claim: FileClaim, scope: anyio.CancelScope) -> None:
         """The other process has finished its turn, which this process holds now."""
         if execution.over or execution.turn_scope is not scope:
-            self.registry.release(claim)
+            self.registry.arbiter.release(claim)
             return
         execution.claim, execution.turn_scope = claim, None
         self._make_ready(execution)

@@ -7,8 +7,8 @@ under the entry's mutex on the event loop's thread; what they return is acted up
 Two helpers act beside it: the `WaitingRoom` looks after files that other processes hold, and the `Steward` ends what
 overstays, from a thread, so that a frozen loop cannot keep a session.
 
-A claim has no cancel scope. This face is for schedulers, which own the scope that a claim lives in; `LockRegistry` adds
-the one with `async with`.
+A claim has no cancel scope: a scheduler, which asks the arbiter itself, owns the scope that its claim lives in; `Lease`
+has one of its own.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ from .. import _clock, _effects, network
 from .._events import log
 from .._events import prepare as prepare_events
 from .._loop import cancel, current_loop, current_task, loop_has_ended, poster, running_loop, scope_type
-from .._os import FileId
 from ..checks import flag, seconds
 from ..engines.choose import EngineName, engine_for
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, LockError, Revoked, RunEnded, TranscriptError
 from ..holder import Holder
 from .claim import ClaimState, without
-from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending, tasks_of
+from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending
 from .fence import Fence, current_fence
 from .guard import NewGuard
 from .messages import left_while_writing, name_successor, superseded, timed_out
@@ -49,11 +48,6 @@ _UNCOVERED = nullcontext()
 _AGAIN_S = 0.05
 _A_WRITE_S = 0.02
 """What a release waits for a write of another thread; one that takes longer may hang."""
-
-
-def live_arbiters() -> list[Arbiter]:
-    """Every arbiter of this process that is still referenced."""
-    return list(_live)
 
 
 class Arbiter:
@@ -77,23 +71,25 @@ class Arbiter:
         chosen = engine_for(engine)
         self.engine = "none" if chosen is None else chosen.name
         """The name of what excludes other processes."""
-        self._files = OpenFiles(
+        self.files = OpenFiles(
             engine=chosen,
             grace=self.grace,
             new_guard=new_guard,
             allow_network_fs=allow_network_fs,
         )
-        self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
+        self.room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
         self.wait_sources: list[WaitSource] = []
         """Each says for which tasks a task waits by other means than a right, so that rings through them are found."""
+        self.on_loop_left: Callable[[], object] | None = None
+        """Called when the event loop has ended with something held or waited for."""
         self.observers: tuple[Callable[[FileClaim], object], ...] = ()
         """Told each claim that held its right and was given back, on the loop's thread. Must not raise."""
-        self._waits = WaitGraph(self.wait_sources)
-        self._steward = Steward(self._settle, self._finish)
-        self._loop: object = None
+        self.graph = WaitGraph(self.wait_sources)
+        self.steward = Steward(self._settle, self._finish)
+        self.loop: object = None
         self.new_scope: Callable[[], CancelScope] = CancelScope
         """Makes a cancel scope on the loop that the registry serves."""
-        self._granted = 0
+        self.granted = 0
         prepare_events()
         if chosen is not None and not allow_network_fs:
             network.prepare()
@@ -154,7 +150,7 @@ class Arbiter:
                 if entry.is_at(path):
                     return True
                 self.release(claim)
-            self._files.drop_if_idle(entry)
+            self.files.drop_if_idle(entry)
         except BaseException as error:
             self._undo(entry, claim)
             if isinstance(error, Exception):
@@ -223,9 +219,9 @@ class Arbiter:
         try:
             while got.waits():
                 limit = current_effective_deadline() if claim.scope_ends is None else claim.scope_ends
-                self._waits.begin(me, got, -math.inf if gives_up and give_up_at < math.inf else limit)
-                await self._room.wait(path, got, give_up_at, asked)
-                self._waits.end(me)
+                self.graph.begin(me, got, -math.inf if gives_up and give_up_at < math.inf else limit)
+                await self.room.wait(path, got, give_up_at, asked)
+                self.graph.end(me)
                 if got.waits():
                     raise timed_out(path, got, _clock.clock.now() - asked_at)
                 if got.fence is not None:
@@ -235,7 +231,7 @@ class Arbiter:
                 # Another file was renamed into its place: start over there, with the same arrival.
                 got.tasks = without(got.tasks, task)
                 self.release(got, asked)
-                self._files.forget(got.entry)
+                self.files.forget(got.entry)
                 claim = asked.got = got.again()
                 asked.counts = True
                 got = self._ask(path, right, claim, asked)
@@ -253,7 +249,7 @@ class Arbiter:
         if asked.counts:
             got.tasks = without(got.tasks, task)
         if asked.waiter is not None:
-            self._waits.end(asked.waiter)
+            self.graph.end(asked.waiter)
         if (sleeping := asked.sleeping) is not None:
             asked.sleeping = None
             with suppress(RuntimeError):  # it was left already
@@ -262,7 +258,7 @@ class Arbiter:
         if got.entry is None:
             self._interrupted()  # a file may have been opened for it
         elif got.waits():
-            self._room.look_again()  # others wait for it, and this task may have been the one that looked
+            self.room.look_again()  # others wait for it, and this task may have been the one that looked
 
     @_effects.change
     def release(self, claim: FileClaim, asked: FileClaim | None = None) -> None:
@@ -276,7 +272,7 @@ class Arbiter:
         steward has the event loop do it.
         """
         try:
-            if running_loop() is not self._loop and self._loop is not None:
+            if running_loop() is not self.loop and self.loop is not None:
                 self._release_elsewhere(claim, asked)
             elif claim.handles > 1:
                 _drop_handle(claim, asked)
@@ -296,12 +292,12 @@ class Arbiter:
         assert claim.entry is not None
         path = claim.entry.path
         message = f"{claim.holder} has ended: what it still held of {path} is taken away"
-        self._revoke(claim, kind(message, path=path, holder=claim.holder))
+        self.revoke(claim, kind(message, path=path, holder=claim.holder))
 
-    def _revoke(self, claim: FileClaim, error: LeaseLost) -> None:
+    def revoke(self, claim: FileClaim, error: LeaseLost) -> None:
         """Take a right away, on the loop's thread."""
         try:
-            self._steward.revoke(claim, error)
+            self.steward.revoke(claim, error)
         except BaseException:
             self._interrupted()
             raise
@@ -315,76 +311,59 @@ class Arbiter:
         for held in fence.claims:
             held.catch_up(now)  # as the steward would: when a process goes on, either of them may come first
         fence.end_by(at)
-        self._steward.look_by(at)
+        self.steward.look_by(at)
 
     def end_claim_by(self, claim: FileClaim, at: float) -> None:
         """Cancel a claim's blocks now, and take away at `at` what they still hold."""
         if claim.state is ClaimState.HELD:
             claim.end_by(at)
-            self._steward.look_by(at)
+            self.steward.look_by(at)
             for scope in claim.scopes:
                 cancel(scope)
 
     def look_by(self, at: float) -> None:
         """Have the steward look again at `at` at the latest: a run's fence got its instants."""
-        self._steward.look_by(at)
-
-    def blockers(self, task: object) -> tuple[object, ...]:
-        """The tasks that have to go on before a task gets the right that it waits for here.
-
-        Empty when it waits for none, or another process has it.
-        """
-        found = self._waits.in_the_way(task)
-        return () if found is None else tasks_of(found[1])
+        self.steward.look_by(at)
 
     def never_ending(self, asking: object) -> dict[object, list[object]]:
         """All that a task, or whatever else `wait_sources` know, waits for in vain, with what that needs in turn.
 
         It has `asking` itself exactly when that can never go on.
         """
-        return never_ending(asking, self._waits.needs)
+        return never_ending(asking, self.graph.needs)
 
     def waits(self, task: object) -> bool:
         """Whether a task waits for a right here, or for anything that `wait_sources` tell of."""
-        return self._waits.waits(task)
+        return self.graph.waits(task)
 
     def needs(self, task: object) -> Iterator[object]:
         """The tasks that have to go on before a task gets the right that it waits for here.
 
-        As `blockers`, but none where the wait ends by a time limit of its own.
+        Empty when it waits for none, another process has it, or a time limit of its own ends the wait.
         """
-        return self._waits.rights_of(task)
+        return self.graph.rights_of(task)
 
     def keepers(self, path: str, right: Right) -> Iterator[object]:
         """The tasks that have to go on before a right that is held here is given back, of a file by its usual name."""
-        entry = self._files.known(path)
+        entry = self.files.known(path)
         queue = entry.queues.get(right) if entry is not None else None
         held = in_the_way(queue) if queue is not None else None
-        return iter(()) if held is None else self._waits.keepers(held)
-
-    def waiting_for(self, task: object) -> tuple[str, str] | None:
-        """The path that a task waits for here, and who holds it, in words; `None` where `blockers` knows nobody."""
-        found = self._waits.in_the_way(task)
-        return None if found is None else (found[0].path, str(found[1].holder))
-
-    def moved(self, entry: Entry, fd: int, file_id: FileId) -> None:
-        """Note that an entry goes on with the file that was renamed into its place."""
-        self._files.moved(entry, fd, file_id)
+        return iter(()) if held is None else self.graph.keepers(held)
 
     def lose_all(self, reason: str) -> None:
         """Lose every right without unlocking it, as a forked child must: an unlock would act for its parent as well."""
-        for entry in list(self._files):
+        for entry in list(self.files):
             for queue in entry.queues.values():
                 claim = queue.holder
                 if claim is not None:
                     message = f"{claim.holder} lost {entry.path}: {reason}"
                     claim.state = ClaimState.LOST
                     claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
-        self._files.abandon()
-        self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
-        self._waits = WaitGraph(self.wait_sources)
-        self._steward = Steward(self._settle, self._finish)
-        self._loop = None
+        self.files.abandon()
+        self.room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
+        self.graph = WaitGraph(self.wait_sources)
+        self.steward = Steward(self._settle, self._finish)
+        self.loop = None
 
     # Internals
 
@@ -394,11 +373,11 @@ class Arbiter:
         if entry is None:
             return
         if queue is None:
-            self._files.drop_if_idle(entry)
+            self.files.drop_if_idle(entry)
             return
         if claim.waits() and queue.holder is not None and queue.holder is not claim:
             queue.withdraw(claim)  # without the mutex: see `_covering`
-            self._room.update(entry, queue)
+            self.room.update(entry, queue)
         elif queue.mutex.take(_A_WRITE_S) or self._freed(queue):
             woken = None
             try:
@@ -407,11 +386,11 @@ class Arbiter:
                     woken = queue.pass_on()
             finally:
                 queue.mutex.release()
-            self._steward.held.pop(claim, None)
+            self.steward.held.pop(claim, None)
             if claim.fence is not None:
                 claim.fence.claims.pop(claim, None)
             if queue.guard is None:
-                self._room.update(entry, queue)
+                self.room.update(entry, queue)
                 if woken is not None:
                     self._wake(woken)
             else:
@@ -419,14 +398,14 @@ class Arbiter:
         else:
             # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
             # finishes this on leaving, as it does for the steward.
-            self._steward.revoke(claim, left_while_writing(claim))
+            self.steward.revoke(claim, left_while_writing(claim))
             return
         if claim.acquired_at:
             for observer in self.observers:
                 observer(claim)
-        self._files.drop_if_idle(entry)
+        self.files.drop_if_idle(entry)
         if queue.trouble is not None or entry.notes:
-            self._report(entry, queue)
+            self.report(entry, queue)
 
     def _go_on(self, entry: Entry, queue: FileQueue) -> None:
         """After a right was given up: take its guard down, unlock or pass on, and wake whoever has the right now.
@@ -448,7 +427,7 @@ class Arbiter:
             guard.forget()
         if woken is None:
             woken = self._let_in(entry, queue)
-        self._room.update(entry, queue)
+        self.room.update(entry, queue)
         if woken is not None:
             self._wake(woken)
 
@@ -467,7 +446,7 @@ class Arbiter:
         Args:
             claim: whose last handle, or one of several, was to be given back.
         """
-        self._steward.unfinished = True
+        self.steward.unfinished = True
         if claim is not None:
             if claim.handles > 1:
                 _drop_handle(claim, asked)
@@ -481,36 +460,36 @@ class Arbiter:
 
         Each step goes by the state alone, and is harmless where nothing is left to do.
         """
-        if not self._steward.unfinished:
+        if not self.steward.unfinished:
             return
-        self._steward.unfinished = False  # first: what is called from here may use the registry
+        self.steward.unfinished = False  # first: what is called from here may use the registry
         try:
-            self._room.forget_stale()
-            for entry in list(self._files):
+            self.room.forget_stale()
+            for entry in list(self.files):
                 for queue in list(entry.queues.values()):
                     queue.mutex.free()
                     self._finish_queue(entry, queue)
-                self._files.drop_if_idle(entry)
-            for claim in list(self._steward.held):
+                self.files.drop_if_idle(entry)
+            for claim in list(self.steward.held):
                 if claim.state is ClaimState.OVER:
-                    self._steward.held.pop(claim, None)
+                    self.steward.held.pop(claim, None)
                     if claim.fence is not None:
                         claim.fence.claims.pop(claim, None)
-            self._room.look_again()
-            self._steward.look_by(_clock.clock.now())  # an alarm may not have been set
+            self.room.look_again()
+            self.steward.look_by(_clock.clock.now())  # an alarm may not have been set
         except BaseException as error:
-            self._steward.unfinished = True
-            self._steward.look_by(_clock.clock.now() + _AGAIN_S)
+            self.steward.unfinished = True
+            self.steward.look_by(_clock.clock.now() + _AGAIN_S)
             if not isinstance(error, Exception):
                 raise
 
     def _release_elsewhere(self, claim: FileClaim, asked: FileClaim | None) -> None:
         """Give a claim back from elsewhere than its loop: a coroutine that its loop has left was collected just now."""
-        if loop_has_ended(self._loop):
+        if loop_has_ended(self.loop):
             self._leave_loop()
             self._give_back(claim)
         else:
-            self._steward.post(partial(self.release, claim, asked))
+            self.steward.post(partial(self.release, claim, asked))
 
     def _leave_loop(self) -> None:
         """The event loop has ended, and left the rights that its tasks held or waited for.
@@ -518,10 +497,12 @@ class Arbiter:
         Who waited has gone. What is held is taken away at its deadline and grace, as ever, since a thread may still
         write; without a deadline, now.
         """
-        self._loop = None
-        self._waits = WaitGraph(self.wait_sources)
-        self._room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
-        for entry in list(self._files):
+        if self.on_loop_left is not None:
+            self.on_loop_left()
+        self.loop = None
+        self.graph = WaitGraph(self.wait_sources)
+        self.room = WaitingRoom(self._now_held, self._let_in, self._interrupted)
+        for entry in list(self.files):
             entry.pins = 0
             for queue in entry.queues.values():
                 for claim in queue.waiting:
@@ -532,8 +513,8 @@ class Arbiter:
                 holder.scopes, holder.tasks, holder.changed, holder.on_lost, holder.handles = (), (), None, None, 1
                 if holder.state is ClaimState.HELD and holder.next_due() == math.inf:
                     message = f"{holder.holder} lost {entry.path}: its event loop has ended"
-                    self._steward.take(holder, Revoked(message, path=entry.path, holder=holder.holder))
-        self._steward.unfinished = True
+                    self.steward.take(holder, Revoked(message, path=entry.path, holder=holder.holder))
+        self.steward.unfinished = True
         self._finish()
 
     def _finish_queue(self, entry: Entry, queue: FileQueue) -> None:
@@ -542,14 +523,14 @@ class Arbiter:
                 self._give_back(claim)
         holder = queue.holder
         if holder is not None and holder.lost is not None:
-            self._steward.take(holder, holder.lost)  # it was lost already, or is now
+            self.steward.take(holder, holder.lost)  # it was lost already, or is now
             if holder.state is ClaimState.LOST:
                 self._do_settle(holder)
         if queue.mutex.locked():
             return  # a thread writes: whoever holds the right does so still
         self._go_on(entry, queue)
         holder = queue.holder
-        if holder is not None and holder.state is ClaimState.HELD and holder not in self._steward.held:
+        if holder is not None and holder.state is ClaimState.HELD and holder not in self.steward.held:
             self._now_held(holder)
 
     def _let_in(self, entry: Entry, queue: FileQueue) -> FileClaim | None:
@@ -588,9 +569,9 @@ class Arbiter:
 
     def _enter(self, path: str) -> Entry:
         self.bind()
-        if self._steward.unfinished:
+        if self.steward.unfinished:
             self._finish()
-        return self._files.get_or_open(path)
+        return self.files.get_or_open(path)
 
     def bind(self) -> None:
         """Serve the event loop that is running. The first use does so by itself, but has to be made in a task.
@@ -599,15 +580,15 @@ class Arbiter:
             RuntimeError: it serves another one, on which something is held or waited for.
         """
         loop = current_loop()
-        if loop is self._loop:
+        if loop is self.loop:
             return
-        if len(self._files) and not loop_has_ended(self._loop):
+        if len(self.files) and not loop_has_ended(self.loop):
             raise RuntimeError("a LockRegistry serves one event loop at a time; make another one for this loop")
-        if len(self._files):
+        if len(self.files):
             self._leave_loop()
-        self._loop, self.new_scope = loop, scope_type()
-        self._steward.post = poster()
-        self._steward.look_by(_clock.clock.now())  # what it had posted to a loop that has ended was lost
+        self.loop, self.new_scope = loop, scope_type()
+        self.steward.post = poster()
+        self.steward.look_by(_clock.clock.now())  # what it had posted to a loop that has ended was lost
 
     @_effects.change
     def _ask(self, path: str, right: Right, claim: FileClaim, asked: FileClaim) -> FileClaim:
@@ -639,7 +620,7 @@ class Arbiter:
                 if isinstance(error, Exception) and not isinstance(error, LockError):
                     raise failure(path, error) from error
                 raise
-            self._files.forget(entry)
+            self.files.forget(entry)
             claim = asked.got = claim.again()
         raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
 
@@ -650,7 +631,7 @@ class Arbiter:
             self.release(got, claim)
             if entry.queues and any(queue.mutex.mine() for queue in entry.queues.values()):
                 self._interrupted()
-            self._files.drop_if_idle(entry)
+            self.files.drop_if_idle(entry)
         except BaseException:
             self._interrupted(got, claim)
             raise
@@ -662,9 +643,9 @@ class Arbiter:
         self._wake(self._let_in(entry, queue))  # whoever is first: that may be another one
         if claim.failed is not None:
             raise failure(claim.path, claim.failed)
-        self._room.update(entry, queue)
+        self.room.update(entry, queue)
 
-    def _report(self, entry: Entry, queue: FileQueue | None = None) -> None:
+    def report(self, entry: Entry, queue: FileQueue | None = None) -> None:
         """Log what went wrong while the mutex was held."""
         if queue is not None and queue.trouble is not None:
             entry.note("unlock_failed", path=entry.path, right=queue.right.name.lower(), error=str(queue.trouble))
@@ -680,8 +661,8 @@ class Arbiter:
             claim.on_run_end = self._end_claim
         if claim.changed is not None:
             claim.changed.set()
-        self._steward.watch(claim)  # last, but for what is counted: by that it is known to have been done
-        self._granted += 1
+        self.steward.watch(claim)  # last, but for what is counted: by that it is known to have been done
+        self.granted += 1
 
     @_effects.change
     def _settle(self, claim: FileClaim) -> None:
@@ -720,7 +701,7 @@ class Arbiter:
     def _supersede(self, queue: FileQueue, winner: FileClaim) -> None:
         """Take the right from who holds it here, for a claim that waits at the head of the queue."""
         loser = queue.holder
-        if loser is not None and self._steward.take(loser, superseded(winner.path, loser, winner)):
+        if loser is not None and self.steward.take(loser, superseded(winner.path, loser, winner)):
             self._settle(loser)
 
 

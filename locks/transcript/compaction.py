@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from anyio import sleep
 
@@ -19,24 +19,40 @@ from .._loop import current_task
 from .._threads import in_thread
 from ..engines.interface import ProcessLock, Right
 from ..errors import DeadlockError, LeaseLost, TranscriptError
+from ..rights.arbiter import Arbiter
 from ..rights.claim import without
 from ..rights.open_file import Entry, FileClaim, cannot
 from .appending import check_in_place
 from .records import Position
 from .replacing import Draft, is_complete, prepare, write_aside
-from .syncing import sync_directory
-
-if TYPE_CHECKING:
-    from ..lease import Lease
-    from ..registry import LockRegistry
-
+from .syncing import GroupSync, sync_directory
 
 _A_WRITE_S = 0.005
 
 
+class Leased(Protocol):
+    """A write lease, as it is needed here."""
+
+    @property
+    def path(self) -> str:
+        """The transcript."""
+
+    @property
+    def header(self) -> bytes | None:
+        """The first line of a file that is still empty, if it gets one."""
+
+    @property
+    def claim(self) -> FileClaim:
+        """What it holds."""
+
+    async def take_again(self, old: FileClaim) -> None:
+        """Take the right again, for what is left of its time, after `old` was given back inside the block."""
+
+
 async def replace(
-    registry: LockRegistry,
-    lease: Lease,
+    arbiter: Arbiter,
+    syncs: GroupSync,
+    lease: Leased,
     data: bytes,
     through: Position | None,
     read_to: Position | None,
@@ -67,20 +83,26 @@ async def replace(
                     check_in_place(_entry_of(under), lease.path)  # else it would wait for this very turn, as another's
                 draft = prepare(entry, lease.path, through, read_to, lease.header)
             try:
-                placed = await _place(registry, claim, entry, draft, data, under)
+                placed = await _place(arbiter, syncs, claim, entry, draft, data, under)
             finally:
                 draft.discard()
             if placed is not None:
                 await _sync_name(draft.target)
                 return placed
-            _leave(registry, turn)
-            turn = await _give_way(registry, lease)
+            _leave(arbiter, turn)
+            turn = await _give_way(arbiter, lease)
     finally:
-        _leave(registry, turn)
+        _leave(arbiter, turn)
 
 
 async def _place(
-    registry: LockRegistry, claim: FileClaim, entry: Entry, draft: Draft, data: bytes, under: FileClaim | None
+    arbiter: Arbiter,
+    syncs: GroupSync,
+    claim: FileClaim,
+    entry: Entry,
+    draft: Draft,
+    data: bytes,
+    under: FileClaim | None,
 ) -> Position | None:
     """Write the new file and put it in place; `None` while another process conducts the session."""
     while True:
@@ -93,7 +115,7 @@ async def _place(
                 for name in (claim.path, draft.target):
                     check_in_place(entry, name)
                 if is_complete(draft, entry):
-                    return _rename(registry, entry, draft)
+                    return _rename(arbiter, syncs, entry, draft)
         except OSError as error:
             raise cannot("replace", claim.path, error) from error
         data = b""  # another round, for what the threads of the lease have appended; its deadline bounds them
@@ -111,7 +133,7 @@ async def _sync_name(target: str) -> None:
         ) from error
 
 
-def _rename(registry: LockRegistry, entry: Entry, draft: Draft) -> Position | None:
+def _rename(arbiter: Arbiter, syncs: GroupSync, entry: Entry, draft: Draft) -> Position | None:
     """Rename the new file into place and move the entry along; `None` while another process conducts the session.
 
     Synchronous, and called with the mutex held: nothing can come between the locks, the name and the entry.
@@ -130,7 +152,7 @@ def _rename(registry: LockRegistry, entry: Entry, draft: Draft) -> Position | No
         if turn.lock is not None and borrowed:
             turn.lock.unlock()
         raise
-    _move(registry, entry, draft, locks)
+    _move(arbiter, syncs, entry, draft, locks)
     return Position.behind(draft.end, draft.size, draft.file_id)
 
 
@@ -144,10 +166,11 @@ def _follow(entry: Entry, draft: Draft) -> dict[Right, ProcessLock]:
     return found
 
 
-def _move(registry: LockRegistry, entry: Entry, draft: Draft, locks: dict[Right, ProcessLock]) -> None:
+def _move(arbiter: Arbiter, syncs: GroupSync, entry: Entry, draft: Draft, locks: dict[Right, ProcessLock]) -> None:
     """Have the entry go on with the file that has the name now. What fails here is only noted: there is no way back."""
     old_fd = entry.fd
-    registry.moved(entry, draft.hand_over(), draft.file_id)
+    arbiter.files.moved(entry, draft.hand_over(), draft.file_id)
+    syncs.forget(draft.file_id)
     entry.sealed_size = draft.size
     for right, new in locks.items():
         queue = entry.queue(right)
@@ -169,7 +192,7 @@ def _move(registry: LockRegistry, entry: Entry, draft: Draft, locks: dict[Right,
             entry.note("close_failed", path=entry.path, error=str(error))
 
 
-async def _give_way(registry: LockRegistry, lease: Lease) -> FileClaim:
+async def _give_way(arbiter: Arbiter, lease: Leased) -> FileClaim:
     """Let the turn of another process write and end; returns the turn, which then is ours, with the lease.
 
     Others may append meanwhile, so what is kept is decided anew afterwards. Failed or cancelled, nothing is held.
@@ -183,22 +206,22 @@ async def _give_way(registry: LockRegistry, lease: Lease) -> FileClaim:
         )
     left = claim.deadline - _clock.clock.now()
     wait = None if left == math.inf else max(0.0, left)
-    registry.release(claim)
+    arbiter.release(claim)
     me = current_task()
-    turn = registry.new_claim(claim.given_holder, math.inf, fence=claim.fence, bound=claim.bound)
-    turn = await registry.acquire(lease.path, Right.TURN, turn, wait, task=me, gives_up=False)
+    turn = arbiter.new_claim(claim.given_holder, math.inf, fence=claim.fence, bound=claim.bound)
+    turn = await arbiter.acquire(lease.path, Right.TURN, turn, wait, task=me, gives_up=False)
     try:
         await lease.take_again(claim)
     except BaseException:
-        _leave(registry, turn)
+        _leave(arbiter, turn)
         raise
     return turn
 
 
-def _leave(registry: LockRegistry, turn: FileClaim | None) -> None:
+def _leave(arbiter: Arbiter, turn: FileClaim | None) -> None:
     if turn is not None:
         turn.tasks = without(turn.tasks, current_task())
-        registry.release(turn)
+        arbiter.release(turn)
 
 
 def _entry_of(claim: FileClaim) -> Entry:

@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import os
 from functools import partial
-from typing import TYPE_CHECKING
 
 from anyio.lowlevel import checkpoint
 
@@ -34,6 +33,7 @@ from .._loop import current_task
 from .._threads import in_thread
 from ..engines.interface import Right
 from ..errors import LeaseLost, TranscriptError
+from ..rights.arbiter import Arbiter
 from ..rights.claim import without
 from ..rights.fence import Fence
 from ..rights.open_file import Entry, FileClaim, FileQueue, cannot, let_go
@@ -41,28 +41,25 @@ from .appending import check_in_place
 from .replacing import refuse_links
 from .syncing import sync_directory
 
-if TYPE_CHECKING:
-    from ..registry import LockRegistry
-
 _RESERVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOFOLLOW
 
 
-async def set_aside(registry: LockRegistry, path: str, to: str | None, under: Fence) -> bool:
-    """Rename or remove a session's file; see `LockRegistry.set_aside`."""
+async def set_aside(arbiter: Arbiter, path: str, to: str | None, under: Fence, *, durable: bool) -> bool:
+    """Rename or remove a session's file; see `FileStore.set_aside`."""
     under.check(path)
     await checkpoint()
     if not _is_there(path):
         return False  # and none is created, as asking for the right would
     me = current_task()
-    claim = registry.new_claim(fence=under)
+    claim = arbiter.new_claim(fence=under)
     claim.makes_room = True
-    claim = await registry.acquire(path, Right.WRITE, claim, suspend=False, task=me)
+    claim = await arbiter.acquire(path, Right.WRITE, claim, suspend=False, task=me)
     try:
         name = _take_name(claim, path, to, under)
     finally:
         claim.tasks = without(claim.tasks, me)
-        registry.release(claim)
-    if registry.durability == "sync":
+        arbiter.release(claim)
+    if durable:
         await _sync_names(path, [name] if to is None else [name, to])
     return True
 

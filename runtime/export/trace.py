@@ -31,7 +31,8 @@ from locks import _clock, _events
 from .event_file import EventFile
 
 if TYPE_CHECKING:
-    from locks.lowlevel import Arbiter, FileClaim
+    from locks import LockRegistry
+    from locks.lowlevel import FileClaim
 
 _LANES, _SESSIONS, _PROCESS = 1, 2, 3
 """The groups of tracks; "processes" to the viewers."""
@@ -78,7 +79,7 @@ class Trace:
         self._lanes: dict[str, list[_Row]] = {}
         self._files: dict[str, list[_Row]] = {}
         self._live: dict[int, _Row] = {}
-        self._watched: list[Arbiter] = []
+        self._watched: list[LockRegistry] = []
         self._closed = False
         for number, name in ((_LANES, "lanes"), (_SESSIONS, "sessions"), (_PROCESS, f"process {self._pid}")):
             self._describe(number, 0, "process_name", name=name)
@@ -101,9 +102,9 @@ class Trace:
             "on_wait": _both(self.run_waits, on_wait),
         }
 
-    def watch(self, registry: Arbiter) -> None:
+    def watch(self, registry: LockRegistry) -> None:
         """Show the turns and write leases of a lock registry too."""
-        registry.observers += (self._given_back,)
+        registry.arbiter.observers += (self._given_back,)
         self._watched.append(registry)
 
     def close(self) -> None:
@@ -113,7 +114,7 @@ class Trace:
         self._closed = True
         _events.observers = tuple(one for one in _events.observers if one != self._logged)
         for registry in self._watched:
-            registry.observers = tuple(one for one in registry.observers if one != self._given_back)
+            registry.arbiter.observers = tuple(one for one in registry.arbiter.observers if one != self._given_back)
         with self._lock:
             for row in self._live.values():
                 self._end(row, self._now(), {"state": "the trace ended before it"})

@@ -66,7 +66,7 @@ async def test_a_lock_file_for_which_there_is_no_room_refuses_all_but_deleting(t
         with pytest.raises(TranscriptError, match="deleting a session needs no room") as caught:
             await registry.append(path, {"n": 2})
         assert caught.value.errno == code
-        assert await registry.set_aside(path, None, under=run)
+        assert await registry.store.set_aside(path, None, under=run)
     assert os.listdir(tmp_path) == []
     assert registry.statistics().sessions == 0
 
@@ -86,7 +86,7 @@ async def test_a_lock_file_that_is_refused_for_another_reason_refuses_deleting_t
     async with registry.new_lease(path, Right.TURN, None, fence=run):
         monkeypatch.setattr(_os, "open", refused)
         with pytest.raises(TranscriptError) as caught:
-            await registry.set_aside(path, None, under=run)
+            await registry.store.set_aside(path, None, under=run)
         monkeypatch.setattr(_os, "open", original)
     assert caught.value.errno == code
     assert os.listdir(tmp_path) == ["session.jsonl"]
@@ -101,12 +101,12 @@ async def test_a_foreign_gateway_is_waited_for_on_a_full_disk_too(small_disk):  
         beside(path, ".lock", foreign())
         fill(0)
         with move_on_after(0.3) as scope:
-            await registry.set_aside(path, None, under=run)
+            await registry.store.set_aside(path, None, under=run)
         assert scope.cancelled_caught
         assert os.listdir(disk).count("session.jsonl") == 1
         os.unlink(path + ".lock")
         with fail_after(10):
-            assert await registry.set_aside(path, None, under=run)
+            assert await registry.store.set_aside(path, None, under=run)
     assert "session.jsonl" not in os.listdir(disk)
 
 

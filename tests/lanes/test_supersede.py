@@ -367,7 +367,7 @@ async def test_who_listens_for_a_ticket_looks_again_at_once_when_the_ticket_is_g
                 pytest.fail("entered")
 
     def bell():
-        entry = here._files.find(path)
+        entry = here.arbiter.files.find(path)
         assert entry is not None
         return entry.queue(Right.WRITE).bell
 
@@ -419,7 +419,7 @@ async def test_a_write_of_the_loser_that_hangs_lands_whole_and_nobody_of_another
             await anyio.sleep(0.02)
             lease.check()
 
-    supersede = here._supersede
+    supersede = here.arbiter._supersede
 
     def supersede_during_the_write(queue, winner):
         # The loser's thread begins to write in the one moment in which its right is not looked at.
@@ -449,7 +449,7 @@ async def test_a_write_of_the_loser_that_hangs_lands_whole_and_nobody_of_another
     refused: list[LeaseLost] = []
     started = anyio.Event()
     monkeypatch.setattr(_os, "write", slow_write)
-    monkeypatch.setattr(here, "_supersede", supersede_during_the_write)
+    monkeypatch.setattr(here.arbiter, "_supersede", supersede_during_the_write)
     with fail_after(30):
         async with create_task_group() as group:
             group.start_soon(lose)
@@ -580,20 +580,20 @@ async def test_superseding_a_holder_that_waits_for_oneself_is_no_deadlock_while_
 async def test_a_run_whose_turn_is_superseded_writes_nothing_more_and_is_told_by_whom(registry, path, virtual):
     fence = Fence(lane="session:a", run_id=1)
     heard: list[LeaseLost] = []
-    claim = registry.new_claim(fence=fence)
+    claim = registry.arbiter.new_claim(fence=fence)
     claim.on_lost = heard.append
-    assert registry.acquire_nowait(path, Right.TURN, claim)
+    assert registry.arbiter.acquire_nowait(path, Right.TURN, claim)
     async with registry.turn(path, holder=NEW, supersede=True):
         for attempt in (
             registry.lease_for(fence, path).__aenter__,
-            partial(registry.append_lines, path, b"{}\n", under=fence),
+            partial(registry.store.append, path, b"{}\n", under=fence),
         ):
             with pytest.raises(Superseded, match=r"run 1 .* was superseded by run 2 on lane session:a") as caught:
                 await attempt()
             assert caught.value.by == NEW
     assert [type(error) for error in heard] == [Superseded]
     assert heard[0].by == NEW
-    registry.release(claim)
+    registry.arbiter.release(claim)
     assert await registry.read(path) == []
 
 

@@ -122,14 +122,14 @@ async def test_a_thread_that_appends_says_it_as_well(path, lock, other):
 
 async def test_a_momentary_append_says_it_when_it_ends(path, lock, other, monkeypatch):
     registry = LockRegistry()
-    original = registry.write
+    original = registry.store.write
 
     def write(*args):
         position = original(*args)
         lock.unlink()
         return position
 
-    monkeypatch.setattr(registry, "write", write)
+    monkeypatch.setattr(registry.store, "write", write)
     with capture_logs() as logs:
         await registry.append(path, {"n": 1})
     assert told(logs, "removed", lock, other.pid)

@@ -170,7 +170,7 @@ async def test_appends_of_a_file_share_their_syncs_and_each_is_covered(registry,
             group.start_soon(append, text)
     assert disk.syncs == 2  # of the one who came first, and of all who came meanwhile
     assert all(disk.covered(text) for text in names)
-    assert len(registry._syncs) == 0
+    assert len(registry.store.syncs) == 0
     assert registry.statistics().sessions == 0
 
 
@@ -275,7 +275,7 @@ async def test_an_append_that_waits_for_the_disk_while_the_file_is_replaced_is_i
             go.set()
             await lease.append({"text": "d"})
     assert await texts_in(registry, path) == ["summary", "b", "d", "c"]
-    assert len(registry._syncs) == 0
+    assert len(registry.store.syncs) == 0
     assert registry.statistics().sessions == 0
 
 
@@ -306,7 +306,7 @@ async def test_a_failing_sync_is_an_error_of_everybody_who_relied_on_it_and_of_n
     await registry.append(path, {"text": "later"})
     disk.note("returned", "later")
     assert disk.covered("later")
-    assert len(registry._syncs) == 0
+    assert len(registry.store.syncs) == 0
     assert registry.statistics().sessions == 0
 
 
@@ -443,7 +443,7 @@ async def test_when_a_sync_that_nobody_waits_for_any_more_fails_the_others_are_t
                 await eventually(lambda: len(disk.texts()) == 2)
                 leader.cancel()
         await eventually(lambda: disk.syncs == 2)
-        entry = registry._files.find(path)
+        entry = registry.arbiter.files.find(path)
         go.set()
         await eventually(lambda: entry.poisoned)
         failed.set()

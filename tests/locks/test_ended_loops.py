@@ -128,7 +128,7 @@ def test_a_thread_that_waits_for_a_loop_is_told_when_that_ends(path):
 
     def append():
         try:
-            registry.append_lines_sync(path, b'{"n": 2}\n')
+            registry.store.append_sync(path, b'{"n": 2}\n')
         except RuntimeError as error:
             found.append(str(error))
 
@@ -152,8 +152,8 @@ def test_a_registry_that_is_collected_lets_go_of_what_it_holds(path, engine):
     registry = LockRegistry(engine=engine)
 
     async def take(registry):
-        claim = registry.new_claim()
-        assert registry.acquire_nowait(path, Right.WRITE, claim)
+        claim = registry.arbiter.new_claim()
+        assert registry.arbiter.acquire_nowait(path, Right.WRITE, claim)
 
     asyncio.run(take(registry))
     del registry

@@ -65,9 +65,9 @@ def creations(virtual, monkeypatch):
 
 def freed(registry, path):
     """Whether the kernel lock of the write lease is nobody's."""
-    claim = registry.new_claim()
-    taken = registry.acquire_nowait(path, Right.WRITE, claim)
-    registry.release(claim)
+    claim = registry.arbiter.new_claim()
+    taken = registry.arbiter.acquire_nowait(path, Right.WRITE, claim)
+    registry.arbiter.release(claim)
     return taken
 
 

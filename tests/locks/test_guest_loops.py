@@ -163,7 +163,7 @@ async def test_a_callback_of_asyncio_is_no_holder(path):
 
     def ask() -> None:
         try:
-            registry.new_claim()
+            registry.arbiter.new_claim()
         except RuntimeError as error:
             raised.set_result(str(error))
 

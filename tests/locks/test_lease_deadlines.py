@@ -123,7 +123,7 @@ async def test_leaving_late_does_not_take_the_right_from_the_successor(path, vir
             assert lease.acquired_at == virtual.now()
             await anyio.sleep(5)  # the overstayer leaves its block meanwhile
             lease.check()
-            assert not elsewhere.acquire_nowait(path, Right.WRITE, elsewhere.new_claim())
+            assert not elsewhere.arbiter.acquire_nowait(path, Right.WRITE, elsewhere.arbiter.new_claim())
             assert [held.epoch for held in here.holders()] == [lease.epoch]
 
 
@@ -137,16 +137,16 @@ async def test_a_block_that_freezes_the_loop_is_revoked_in_time_all_the_same(pat
             assert isinstance(lease.lost, Revoked)
             with pytest.raises(Revoked):
                 lease.append_sync({"n": 1})
-            claim = elsewhere.new_claim()
-            assert elsewhere.acquire_nowait(path, Right.WRITE, claim)
-            elsewhere.release(claim)
+            claim = elsewhere.arbiter.new_claim()
+            assert elsewhere.arbiter.acquire_nowait(path, Right.WRITE, claim)
+            elsewhere.arbiter.release(claim)
     assert await here.read(path) == []
 
 
 async def test_an_expired_lease_that_waited_for_nothing_refuses_before_the_steward_comes(registry, path, virtual):
     with pytest.raises((LeaseExpired, Revoked)):
         async with registry.lease(path) as lease:
-            registry._steward.revoke = lambda claim, error: (
+            registry.arbiter.steward.revoke = lambda claim, error: (
                 None
             )  # a steward that the interpreter lock keeps from acting
             virtual.advance(12)
@@ -275,7 +275,7 @@ async def test_ending_a_run_takes_away_what_it_holds_at_the_end_of_its_grace(reg
     with pytest.raises(LeaseLost):
         async with registry.turn(path, max_hold=math.inf) as turn:
             await anyio.sleep(1)
-            registry.end_by(fence, virtual.now() + 0.5)
+            registry.arbiter.end_by(fence, virtual.now() + 0.5)
             await turn.append({"last": "words"})
             with CancelScope(shield=True):
                 await anyio.sleep(0.6)

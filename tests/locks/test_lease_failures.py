@@ -150,18 +150,18 @@ async def test_a_waiter_cancelled_in_the_tick_of_its_grant_gives_it_on(registry,
                 served.append(f"{name} went on")
 
     async with create_task_group() as group:
-        claim = registry.new_claim()
-        assert registry.acquire_nowait(path, Right.WRITE, claim)
+        claim = registry.arbiter.new_claim()
+        assert registry.arbiter.acquire_nowait(path, Right.WRITE, claim)
         group.start_soon(wait, "cancelled", scope)
         await virtual.settle()
         group.start_soon(wait, "next", CancelScope())
         await virtual.settle()
         if first == "release":
-            registry.release(claim)
+            registry.arbiter.release(claim)
             scope.cancel()
         else:
             scope.cancel()
-            registry.release(claim)
+            registry.arbiter.release(claim)
     assert served[-2:] == ["next", "next went on"]
     assert "cancelled went on" not in served
     assert registry.statistics().sessions == 0

@@ -21,9 +21,9 @@ def path(tmp_path):
 
 def free(registry, path, right=Right.WRITE):
     """Whether the right can be had at once; it is given back."""
-    claim = registry.new_claim()
-    taken = registry.acquire_nowait(str(path), right, claim)
-    registry.release(claim)
+    claim = registry.arbiter.new_claim()
+    taken = registry.arbiter.acquire_nowait(str(path), right, claim)
+    registry.arbiter.release(claim)
     return taken
 
 

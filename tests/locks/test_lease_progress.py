@@ -150,10 +150,10 @@ async def test_progress_after_the_deadline_renews_nothing(registry, path, virtua
 async def test_progress_after_a_deadline_that_nobody_has_looked_at_yet_renews_nothing(registry, path, virtual):
     with pytest.raises(LeaseExpired):
         async with registry.lease(path, idle_timeout=5) as lease:
-            registry._steward.held.clear()  # a steward that the interpreter lock keeps from acting
+            registry.arbiter.steward.held.clear()  # a steward that the interpreter lock keeps from acting
             virtual.advance(5)
             assert not lease.progress()
-            registry._steward.watch(lease.claim)
+            registry.arbiter.steward.watch(lease.claim)
             await anyio.sleep_forever()
 
 
@@ -183,9 +183,9 @@ async def test_a_frozen_loop_is_revoked_one_grace_after_the_idle_time(path, virt
             lease.check()
             virtual.advance(0.001)
             assert isinstance(lease.lost, Revoked)
-            claim = elsewhere.new_claim()
-            assert elsewhere.acquire_nowait(path, Right.WRITE, claim)
-            elsewhere.release(claim)
+            claim = elsewhere.arbiter.new_claim()
+            assert elsewhere.arbiter.acquire_nowait(path, Right.WRITE, claim)
+            elsewhere.arbiter.release(claim)
 
 
 async def test_an_idle_timeout_of_a_turn_ends_it(registry, path, virtual):

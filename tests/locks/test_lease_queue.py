@@ -353,12 +353,12 @@ async def test_a_lease_shows_its_state_to_an_operator(registry, path, virtual):
 
 
 async def test_acquire_nowait_takes_what_is_free_and_leaves_no_trace_otherwise(registry, path, virtual):
-    first, second = registry.new_claim(), registry.new_claim()
-    assert registry.acquire_nowait(path, Right.WRITE, first)
-    assert not registry.acquire_nowait(path, Right.WRITE, second)
+    first, second = registry.arbiter.new_claim(), registry.arbiter.new_claim()
+    assert registry.arbiter.acquire_nowait(path, Right.WRITE, first)
+    assert not registry.arbiter.acquire_nowait(path, Right.WRITE, second)
     assert registry.statistics().waiting == 0
-    registry.release(first)
-    registry.release(first)  # again: nothing happens
+    registry.arbiter.release(first)
+    registry.arbiter.release(first)  # again: nothing happens
     assert registry.statistics().sessions == 0
 
 

@@ -115,11 +115,11 @@ async def test_a_right_revoked_between_its_grant_and_its_entry_cancels_the_block
                 await anyio.sleep_forever()
 
     async with create_task_group() as group:
-        first = registry.new_claim()
-        assert registry.acquire_nowait(path, Right.WRITE, first)
+        first = registry.arbiter.new_claim()
+        assert registry.arbiter.acquire_nowait(path, Right.WRITE, first)
         group.start_soon(wait)
         await virtual.settle()
-        registry.release(first)  # the waiter holds it now, and has not run yet
+        registry.arbiter.release(first)  # the waiter holds it now, and has not run yet
         assert registry.statistics().held == 1
         assert registry.revoke(path, "early") == 1
     assert len(entered) <= 1
@@ -128,13 +128,13 @@ async def test_a_right_revoked_between_its_grant_and_its_entry_cancels_the_block
 
 async def test_a_claim_without_a_block_hears_of_its_loss(registry, path):
     heard: list[LeaseLost] = []
-    claim = registry.new_claim()
+    claim = registry.arbiter.new_claim()
     claim.on_lost = heard.append
-    assert registry.acquire_nowait(path, Right.TURN, claim)
+    assert registry.arbiter.acquire_nowait(path, Right.TURN, claim)
     registry.revoke(path, "by hand")
     await eventually(lambda: heard)
     assert isinstance(heard[0], Revoked)
-    registry.release(claim)
+    registry.arbiter.release(claim)
     assert registry.statistics().sessions == 0
 
 
@@ -193,9 +193,9 @@ async def test_a_late_look_of_the_steward_does_not_unlock_the_next_holder(path):
     async with here.lease(path) as first:
         stale = first.claim
     async with here.lease(path) as second:
-        here._steward.revoke(stale, Revoked("late", path=path, holder=stale.holder))
+        here.arbiter.steward.revoke(stale, Revoked("late", path=path, holder=stale.holder))
         second.check()
-        assert not elsewhere.acquire_nowait(path, Right.WRITE, elsewhere.new_claim())
+        assert not elsewhere.arbiter.acquire_nowait(path, Right.WRITE, elsewhere.arbiter.new_claim())
     assert here.statistics().revoked == 0
 
 

@@ -206,7 +206,7 @@ async def test_it_is_gone_when_the_lease_has_ended_however_it_ends(virtual, path
                 case "overstayed":
                     virtual.advance(12.5)
                 case "run ended":
-                    registry.end(fence)
+                    registry.arbiter.end(fence)
             if how != "returned":
                 await anyio.sleep(100)
     assert [file.name for file in tmp_path.iterdir()] == ["session.jsonl"]
@@ -301,7 +301,7 @@ async def test_the_mutex_of_the_file_is_free_while_its_lock_file_is_seen_to(path
     def look(step):
         nonlocal looked
         if step in ("create", "unlink"):
-            entry = registry._files.find(path)
+            entry = registry.arbiter.files.find(path)
             assert entry is not None
             assert not any(queue.mutex.locked() for queue in entry.queues.values())
             looked += 1
@@ -353,7 +353,7 @@ async def test_what_another_registry_of_this_process_holds_is_neither_taken_nor_
             with pytest.raises(LockError):
                 async with other.lease(path, wait_timeout=1, supersede=supersede):
                     raise AssertionError("two owners")
-        assert other.acquire_nowait(path, Right.WRITE, other.new_claim()) is False
+        assert other.arbiter.acquire_nowait(path, Right.WRITE, other.arbiter.new_claim()) is False
         async with other.turn(path):
             pass
         assert lock.read_bytes() == content
@@ -476,7 +476,7 @@ async def test_who_cannot_write_a_lock_file_holds_nothing_and_the_others_wait_fo
 async def test_what_was_taken_away_from_a_frozen_loop_is_not_removed_when_it_thaws(virtual, path, lock):
     """The steward has unlocked; another owner, which this loop knows nothing of, has reclaimed our lock file."""
     registry, other = LockRegistry(max_hold=1, grace=1), LockRegistry()
-    claim = other.new_claim()
+    claim = other.arbiter.new_claim()
     with pytest.raises(Revoked):  # noqa: PT012 -- raised by leaving the block
         async with registry.lease(path) as lease:
             mine = lock.read_bytes()
@@ -484,12 +484,12 @@ async def test_what_was_taken_away_from_a_frozen_loop_is_not_removed_when_it_tha
             with pytest.raises(LeaseLost):
                 lease.append_sync({"n": 1})
             assert lock.read_bytes() == mine
-            assert other.acquire_nowait(path, Right.WRITE, claim)
+            assert other.arbiter.acquire_nowait(path, Right.WRITE, claim)
             theirs = lock.read_bytes()
             assert theirs != mine
             await anyio.lowlevel.checkpoint()
     assert lock.read_bytes() == theirs
-    other.release(claim)
+    other.arbiter.release(claim)
     assert not lock.exists()
 
 

@@ -493,9 +493,9 @@ async def test_nobody_gets_in_between_the_rename_and_the_locks(path, monkeypatch
     def rename(source, target):
         real(source, target)
         for right in Right:
-            claim = there.new_claim()
-            got.append(there.acquire_nowait(str(path), right, claim))
-            there.release(claim)
+            claim = there.arbiter.new_claim()
+            got.append(there.arbiter.acquire_nowait(str(path), right, claim))
+            there.arbiter.release(claim)
 
     async with contextlib.AsyncExitStack() as stack:
         if turn_is_held:

@@ -245,9 +245,9 @@ async def test_a_frozen_loop_does_not_keep_the_writer_from_finishing_the_revocat
             disk.go_on.set()
             with blocking.permitted("this loop is frozen"):
                 thread.join(20)
-            claim = elsewhere.new_claim()
-            assert elsewhere.acquire_nowait(path, Right.WRITE, claim)
-            elsewhere.release(claim)
+            claim = elsewhere.arbiter.new_claim()
+            assert elsewhere.arbiter.acquire_nowait(path, Right.WRITE, claim)
+            elsewhere.arbiter.release(claim)
 
 
 async def test_a_turn_is_revoked_in_time_while_a_write_of_its_session_hangs(registry, path, virtual, disk):
@@ -276,7 +276,7 @@ async def test_a_run_that_ends_during_its_write_writes_nothing_more(registry, pa
         async with registry.lease(path) as lease:
             thread = write_in_thread(lease, [{"n": "slow"}, {"n": "late"}], said)
             await hangs(disk, virtual)
-            registry.end(fence)
+            registry.arbiter.end(fence)
             assert lease.lost is None
             disk.go_on.set()
             await over(virtual, thread)
@@ -290,19 +290,19 @@ async def test_a_run_that_ends_during_its_write_writes_nothing_more(registry, pa
 async def test_a_turn_goes_with_its_run_although_a_write_of_the_session_hangs(registry, path, virtual, disk):
     fence = Fence(run_id=1)
     heard: list[LeaseLost] = []
-    claim = registry.new_claim(max_hold=1e9, fence=fence)
+    claim = registry.arbiter.new_claim(max_hold=1e9, fence=fence)
     claim.on_lost = heard.append
-    assert registry.acquire_nowait(path, Right.TURN, claim)
+    assert registry.arbiter.acquire_nowait(path, Right.TURN, claim)
     async with registry.lease(path, max_hold=1e9) as lease:
         thread = write_in_thread(lease, [{"n": "slow"}], [])
         await hangs(disk, virtual)
-        registry.end(fence)
+        registry.arbiter.end(fence)
         await virtual.settle()
         assert [type(error) for error in heard] == [RunEnded]
         disk.go_on.set()
         await over(virtual, thread)
         lease.check()
-    registry.release(claim)
+    registry.arbiter.release(claim)
     assert registry.statistics().sessions == 0
 
 

@@ -51,7 +51,7 @@ def conducts(registry, path, run):
 
 async def note(registry, path, *numbers):
     for n in numbers:
-        await registry.append_lines(path, b'{"n":%d}\n' % n, header=HEADER)
+        await registry.store.append(path, b'{"n":%d}\n' % n, header=HEADER)
 
 
 def lines(path):
@@ -97,9 +97,9 @@ async def test_a_late_write_of_a_barred_run_is_refused_whichever_way_it_comes_an
         async with conducts(registry, path, old):
             pytest.fail("entered")
     with pytest.raises(RunEnded):
-        await registry.append_lines(path, b'{"n":4}\n', under=old)
+        await registry.store.append(path, b'{"n":4}\n', under=old)
     with pytest.raises(RunEnded):
-        await to_thread.run_sync(lambda: registry.append_lines_sync(path, b'{"n":5}\n', under=old))
+        await to_thread.run_sync(lambda: registry.store.append_sync(path, b'{"n":5}\n', under=old))
     error = caught.value
     assert str(error) == f"{old.holder} may no longer write to {path}: the session was reset"
     assert (error.path, error.holder) == (path, old.holder)
@@ -107,7 +107,7 @@ async def test_a_late_write_of_a_barred_run_is_refused_whichever_way_it_comes_an
     assert not old.closed
     async with registry.lease_for(old, other) as lease:
         await lease.append({"n": 6})
-    await registry.append_lines(other, b'{"n":7}\n', under=old)
+    await registry.store.append(other, b'{"n":7}\n', under=old)
     assert await registry.read(path) == [{"n": 1}]
     assert await registry.read(other) == [{"n": 6}, {"n": 7}]
     assert nothing_is_held(registry)
@@ -163,7 +163,7 @@ async def test_the_next_append_by_anyone_begins_a_new_file(registry, path, archi
     await note(registry, path, 1, 2)
     (tmp_path / "session.jsonl.torn").write_bytes(b"torn\n")
     async with conducts(registry, path, run):
-        assert await registry.set_aside(path, archive if kept else None, under=run)
+        assert await registry.store.set_aside(path, archive if kept else None, under=run)
         beside = ["session.jsonl.archived"] * kept + ["session.jsonl.torn"]
         assert names(tmp_path) == beside
         await note(registry, path, 3)
@@ -177,22 +177,22 @@ async def test_the_next_append_by_anyone_begins_a_new_file(registry, path, archi
 
 
 async def test_where_there_is_no_file_none_is_made(registry, path, archive, tmp_path, run):
-    assert not await registry.set_aside(path, archive, under=run)
-    assert not await registry.set_aside(str(tmp_path / "nowhere" / "s"), None, under=run)
+    assert not await registry.store.set_aside(path, archive, under=run)
+    assert not await registry.store.set_aside(str(tmp_path / "nowhere" / "s"), None, under=run)
     async with conducts(registry, path, run):
-        assert await registry.set_aside(path, archive, under=run)
-        assert not await registry.set_aside(path, None, under=run)
+        assert await registry.store.set_aside(path, archive, under=run)
+        assert not await registry.store.set_aside(path, None, under=run)
     assert names(tmp_path) == ["session.jsonl.archived"]
     assert nothing_is_held(registry)
 
 
 async def test_a_session_may_be_reset_again_and_again_within_one_turn(registry, path, archive, run):
     async with conducts(registry, path, run):
-        assert await registry.set_aside(path, archive, under=run)
+        assert await registry.store.set_aside(path, archive, under=run)
     for n in range(5):
         async with conducts(registry, path, run):
             await note(registry, path, n)
-            assert await registry.set_aside(path, f"{archive}-{n}", under=run)
+            assert await registry.store.set_aside(path, f"{archive}-{n}", under=run)
             assert lines(f"{archive}-{n}") == [n]
     assert nothing_is_held(registry)
 
@@ -204,7 +204,7 @@ async def test_of_a_symlink_the_target_is_set_aside_and_all_names_lead_to_the_ne
     (tmp_path / "session.jsonl").symlink_to(target)
     await note(registry, path, 1)
     async with conducts(registry, path, run):
-        assert await registry.set_aside(path, str(target) + ".old", under=run)
+        assert await registry.store.set_aside(path, str(target) + ".old", under=run)
     assert not target.exists()
     await note(registry, path, 2)
     await note(registry, str(target), 3)
@@ -238,7 +238,7 @@ async def test_nothing_is_overwritten(registry, path, archive, tmp_path, run, wh
         there.symlink_to(tmp_path / "nowhere")
     async with conducts(registry, path, run) as turn:
         with stands(path), pytest.raises(TranscriptError, match=r"archived: that is there already") as caught:
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
         await turn.append({"n": 2})
     assert caught.value.path == path
     assert lines(path) == [1, 2]
@@ -256,7 +256,7 @@ async def test_who_does_not_conduct_the_session_sets_nothing_aside(path, archive
             where = registry if who == "another run" else there
             await stack.enter_async_context(conducts(where, path, Fence(run_id=2)))
         with stands(path), pytest.raises(LeaseLost, match="does not conduct"):
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
     assert names(tmp_path) == ["session.jsonl"]
     assert nothing_is_held(registry, there)
 
@@ -272,13 +272,13 @@ async def test_a_run_that_may_not_write_sets_nothing_aside(registry, path, archi
             async with conducts(registry, path, run):
                 with anyio.CancelScope(shield=True):
                     try:
-                        await registry.set_aside(path, archive, under=run)
+                        await registry.store.set_aside(path, archive, under=run)
                     except LeaseLost as error:
                         raised.append(error)
 
     def revoke(right):
         (claim,) = [one for one in run.claims if one.queue.right is right]
-        registry._steward.revoke(claim, LeaseLost("by hand", path=path, holder=run.holder))
+        registry.arbiter.steward.revoke(claim, LeaseLost("by hand", path=path, holder=run.holder))
 
     async with create_task_group() as group:
         async with registry.lease(path):
@@ -309,7 +309,7 @@ async def test_a_file_that_somebody_else_put_there_is_left_alone(registry, path,
         (tmp_path / "another").write_bytes(HEADER)
         (tmp_path / "another").rename(path)
         with stands(path), pytest.raises(LeaseLost):
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
     assert names(tmp_path) == ["session.jsonl"]
     assert nothing_is_held(registry)
 
@@ -327,7 +327,7 @@ async def test_nor_is_one_that_was_put_there_in_the_last_instant(path, archive, 
     async with conducts(registry, path, run):
         monkeypatch.setattr(seam, "realpath", realpath)
         with pytest.raises(LeaseLost, match="replaced or removed"):
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
     assert lines(path) == []
     assert names(tmp_path) == ["session.jsonl"]
     assert nothing_is_held(registry)
@@ -339,7 +339,7 @@ async def test_a_file_with_a_second_name_is_not_set_aside(registry, path, archiv
     (tmp_path / "other").hardlink_to(path)
     async with conducts(registry, path, run):
         with stands(path), pytest.raises(TranscriptError, match="hard links"):
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
     assert names(tmp_path) == ["other", "session.jsonl"]
     assert nothing_is_held(registry)
 
@@ -349,7 +349,7 @@ async def test_inside_a_lease_of_the_same_run_it_is_refused_and_the_lease_goes_o
     await note(registry, path, 1)
     async with conducts(registry, path, run), registry.lease_for(run, path) as lease:
         with stands(path), pytest.raises(TranscriptError, match="holds its lease as well"):
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
         await lease.append({"n": 2})
         assert names(tmp_path) == ["session.jsonl", "session.jsonl.lock", "session.jsonl.turn"]
         assert len(lease.claim.tasks) == 1
@@ -372,7 +372,7 @@ async def test_it_waits_in_order_of_arrival_and_who_came_later_writes_to_the_new
             await anyio.sleep(1)
 
     async def reset():
-        served.append(await here.set_aside(path, archive, under=run))
+        served.append(await here.store.set_aside(path, archive, under=run))
 
     async with create_task_group() as group, conducts(here, path, run):
         async with here.lease(path):
@@ -407,7 +407,7 @@ async def test_who_waits_for_the_turn_here_or_elsewhere_conducts_the_new_file_af
         for n in range(4):
             group.start_soon(wait, (here, there)[n % 2], n)
             await anyio.sleep(0.01)
-        assert await here.set_aside(path, archive, under=run)
+        assert await here.store.set_aside(path, archive, under=run)
         await note(here, path, 9)
         await anyio.sleep(1)
         assert served == []
@@ -428,8 +428,8 @@ async def test_another_process_conducts_the_new_file_at_once_and_what_stands_bes
     def rename(source, target):
         real(source, target)
         for right in Right:
-            claim = there.new_claim(fence=theirs)
-            assert there.acquire_nowait(path, right, claim)
+            claim = there.arbiter.new_claim(fence=theirs)
+            assert there.arbiter.acquire_nowait(path, right, claim)
             claims.append(claim)
 
     beside = [tmp_path / "session.jsonl.lock", tmp_path / "session.jsonl.turn"]
@@ -437,14 +437,14 @@ async def test_another_process_conducts_the_new_file_at_once_and_what_stands_bes
     async with conducts(here, path, run):
         with monkeypatch.context() as patch:
             patch.setattr(seam, "rename", rename)
-            assert await here.set_aside(path, archive, under=run)
+            assert await here.store.set_aside(path, archive, under=run)
         their_files = [one.read_bytes() for one in beside]
         assert here.statistics().held == 1
     assert [one.read_bytes() for one in beside] == their_files
     assert here.statistics().sessions == 0
-    there.write(claims[0], path, b'{"n":2}\n', HEADER)
+    there.store.write(claims[0], path, b'{"n":2}\n', HEADER)
     for claim in claims:
-        there.release(claim)
+        there.arbiter.release(claim)
     assert (lines(archive), lines(path)) == ([1], [2])
     assert names(tmp_path) == ["session.jsonl", "session.jsonl.archived"]
     assert nothing_is_held(here, there)
@@ -461,7 +461,7 @@ async def test_a_process_that_waits_for_the_turn_of_the_old_file_conducts_the_ne
             with contextlib.ExitStack() as stack:
                 other = stack.enter_context(peer("holder", path, "turn", anyio_backend_name))
                 await eventually(lambda: other.said("waiting"), within=30)
-                assert await registry.set_aside(path, archive, under=run)
+                assert await registry.store.set_aside(path, archive, under=run)
                 await note(registry, path, 2)
                 kept = stack.pop_all()
         with kept:
@@ -494,7 +494,7 @@ async def test_cancelled_at_any_suspension_the_file_has_its_name_or_is_set_aside
 
     async def reset():
         async with conducts(registry, path, run):
-            await registry.set_aside(path, archive, under=run)
+            await registry.store.set_aside(path, archive, under=run)
 
     async def check(k):
         await eventually(lambda: leaks.descriptors() == before)
@@ -526,7 +526,7 @@ async def test_whatever_call_of_the_system_fails_the_session_is_there_once_and_t
             with faulty.fails(Fault(code), n):
                 done, failed = False, None
                 try:
-                    done = await registry.set_aside(path, archive if kept else None, under=run)
+                    done = await registry.store.set_aside(path, archive if kept else None, under=run)
                 except TranscriptError as error:
                     failed = error
             assert done == (failed is None)
@@ -538,7 +538,7 @@ async def test_whatever_call_of_the_system_fails_the_session_is_there_once_and_t
             assert done or left == ["session.jsonl", "session.jsonl.turn"], f"{n}: {faulty.fired}"
             assert lines(archive if done else path) == [1] if kept or not done else True
             assert registry.statistics().held == 1
-            assert done or await registry.set_aside(path, archive, under=run)
+            assert done or await registry.store.set_aside(path, archive, under=run)
         assert not {"session.jsonl.lock", "session.jsonl.turn"} & set(names(tmp_path)) or faulty.fired == "unlink"
         assert leaks.descriptors() == before
         assert nothing_is_held(registry)
@@ -559,6 +559,6 @@ async def test_with_sync_the_directory_reaches_the_disk(path, archive, run, monk
     await note(registry, path, 1)
     async with conducts(registry, path, run):
         monkeypatch.setattr(seam, "fsync", fsync)
-        assert await registry.set_aside(path, archive if kept else None, under=run)
+        assert await registry.store.set_aside(path, archive if kept else None, under=run)
     assert synced == [False]
     assert nothing_is_held(registry)

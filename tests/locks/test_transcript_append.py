@@ -346,7 +346,7 @@ async def test_a_broken_line_in_the_middle_stays_as_it_is(registry, path):
 async def test_the_header_is_the_first_line_of_an_empty_file_only_and_no_record(registry, path):
     header = b'{"lanes.session":"agent:main"}\n'
     for number in range(2):
-        await registry.append_lines(str(path), b'{"n":%d}\n' % number, header=header)
+        await registry.store.append(str(path), b'{"n":%d}\n' % number, header=header)
     assert path.read_bytes() == header + b'{"n":0}\n{"n":1}\n'
     assert await registry.read(path) == [{"n": 0}, {"n": 1}]
 
@@ -356,7 +356,7 @@ async def test_a_first_write_that_fails_leaves_no_header_behind(registry, path, 
     with monkeypatch.context() as patch:
         patch.setattr(_os, "write", torn_write(len(header) + 2, errno.ENOSPC))
         with pytest.raises(TranscriptError):
-            await registry.append_lines(str(path), b'{"n":0}\n', header=header)
+            await registry.store.append(str(path), b'{"n":0}\n', header=header)
     assert path.read_bytes() == b""
 
 

@@ -19,7 +19,7 @@ class Awaited:
 
     def __init__(self, registry):
         self._waits: dict[object, object] = {}
-        registry.wait_sources.append(self.of)
+        registry.arbiter.wait_sources.append(self.of)
 
     def of(self, task):
         """A `WaitSource`."""
@@ -51,7 +51,7 @@ def file(tmp_path):
 
 def nobody_waits(registry):
     now = registry.statistics()
-    return (now.sessions, now.held, now.waiting, len(registry._waits)) == (0, 0, 0, 0)
+    return (now.sessions, now.held, now.waiting, len(registry.arbiter.graph)) == (0, 0, 0, 0)
 
 
 @pytest.mark.failure("E4")
@@ -102,15 +102,15 @@ async def test_an_append_is_refused_as_well_and_the_run_that_holds_is_told_by_it
         await awaited.wait(child, ended)
         run.task = None
 
-    claim = registry.new_claim(fence=run)
-    assert registry.acquire_nowait(file(1), Right.WRITE, claim)
+    claim = registry.arbiter.new_claim(fence=run)
+    assert registry.arbiter.acquire_nowait(file(1), Right.WRITE, claim)
     async with create_task_group() as group:
         group.start_soon(body)
         await virtual.settle()
         with pytest.raises(DeadlockError) as caught:
-            await registry.append_lines(file(1), b"{}\n", under=Fence(lane="subagent", run_id=2))
+            await registry.store.append(file(1), b"{}\n", under=Fence(lane="subagent", run_id=2))
         ended.set()
-    registry.release(claim)
+    registry.arbiter.release(claim)
     assert [(waiter.run_id, other.run_id) for waiter, _, other in caught.value.chain] == [(2, 1), (1, 2)]
     assert await registry.read(file(1)) == []
     assert nobody_waits(registry)
@@ -161,8 +161,8 @@ async def test_a_ring_of_both_kinds_of_waits_is_told_from_end_to_end(registry, a
 async def test_all_sources_are_asked_and_every_task_that_they_name(registry, file, virtual):
     ended, me, holder = anyio.Event(), current_task(), []
     idle = object()
-    registry.wait_sources.append(lambda task: ())
-    registry.wait_sources.append(lambda task: (idle, me) if task in holder else ())
+    registry.arbiter.wait_sources.append(lambda task: ())
+    registry.arbiter.wait_sources.append(lambda task: (idle, me) if task in holder else ())
 
     async def hold():
         holder.append(current_task())
@@ -249,7 +249,7 @@ async def test_a_source_that_was_taken_out_is_not_asked(registry, awaited, file,
     async with create_task_group() as group:
         group.start_soon(parent)
         await virtual.settle()
-        registry.wait_sources.remove(awaited.of)
+        registry.arbiter.wait_sources.remove(awaited.of)
         group.start_soon(_later, ended)
         async with registry.lease(file(1)):
             pass
@@ -257,6 +257,12 @@ async def test_a_source_that_was_taken_out_is_not_asked(registry, awaited, file,
 
 
 # Who is in the way
+
+
+def in_the_way(registry, task):
+    """The tasks that a task waits for, and for what whoever waits at all waits, behind whom."""
+    waiting = [(waiter.path, waiter.behind) for waiter in registry.statistics().waiters]
+    return tuple(registry.arbiter.needs(task)), waiting
 
 
 async def test_a_scheduler_can_ask_who_is_in_the_way_of_a_task_before_it_awaits_it(registry, file, virtual):
@@ -267,17 +273,16 @@ async def test_a_scheduler_can_ask_who_is_in_the_way_of_a_task_before_it_awaits_
         async with registry.lease(file(1)):
             pass
 
-    assert (registry.blockers(me), registry.waiting_for(me)) == ((), None)
+    assert in_the_way(registry, me) == ((), [])
     async with create_task_group() as group:
         async with registry.lease(file(1), holder=Holder("main", 7)):
             group.start_soon(ask)
             await virtual.settle()
-            assert registry.blockers(asking[0]) == (me,)
-            assert registry.waiting_for(asking[0]) == (file(1), str(Holder("main", 7)))
-            assert (registry.blockers(me), registry.waiting_for(me)) == ((), None)
+            assert in_the_way(registry, asking[0]) == ((me,), [(file(1), Holder("main", 7))])
+            assert tuple(registry.arbiter.needs(me)) == ()
         # It holds now, and has not run since.
-        assert (registry.blockers(asking[0]), registry.waiting_for(asking[0])) == ((), None)
-    assert registry.blockers(asking[0]) == ()
+        assert in_the_way(registry, asking[0]) == ((), [])
+    assert in_the_way(registry, asking[0]) == ((), [])
     assert nobody_waits(registry)
 
 
@@ -290,14 +295,13 @@ async def test_the_turn_of_a_run_is_in_the_way_as_the_task_of_its_body(registry,
         async with registry.turn(file(1)):
             pass
 
-    claim = registry.new_claim(fence=run)
-    assert registry.acquire_nowait(file(1), Right.TURN, claim)
+    claim = registry.arbiter.new_claim(fence=run)
+    assert registry.arbiter.acquire_nowait(file(1), Right.TURN, claim)
     async with create_task_group() as group:
         group.start_soon(ask)
         await virtual.settle()
-        assert registry.blockers(asking[0]) == (run.task,)
-        assert registry.waiting_for(asking[0]) == (file(1), str(run.holder))
-        registry.release(claim)
+        assert in_the_way(registry, asking[0]) == ((run.task,), [(file(1), run.holder)])
+        registry.arbiter.release(claim)
     assert nobody_waits(registry)
 
 
@@ -314,6 +318,6 @@ async def test_another_process_is_nobody_that_could_be_named(file):
         async with create_task_group() as group, there.lease(file(1)):
             group.start_soon(ask)
             await eventually(lambda: here.statistics().waiting)
-            assert (here.blockers(asking[0]), here.waiting_for(asking[0])) == ((), None)
+            assert in_the_way(here, asking[0]) == ((), [(file(1), None)])
     assert nobody_waits(here)
     assert nobody_waits(there)

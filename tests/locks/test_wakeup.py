@@ -28,7 +28,9 @@ def rare_polls(monkeypatch):
 async def waiting(registry: LockRegistry) -> RightQueue:
     """The queue of the one file that a registry waits for, once its waiter listens."""
     while True:
-        queues = [queue for entry in registry._files for queue in entry.queues.values() if queue.bell is not None]
+        queues = [
+            queue for entry in registry.arbiter.files for queue in entry.queues.values() if queue.bell is not None
+        ]
         if queues:
             return queues[0]
         await anyio.lowlevel.checkpoint()

@@ -13,11 +13,12 @@ from typing import Any
 
 from lanes.core.intake import Intake
 from lanes.spec import CONTROL
-from locks import Fence, LockRegistry, _os
+from locks import Fence, _os
 from locks.doctor import mending
 from locks.engines.kernel import KernelLock
 from locks.lowlevel import FileClaim
 from locks.transcript import Position, appending, replacing
+from locks.transcript.store import FileStore
 from tests.planted.locks import plant
 
 Reached = Callable[[], None]
@@ -112,7 +113,7 @@ def reset_waits_for_nobody(reached: Reached) -> None:
             options["turn"] = False
         return request(self, lane, *args, **options)
 
-    async def set_aside(self: LockRegistry, path: str, to: str | None, **options: Any) -> bool:
+    async def set_aside(self: FileStore, path: str, to: str | None, **options: Any) -> bool:
         reached()
         if not os.path.exists(path):  # noqa: ASYNC240 -- as the real one looks
             return False
@@ -123,7 +124,7 @@ def reset_waits_for_nobody(reached: Reached) -> None:
         return True
 
     plant(Intake, "request", request_without_turn)
-    plant(LockRegistry, "set_aside", set_aside)
+    plant(FileStore, "set_aside", set_aside)
 
 
 @defect("blind")

@@ -16,8 +16,8 @@ from lanes.core.scheduler import Scheduler
 from lanes.queues import groups, turns
 from lanes.queues.lane import Lane
 from lanes.spec_table import SpecTable
-from locks import Fence, LockRegistry, _effects
-from locks.lowlevel import FileClaim
+from locks import Fence, _effects
+from locks.lowlevel import Arbiter, FileClaim
 from locks.rights.deadlock import WaitGraph
 from runtime import statistics
 
@@ -424,11 +424,11 @@ def limits_unseen() -> None:
 def taken_turn_unseen() -> None:
     """A queued run is taken to start though another supervisor has its session's turn."""
 
-    def keepers(self: LockRegistry, *args: Any) -> Iterator[object]:
+    def keepers(self: Arbiter, *args: Any) -> Iterator[object]:
         reached["taken_turn_unseen"] += 1
         return iter(())
 
-    LockRegistry.keepers = keepers  # type: ignore[assignment, method-assign]
+    Arbiter.keepers = keepers  # type: ignore[assignment, method-assign]
 
 
 def lane_order_ignored() -> None:

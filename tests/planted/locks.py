@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from locks import LeaseLost, _os, registry
+from locks import LeaseLost, _os
 from locks._os import FileId
 from locks.engines.kernel import KernelLock
 from locks.lowlevel import FileClaim
-from locks.rights import claim, deadlock, open_file, queue, steward, waiting
+from locks.rights import arbiter, claim, deadlock, open_file, queue, steward, waiting
 from locks.sidecar import guards, lockfile
 from locks.sidecar import staleness as judging
 from locks.transcript import appending, replacing, syncing
@@ -47,15 +47,15 @@ def no_roll_back() -> None:
 
 def no_release_on_cancel() -> None:
     """A waiter that is cancelled stays in the queue."""
-    release = registry.LockRegistry.release
+    release = arbiter.Arbiter.release
 
-    def keep_waiting(self: registry.LockRegistry, one: FileClaim, asked: FileClaim | None = None) -> None:
+    def keep_waiting(self: arbiter.Arbiter, one: FileClaim, asked: FileClaim | None = None) -> None:
         if one.waits():
             reached["no_release_on_cancel"] += 1
         else:
             release(self, one, asked)
 
-    plant(registry.LockRegistry, "release", keep_waiting)
+    plant(arbiter.Arbiter, "release", keep_waiting)
 
 
 def unchecked_write() -> None:

@@ -28,7 +28,7 @@ from lanes.core.scheduler import Scheduler
 from lanes.errors import LaneError
 from lanes.queues.groups import Group
 from locks import DeadlockError, LeaseLost, LeaseTimeout, LockRegistry
-from locks.lowlevel import FileClaim
+from locks.lowlevel import Arbiter, FileClaim
 from locks.rights import deadlock
 from locks.rights.deadlock import AnyOf, WaitGraph
 from runtime import Supervisor
@@ -373,7 +373,7 @@ def rights_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def taken_turn_ignored(patch: pytest.MonkeyPatch) -> None:
     """A queued run is taken to start though a turn is taken by hand, or in another supervisor."""
-    patch.setattr(LockRegistry, "keepers", lambda registry, path, right: iter(()))
+    patch.setattr(Arbiter, "keepers", lambda arbiter, path, right: iter(()))
 
 
 def end_ignored(patch: pytest.MonkeyPatch) -> None:

@@ -311,7 +311,7 @@ class Play:
     def end_run(self, which: int, *_: int) -> bool:
         run, fence = self.runs[which % PROCESSES]
         self.model.end(run)
-        self.registries[which % PROCESSES].end(fence)
+        self.registries[which % PROCESSES].arbiter.end(fence)
         self.runs[which % PROCESSES] = self._new_run()
         return True
 
@@ -319,7 +319,7 @@ class Play:
         run, fence = self.runs[which % PROCESSES]
         at = self.clock.now() + 0.05 + time % 5 * 0.0731
         run.end_at = min(run.end_at, at)
-        self.registries[which % PROCESSES].end_by(fence, at)
+        self.registries[which % PROCESSES].arbiter.end_by(fence, at)
         if time % 2:
             self.runs[which % PROCESSES] = self._new_run()
         return True

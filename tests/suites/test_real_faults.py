@@ -493,7 +493,7 @@ async def _wait(registry, path):
 
 def pending(registry, path):
     """Whether the steward came and could not have the file's mutex."""
-    entry = registry._files.find(str(path))
+    entry = registry.arbiter.files.find(str(path))
     return entry is not None and any(
         queue.holder is not None and queue.holder.revoke_pending is not None for queue in entry.queues.values()
     )
