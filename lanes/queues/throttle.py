@@ -53,6 +53,11 @@ class Pace:
         """Whether starts in a group are slowed."""
         return bool(self.why or self._ramp_s) and group != CONTROL
 
+    @property
+    def reason(self) -> str:
+        """Why starts are slowed, in words; on a ramp too, when `why` is empty."""
+        return self.why or "work that was overdue at a restart starts little by little"
+
     def slow(self, why: str) -> bool:
         """Slow down; returns whether that is new."""
         new = not self.why

@@ -22,6 +22,7 @@ from linecache import getline
 from lanes import Run, RunState
 from lanes.body.stacks import coroutine_of, is_running, places_of, steps, variables
 from lanes.core.execution import Execution, execution_of
+from lanes.core.needs import Kind, Need, needs_of
 from lanes.core.scheduler import Scheduler
 from locks import _clock
 from locks._events import described
@@ -51,7 +52,7 @@ def where(run: Run) -> str:
     present = execution_of(run)
     execution = present or _abandoned(run)
     lines = _head(run, present)
-    of_attempt = (_queued, _tasks, _processes, _rights, _runs) if execution is not None else ()
+    of_attempt = (_waits, _tasks, _processes, _rights, _runs) if execution is not None else ()
     for section in (partial(_ended, run), *of_attempt, partial(_threads, run)):
         try:
             lines += section(execution)
@@ -146,62 +147,61 @@ def _abandoned(run: Run) -> Execution | None:
     return None
 
 
-def _queued(execution: Execution) -> list[str]:
-    run = execution.run
-    if run.state is RunState.QUEUED:
-        return [f"waits for {what}" for what in _awaited_by_queued(execution)]
-    if run.outcome is None and execution.steered_into is not None:
+def _waits(execution: Execution) -> list[str]:
+    if execution.steered_into is not None and not execution.is_queued() and not execution.over:
         return [f"its message was read by {_brief(execution.steered_into)}; they share an outcome"]
-    if _scheduler(execution).groups[execution.spec.group].keeps_waiting(execution):
-        return [f"waits for a slot again: {_slots(execution)}"]
-    return []
+    return [f"waits for {what}" for what in _needs(execution)]
 
 
-def _awaited_by_queued(execution: Execution) -> list[str]:
-    """All that a queued run needs before it can start."""
-    run, lane, scheduler = execution.run, execution.lane, _scheduler(execution)
-    if execution.steered_into is not None:
-        return [f"{_brief(execution.steered_into)} to read its message from its inbox"]
-    needs = []
-    if not scheduler.serving or not scheduler.may_start(execution):
-        needs.append("admission: the supervisor is not started yet, or drains, and starts nothing")
-    held_s = execution.held_until - _clock.clock.now()
-    if held_s > 0:
-        what = f"its attempt {run.attempt}" if run.attempt > 1 else "quiet (debounce), for its sender may say more:"
-        needs.append(f"{what} in {held_s:.1f} s")
-    if (turn := _turn(execution)) is not None:
-        needs.append(turn)
-    front = scheduler.turns.front(execution.file) if execution.file is not None else None
-    if len(lane.running) >= lane.spec.capacity and list(lane.running) != [front]:  # who is told above
-        places = f"{len(lane.running)} of {lane.spec.capacity} taken"
-        needs.append(f"a place on lane {lane.name}: {places}, by {_briefs(list(lane.running))}")
-    if not scheduler.groups[execution.spec.group].has_slot(execution.urgency):
-        needs.append(f"a slot: {_slots(execution)}")
-    if scheduler.pace.holds_back(execution.spec.group):
-        needs.append(f"admission, which is slowed: {scheduler.pace.why}")
-    return needs or ["nothing: it starts when the event loop comes to it"]
+def _needs(execution: Execution) -> list[str]:
+    """All that a run needs before it can go on, or can start, in words."""
+    # Two needs of slots read alike; what it waits for in the lock registry is named with its rights.
+    words = dict.fromkeys(filter(None, (_words(need, execution) for need in needs_of(execution))))
+    starts = execution.is_queued() and not words
+    return ["nothing: it starts when the event loop comes to it"] if starts else list(words)
 
 
-def _turn(execution: Execution) -> str | None:
-    """Who has the turn of its session, if it has to wait for that."""
-    file, session = execution.file, execution.run.session
-    if file is None or not execution.in_line:
-        return None
-    order = list(_scheduler(execution).turns.of(file))
-    if order and order[0] is not execution:
-        ahead = order.index(execution)
-        return f"its turn of session {session}: {ahead} before it, first {_brief(order[0])}"
-    if execution.turn_scope is None:
-        return None
-    named = turn_note.read(file)
+def _words(need: Need, one: Execution) -> str:
+    run, lane = one.run, one.lane
+    match need.kind:
+        case Kind.READER:
+            return f"{_briefs(need.runs)} to read its message from its inbox"
+        case Kind.RUN:
+            return _briefs(need.runs)
+        case Kind.ADMISSION:
+            return "admission: the supervisor is not started yet, or drains, and starts nothing"
+        case Kind.INSTANT:
+            what = f"its attempt {run.attempt}" if run.attempt > 1 else "quiet (debounce), for its sender may say more:"
+            return f"{what} in {one.held_until - _clock.clock.now():.1f} s"
+        case Kind.TURN | Kind.HELD:
+            return f"its turn of session {run.session}{_before(need, one)}"
+        case Kind.PLACE if one.file is None or need.runs != [one.owner.turns.front(one.file)]:  # named with the turn
+            places = f"{len(need.runs)} of {lane.spec.capacity} taken"
+            return f"a place on lane {lane.name}: {places}, by {_briefs(need.runs)}"
+        case Kind.SLOT:
+            return f"a slot{'' if one.is_queued() else ' again'}: {_slots(one)}"
+        case Kind.PACE:
+            return f"admission, which is slowed: {one.owner.pace.reason}"
+    return ""
+
+
+def _before(need: Need, one: Execution) -> str:
+    """What goes before it in its session."""
+    assert one.file is not None
+    if need.kind is Kind.TURN:
+        order = list(one.owner.turns.of(one.file))
+        return f": {order.index(one)} before it, first {_brief(order[0])}"
+    if need.any_of:
+        return ", which a task of this process has"
+    named = turn_note.read(one.file)
     if named is None or named.pid is None:
-        return f"its turn of session {session}, which another process has"
+        return ", which another process has"
     who = f"run {named.run_id} on lane {named.lane}, " if named.run_id is not None else ""
-    return f"its turn of session {session}, which another process has: {who}pid {named.pid}"
+    return f", which another process has: {who}pid {named.pid}"
 
 
 def _slots(execution: Execution) -> str:
-    group = _scheduler(execution).groups[execution.spec.group]
+    group = execution.owner.groups[execution.spec.group]
     reserve = f", {group.spec.reserve} reserved for foreground" if group.spec.reserve else ""
     slots = f"{group.running} of {group.spec.slots} of group {group.spec.name} taken{reserve}"
     return f"{slots}, by {_briefs(list(group.holders))}" if group.holders else slots
@@ -326,4 +326,4 @@ def _runs(execution: Execution) -> list[str]:
 def _one_line(execution: Execution) -> str:
     """A run, with what it waits for if it is queued."""
     queued = execution.run.state is RunState.QUEUED
-    return _brief(execution) + (f": waits for {'; '.join(_awaited_by_queued(execution))}" if queued else "")
+    return _brief(execution) + (f": waits for {'; '.join(_needs(execution))}" if queued else "")

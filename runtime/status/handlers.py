@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from lanes import Run, RunState, SessionLayout
 from lanes.core.execution import Execution
+from lanes.core.needs import Kind, needs_of
 from lanes.core.scheduler import Scheduler
 from locks import WaitingClaim, _clock
 from locks._events import described, log
@@ -294,34 +295,40 @@ class Answers:
 
     def _wait(self, one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
         """The first thing that keeps a run from going on; whoever is named is the first that it depends on."""
-        run, lane, scheduler = one.run, one.lane, self._sup._scheduler
-        if one.steered_into is not None:
-            return _by("its message to be answered", one.steered_into)
-        if claim is not None:
-            what = f"the {claim.right} lease of {run.session or os.path.basename(claim.path)}"
-            return _Wait(what, "another process" if claim.behind is None else str(claim.behind), _own_run(claim))
-        if not one.is_queued():
-            awaited = one.wait.run if one.wait is not None else None
-            if awaited is not None:
+        run, queues = one.run, one.owner
+        if claim is not None and not one.is_queued():
+            return _lease(claim, run)
+        need = next(iter(needs_of(one)), None)
+        if need is None:
+            return _NOTHING
+        holder = need.runs[0] if need.runs else None
+        match need.kind:
+            case Kind.READER:
+                return _by("its message to be answered", holder)
+            case Kind.RUN if holder is not None:
+                awaited = holder.run
                 return _Wait(f"run {awaited.id}", f"run {awaited.id} on lane {awaited.lane}", awaited.id)
-            returns = scheduler.groups[one.spec.group].keeps_waiting(one)
-            return _by(f"a slot of group {one.spec.group} again", None) if returns else _NOTHING
-        if one.held_until > now:
-            again = f"its attempt {run.attempt}" if run.attempt > 1 else "its sender to say more"
-            return _Wait(f"{again}, in {one.held_until - now:.1f} s")
-        front = scheduler.turns.front(one.file) if one.in_line and one.file is not None else None
-        if front is not None and front is not one:
-            return _by(f"the turn of session {run.session}", front)
-        if len(lane.running) >= lane.spec.capacity:
-            return _by(f"a place on lane {lane.name}", next(iter(lane.running), None))
-        if not scheduler.may_start(one):
-            return _Wait("admission, which is closed")
-        group = scheduler.groups[one.spec.group]
-        if not group.has_slot(one.urgency):
-            return _by(f"a slot of group {one.spec.group}", next(iter(group.holders), None))
-        if scheduler.pace.holds_back(one.spec.group):
-            return _Wait(f"admission, which is slowed: {scheduler.pace.why}")
+            case Kind.ADMISSION:
+                return _Wait("admission, which is closed")
+            case Kind.INSTANT:
+                again = f"its attempt {run.attempt}" if run.attempt > 1 else "its sender to say more"
+                return _Wait(f"{again}, in {one.held_until - now:.1f} s")
+            case Kind.TURN if one.file is not None:
+                return _by(f"the turn of session {run.session}", queues.turns.front(one.file))
+            case Kind.HELD:
+                return _lease(claim, run) if claim is not None else _by(f"the turn of session {run.session}", None)
+            case Kind.PLACE:
+                return _by(f"a place on lane {one.lane.name}", holder)
+            case Kind.SLOT:
+                return _by(f"a slot of group {one.spec.group}{'' if one.is_queued() else ' again'}", holder)
+            case Kind.PACE:
+                return _Wait(f"admission, which is slowed: {queues.pace.reason}")
         return _NOTHING
+
+
+def _lease(claim: WaitingClaim, run: Run) -> _Wait:
+    what = f"the {claim.right} lease of {run.session or os.path.basename(claim.path)}"
+    return _Wait(what, "another process" if claim.behind is None else str(claim.behind), _own_run(claim))
 
 
 def _by(what: str, holder: Execution | None) -> _Wait:
