@@ -1,1 +1,1 @@
-"""Programs to read and to start from: `python examples/embedded.py`."""
+"""Programs to read and to copy: `python examples/embedded.py`."""

@@ -1,4 +1,4 @@
-"""What the sessions of `examples/gateway.py` do: answer, research, tell the time, and keep their transcripts short."""
+"""The bodies of `examples/gateway.py`: answer, research, cron job, heartbeat, and compaction of the transcript."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from runtime import Supervisor
 
 @dataclass(frozen=True)
 class Model:
-    """Stands for a model: waits before each token as a real one does, and says back what it was asked."""
+    """Stands for a model: waits before each token as a real model does, and repeats the question."""
 
     delay: float
     """Seconds before each token."""
     tokens: int
-    """How many to answer with at least."""
+    """The least number of tokens in an answer."""
 
     async def answer(self, question: str) -> AsyncIterator[str]:
-        """Token by token. A checkpoint each."""
+        """Yield the answer token by token; each token is a checkpoint."""
         words = question.split() or ["?"]
         for word in islice(cycle(words), max(len(words), self.tokens)):
             await anyio.sleep(self.delay)
             yield word + " "
 
     async def summarise(self, records: Records) -> str:
-        """All of it in one line. A checkpoint."""
+        """Summarise the records in one line. A checkpoint."""
         await anyio.sleep(self.delay)
         return f"{len(records)} records, the last one: {records[-1].get('content')!r:.80}"
 
@@ -46,7 +46,7 @@ class Agent:
     """Records that a transcript may have before it is compacted."""
 
     async def __call__(self, ctx: RunContext, messages: Sequence[Message]) -> str:
-        """Answer what was posted, and what is said meanwhile (`when_busy="steer"`)."""
+        """Answer the posted messages, and those that arrive meanwhile (`when_busy="steer"`)."""
         before = await ctx.session.read()
         reply, unread = "", list(messages)
         try:
@@ -70,36 +70,36 @@ class Agent:
 
 
 def delegate(ctx: RunContext, question: str) -> None:
-    """Have a sub-agent look into `/research TOPIC`. Detached: it goes on by itself, and needs nobody's turn."""
+    """Submit a sub-agent for `/research TOPIC`. The run is detached: it outlives this run, and takes no turn."""
     topic = question.removeprefix("/research ")
     if topic != question:
         ctx.submit("subagent", research, topic, session=ctx.session.key, turn=False, detached=True)
 
 
 async def compact(ctx: RunContext, records: Records) -> Records:
-    """Put a summary in the place of what was read; what came later, the question for one, is kept. A checkpoint."""
+    """Replace the records by a summary; later records, such as the question, are kept. A checkpoint."""
     summary = {"role": "system", "content": await ctx.services["model"].summarise(records)}  # no lease: others append
     try:
         async with ctx.session.lease(wait_timeout=5.0) as lease:
             await lease.replace([summary], through=records.position)
     except LeaseTimeout:
-        return records  # somebody writes for long; the next turn tries again
+        return records  # another run holds the lease for long; the next turn tries again
     return await ctx.session.read()
 
 
 async def research(ctx: RunContext, topic: str) -> None:
-    """A sub-agent: works beside its session, and announces what it has found."""
+    """A sub-agent: works beside its session, and appends its result."""
     found = "".join([token async for token in ctx.services["model"].answer(topic)])
     await ctx.session.append({"role": "announcement", "content": f"about {topic}: {found}"})
 
 
 async def remind(ctx: RunContext) -> None:
-    """A cron job: takes the session's turn, and speaks like a user would."""
+    """A cron job: takes the session's turn, and appends a record like a user."""
     await ctx.session.append({"role": "cron", "content": f"{len(await ctx.session.read())} records so far"})
 
 
 async def beat(ctx: RunContext) -> None:
-    """A heartbeat: a note in between, whoever has the turn."""
+    """A heartbeat: appends a record without the session's turn."""
     await ctx.session.append({"role": "heartbeat"})
 
 
@@ -117,7 +117,7 @@ async def clock(sup: Supervisor, keys: Iterable[str], cron_every: float, heartbe
                 try:
                     sup.submit(lane, body, session=key, turn=turn)
                 except LaneError:
-                    break  # full, or draining: there is a next time
+                    break  # a lane is full, or the supervisor drains: try again in the next period
 
     async with anyio.create_task_group() as timers:
         timers.start_soon(every, cron_every, "cron", remind, True)

@@ -1,10 +1,10 @@
-"""A chat bot that polls for updates, for any framework that calls back when it starts and when it stops.
+"""A chat bot that polls for updates, for any framework with a start and a stop callback.
 
     python examples/bot.py http://127.0.0.1:8081
 
 A chat is a session: its messages are answered one after the other, other chats meanwhile. The server delivers an update
-until the next poll confirms it, so one whose run was not taken (the queue is full) simply comes again, and one that
-comes again though it was taken is the same run (`dedupe`). What is queued when the process is killed is lost.
+until the next poll confirms it. So an update that was not accepted (the queue is full) is delivered again, and one that
+is delivered again after it was accepted gets the same run (`dedupe`). Queued updates are lost if the process is killed.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ class Bot:
         self.sup = Supervisor(sessions, lanes=[LaneSpec("session:*", handler=self.handle)], services=services)
 
     async def on_startup(self) -> None:
-        """Called by the framework, in whatever task; `on_shutdown` may come in another."""
+        """Called by the framework, in any task; `on_shutdown` may be called in another one."""
         await self.sup.start()
 
     async def on_shutdown(self) -> None:
-        """Lets the answers that are under way be sent."""
+        """Stop, and let the answers under way be sent."""
         await self.sup.stop(drain_timeout=10.0)
 
     def on_update(self, update: dict[str, Any]) -> bool:
-        """Take an update; returns whether the next one may come."""
+        """Post an update; returns whether the next update may be confirmed and fetched."""
         try:
             self.sup.post(f"session:{update['chat']}", update["text"], dedupe=str(update["id"]))
         except (LaneError, LockError) as error:
-            return not error.retryable  # a full queue will have room; what can never be taken is passed over
+            return not error.retryable  # a full queue will have room; an update that can never be accepted is skipped
         return True
 
     async def handle(self, ctx: RunContext, messages: Sequence[Message]) -> None:
-        """Answer a message, and send the answer: inside the run, so that its end is that of the sending too."""
+        """Answer the messages, and send the answer inside the run, so that the run ends after the sending."""
         for message in messages:
             await ctx.session.append({"role": "user", "content": message.body})
         answer = f"You said: {' '.join(message.body for message in messages)}"
@@ -54,11 +54,11 @@ class Bot:
         await ctx.session.append({"role": "assistant", "content": answer})
 
 
-# What stands for the framework
+# Stands for the framework
 
 
 async def in_a_task_of_its_own(callback: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """As frameworks call back: nothing may rest on which task it is."""
+    """Call back as frameworks do: in a task of its own, on which the bot must not rely."""
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(callback)
 
@@ -73,12 +73,12 @@ async def poll(url: str, bot: Bot) -> None:
                 try:
                     updates = (await client.get("/updates", params={"offset": offset})).raise_for_status().json()
                 except httpx.HTTPError:
-                    await anyio.sleep(1.0)  # the server is away; it keeps what it has
+                    await anyio.sleep(1.0)  # the server is away; it keeps its updates
                     continue
                 for update in updates:
                     if not bot.on_update(update):
                         await anyio.sleep(1.0)
-                        break  # it and those behind it come again, in order
+                        break  # this update and the later ones are delivered again, in order
                     offset = update["id"] + 1
     finally:
         with anyio.CancelScope(shield=True):

@@ -1,4 +1,4 @@
-"""A gateway's heart in one file: a handler that records the question first, streams, and ends well when it is stopped.
+"""The core of a gateway in one file: a handler that appends the question first, streams, and cleans up when cancelled.
 
 Run it: `python examples/embedded.py`.
 """
@@ -16,21 +16,21 @@ from runtime import Supervisor
 
 
 async def model(question: str, pause_s: float) -> AsyncIterator[str]:
-    """Stands for a model: says the question back, word by word."""
+    """Stands for a model: repeats the question, word by word."""
     for word in question.split():
         await anyio.sleep(pause_s)
         yield word + " "
 
 
 async def handle(ctx: RunContext, messages: Sequence[Message]) -> str:
-    """Answer what was posted to a session."""
+    """Answer the messages of a session."""
     for message in messages:
         await ctx.session.append({"role": "user", "content": message.body})  # first: a crash must not lose it
     partial = ""
     try:
         async for token in model(messages[-1].body, pause_s=0.05):
             partial += token
-            ctx.emit(token)  # to whoever iterates run.events()
+            ctx.emit(token)  # to every reader of run.events()
     except get_cancelled_exc_class():
         async with ctx.cleanup():  # shielded, bounded by the grace, still allowed to write
             await ctx.session.append({"role": "assistant", "content": partial, "stopped": ctx.run.reason})
@@ -40,7 +40,7 @@ async def handle(ctx: RunContext, messages: Sequence[Message]) -> str:
 
 
 async def main() -> None:
-    """Post two messages to one session: one is answered, one takes too long."""
+    """Post two messages to one session: the first is answered, the second takes too long."""
     with tempfile.TemporaryDirectory() as sessions:
         async with Supervisor(sessions, lanes=[LaneSpec("session:*", handler=handle, grace=0.5)]) as sup:
             run = sup.post("session:agent:silvermoon", "hello from the other side")

@@ -1,27 +1,28 @@
-"""A chat gateway: sessions over HTTP and WebSocket, Starlette under uvicorn. `examples/agent.py` is what they do.
+"""A chat gateway: sessions over HTTP and WebSocket, Starlette under uvicorn. `examples/agent.py` has their bodies.
 
     pip install 'session-lanes[gateway]'
     python -m examples.gateway --sessions sessions/     # each option is a variable too, such as GATEWAY_SESSIONS, for
     uvicorn --factory examples.gateway:create_app --timeout-graceful-shutdown 30
 
 `POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. 200 with the reply, or
-    202 with a run to poll when it takes longer than `wait` (at most `--wait`). With an `Idempotency-Key` that was sent
-    before, it is the same run, unless that one came to no answer: then it is a new one.
-`WebSocket /sessions/{key}/stream`: takes the same objects, waits for none, and sends events of the types `accepted`,
-    `token`, `end` and `error`. A client that reads too slowly misses tokens; one that reads nothing is cut off.
-`POST /sessions/{key}/stop`, `POST /sessions/{key}/reset`: end the session's runs; put its transcript away as well.
-`GET /runs/{id}`: where a run stands, and its reply.
-`GET /healthz`, `GET /readyz`, `GET /metrics`: whether it is well, whether it takes work, Prometheus.
+    202 with a run to poll when it takes longer than `wait` (at most `--wait`). A request with an `Idempotency-Key` that
+    was sent before gets the same run, unless that run gave no answer: then it gets a new run.
+`WebSocket /sessions/{key}/stream`: accepts the same objects, waits for no answer, and sends events of the types
+    `accepted`, `token`, `end` and `error`. A client that reads too slowly misses tokens; a client that reads nothing is
+    disconnected.
+`POST /sessions/{key}/stop`, `POST /sessions/{key}/reset`: end the session's runs; `reset` also moves its file aside.
+`GET /runs/{id}`: the state of a run, and its reply.
+`GET /healthz`, `GET /readyz`, `GET /metrics`: whether the process is healthy, whether it accepts work, Prometheus.
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
-A key is what the percent-encoded path stands for: 1 byte to 1 KiB of UTF-8. What is no UTF-8 is refused, not replaced.
+A key is the percent-decoded part of the path: 1 byte to 1 KiB of UTF-8. Bytes that are not UTF-8 are refused, not replaced.
 
-A refusal says why: 408 and 413 the body comes too slowly, or is too long; 409 the session is busy (and with what), the
-run was stopped, reset or superseded, or the `Idempotency-Key` is that of another text; 422 a field, its value and what
-is allowed; 429 the queue is full; 503 draining or restarting; 504 the run timed out. What may be tried again has
-`Retry-After`. A client that goes away ends nothing: its question is in the transcript, and so will be the answer.
-SIGTERM is uvicorn's: requests under way are answered, which takes `--wait` at most, WebSockets are closed, then the
-supervisor drains. SIGHUP is the same, and SIGUSR1 a restart.
+A refusal gives the reason: 408 and 413 the body arrives too slowly, or is too long; 409 the session is busy (the body
+names the run that has it), the run was stopped, reset or superseded, or the `Idempotency-Key` is that of another text;
+422 a field, its value and what is allowed; 429 the queue is full; 503 draining or restarting; 504 the run timed out. A
+response to a request that may be tried again has `Retry-After`. A client that disconnects ends no run: its question is
+in the transcript, and the answer will be. uvicorn handles SIGTERM: requests under way are answered, which takes
+`--wait` at most, WebSockets are closed, then the supervisor drains. SIGHUP does the same; SIGUSR1 restarts.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from runtime.metrics import SupervisorCollector
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options say."""
+    """The values of the options."""
 
     sessions: str
     wait: float
@@ -78,7 +79,7 @@ class Settings:
 
 
 class Gateway:
-    """The routes, and the supervisor that they give work to."""
+    """The routes, and the supervisor to which they submit work."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -93,7 +94,7 @@ class Gateway:
         sup = Supervisor(
             s.sessions,
             lanes=[chat],
-            registry=LockRegistry(sidecar=False),  # nobody else is there who would read lock files; see `exclusive`
+            registry=LockRegistry(sidecar=False),  # no other process reads lock files here; see `exclusive`
             exclusive=True,
             status_socket=True,
             notify=True,
@@ -102,7 +103,7 @@ class Gateway:
                 "clock": lambda: clock(sup, self.recent, s.cron_every, s.heartbeat_every),
             },
         )
-        if sys.platform != "win32":  # left alone, it would end the process at once
+        if sys.platform != "win32":  # without a handler, SIGUSR1 would end the process at once
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, sup.request_restart, "SIGUSR1")
         return sup
 
@@ -116,7 +117,7 @@ class Gateway:
         return run
 
     async def post(self, request: Request) -> Response:
-        """Take a message, and wait for the answer, but not too long."""
+        """Post a message, and wait for the answer, for a bounded time."""
         asked = parsed(await body_of(request, within=self.settings.client_timeout))
         run = self.take(request, asked)
         longest = self.settings.wait
@@ -129,28 +130,28 @@ class Gateway:
         return reply({"run": run.id, "reply": run.outcome.value})
 
     async def stream(self, socket: WebSocket) -> None:
-        """Take messages, and tell what becomes of each. Ends with the connection; the runs go on."""
+        """Post messages, and send the events of their runs. Ends with the connection; the runs go on."""
         await socket.accept()
         async with anyio.create_task_group() as tasks:
             while (frame := await socket.receive())["type"] == "websocket.receive":
                 try:
                     run = self.take(socket, parsed(frame.get("text") or frame.get("bytes") or b""))
                 except (LaneError, LockError) as error:
-                    await self.tell(socket, tasks, {"type": "error"} | problem(error, socket.state.lanes))
+                    await self.send(socket, tasks, {"type": "error"} | problem(error, socket.state.lanes))
                 else:
                     tasks.start_soon(self.relay, socket, tasks, run)
             tasks.cancel_scope.cancel()
 
     async def relay(self, socket: WebSocket, tasks: TaskGroup, run: Run) -> None:
-        """Tell what a run emits, and how it ends."""
-        events = run.events(buffer=256)  # a slow client misses the oldest, and costs no more memory than that
-        await self.tell(socket, tasks, {"type": "accepted", "run": run.id})
+        """Send the events of a run, and its outcome."""
+        events = run.events(buffer=256)  # a slow client misses the oldest events, and costs no more memory
+        await self.send(socket, tasks, {"type": "accepted", "run": run.id})
         async for token in events:
-            await self.tell(socket, tasks, {"type": "token", "run": run.id, "token": token})
-        await self.tell(socket, tasks, {"type": "end", "missed": events.dropped} | shown(run))
+            await self.send(socket, tasks, {"type": "token", "run": run.id, "token": token})
+        await self.send(socket, tasks, {"type": "end", "missed": events.dropped} | shown(run))
 
-    async def tell(self, socket: WebSocket, tasks: TaskGroup, event: dict[str, Any]) -> None:
-        """Send an event; a client that takes none for too long is one that has gone."""
+    async def send(self, socket: WebSocket, tasks: TaskGroup, event: dict[str, Any]) -> None:
+        """Send an event; a client that reads none for too long counts as disconnected."""
         try:
             with anyio.fail_after(self.settings.client_timeout):
                 await socket.send_text(msgspec.json.encode(event, enc_hook=str).decode())
@@ -158,16 +159,16 @@ class Gateway:
             tasks.cancel_scope.cancel()
 
     async def stop(self, request: Request) -> Response:
-        """End what a session does and has queued."""
+        """End the running and the queued runs of a session."""
         return reply({"stopped": request.state.lanes.cancel(session=key_in(request), reason="stopped")})
 
     async def reset(self, request: Request) -> Response:
-        """Start a session afresh."""
+        """End the session's runs, and give the session a new file."""
         moved = await request.state.lanes.reset(key_in(request))
         return reply({"archived": moved and os.path.basename(moved)})
 
     async def run(self, request: Request) -> Response:
-        """Where a run stands."""
+        """The state of a run."""
         number = request.path_params["id"]
         found = request.state.lanes.find(number)
         if found is None:
@@ -176,27 +177,27 @@ class Gateway:
 
 
 async def healthz(request: Request) -> Response:
-    """Whether the process should go on."""
+    """Whether the process is healthy; otherwise it should be restarted."""
     now = request.state.lanes.statistics()
     told = {"problems": now.problems, "slowed": now.admission_slowed, "abandoned": now.abandoned}
     return reply(told | {"loop_lag_s": now.loop_lag}, 200 if now.healthy else 503)
 
 
 async def readyz(request: Request) -> Response:
-    """Whether it takes work."""
+    """Whether the supervisor accepts work."""
     state = request.state.lanes.state
     return reply({"state": state}) if state == "running" else reply({"state": state}, 503, Retry_After="1")
 
 
 async def metrics(request: Request) -> Response:
-    """For Prometheus."""
+    """The metrics, for Prometheus."""
     registry = CollectorRegistry()
     registry.register(SupervisorCollector(request.state.lanes))
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def restart(request: Request) -> Response:
-    """Begin a restart within the process; `GET /readyz` says when it is over."""
+    """Begin a restart within the process; `GET /readyz` shows when it is over."""
     if request.client is None or not ipaddress.ip_address(request.client.host).is_loopback:
         raise Refusal("a restart is asked for on the machine itself", status=403)
     request.state.lanes.request_restart(f"asked for by {request.client.host}")
@@ -255,11 +256,11 @@ PERIOD = click.FloatRange(min=0, min_open=True)
 def main(host: str, port: int, **settings: Any) -> None:
     """Serve sessions over HTTP and WebSocket."""
     configure("console")
-    # uvicorn raises the signal that has ended it once more. Then, and before it listens, there is nothing to save.
+    # uvicorn raises the signal that ended it once more. Then, and before uvicorn listens, no run needs saving.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn does not know it
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn does not handle SIGHUP
     config = uvicorn.Config(
         application(Settings(**settings)),
         host,
@@ -271,7 +272,7 @@ def main(host: str, port: int, **settings: Any) -> None:
     )
     listening = config.bind_socket()
     if sys.platform == "linux":
-        # A closed connection whose peer reads nothing would be kept for what is left to send: uvicorn never aborts one.
+        # uvicorn never aborts a connection: one with data left to send would stay while its peer reads nothing.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings["client_timeout"] * 1000))
     uvicorn.Server(config).run([listening])
 

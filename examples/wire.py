@@ -1,4 +1,4 @@
-"""What `examples/gateway.py` reads and writes: messages as they come in, runs and errors as they go out."""
+"""The wire format of `examples/gateway.py`: incoming messages, outgoing runs and errors."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ STATUS: dict[type[BaseException], int] = {
     Draining: 503,
     RunTimedOut: 504,
 }
-"""By class; the most special one counts, and all else is an error of ours: 500."""
+"""By class; the most specific class counts. Every other exception is an error of ours: 500."""
 
 
 class Refusal(LaneError):
-    """What the gateway refuses by itself; `status` and what else the client should know are fields."""
+    """A refusal by the gateway itself; `status` and further facts for the client are fields."""
 
 
 KEYS = "1 byte to 1 KiB of UTF-8 without control characters, percent-encoded"
 
 
 class AnyKey(Convertor[str]):
-    """What may stand for a key in a route. A line break too: no key has one, and that is said instead of 404."""
+    """A key in a route. It matches line breaks too, so that such a key is a 422 with the reason, and not a 404."""
 
     regex = "(?s:.*)"
 
     def convert(self, value: str) -> str:
-        """The key as the path has it."""
+        """The key as it is in the path."""
         return value
 
     def to_string(self, value: str) -> str:
@@ -72,10 +72,10 @@ register_url_convertor("key", AnyKey())
 
 
 class AsSent:
-    """Gives the application the path that was sent, where the server says what it was.
+    """Passes the application the path that was sent, if the server reports it.
 
-    A server puts U+FFFD in the place of bytes that are no UTF-8, and so makes one session of many. Here each such byte
-    is a lone surrogate, which no key may have; whatever is UTF-8 is as the server has it.
+    A server replaces bytes that are not UTF-8 by U+FFFD, and so makes one session of many. Here each such byte becomes
+    a lone surrogate, which no key may have; UTF-8 is left as the server has it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -94,7 +94,8 @@ def key_in(connection: HTTPConnection) -> str:
     """The session that a path names.
 
     Raises:
-        InvalidSession: it names none, or cannot be told from others; field, value and what is allowed are in it.
+        InvalidSession: the path names no session, or perhaps not the one that was sent; the error has field, value and
+            what is allowed.
     """
     key: str = connection.path_params["key"]
     why = "is not allowed"
@@ -103,18 +104,18 @@ def key_in(connection: HTTPConnection) -> str:
             return check_key(key)
         why = "is perhaps not what was sent, and this server does not say"
     except InvalidSession:
-        pass  # its message shows the text; a client wants to see what it has sent
+        pass  # that error shows the decoded text; a client needs to see the path that it has sent
     sent = quote(key, safe="", errors="surrogateescape")
     sent = sent if len(sent) <= 80 else f"{sent:.77}..."
     raise InvalidSession(f"key: {sent!r} {why}; allowed: {KEYS}", field="key", value=sent, allowed=KEYS)
 
 
 class Posted(msgspec.Struct, forbid_unknown_fields=True):
-    """A message, as a client sends it."""
+    """A message from a client."""
 
     text: Annotated[str, msgspec.Meta(min_length=1)]
     when_busy: WhenBusy | None = None
-    """`None`: as the lane has it."""
+    """`None`: the lane's policy."""
     wait: Annotated[float, msgspec.Meta(ge=0)] | bool | None = None
 
 
@@ -129,7 +130,7 @@ def parsed(raw: str | bytes) -> Posted:
     """The message in a body or a frame.
 
     Raises:
-        Refusal: it is none; the field, its value and what is allowed are in it.
+        Refusal: the data is no message; the error has the field, its value and what is allowed.
     """
     if len(raw) > MAX_BODY:
         raise Refusal(f"body: {len(raw)} bytes; allowed: {MAX_BODY} bytes", status=413)
@@ -147,17 +148,17 @@ def parsed(raw: str | bytes) -> Posted:
         unknown = [name for name in given if name not in ALLOWED]
         field = unknown[0] if unknown else re.findall(r"`[$.]*(\w+)", str(error))[-1]
         value, allowed = given.get(field), ALLOWED.get(field, f"the fields {', '.join(ALLOWED)}")
-        value = value if len(repr(value)) <= 80 else f"{value!r:.80}"  # not a megabyte back
+        value = value if len(repr(value)) <= 80 else f"{value!r:.80}"  # do not send a megabyte back
         message = f"{field:.80}: {value!r:.80} is not allowed; allowed: {allowed}"
         raise Refusal(message, status=422, field=field[:80], value=value, allowed=allowed) from None
     return posted
 
 
 async def body_of(request: Request, within: float) -> bytes:
-    """The body, which must neither be too long nor take longer than `within` seconds. A checkpoint.
+    """The body of a request: at most `MAX_BODY` bytes, within `within` seconds. A checkpoint.
 
     Raises:
-        Refusal: it is, or does.
+        Refusal: the body is too long, or takes too long.
     """
     body = bytearray()
     with anyio.move_on_after(within), suppress(ClientDisconnect):
@@ -188,7 +189,7 @@ def problem(error: BaseException, sup: Supervisor) -> dict[str, Any]:
 
 
 def held_by(run: Run) -> dict[str, Any]:
-    """Who has a session, for how long already, and for how long at most."""
+    """The run that has a session, how long it has held it, and how long it still may."""
     now, at_most = time.monotonic(), run.deadline or run.wait_deadline
     return {
         "run": run.id,
@@ -209,7 +210,7 @@ async def refused(request: Request, error: BaseException) -> Response:
 
 
 def shown(run: Run) -> dict[str, Any]:
-    """A run, for whoever polls it."""
+    """A run, for a client that polls it."""
     told = {"run": run.id, "lane": run.lane, "session": run.session, "state": run.state, "reason": run.reason}
     if (outcome := run.outcome) is None:
         return told
