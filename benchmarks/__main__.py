@@ -1,4 +1,4 @@
-"""`python -m benchmarks SUITE`: prints the figures with their bounds; exits 1 when one is missed."""
+"""`python -m benchmarks SUITE`: prints the figures with their bounds; exits 1 when a bound is missed."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def lanes() -> list[Figure]:
 
 
 def process() -> list[Figure]:
-    """The figures of the process around the lanes; with `LANES_LONG=1` ten minutes longer."""
+    """The figures of the process around the lanes; `LANES_LONG=1` takes ten minutes longer."""
     return [*surroundings(), *restarts(), *soak()]
 
 
 def gateway() -> list[Figure]:
     """The figures of a whole gateway."""
-    from .gateway import figures  # noqa: PLC0415 -- it needs what the other suites do not: the extra `gateway`
+    from .gateway import figures  # noqa: PLC0415 -- only this suite needs the extra `gateway`
 
     return figures()
 

@@ -30,7 +30,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What eight processes did."""
+    """The holds of eight processes."""
 
     holds: int
     share: float
@@ -42,7 +42,7 @@ class Result:
 
 
 def figures() -> list[Figure]:
-    """Ours, blocking `flock` and `filelock.AsyncFileLock`, in turn; then what a stopped process costs the others."""
+    """Our lease, blocking `flock` and `filelock.AsyncFileLock`, in turn; then the cost of a stopped process."""
     kinds = ("ours", "bare", "flock", "filelock")
     rounds = [{kind: _contend(kind) for kind in kinds} for _ in range(ROUNDS)]
     ours, bare, flock, polling = ([one[kind] for one in rounds] for kind in kinds)
@@ -82,8 +82,8 @@ def figures() -> list[Figure]:
 
 
 def _stopped() -> Figure:
-    """What the other seven lose when one is stopped while it waits."""
-    after_s = 0.5  # once it has been stopped and passed over
+    """The throughput that seven processes lose when an eighth one is stopped while it waits."""
+    after_s = 0.5  # by then the stopped process has been passed over
     pairs = [
         (_contend("ours", PROCESSES - 1, after_s=after_s), _contend("ours", PROCESSES, stop=True, after_s=after_s))
         for _ in range(ROUNDS)
@@ -116,7 +116,7 @@ def _contend(kind: str, processes: int = PROCESSES, *, stop: bool = False, after
         ]
         for child in children:
             assert child.stdout is not None
-            child.stdout.readline()  # it has started
+            child.stdout.readline()  # the child has started
         start = time.monotonic() + 0.3
         told = _told(children, start)
         victim = told.pop() if stop else None
@@ -132,14 +132,14 @@ def _contend(kind: str, processes: int = PROCESSES, *, stop: bool = False, after
 
 
 def _stop_in_the_queue(victim: subprocess.Popen[str], path: str) -> None:
-    """Stop a process while it waits; one that holds the lock when it is stopped keeps it."""
+    """Stop a process while it waits; a process that is stopped while it holds the lock keeps it."""
     while True:
         victim.send_signal(signal.SIGSTOP)
         try:
             with open(path + ".lock", encoding="utf-8") as file:
                 holder = json.load(file)["pid"]
         except (OSError, ValueError):
-            holder = victim.pid  # it may be about to hold
+            holder = victim.pid  # the victim may be about to hold
         if holder != victim.pid:
             return
         victim.send_signal(signal.SIGCONT)

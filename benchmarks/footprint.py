@@ -1,4 +1,4 @@
-"""What lanes and runs leave in memory: live ones, ended ones, and those that were timed out with much in hand.
+"""The memory of lanes and runs: live ones, ended ones, and runs that time out while they hold much memory.
 
 Each figure is taken in a fresh process, whose resident size no other figure has touched.
 """
@@ -35,12 +35,12 @@ SETTLE = 10  # rounds of the loop in which an ended task is let go
 
 
 def figures() -> list[Figure]:
-    """All of them, on both event loops at once."""
+    """All figures of this module, on both event loops at once."""
     calls = [(what, backend) for what in _MEASURES for backend in BACKENDS]
     found: list[Figure] = []
     for pair in zip(
         calls[::2], calls[1::2], strict=True
-    ):  # one measure on both event loops: as many as there are cores
+    ):  # both event loops at once: as many processes as there are cores
         for (what, backend), heard in zip(pair, at_once(__name__, *pair), strict=True):
             found += _FIGURES[what](backend, heard)
     return found
@@ -81,7 +81,7 @@ _FIGURES: dict[str, Callable[[str, dict[str, Any]], list[Figure]]] = {
 
 
 async def _live() -> dict[str, Any]:
-    """Session lanes, each of which holds its session's turn, so a file and a kernel lock as well."""
+    """Session lanes: each holds its session's turn, and so a file and a kernel lock."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     process = psutil.Process()
@@ -91,7 +91,7 @@ async def _live() -> dict[str, Any]:
         await anyio.sleep_forever()
 
     with tempfile.TemporaryDirectory() as directory:
-        async with Supervisor(directory, groups=groups, limits=Limits(lag_s=60)) as sup:  # the bulk of it is meant
+        async with Supervisor(directory, groups=groups, limits=Limits(lag_s=60)) as sup:  # the loop is late on purpose
 
             async def live(kind: str, count: int) -> None:
                 for number in range(count):
@@ -124,7 +124,7 @@ async def _live() -> dict[str, Any]:
 
 
 async def _one_shot() -> dict[str, Any]:
-    """Lanes that each do one run and are gone."""
+    """Lanes that each serve one run and are removed."""
 
     async def work(ctx: RunContext) -> None:
         return
@@ -141,7 +141,7 @@ async def _one_shot() -> dict[str, Any]:
                 gc.collect()
 
             tracemalloc.start()
-            await lanes(0, 5_000)  # the outcomes that are kept are all of the later size
+            await lanes(0, 5_000)  # the kept outcomes have their final size
             before, tasks = tracemalloc.get_traced_memory()[0], len(anyio.get_running_tasks())
             await lanes(5_000, ONE_SHOT)
             after = tracemalloc.get_traced_memory()[0]
@@ -152,7 +152,7 @@ async def _one_shot() -> dict[str, Any]:
 
 
 class _Graph(bytearray):
-    """What a session would keep in memory; can be watched."""
+    """Stands for the memory of a session; it can be referenced weakly."""
 
     __slots__ = ("__weakref__",)
 
@@ -212,7 +212,7 @@ async def _timed_out() -> dict[str, Any]:
             gc.collect()
             gc.disable()
             gc.callbacks.append(count_pass)
-            with patch.object(gc, "collect", return_value=0):  # nobody else's pass may help either
+            with patch.object(gc, "collect", return_value=0):  # no other caller's pass may free it either
                 await send(body, 10)  # warm up: the sizes of the allocator's own pools
                 resident, largest = process.memory_info().rss, 0
                 for one in (body, body_that_wraps):

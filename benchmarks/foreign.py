@@ -1,7 +1,7 @@
-"""Beside a foreign gateway that knows lock files only and takes its own again at once: who gets how much; the price.
+"""Beside a foreign gateway that knows lock files only and takes its own again at once: shares, waits and CPU time.
 
-It polls every 50 ms when it finds the file, has no queue, and leaves no gap; so do two of them among themselves, which
-is what they would get without us. A gap of ours of 60 ms lets it in after each of ours.
+The gateway polls every 50 ms while the file exists, has no queue, and leaves no gap. Two such gateways are measured as
+well, for comparison. Our gap of 60 ms lets the gateway in after each of our holds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOREIGN_POLL_S = 0.05
 
 
 def figures() -> list[Figure]:
-    """Waiting for one that holds on; one of ours beside one that does not, then two of ours; on both event loops."""
+    """Waiting for a gateway that holds on; one, then two of our processes beside one that does not; on both loops."""
     found = []
     for backend in ("asyncio", "trio"):
         _, waiting = _contend(2 * SECONDS, "foreign", backend)
@@ -89,7 +89,7 @@ def _contend(hold_s: float, *kinds: str) -> list[dict[str, float]]:
             assert child.stdin is not None
             child.stdin.write("go\n")
             child.stdin.flush()
-            while not os.path.exists(path + ".lock"):  # the foreign one comes first: who was never met gets no gap
+            while not os.path.exists(path + ".lock"):  # no gap is left before a gateway was seen
                 time.sleep(0.001)
         return [json.loads(child.communicate(timeout=60)[0]) for child in children]
 

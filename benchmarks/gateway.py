@@ -1,8 +1,8 @@
-"""The gateway of the examples, whole: against the same Starlette application without lanes, and with many WebSockets.
+"""The example gateway as a whole: against the same Starlette application without lanes, and with many WebSockets.
 
-Both are processes of their own, under uvicorn with the same settings, asked in turn by the same client over raw
-keep-alive connections. The peer does what the gateway's agent does, by hand: it reads the transcript, appends the
-question, asks the same model, which answers at once, and appends the answer; with nothing to order, bound or end it.
+Both are processes of their own, under uvicorn with the same settings. The same client sends requests to each in turn,
+over raw keep-alive connections. The peer does by hand what the gateway's agent does: it reads the transcript, appends
+the question, asks the same model, which answers at once, and appends the answer, without order, bounds or deadlines.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _serving(kind: str, directory: str) -> Iterator[tuple[psutil.Process, int]]:
         assert child.stdout is not None
         yield psutil.Process(child.pid), int(child.stdout.readline())
     finally:
-        child.terminate()  # not killed: it removes its status socket
+        child.terminate()  # SIGTERM: the server then removes its status socket
         try:
             child.communicate(timeout=CHILD_S)
         finally:
@@ -96,7 +96,7 @@ async def _requests(ours: int, peer: int) -> list[Figure]:
 
 
 async def _round(port: int, name: str) -> tuple[float, float]:
-    """Ask all the requests; how long that took, and the p99 of one, in seconds."""
+    """Send all requests; returns the seconds for all of them, and the p99 of one."""
     took: list[float] = []
     began = time.perf_counter()
     async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as clients:
@@ -124,7 +124,7 @@ async def _client(port: int, name: str, numbers: range, took: list[float]) -> No
 
 
 async def _websockets(server: psutil.Process, port: int) -> list[Figure]:
-    """Open them all, hold them, and have each stream one run."""
+    """Open all WebSockets, hold them, and stream one run on each."""
     before = server.memory_info().rss
     turnstile = asyncio.Semaphore(AT_A_TIME)
 

@@ -1,6 +1,6 @@
 """The figures of the house: circles of imports, records that other files write, lines. No time is measured here.
 
-Which class an attribute belongs to is asked of mypy, so that a field with a common name is not taken for another's.
+mypy determines the class of each attribute, so that a common field name is not counted for another class.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who gets through when everything is full: foreground work, control, and a loop beside bodies that never end."""
+"""Latency under full load: foreground runs, lane `control`, and a loop beside bodies that never end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ABANDONED, WATCHED_S = 10, 3.0
 
 
 def figures() -> list[Figure]:
-    """All of them, on both event loops."""
+    """All figures of this module, on both event loops."""
     found = []
     for backend in BACKENDS:
         found.append(anyio.run(_foreground, backend, backend=backend))
@@ -79,7 +79,7 @@ async def _foreground(backend: str) -> Figure:
 
 
 async def _control(backend: str) -> list[Figure]:
-    """Looking, cancelling and a run on the control lane, while no other lane could start anything."""
+    """Statistics, cancelling and a run on the control lane, while no other lane can start a run."""
     shared = ("main", "cron", "heartbeat", "subagent")
     lanes = [LaneSpec(name, capacity=8, group="full", queue_limit=None) for name in shared]
     lanes.append(LaneSpec("session:*", group="full", queue_limit=SESSION_QUEUE))
@@ -150,11 +150,11 @@ async def _beside_abandoned() -> tuple[float, float]:
                 assert (await run.wait()).state is RunState.ABANDONED
             beside = await _cpu()
             print(json.dumps((idle, beside)), flush=True)
-            os._exit(0)  # those bodies would keep the loop from ending
+            os._exit(0)  # the abandoned bodies keep the loop from ending
 
 
 async def _cpu() -> float:
-    await anyio.sleep(0.3)  # what led here has settled
+    await anyio.sleep(0.3)  # wait until the start has settled
     began, used = time.monotonic(), time.process_time()
     await anyio.sleep(WATCHED_S)
     return (time.process_time() - used) / (time.monotonic() - began)

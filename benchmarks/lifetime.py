@@ -1,4 +1,4 @@
-"""How soon the next one has a session: after a deadline, after the holder was killed, while its loop is frozen."""
+"""How soon the next waiter has a session: after a deadline, a kill of the holder, or while its loop is frozen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOLD_S, GRACE_S = 0.02, 0.05
 
 
 def figures() -> list[Figure]:
-    """All three, on both event loops."""
+    """All three figures, on both event loops."""
     found = []
     for backend in ("asyncio", "trio"):
         late = sorted(anyio.run(_after_deadlines, backend=backend))
@@ -87,14 +87,14 @@ async def _after(what: str, backend: str) -> float:
     registry = LockRegistry()
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/session.jsonl"
-        child = subprocess.Popen(  # noqa: ASYNC220 -- nothing else runs yet
+        child = subprocess.Popen(  # noqa: ASYNC220 -- no other task runs yet
             [sys.executable, "-m", "benchmarks.lifetime", what, path, backend],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         assert child.stdout is not None
-        told = float(child.stdout.readline())  # it holds; until when
+        told = float(child.stdout.readline())  # the child holds the lease until this instant
         happened = told
 
         async def kill() -> None:

@@ -1,4 +1,4 @@
-"""Many sessions at once: what waiting for them costs the event loop, and what is left of the idle ones."""
+"""Many sessions at once: the load of waiters on the event loop, and the memory of idle sessions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _waiting(backend: str) -> list[Figure]:
 
 
 async def _lag(directory: str | None) -> tuple[list[float], float]:
-    """How late a timer of 10 ms rings, and the share of a core that was used."""
+    """The delay of a timer of 10 ms, and the used share of a core."""
     registry, lags = LockRegistry(), []
 
     async def wait(path: str) -> None:
@@ -85,7 +85,7 @@ async def _hold(directory: str) -> None:
 
 
 async def _idle() -> Figure:
-    """Touch a hundred thousand sessions once each, and see what the registry has kept."""
+    """Touch a hundred thousand sessions once each, and measure what the registry keeps."""
     registry = LockRegistry()
     with tempfile.TemporaryDirectory() as directory:
 

@@ -26,7 +26,7 @@ class Figure:
     value: float
     unit: str
     bound: float | None = None
-    """What it should not exceed, or with `at_least` not fall below."""
+    """The bound: the value should not exceed it, or with `at_least` not fall below it."""
     at_least: bool = False
     detail: str = ""
 
@@ -69,7 +69,7 @@ async def absolute(name: str, ours: Callable[[], Awaitable[float]], *, bound_us:
 
 
 async def per_operation(count: int, body: Callable[[], Awaitable[None]]) -> float:
-    """Seconds per operation of a body that does `count` of them."""
+    """Seconds per operation of a body that does `count` operations."""
     began = time.perf_counter()
     await body()
     return (time.perf_counter() - began) / count
@@ -81,13 +81,13 @@ def quiet(level: int = logging.ERROR) -> None:
 
 
 def at_once(module: str, *calls: tuple[str, ...], within_s: float = CHILD_S) -> list[Any]:
-    """What fresh processes print as JSON, one per call of a module with arguments, all running at the same time.
+    """The JSON that fresh processes print, one process per call of a module with arguments, all at the same time.
 
-    For figures of memory and CPU time, which are those of one process whatever runs beside it.
+    For figures of memory and CPU time, which belong to one process and do not depend on the others.
 
     Raises:
-        subprocess.TimeoutExpired: one took longer than `within_s` seconds; all are killed.
-        ValueError: one printed no JSON; standard error says why.
+        subprocess.TimeoutExpired: a process took longer than `within_s` seconds; all are killed.
+        ValueError: a process printed no JSON; standard error has the reason.
     """
     children = [
         subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)

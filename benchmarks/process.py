@@ -1,6 +1,6 @@
-"""The process around the lanes: how soon a blocked loop is told, who gets past a frozen one, what watching costs.
+"""The process around the lanes: the delay until a blocked loop is reported, a frozen loop, the cost of watching.
 
-Each figure is taken in processes of its own: a loop that is blocked, or frozen for good, is nobody else's.
+Each figure is taken in processes of its own: a blocked or frozen loop disturbs no other figure.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RUNS = 4000
 
 
 def figures() -> list[Figure]:
-    """All of them, on both event loops."""
+    """All figures of this module, on both event loops."""
     found: list[Figure] = []
     for backend in BACKENDS:
         found += _blocked_figures(backend, *at_once(__name__, ("blocked", backend)))
@@ -123,7 +123,7 @@ def _cost_figures(backend: str, watched: float, alone: float, throughput: dict[s
 
 
 async def _blocked() -> list[dict[str, Any]]:
-    """Bodies that compute, one after the other, and what is logged of each."""
+    """Bodies that compute, one after the other, and the log line of each."""
     logged: list[tuple[float, str, str]] = []
     found = []
     loop_at = _compute.__code__.co_firstlineno + 2
@@ -166,7 +166,7 @@ async def _compute(ctx: RunContext) -> float:
 
 
 def _past_a_frozen_one(backend: str) -> list[float]:
-    """Seconds that each session is somebody else's after the deadline and the grace of a run in a frozen process."""
+    """Seconds from deadline + grace of runs in a frozen process until another process has each session."""
     with tempfile.TemporaryDirectory() as directory, _child("freeze", backend, directory) as ended_at:
         until = {f"s{number}": at for number, at in enumerate(ended_at)}
         return anyio.run(_take_over, directory, until, backend=backend)
@@ -188,7 +188,7 @@ async def _take_over(directory: str, until: dict[str, float]) -> list[float]:
 
 
 async def _freeze(directory: str) -> None:
-    """Runs that conduct sessions, and one that never lets go of the loop; the parent kills us."""
+    """Runs that conduct sessions, and a run that blocks the loop for ever; the parent kills this process."""
     lanes = [LaneSpec("session:*", timeout=TIMEOUT_S, grace=GRACE_S)]
 
     async def wait(ctx: RunContext) -> None:
@@ -201,15 +201,15 @@ async def _freeze(directory: str) -> None:
 
     async with Supervisor(directory, lanes=lanes) as sup:
         runs = [sup.submit(f"session:s{number}", wait) for number in range(HELD)]
-        await anyio.sleep(0.1)  # all have begun
+        await anyio.sleep(0.1)  # all runs have begun
         await sup.submit("main", freeze).result()
 
 
-# Asking a process that is full
+# Status of a process that is full
 
 
 def _ask_when_full(backend: str) -> tuple[list[float], float]:
-    """Seconds to connect, ask and be answered, each time anew, as `lanes status` does; and what that cost there."""
+    """Seconds to connect, ask and get an answer, each time as `lanes status` does; and the CPU time of the process."""
     answered = []
     with tempfile.TemporaryDirectory() as directory, _child("full", backend, directory) as (pid, queued):
         used = _cpu_of(pid)
@@ -230,7 +230,7 @@ def _cpu_of(pid: int) -> float:
 
 
 async def _full(directory: str) -> None:
-    """Every lane full, `control` too; the parent kills us."""
+    """Every lane full, `control` too; the parent kills this process."""
     lanes = [LaneSpec(name, capacity=8, group="full", queue_limit=None) for name in SHARED]
     lanes.append(LaneSpec("session:*", group="full", queue_limit=SESSION_QUEUE))
     groups = [GroupSpec("full", slots=40)]
@@ -254,7 +254,7 @@ async def _full(directory: str) -> None:
         await anyio.sleep(LIMIT_S)
 
 
-# What watching costs
+# The cost of the watchdog
 
 
 async def _idle() -> float:
@@ -273,7 +273,7 @@ async def _idle_alone() -> float:
 
 
 async def _cpu() -> float:
-    await anyio.sleep(0.5)  # what led here has settled
+    await anyio.sleep(0.5)  # wait until the start has settled
     began, used = time.monotonic(), time.process_time()
     await anyio.sleep(WATCHED_S)
     return (time.process_time() - used) / (time.monotonic() - began)
@@ -309,7 +309,7 @@ async def _work(ctx: RunContext) -> int:
 
 @contextmanager
 def _child(what: str, backend: str, directory: str) -> Iterator[Any]:
-    """What a process of this module has said when it is ready; killed when the block is left."""
+    """A process of this module: the line that it prints when it is ready. Killed when the block is left."""
     child = subprocess.Popen(
         [sys.executable, "-m", __name__, what, backend, directory], stdout=subprocess.PIPE, text=True
     )

@@ -1,7 +1,7 @@
-"""What a restart in the process costs those who wait: the loop, a health probe, and every message.
+"""The cost of a restart in the process: for the loop, for a health probe, and for every message.
 
-Whether a message was answered, and once, is read from the transcripts when all is over. One that was refused, because
-the supervisor took nothing at that instant, is sent again by its sender: it is neither lost nor doubled.
+Whether each message was answered once is read from the transcripts at the end. A message that was refused, because
+the supervisor drained at that instant, is sent again by its sender: it is neither lost nor answered twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SETTLE_S = 20.0
 
 
 def figures() -> list[Figure]:
-    """All of them, on both event loops, one after the other."""
+    """All figures of this module, on both event loops, one after the other."""
     found: list[Figure] = []
     for backend in BACKENDS:
         found += _overdue_figures(backend, *at_once(__name__, ("overdue", backend)))
@@ -95,7 +95,7 @@ def _ledger(heard: dict[str, Any], backend: str) -> list[Figure]:
 
 @asynccontextmanager
 async def _secrets() -> AsyncIterator[dict[str, str]]:
-    """A service that takes a moment to come and to go."""
+    """A service that takes a moment to enter and to leave."""
     await anyio.sleep(0.002)
     yield {"token": "x"}
     await anyio.sleep(0.002)
@@ -119,7 +119,7 @@ GROUPS = [GroupSpec("main", slots=UNDER_WAY)]
 
 
 async def _judge(directory: str, sent: Sequence[int]) -> dict[str, int]:
-    """What became of the messages that were taken, by the files."""
+    """The accepted messages, compared with the files."""
     registry, answers = LockRegistry(), Counter[int]()
     for name in os.listdir(directory):
         for record in await registry.read(f"{directory}/{name}", on_error="raise"):
@@ -136,7 +136,7 @@ async def _judge(directory: str, sent: Sequence[int]) -> dict[str, int]:
 
 
 async def _overdue() -> dict[str, Any]:
-    """Restarts while runs are under way and others wait, watched from inside and from outside."""
+    """Restarts while runs are under way and others wait, measured inside and outside of the loop."""
     sent: list[int] = []
     with tempfile.TemporaryDirectory() as directory:
         async with Supervisor(directory, lanes=LANES, groups=GROUPS, services={"secrets": _secrets}) as sup:
@@ -181,7 +181,7 @@ async def _restart_overdue(sup: Supervisor, sent: list[int]) -> dict[str, Any]:
 
 
 async def _lags_during(body: Callable[..., Awaitable[None]], *args: Any) -> list[float]:
-    """How late a timer rings while something goes on."""
+    """The delays of a timer while `body` runs."""
     lags: list[float] = []
 
     async def tick() -> None:
@@ -202,7 +202,7 @@ def _p99(values: list[float]) -> float:
 
 
 class _Probe:
-    """Asks from a thread, every 100 ms, as a health endpoint is asked: statistics, and a run on the control lane."""
+    """A health probe in a thread, every 100 ms: statistics, and a run on the control lane."""
 
     def __init__(self, sup: Supervisor) -> None:
         self._sup = sup
@@ -210,7 +210,7 @@ class _Probe:
         self.took: list[float] = []
         """Seconds until each answer."""
         self.draining = 0
-        """Answers that said that no work is taken now."""
+        """How many answers were `Draining`."""
 
     async def serve(self) -> None:
         await anyio.to_thread.run_sync(self._ask_on)
@@ -234,7 +234,7 @@ async def _nothing(ctx: RunContext) -> None:
 
 
 async def _load() -> dict[str, Any]:
-    """Restarts while senders send."""
+    """Repeated restarts while senders send."""
     senders = _Senders()
     took: list[float] = []
     with tempfile.TemporaryDirectory() as directory:
@@ -268,7 +268,7 @@ def _held() -> tuple[int, int, int]:
 
 
 class _Senders:
-    """Each sends a message, waits for its end, and sends the next; one that is refused is sent again."""
+    """Senders: each sends a message, waits for its outcome, and sends the next; a refused message is sent again."""
 
     def __init__(self) -> None:
         self.sent: list[int] = []
@@ -276,7 +276,7 @@ class _Senders:
         self._over = False
 
     async def beside(self, sup: Supervisor, body: Callable[[], Awaitable[None]]) -> None:
-        """Send while something goes on, and see all runs end."""
+        """Send while `body` runs, and wait until all runs have ended."""
         self._over = False
         async with anyio.create_task_group() as group:
             for number in range(SENDERS):

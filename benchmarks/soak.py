@@ -1,6 +1,6 @@
 """Mixed load for a while, with timeouts, failures, interruptions and restarts: whether memory stays flat.
 
-`LANES_LONG=1` makes it the ten minutes that say something; without, it is twenty seconds, which only show that it runs.
+With `LANES_LONG=1` the load runs for ten minutes, which the figures need; otherwise for twenty seconds, as a trial.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ LONG = bool(os.environ.get("LANES_LONG"))
 MINUTES = 10.0 if LONG else 1 / 3
 RESTART_EVERY_S = 60.0 if LONG else 5.0
 WARM_UP = 0.2
-"""Of the time; what comes after it is to be flat."""
+"""The share of the time that counts as warm-up; memory should be flat after it."""
 STEP_S, KEYS, HELD_BYTES, TIMEOUT_S = 0.01, 50, 200_000, 0.05
 SLOPE_MB, GROWTH_MB, SHORT = 12.0, 2.0, "the short form, no verdict: LANES_LONG=1"
 
 
 def figures() -> list[Figure]:
-    """All of them, on both event loops at once."""
+    """All figures of this module, on both event loops at once."""
     heard = at_once(__name__, *((backend,) for backend in BACKENDS), within_s=MINUTES * 60 + 60)
     return [figure for backend, one in zip(BACKENDS, heard, strict=True) for figure in _figures(backend, one)]
 
@@ -73,7 +73,7 @@ def _figures(backend: str, heard: dict[str, Any]) -> list[Figure]:
 
 
 class _Load:
-    """What a gateway's day is made of, a bit of it every 10 ms."""
+    """A gateway's mixed load, a few calls every 10 ms."""
 
     def __init__(self, sup: Supervisor) -> None:
         self._sup = sup
@@ -81,7 +81,7 @@ class _Load:
         self.refused = 0
 
     def step(self, number: int) -> None:
-        """Send what is due. Two or three runs; what is refused is not sent again."""
+        """Submit the two or three runs that are due; a refused run is not submitted again."""
         sup, key = self._sup, f"session:{number % KEYS}"
         try:
             sup.post(key, f"m{number // 2}", dedupe=f"{number // 2}")  # every other one is a repetition

@@ -1,4 +1,4 @@
-"""What a run costs: against a bare task and `aiojobs`, one at a time, on fresh lanes, and from a long backlog."""
+"""The cost of a run: against a bare task and `aiojobs`, one at a time, on fresh lanes, and from a long backlog."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ GROUPS = [GroupSpec("fresh", slots=RUNS)]
 
 
 def figures() -> list[Figure]:
-    """All of them, on both event loops."""
+    """All figures of this module, on both event loops."""
     return [figure for backend in ("asyncio", "trio") for figure in anyio.run(_figures, backend, backend=backend)]
 
 
 async def _figures(backend: str) -> list[Figure]:
     with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
-        # Submitting 200,000 keeps the loop for longer than it may be late.
+        # Submitting 200,000 runs blocks the loop for longer than `limits.lag_s` allows.
         async with Supervisor(directory, lanes=LANES, groups=GROUPS, limits=Limits(lag_s=60)) as sup:
             found = [
                 await ratio(
@@ -98,7 +98,7 @@ async def _fresh_lanes(sup: Supervisor) -> float:
         for run in [sup.submit(f"fresh:{number}", _work) for number in range(RUNS)]:
             await run.result()
 
-    gc.collect()  # here and below: what the round before has left is not this one's to collect
+    gc.collect()  # here and below: a round must not collect the garbage of the round before
     return await per_operation(RUNS, body)
 
 
@@ -141,7 +141,7 @@ async def _aiojobs() -> float:
 
 
 async def _backlogs(sup: Supervisor, backend: str) -> list[Figure]:
-    """How long a backlog takes from the first `submit` to the last end; and, on asyncio, whether that is linear."""
+    """Seconds of a backlog from the first `submit` to the last outcome; and, on asyncio, whether that is linear."""
     lengths = (BACKLOG, LONG_BACKLOG) if backend == "asyncio" else (BACKLOG,)
     await _backlog(sup, BACKLOG)  # warm up
     rounds = [[await _backlog(sup, length) for length in lengths] for _ in range(BACKLOG_ROUNDS)]

@@ -15,7 +15,7 @@
 `GET /healthz`, `GET /readyz`, `GET /metrics`: whether the process is healthy, whether it accepts work, Prometheus.
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
-A key is the percent-decoded part of the path: 1 byte to 1 KiB of UTF-8. Bytes that are not UTF-8 are refused, not replaced.
+A key is the percent-decoded part of the path: 1 byte to 1 KiB of UTF-8. Other bytes are refused, not replaced.
 
 A refusal gives the reason: 408 and 413 the body arrives too slowly, or is too long; 409 the session is busy (the body
 names the run that has it), the run was stopped, reset or superseded, or the `Idempotency-Key` is that of another text;
