@@ -1,9 +1,9 @@
-"""The way of one message: which functions of ours run between a post and its answer, and how often the file changes.
+"""The path of one message: the functions of ours between a post and its answer, and how often the file changes.
 
-A call is a function of ours that begins. One that goes on after an `await`, and a comprehension or a generator
-expression, is a part of the function that it stands in. A call changes the file when the code that makes it lies in
-another file, which may be a library's. Counted is one message of a session that nothing else uses, with all that goes
-with it: the turn and its note, one append with its lock file, the answer. The counts are the same on every machine.
+A call is the start of a function of ours. A function that goes on after an `await` is not counted again, and a
+comprehension or generator expression belongs to the function that it stands in. A call changes the file when its
+caller's code lies in another file, which may be a library's. One message of an otherwise unused session is counted, with
+the turn and its note, one append with its lock file, and the answer. The counts are the same on every machine.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _RESUMED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERA
 
 
 class Calls:
-    """What `sys.setprofile` reports of one message, as counts."""
+    """The calls that `sys.setprofile` reports for one message, counted."""
 
     def __init__(self) -> None:
         self.made: Counter[str] = Counter()
-        """By function."""
+        """Calls by function."""
         self.changes: Counter[str] = Counter()
-        """Of those, the ones out of another file."""
+        """The calls of these that come from another file."""
         self._begun: list[FrameType] = []
 
     def note(self, frame: FrameType, event: str, _: Any) -> None:
-        """One event of the interpreter."""
+        """Count one event of the interpreter."""
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(_OURS) or code.co_name.startswith("<"):
             return
@@ -58,7 +58,7 @@ class Calls:
             self.changes[name] += 1
 
     def stop(self) -> None:
-        """Count no more, and let go of the frames."""
+        """Stop counting, and release the frames."""
         sys.setprofile(None)
         self._begun.clear()
 
@@ -69,7 +69,7 @@ async def _answer(ctx: RunContext, messages: Sequence[Message]) -> str:
 
 
 async def count() -> Calls:
-    """The calls of one message, when all that is made once has been made."""
+    """The calls of one message, after messages that warm up."""
     with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
         async with Supervisor(directory, lanes=[LaneSpec("main", handler=_answer)]) as sup:
             message = Message("hello")
@@ -85,7 +85,7 @@ async def count() -> Calls:
 
 
 def figures() -> list[Figure]:
-    """The totals of both event loops, then the functions, those that are called from elsewhere first."""
+    """The totals of both event loops, then the functions, those that are called from other files first."""
     found: list[Figure] = []
     functions: list[Figure] = []
     for backend in ("asyncio", "trio"):
