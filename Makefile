@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
+# What is imported is compiled once, whatever the caller's habit: the tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The newest interpreter on the path, unless one is named: make PYTHON=/opt/python3.13/bin/python3
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)

@@ -22,8 +22,10 @@ UNWANTED = (
     "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CLICOLOR", "CLICOLOR_FORCE",
     "LANES_SOCKET", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID",
     "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONDEVMODE", "PYTHONASYNCIODEBUG", "PYTHONIOENCODING", "PYTEST_ADDOPTS",
+    "PYTHONDONTWRITEBYTECODE",
 )  # fmt: skip
-"""Variables that change what a program prints or does. A test that is about one of them sets it itself."""
+"""Variables that change what a program prints or does, or make each child compile all that it imports. A test that is
+about one of them sets it itself."""
 
 
 @contextmanager

@@ -19,6 +19,12 @@ from anyio import to_thread
 from tests import blocking
 """
 
+IMPATIENT = """
+        from tests import leaks
+        leaks.ENDS_WITHIN = 0.1
+"""
+"""What is left behind on purpose does not end by itself: it need not be waited for."""
+
 CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children")
 
 Run = Callable[..., pytest.RunResult]
@@ -114,10 +120,8 @@ def test_a_task_that_ends_by_itself_is_no_leak(run):
 
 def test_a_leaked_thread_fails_the_test(run):
     result = run(
-        """
-        from tests import leaks
-        leaks.ENDS_WITHIN = 0.1
-
+        IMPATIENT
+        + """
         def test_thread():
             threading.Thread(target=time.sleep, args=(2,), name="forgotten").start()
 
@@ -135,7 +139,8 @@ def test_a_leaked_thread_fails_the_test(run):
 @pytest.mark.skipif(not CHILDREN.exists(), reason="this kernel does not list children")
 def test_a_leaked_process_fails_the_test(run):
     result = run(
-        """
+        IMPATIENT
+        + """
         kept = []
 
         def test_child():
@@ -164,7 +169,8 @@ def test_a_leaked_process_fails_the_test(run):
 
 def test_a_leaked_descriptor_fails_the_test(run):
     result = run(
-        """
+        IMPATIENT
+        + """
         kept = []
 
         def test_pipe():
