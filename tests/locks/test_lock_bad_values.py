@@ -36,6 +36,11 @@ def registry(request):
     return LockRegistry(engine=request.param)
 
 
+refused_at_once = pytest.mark.backends("asyncio")
+"""Refused before anything is awaited: no event loop makes a difference. Its canaries run on each loop: a fence that is
+none (a call), a stream from no position (awaited), a place that is none (within a lease)."""
+
+
 def nothing_done(registry, directory):
     now = registry.statistics()
     return (now.sessions, now.held, now.waiting) == (0, 0, 0) and not list(directory.iterdir())
@@ -73,6 +78,7 @@ def test_an_option_that_is_no_flag_is_refused(option, value):
 # Leases
 
 
+@refused_at_once
 @pytest.mark.parametrize("right", ["lease", "turn"])
 @pytest.mark.parametrize("field", ["wait_timeout", "max_hold", "idle_timeout"])
 @each("value", [value for value in NO_DURATIONS if value is not None])
@@ -82,6 +88,7 @@ async def test_a_limit_that_is_no_duration_is_refused_at_the_call(registry, tmp_
     assert nothing_done(registry, tmp_path)
 
 
+@refused_at_once
 @pytest.mark.parametrize("right", ["lease", "turn"])
 @each("value", ["me", b"me", 17, {"lane": "a"}, Holder])
 async def test_a_holder_that_is_none_is_refused_at_the_call(registry, tmp_path, right, value):
@@ -90,6 +97,7 @@ async def test_a_holder_that_is_none_is_refused_at_the_call(registry, tmp_path, 
     assert nothing_done(registry, tmp_path)
 
 
+@refused_at_once
 @pytest.mark.parametrize("right", ["lease", "turn"])
 @each("value", [*NO_FLAGS, None])
 async def test_a_supersede_that_is_no_flag_is_refused_at_the_call(registry, tmp_path, right, value):
@@ -141,6 +149,7 @@ async def test_a_lease_that_was_not_entered_has_no_deadline_as_it_has_nothing_el
 NO_PATHS = [5, None, b"bytes", "", "a\0b", "a\ud83d", ["a"], True]
 
 
+@refused_at_once
 @pytest.mark.parametrize("call", ["lease", "turn", "revoke"])
 @each("path", NO_PATHS)
 async def test_what_can_name_no_transcript_is_refused_before_anything_is_awaited(registry, tmp_path, call, path):
@@ -151,6 +160,7 @@ async def test_what_can_name_no_transcript_is_refused_before_anything_is_awaited
     assert nothing_done(registry, tmp_path)
 
 
+@refused_at_once
 @pytest.mark.parametrize("call", ["append", "read", "stream"])
 @each("path", NO_PATHS)
 async def test_what_can_name_no_transcript_is_refused_by_what_is_awaited(registry, tmp_path, call, path):
@@ -168,6 +178,7 @@ async def test_what_can_name_no_transcript_is_refused_by_what_is_awaited(registr
 # Reading
 
 
+@refused_at_once
 @each("value", ["5", 1.5, True, False, -1, NAN, math.inf, [5]])
 @pytest.mark.parametrize("exists", [True, False])
 async def test_a_count_that_is_no_whole_number_is_refused(registry, tmp_path, value, exists):
@@ -179,6 +190,7 @@ async def test_a_count_that_is_no_whole_number_is_refused(registry, tmp_path, va
     assert registry.statistics().sessions == 0
 
 
+@refused_at_once
 @each("value", ["x", None, True, ["skip"], "Raise"])
 async def test_an_unknown_on_error_is_refused(registry, tmp_path, value):
     with refuses("on_error", value):

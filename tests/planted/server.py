@@ -1,7 +1,7 @@
-"""Runs tests with a defect planted, each in a fork of this process, which has imported everything once.
+"""Runs tests and modules with a defect planted, each in a fork of this process, which has imported everything once.
 
-A pytest of its own for each defect spends most of its time on imports. A fork has them, and patches only itself. One
-line of JSON in is a job (`plant`, `options`, `timeout_s`); one line out is what became of it (`code`, `output`).
+A Python of its own for each defect spends most of its time on imports. A fork has them, and patches only itself. One
+line of JSON in is a job (the fields of `Job`); one line out is what became of it (the fields of `Done`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,37 @@ import pytest
 
 from tests import ROOT
 
+QUIET = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+"""For pytest: what is imported already, such as the plugins of anyio, needs no rewritten assertions."""
+
 _POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """What a fork runs: a module, as `python -m` would."""
+
+    module: str
+    arguments: list[str]
+    cwd: str
+    timeout_s: float
+    """Seconds until it is killed; its code is negative then."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What is added to the environment of the server."""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
-    """How a run of pytest ended."""
+    """How a fork ended."""
 
     code: int
-    output: str
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        """All that it wrote."""
+        return self.stdout + self.stderr
 
 
 class Server:
@@ -43,11 +66,11 @@ class Server:
             [sys.executable, "-m", "tests.planted.server"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
-    def run(self, defect: str, *options: str, timeout_s: float = 240.0) -> Done:
-        """Run pytest with a defect planted. It is killed after `timeout_s` seconds, and its code is negative then."""
+    def run(self, module: str, *arguments: str, cwd: Path = ROOT, timeout_s: float = 240.0, **environment: str) -> Done:
+        """Run a module, as `python -m` would."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        job = {"plant": defect, "options": options, "timeout_s": timeout_s}
-        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        job = Job(module, list(arguments), str(cwd), timeout_s, environment)
+        self._process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
         self._process.stdin.flush()
         return Done(**json.loads(self._process.stdout.readline()))
 
@@ -61,7 +84,7 @@ class Server:
         file, _, name = guard.partition("::")
         (path,) = (ROOT / "tests").rglob(f"test_{file}.py")
         options = ("-x", "-q", "-p", "tests.planted.plugin", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
-        done = self.run(defect, *options, str(path), "-k", f"test_{name} and {loops}")
+        done = self.run("pytest", *options, *QUIET, str(path), "-k", f"test_{name} and {loops}", LANES_PLANT=defect)
         assert done.code == pytest.ExitCode.TESTS_FAILED, done.output
         assert re.search(r"\b1 failed", done.output), done.output
         reached = re.search(rf"planted {defect}: reached (\d+) times", done.output)
@@ -81,11 +104,12 @@ def _serve() -> None:
     told = os.fdopen(os.dup(1), "w")  # what the tests print goes elsewhere
     os.dup2(2, 1)
     for line in sys.stdin:
-        job = json.loads(line)
-        with tempfile.TemporaryFile() as output:
-            code = _forked(job, output.fileno())
-            output.seek(0)
-            json.dump({"code": code, "output": output.read().decode(errors="replace")}, told)
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            code = _forked(Job(**json.loads(line)), stdout.fileno(), stderr.fileno())
+            stdout.seek(0)
+            stderr.seek(0)
+            done = Done(code, stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace"))
+        json.dump(asdict(done), told)
         told.write("\n")
         told.flush()
 
@@ -103,11 +127,11 @@ def _import_everything() -> None:
     import tests.planted.process
 
 
-def _forked(job: dict[str, Any], output: int) -> int:
+def _forked(job: Job, stdout: int, stderr: int) -> int:
     child = os.fork()
     if child == 0:
-        _play(job, output)
-    until = time.monotonic() + job["timeout_s"]
+        _play(job, stdout, stderr)
+    until = time.monotonic() + job.timeout_s
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -118,16 +142,20 @@ def _forked(job: dict[str, Any], output: int) -> int:
         time.sleep(_POLL_S)
 
 
-def _play(job: dict[str, Any], output: int) -> None:
-    """Run pytest in the forked child, which ends with its exit code."""
+def _play(job: Job, stdout: int, stderr: int) -> None:
+    """Run the module in the forked child, which ends with its exit code."""
     code = 1
     try:
         os.setpgid(0, 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.environ["LANES_PLANT"] = job["plant"]
-        # The plugins of anyio are imported, and need no rewritten assertions.
-        code = int(pytest.main([*job["options"], "-W", "ignore::pytest.PytestAssertRewriteWarning"]))
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        os.chdir(job.cwd)
+        os.environ.update(job.environment)
+        sys.argv[:] = [job.module, *job.arguments]
+        runpy.run_module(job.module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:

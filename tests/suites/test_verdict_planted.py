@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lanes import SessionLayout
-from tests import ROOT
 from tests.command import result_of
 
 SCENARIO = """
@@ -72,13 +69,13 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("defect", PLANTED)
-def test_the_verdict_notices(tmp_path, defect):
+def test_the_verdict_notices(run_with, tmp_path, defect):
     patch, least = PLANTED[defect]
     (tmp_path / "scenario.toml").write_text(SCENARIO)
     (tmp_path / "traffic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in TRAFFIC))
     (tmp_path / "sessions").mkdir()
     Path(SessionLayout(tmp_path / "sessions").file_of("torn")).write_text('{"torn')
-    done = run_with(patch, tmp_path)
+    done = run_with(patch)
     result = result_of(done)
     assert result["messages"] == 4
     assert result["verdict"] == ("red" if least else "green"), done.stderr
@@ -152,11 +149,11 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("defect", LOSSES)
-def test_the_verdict_notices_who_loses_a_message_by_a_policy(tmp_path, defect):
+def test_the_verdict_notices_who_loses_a_message_by_a_policy(run_with, tmp_path, defect):
     patch, answered, complaint = LOSSES[defect]
     (tmp_path / "scenario.toml").write_text(POLICIES)
     (tmp_path / "traffic.jsonl").write_text("".join(json.dumps(line) + "\n" for line in MESSAGES))
-    done = run_with(patch, tmp_path)
+    done = run_with(patch)
     result = result_of(done)
     assert (result["messages"], result["answered"]) == (9, answered), done.stderr
     assert (result["verdict"], done.returncode) == (("red", 1) if complaint else ("green", 0)), done.stderr
@@ -164,15 +161,13 @@ def test_the_verdict_notices_who_loses_a_message_by_a_policy(tmp_path, defect):
     assert (result["steered"], result["collected"], result["dropped"]) == (1, 1, 1)
 
 
-def run_with(patch, directory):
-    """`lanes run` of the scenario in a directory, in virtual time, by a library with something changed in it."""
-    scenario = ["run", "scenario.toml", "--sessions", "sessions", "--json"]
-    return subprocess.run(
-        [sys.executable, "-m", "tests.children.virtual_run", patch, *scenario],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+@pytest.fixture
+def run_with(planting, tmp_path):
+    """`lanes run` of the scenario in `tmp_path`, in virtual time, by a library with something changed in it."""
+
+    def run(patch):
+        scenario = ["run", "scenario.toml", "--sessions", "sessions", "--json"]
+        done = planting.run("tests.children.virtual_run", patch, *scenario, cwd=tmp_path)
+        return subprocess.CompletedProcess(scenario, done.code, done.stdout, done.stderr)
+
+    return run
