@@ -1,9 +1,9 @@
 """Runs that wait for other runs: they lend their slot, and a wait that can never end is refused before it begins.
 
-What a run needs before it can go on, says `needs`: in a list all of whose members must come true, each by any one of
-the nodes in it. A node is a run or a task. The registry asks `Waits.needs` as well, and searches
+What a run needs before it can go on is what `needs` answers: a list, all of whose members must come true, each by any
+one of its nodes. A node is a run or a task. The lock registry asks `Waits.needs` as well, and searches
 (`locks.rights.deadlock`). So a ring is found whatever it is made of, by the wait that would close it; a plain search
-for cycles would refuse a wait for a lane of two places because of one that is stuck.
+for cycles would refuse a wait for a lane of two places because one run there is stuck.
 
 A run counts as waiting while the task that runs its body waits: what its child tasks do leaves the body free to go on.
 It does not count while a time limit of its own ends the wait, a cancel scope with a deadline inside the body: then the
@@ -12,7 +12,7 @@ body goes on, whatever it waits for. The run's own budgets are no such limits; t
 A run that goes on takes a slot again, and does not wait for one where that would never end: it goes on without.
 
 Not seen: a body that waits for one of its own child tasks; a ring that is closed by no wait, but by a run that is put
-before another one; one through a right in another lock registry, as two supervisors have that do not share one; and
+before another one; a ring through a right in another lock registry, as two supervisors have that do not share one; and
 limits that are in no cancel scope (`asyncio.timeout`). Deadlines bound those.
 """
 
@@ -107,7 +107,7 @@ class Waits:
             self._go_on(asking)
 
     def ended(self, run: Run) -> None:
-        """Have those that wait for a run go on, before its own slot is given to anybody else."""
+        """Let the runs that wait for a run go on, before its slot is given to another one."""
         for asking in self._awaited.pop(run, ()):
             wait = asking.wait
             assert wait is not None
@@ -118,7 +118,7 @@ class Waits:
         if not asking.is_underway():
             return  # it was asked to end: its clean-up is bounded, and waits for no slot
         if asking.in_line and asking.file is not None:
-            asking.urgency = self._turns.most_urgent(asking.file)  # who waits for its turn lends it its priority
+            asking.urgency = self._turns.most_urgent(asking.file)  # runs that wait for its turn lend it their priority
         self._groups[asking.spec.group].take_again(asking)
 
     def needs(self, node: object) -> Sequence[object]:
@@ -143,8 +143,8 @@ class Waits:
         chain = self._chain(asking, stuck)
         asking.end_wait()
         del self._by_task[task]
-        told = "; ".join(f"{who} waits for {what}" for who, what, _ in chain)
-        raise DeadlockError(f"waiting for run {run.id} on lane {run.lane} would never end: {told}", chain=chain)
+        ring = "; ".join(f"{waiter} waits for {what}" for waiter, what, _ in chain)
+        raise DeadlockError(f"waiting for run {run.id} on lane {run.lane} would never end: {ring}", chain=chain)
 
     def _forget(self, asking: Execution, run: Run) -> None:
         others = self._awaited[run]
@@ -167,22 +167,22 @@ class Waits:
         stuck = self._registry.arbiter.never_ending(asking)
         return stuck if asking in stuck else None
 
-    # Telling
+    # Reporting
 
     def _chain(self, asking: Execution, stuck: _Stuck) -> tuple[tuple[Holder, str, Holder], ...]:
-        """One way round the ring, as the lock registry tells it: who waits, for what, and who keeps them waiting."""
+        """One way round the ring, as the lock registry reports it: the waiter, what it waits for, and what has that."""
         steps = list[tuple[Holder, str, Holder]]()
         one: object = asking
         seen = set[object]()
         while one not in seen:
             seen.add(one)
             kind, other = self._step(one, stuck)
-            steps.append((_holder(one), _told(kind, one, other), _holder(other)))
+            steps.append((_holder(one), _words(kind, one, other), _holder(other)))
             one = other
         return tuple(steps)
 
     def _step(self, one: object, stuck: _Stuck) -> tuple[Kind | None, object]:
-        """What something waits for in vain, and who keeps it; runs stand for the tasks of their bodies."""
+        """What a node waits for in vain, and the node that has it; runs stand for the tasks of their bodies."""
         while isinstance(one, Execution):
             needs = _needed(one, needs_of)
             need = next(need for need in needs if all(other in stuck for other in need.any_of))
@@ -209,7 +209,7 @@ def _holder(node: object) -> Holder:
     return node.fence.holder if isinstance(node, Execution) else Holder(task=name_of(node) or "")
 
 
-def _told(kind: Kind | None, one: object, other: object) -> str:
+def _words(kind: Kind | None, one: object, other: object) -> str:
     if kind is None or not isinstance(one, Execution):
         return str(_holder(other))
     if kind is Kind.RIGHT:

@@ -1,4 +1,4 @@
-"""Runs that are over: what is still known of them, who was told the same run twice, and what waits to be looked at."""
+"""Runs that are over: what is still known of them, which messages have come before, and which failed runs are parked."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Said(NamedTuple):
     run: Run
     """The run that answers it."""
     digest: bytes
-    """Of its body, which must not live as long."""
+    """Of the message's body, which must not live as long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A run that failed in its last attempt, kept until somebody decides. It holds what it takes to submit it again."""
+    """A run that failed in its last attempt, kept until it is resubmitted or forgotten. It holds all that a new submission takes."""
 
     run: Run
     """The run, with its outcome."""
@@ -39,7 +39,7 @@ class Parked:
     parked_at: float
     """When it was parked (`time.monotonic`)."""
     again: Callable[[], Run] = field(repr=False)
-    """Submits it anew, as a run of its own; it is parked no more, unless that is refused."""
+    """Submits its work as a new run; unless that is refused, this one is parked no longer."""
 
 
 class History:
@@ -59,7 +59,7 @@ class History:
         self.parked: OrderedDict[int, Parked] = OrderedDict()
 
     def add(self, run: Run) -> None:
-        """Keep a finished run; the oldest ones go."""
+        """Keep a finished run; beyond the limit the oldest are dropped."""
         self._finished[run.id] = run
         self._order.append(run.id)
         if len(self._order) > self._keep:
@@ -83,7 +83,7 @@ class History:
         return None
 
     def _is_parked(self, run: Run) -> bool:
-        """Whether somebody is to decide about a run, or about the one that has read its message."""
+        """Whether a run, or the run that has read its message, is parked."""
         return run.id in self.parked or run.answered_by in self.parked
 
     def know(self, key: DedupeKey, said: Said) -> None:
@@ -101,7 +101,7 @@ class History:
         self._keys.setdefault(run.id, []).append(key)
 
     def park(self, parked: Parked) -> None:
-        """Keep a run for somebody to decide; as many as finished ones, and the oldest go."""
+        """Keep a failed run. As many are kept as finished ones; beyond that the oldest are dropped."""
         self.parked[parked.run.id] = parked
         while len(self.parked) > max(self._keep, 1):
             gone, forgotten = self.parked.popitem(last=False)
@@ -113,7 +113,7 @@ class History:
         _effects.release(self.parked.pop(run_id, None))
 
     def resubmitted(self, run_id: int, run: Run) -> None:
-        """Keep a parked run no longer, since another one does its work. That one takes its dedupe keys over."""
+        """Keep a parked run no longer, since a new run does its work, and takes its dedupe keys over."""
         self.forget_parked(run_id)
         for key, said in list(self._known.items()):
             if run_id in (said.run.id, said.run.answered_by):  # repeated, the message must not be answered twice

@@ -16,7 +16,7 @@ Hook = Callable[[Run], Any]
 
 
 class Hooks:
-    """The host's functions; whatever one raises is logged, and that is all it does. Only a `KeyboardInterrupt` passes.
+    """The host's functions. What a hook raises is logged and goes no further, but for a `KeyboardInterrupt`.
 
     `started`, `ended` and `waits` note a call that runs when the present change of state is complete (see
     `locks._effects`): a hook may submit, post, cancel, reset and revoke. Each is called in a copy of the supervisor's
@@ -55,9 +55,9 @@ class Hooks:
         try:
             return self.context.copy().run(hook, run, *more)
         except KeyboardInterrupt:
-            raise  # it is not the hook's own: somebody ends the process
+            raise  # it is not the hook's own: the process is to end
         except BaseException as error:
-            # A cancellation or a `SystemExit` too: it would reach whichever task has made the change.
+            # A cancellation or a `SystemExit` too: it would reach the task that has made the change.
             name = getattr(hook, "__qualname__", type(hook).__name__)
             log("hook_failed", level="error", hook=name, run=run.id, error=described(error))
             return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-TELLING_S = 0.05
-"""A deadline that is acted upon later than this is said to be late."""
+REPORTED_S = 0.05
+"""A deadline that is acted upon later than this is reported as late."""
 
 
 class Lateness(Protocol):
@@ -19,7 +19,7 @@ class Lateness(Protocol):
 
 
 class Unwatched:
-    """Nobody watches."""
+    """No watchdog runs, so nothing is known."""
 
     def why_late(self, due: float, now: float) -> str:  # noqa: ARG002 -- the shape of the seam
         """Not known."""
@@ -32,7 +32,7 @@ class Unwatched:
 
 def late_reason(lateness: Lateness, due: float, now: float) -> str:
     """What to add to the reason of a deadline: nothing when it was acted upon in time."""
-    if now - due < TELLING_S:
+    if now - due < REPORTED_S:
         return ""
     why = lateness.why_late(due, now)
     return f", {now - due:.2f} s late" + (f": {why}" if why else "")

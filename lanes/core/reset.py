@@ -1,9 +1,9 @@
 """`reset(key)`: a session starts afresh, and nothing of what went before can reach into it.
 
-Every run that names the session is ended and told why. The reset itself is a run on lane `control`: it takes the turn
-before everybody who comes later, so what is posted meanwhile finds the new session. Every older run that lives on, for
-another session, is barred from writing to this one: its late announcements belong to the old one. An older reset is let
-be: it goes first, and whoever asked for it learns where that file is.
+Every run that names the session is ended, with that reason. The reset itself is a run on lane `control`: it takes the
+turn before every later run, so what is posted meanwhile finds the new session. Every older run that lives on, for
+another session, is barred from writing to this one: its late announcements belong to the old one. An older reset goes
+on: it goes first, and its caller learns where that file is.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def _put_away(ctx: RunContext, *, registry: LockRegistry, file: str, archi
 
 
 def _removed_if_empty(archive: str) -> bool:
-    """Remove what holds nothing: taking the turn of a session that nobody has written to creates its file.
+    """Remove an empty file: taking the turn of a session that nobody has written to creates its file.
 
     Judged when the file has lost its name, not before: until then a record could still come.
     """

@@ -2,12 +2,11 @@
 
 No body may end another one, or what the bodies stand in. A task group ends as a whole: a child that is cancelled by
 `task.cancel()` of asyncio takes all others along, also when it had asked for that itself and has returned meanwhile, or
-had not begun yet. So on asyncio these tasks are in no task group. What each one died of comes by a callback of the
-loop, which comes whichever way it has died, also before its first step.
+had not begun yet. So on asyncio these tasks are in no task group. A callback of the loop reports what a task died of,
+however it died, also before its first step.
 
-On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). So what is started here has to
-wait in a shielded scope of its own, by which the scheduler ends it; a nursery that was cancelled is given up for a
-fresh one.
+On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). So a task that is started here
+has to wait in a shielded scope of its own, by which the scheduler ends it; a nursery that was cancelled is replaced.
 """
 
 from __future__ import annotations
@@ -149,7 +148,7 @@ class TrioHost(TaskHost):
         try:
             ended(error)
         except KeyboardInterrupt as interrupt:
-            ended(interrupt)  # raised further, it would cancel the nursery, and nothing would be told
+            ended(interrupt)  # raised further, it would cancel the nursery, and the end would not be reported
         finally:
             self._number -= 1
             del error, ended, body
@@ -163,7 +162,7 @@ class TrioHost(TaskHost):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._nursery.close()
-        await self._around.__aexit__(None, None, None)  # told of an error, it would wrap it
+        await self._around.__aexit__(None, None, None)  # given an error, it would wrap it
 
 
 class _Nursery:
