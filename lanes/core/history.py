@@ -1,4 +1,4 @@
-"""Runs that are over: what is still known of them, which messages have come before, and which failed runs are parked."""
+"""Runs that are over: what is still known of them, which messages came before, and which failed runs are parked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A run that failed in its last attempt, kept until it is resubmitted or forgotten. It holds all that a new submission takes."""
+    """A run that failed in its last attempt, kept until it is submitted again or forgotten, with all that takes."""
 
     run: Run
     """The run, with its outcome."""
