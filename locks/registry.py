@@ -238,16 +238,16 @@ class LockRegistry:
         held = [claim for claim in holders if claim is not None and claim.state is ClaimState.HELD]
         for claim in held:
             message = f"{claim.holder} lost {text}: {reason}"
-            self.arbiter.revoke(claim, Revoked(message, path=text, holder=claim.holder))
+            self.arbiter.grants.revoke(claim, Revoked(message, path=text, holder=claim.holder))
         return len(held)
 
     def statistics(self) -> RegistryStatistics:
         """What is held and waited for now, and totals."""
         return count(
             self.arbiter.files,
-            competing=len(self.arbiter.room.competing),
-            granted=self.arbiter.granted,
-            revoked=self.arbiter.steward.revoked,
+            competing=len(self.arbiter.grants.room.competing),
+            granted=self.arbiter.grants.granted,
+            revoked=self.arbiter.grants.steward.revoked,
             appended=self.store.appended,
         )
 

@@ -112,9 +112,9 @@ class FileStore:
                 position = append(entry, path, data, header)
         finally:
             if claim.revoke_pending is not None:
-                self._arbiter.steward.revoke(claim, claim.revoke_pending)
+                self._arbiter.grants.steward.revoke(claim, claim.revoke_pending)
             if entry.notes:
-                self._arbiter.report(entry)
+                self._arbiter.grants.report(entry)
         self.appended += 1
         if position.offset <= len(data) + len(header or b""):  # the first lines of a file
             self.syncs.forget(entry.file_id)
@@ -220,7 +220,7 @@ class FileStore:
         async def append() -> Position:
             return await self.append(path, data, under=under, header=header)
 
-        return from_thread(loop, self._arbiter.steward.post, append, f"append to {path}")
+        return from_thread(loop, self._arbiter.grants.steward.post, append, f"append to {path}")
 
     async def set_aside(self, path: str, to: str | None, *, under: Fence) -> bool:
         """Rename a session's file, or remove it; the next append by anyone begins a new one. A checkpoint.
@@ -267,7 +267,7 @@ class FileStore:
         entry.pins = max(0, entry.pins - 1)  # 0 already, if the loop of who waited has ended
         self._arbiter.files.drop_if_idle(entry)
         if entry.notes:
-            self._arbiter.report(entry)
+            self._arbiter.grants.report(entry)
 
     def synced_now(self, claim: FileClaim, path: str) -> None:
         """As `synced`, on a worker thread."""

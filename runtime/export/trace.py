@@ -104,7 +104,7 @@ class Trace:
 
     def watch(self, registry: LockRegistry) -> None:
         """Show the turns and write leases of a lock registry too."""
-        registry.arbiter.observers += (self._given_back,)
+        registry.arbiter.grants.observers += (self._given_back,)
         self._watched.append(registry)
 
     def close(self) -> None:
@@ -114,7 +114,9 @@ class Trace:
         self._closed = True
         _events.observers = tuple(one for one in _events.observers if one != self._logged)
         for registry in self._watched:
-            registry.arbiter.observers = tuple(one for one in registry.arbiter.observers if one != self._given_back)
+            registry.arbiter.grants.observers = tuple(
+                one for one in registry.arbiter.grants.observers if one != self._given_back
+            )
         with self._lock:
             for row in self._live.values():
                 self._end(row, self._now(), {"state": "the trace ended before it"})

@@ -419,7 +419,7 @@ async def test_a_write_of_the_loser_that_hangs_lands_whole_and_nobody_of_another
             await anyio.sleep(0.02)
             lease.check()
 
-    supersede = here.arbiter._supersede
+    supersede = here.arbiter.grants.supersede
 
     def supersede_during_the_write(queue, winner):
         # The loser's thread begins to write in the one moment in which its right is not looked at.
@@ -449,7 +449,7 @@ async def test_a_write_of_the_loser_that_hangs_lands_whole_and_nobody_of_another
     refused: list[LeaseLost] = []
     started = anyio.Event()
     monkeypatch.setattr(_os, "write", slow_write)
-    monkeypatch.setattr(here.arbiter, "_supersede", supersede_during_the_write)
+    monkeypatch.setattr(here.arbiter.grants, "supersede", supersede_during_the_write)
     with fail_after(30):
         async with create_task_group() as group:
             group.start_soon(lose)

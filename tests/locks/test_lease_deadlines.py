@@ -146,7 +146,7 @@ async def test_a_block_that_freezes_the_loop_is_revoked_in_time_all_the_same(pat
 async def test_an_expired_lease_that_waited_for_nothing_refuses_before_the_steward_comes(registry, path, virtual):
     with pytest.raises((LeaseExpired, Revoked)):
         async with registry.lease(path) as lease:
-            registry.arbiter.steward.revoke = lambda claim, error: (
+            registry.arbiter.grants.steward.revoke = lambda claim, error: (
                 None
             )  # a steward that the interpreter lock keeps from acting
             virtual.advance(12)

@@ -150,10 +150,10 @@ async def test_progress_after_the_deadline_renews_nothing(registry, path, virtua
 async def test_progress_after_a_deadline_that_nobody_has_looked_at_yet_renews_nothing(registry, path, virtual):
     with pytest.raises(LeaseExpired):
         async with registry.lease(path, idle_timeout=5) as lease:
-            registry.arbiter.steward.held.clear()  # a steward that the interpreter lock keeps from acting
+            registry.arbiter.grants.steward.held.clear()  # a steward that the interpreter lock keeps from acting
             virtual.advance(5)
             assert not lease.progress()
-            registry.arbiter.steward.watch(lease.claim)
+            registry.arbiter.grants.steward.watch(lease.claim)
             await anyio.sleep_forever()
 
 

@@ -193,7 +193,7 @@ async def test_a_late_look_of_the_steward_does_not_unlock_the_next_holder(path):
     async with here.lease(path) as first:
         stale = first.claim
     async with here.lease(path) as second:
-        here.arbiter.steward.revoke(stale, Revoked("late", path=path, holder=stale.holder))
+        here.arbiter.grants.steward.revoke(stale, Revoked("late", path=path, holder=stale.holder))
         second.check()
         assert not elsewhere.arbiter.acquire_nowait(path, Right.WRITE, elsewhere.arbiter.new_claim())
     assert here.statistics().revoked == 0

@@ -138,11 +138,11 @@ def test_the_steward_hands_its_log_lines_to_the_loop(virtual):
     """A host's log handler that blocks must not stop the watch over all sessions."""
     registry = LockRegistry()
     posted: list[Any] = []
-    registry.arbiter.steward.post = posted.append
+    registry.arbiter.grants.steward.post = posted.append
     something: Any = object()
-    registry.arbiter.steward.held[something] = None  # it stumbles over that
+    registry.arbiter.grants.steward.held[something] = None  # it stumbles over that
     with structlog.testing.capture_logs() as logs:
-        registry.arbiter.steward._tick(virtual.now())
+        registry.arbiter.grants.steward._tick(virtual.now())
         assert logs == []
         posted[0]()
     assert [line["event"] for line in logs] == ["steward_failed"]

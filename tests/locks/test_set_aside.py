@@ -278,7 +278,7 @@ async def test_a_run_that_may_not_write_sets_nothing_aside(registry, path, archi
 
     def revoke(right):
         (claim,) = [one for one in run.claims if one.queue.right is right]
-        registry.arbiter.steward.revoke(claim, LeaseLost("by hand", path=path, holder=run.holder))
+        registry.arbiter.grants.steward.revoke(claim, LeaseLost("by hand", path=path, holder=run.holder))
 
     async with create_task_group() as group:
         async with registry.lease(path):

@@ -60,7 +60,7 @@ async def test_a_process_that_was_stopped_past_its_deadline_may_still_write_its_
 
 def suspend(registry, virtual, seconds):
     """Let time pass as if the process stood still: the alarms ring once it goes on."""
-    alarm = registry.arbiter.steward._alarm
+    alarm = registry.arbiter.grants.steward._alarm
     alarm.due = float("inf")
     virtual.advance(seconds)
     alarm.ring_by(virtual.now())

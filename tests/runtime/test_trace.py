@@ -352,10 +352,10 @@ def test_nothing_of_it_is_left_when_it_is_closed(path):
     registry = LockRegistry()
     with Trace(path) as trace:
         trace.watch(registry)
-        observers: list[object] = [*_events.observers, *registry.arbiter.observers]
+        observers: list[object] = [*_events.observers, *registry.arbiter.grants.observers]
         assert len(observers) == 2
     trace.close()
-    assert [*_events.observers, *registry.arbiter.observers] == []
+    assert [*_events.observers, *registry.arbiter.grants.observers] == []
 
 
 # When the file fails

@@ -146,8 +146,8 @@ class Scene:
             await anyio.lowlevel.checkpoint()
         now = ours.statistics()
         assert (now.sessions, now.held, now.waiting, now.competing) == (0, 0, 0, 0)
-        assert not ours.arbiter.steward.held
-        assert not ours.arbiter.steward.unfinished
+        assert not ours.arbiter.grants.steward.held
+        assert not ours.arbiter.grants.steward.unfinished
         assert set(os.listdir(os.path.dirname(path))) == self.files
         assert not [one for one in _open_files() if path in one]
         self.checked = True
