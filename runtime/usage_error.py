@@ -5,7 +5,7 @@ from __future__ import annotations
 _LONGEST = 300
 
 
-class Problem(Exception):
+class UsageError(Exception):
     """The user's input cannot be used. The message is one printable line: the field, its value, what is allowed."""
 
     def __init__(self, message: str) -> None:

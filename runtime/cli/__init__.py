@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..trial import output
-from ..usage_error import Problem
+from ..usage_error import UsageError
 
 USAGE = 2
 _FAILED = 1
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         output.complain(" ".join(error.format_message().split()))
         return USAGE
-    except Problem as error:
+    except UsageError as error:
         output.complain(str(error))
         return USAGE
     except (click.Abort, KeyboardInterrupt):

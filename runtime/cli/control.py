@@ -8,7 +8,7 @@ from runtime.status import protocol as say
 from runtime.status.client import Client, Found, successor
 
 from ..trial.output import Output
-from ..usage_error import Problem, one_line
+from ..usage_error import UsageError, one_line
 from .remote import IsFrozen, Refusal, asked, lasting, talk
 
 _EVERY_S = 0.1
@@ -23,11 +23,11 @@ def stop(socket: str | None, run: int, reason: str) -> int:
     """Ask a run to end; returns the exit code.
 
     Raises:
-        Problem: `reason` is empty or too long, or there is no process; nothing was asked.
+        UsageError: `reason` is empty or too long, or there is no process; nothing was asked.
     """
     if not 1 <= len(reason) <= _LONGEST_REASON:
         given = f"has {len(reason)} characters"
-        raise Problem(f"--reason: {given}, which is not allowed; allowed: text of 1 to {_LONGEST_REASON}")
+        raise UsageError(f"--reason: {given}, which is not allowed; allowed: text of 1 to {_LONGEST_REASON}")
     reason = say.text(reason, _LONGEST_REASON)  # of the command line, so it may be no UTF-8
 
     def do(client: Client, output: Output) -> None:
@@ -55,10 +55,10 @@ def drain(socket: str | None, timeout: float | None) -> int:
     """Drain, and wait for that; returns the exit code.
 
     Raises:
-        Problem: `timeout` is no duration, or there is no process; nothing was asked.
+        UsageError: `timeout` is no duration, or there is no process; nothing was asked.
     """
     if timeout is not None and not 0 <= timeout <= _LONGEST_DRAIN_S:  # in JSON, NaN would be null: "as configured"
-        raise Problem(f"--timeout: {timeout!r} is not allowed; allowed: seconds from 0 to {_LONGEST_DRAIN_S:g}")
+        raise UsageError(f"--timeout: {timeout!r} is not allowed; allowed: seconds from 0 to {_LONGEST_DRAIN_S:g}")
 
     def do(client: Client, output: Output) -> None:
         who = asked(client, say.Ping()).pong

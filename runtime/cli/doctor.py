@@ -45,7 +45,7 @@ from runtime import log
 from runtime.process.signals import Signals
 
 from ..trial.output import Output
-from ..usage_error import Problem, one_line
+from ..usage_error import UsageError, one_line
 
 _WRONG, _NOTHING_SEEN = 1, 2
 _LONGEST_LINE = 2000
@@ -91,7 +91,7 @@ def run(options: Options) -> int:
     """Do it all; returns the exit code.
 
     Raises:
-        Problem: there is no such directory, or it cannot be read.
+        UsageError: there is no such directory, or it cannot be read.
     """
     output = Output(json=options.json)
     log.configure("console", level=logging.ERROR)  # what is seen and done is told here
@@ -128,7 +128,7 @@ def _places(options: Options, signals: Signals) -> list[Place]:
     directory, found = options.directory, []
     try:
         if not directory or "\0" in directory:
-            raise Problem(f"DIR: {directory!r} is not allowed; allowed: a directory of sessions")
+            raise UsageError(f"DIR: {directory!r} is not allowed; allowed: a directory of sessions")
         os.path.abspath(directory)  # it must be told where that is, and a current directory may have been removed
         for place in search(directory, recursive=options.recursive):
             if signals.received:
@@ -137,7 +137,7 @@ def _places(options: Options, signals: Signals) -> list[Place]:
         return found
     except OSError as error:
         why = error.strerror or error
-        raise Problem(f"DIR: {directory!r} cannot be read: {why}; allowed: a directory of sessions") from error
+        raise UsageError(f"DIR: {directory!r} cannot be read: {why}; allowed: a directory of sessions") from error
 
 
 class _Report:

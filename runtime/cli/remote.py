@@ -8,7 +8,7 @@ from runtime.status import protocol as say
 from runtime.status.client import Client, NoAnswer, NoProcess, locate
 
 from ..trial.output import Output, complain
-from ..usage_error import Problem, one_line
+from ..usage_error import UsageError, one_line
 
 _NO = 1
 _LONGEST = 2000
@@ -30,13 +30,13 @@ def talk(socket: str | None, do: Callable[[Client, Output], object], *, json: bo
     """Have `do` talk to the process that is meant, and print; returns the exit code. Bounded by what `do` asks.
 
     Raises:
-        Problem: there is none; nothing was asked.
+        UsageError: there is none; nothing was asked.
     """
     output = Output(json=json)
     try:
         client = Client(locate(socket))
     except NoProcess as error:
-        raise Problem(str(error)) from error
+        raise UsageError(str(error)) from error
     with client:
         try:
             do(client, output)

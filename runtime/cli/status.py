@@ -27,7 +27,7 @@ def run(socket: str | None, json: bool) -> int:
     """Ask once, print, and return the exit code.
 
     Raises:
-        Problem: there is no process to ask.
+        UsageError: there is no process to ask.
     """
 
     def look(client: Client, output: Output) -> None:

@@ -24,7 +24,7 @@ from runtime.status import protocol as say
 from runtime.status.client import Client, NoAnswer, NoProcess, locate, successor
 
 from ..trial.output import Output
-from ..usage_error import Problem, one_line
+from ..usage_error import UsageError, one_line
 from . import status
 from .remote import frozen_lines, lasting
 
@@ -39,7 +39,7 @@ def run(socket: str | None) -> int:
     """Watch until `q` or Ctrl-C; without a terminal, print once. Returns the exit code.
 
     Raises:
-        Problem: there is no process to ask.
+        UsageError: there is no process to ask.
     """
     if not Output(json=False).live:
         return status.run(socket, json=False)
@@ -47,7 +47,7 @@ def run(socket: str | None) -> int:
         watched = Watched(locate(socket))
         watched.look()
     except NoProcess as error:
-        raise Problem(str(error)) from error
+        raise UsageError(str(error)) from error
     console = Console()
     with (
         _ended_by_signals(),

@@ -43,7 +43,7 @@ _OUTERMOST = 3
 _CONDUCT = Execution.conduct.__code__
 
 
-def where(run: Run) -> str:
+def report_on(run: Run) -> str:
     """Where a run stands now, as text of some lines. On the event loop's thread; it takes and changes nothing.
 
     Bounded: 30 frames of each task, 100 tasks, 20 of everything else; it says how many it has left out. Keeps nothing

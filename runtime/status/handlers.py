@@ -23,7 +23,7 @@ from locks import WaitingClaim, _clock
 from locks._events import described, log
 
 from ..background import Background
-from ..inspect.run_report import guilty_lines, where
+from ..inspect.run_report import guilty_lines, report_on
 from . import protocol as say
 from .protocol import text
 
@@ -79,7 +79,7 @@ class _Wait(NamedTuple):
 _NOTHING = _Wait()
 
 
-class Answers:
+class Handlers:
     """Answers what is asked of one supervisor. On the event loop's thread."""
 
     def __init__(self, sup: Supervised) -> None:
@@ -88,7 +88,7 @@ class Answers:
         self._orders: dict[int, say.Order] = {}
         self._last_order = 0
 
-    def to(self, question: say.Question, who: str) -> say.Answer:
+    def answer(self, question: say.Question, who: str) -> say.Answer:
         """Answer; never raises.
 
         Args:
@@ -134,7 +134,7 @@ class Answers:
         run = self._sup.find(question.run)
         if run is None:
             return self._unknown(question.run)
-        return say.Answer(stack=say.Stood(run=run.id, text=say.stack_text(where(run))))
+        return say.Answer(stack=say.Stood(run=run.id, text=say.stack_text(report_on(run))))
 
     def _unknown(self, run_id: int) -> say.Answer:
         live = list(islice(self._sup._scheduler.live, _MOST_NAMED + 1))

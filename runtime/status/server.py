@@ -38,7 +38,7 @@ from ..watch.watchdog import is_idle
 from . import protocol as say
 from . import socket_path
 from .connection import Asked, Client
-from .handlers import Answers, Supervised, directory_of, pong, refused
+from .handlers import Handlers, Supervised, directory_of, pong, refused
 from .protocol import text
 
 MOST_CONNECTIONS = 50
@@ -112,7 +112,7 @@ class StatusServer:
                 one.setblocking(False)
             for one in (self._bell, listener):
                 self._selector.register(one, selectors.EVENT_READ)
-            self._answers, self._post, self._loop_thread = Answers(self._sup), poster(), threading.get_ident()
+            self._handlers, self._post, self._loop_thread = Handlers(self._sup), poster(), threading.get_ident()
             self._context = Context()
             know_loop(self._context)  # what an answer starts on the loop must know which loop that is
             self._listener = listener
@@ -162,10 +162,10 @@ class StatusServer:
             if self._closing or not asked.claim():
                 continue  # its client was told that the loop is frozen
             if isinstance(asked.question, say.Status):
-                status = status or self._answers.to(asked.question, asked.client.who)
+                status = status or self._handlers.answer(asked.question, asked.client.who)
                 asked.answer = status
             else:
-                asked.answer = self._answers.to(asked.question, asked.client.who)
+                asked.answer = self._handlers.answer(asked.question, asked.client.who)
             self._answered.append(asked)
             self._ring()
 

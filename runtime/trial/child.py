@@ -20,17 +20,17 @@ from runtime.export.trace import Trace
 from runtime.process.signals import Signals
 from runtime.supervisor import Supervisor
 
-from ..usage_error import Problem
+from ..usage_error import UsageError
 from . import harness, wire
-from .generation_secrets import NAME, Vault
+from .generation_secrets import NAME, GenerationSecrets
 from .ledger import Acknowledged, Ledger, Sent, Told
-from .model_bodies import Bodies
-from .options import Options
+from .model_bodies import ModelBodies
+from .options import Options, overrides_of
 from .output import complain, leave_now, repair
 from .probe import Probe
 from .report import RED, USAGE, Result
 from .scenario import Plan, plan
-from .start import opened_socket, opened_trace, overrides_of, supervisor_of
+from .supervised import opened_socket, opened_trace, supervisor_of
 from .target import resolve
 from .traffic import Line
 from .verdict import Survey
@@ -81,7 +81,7 @@ def main() -> int:
     os.dup2(2, 1)  # whatever else is printed is none of the parent's business
     try:
         return _run(job, reporter)
-    except Problem as error:
+    except UsageError as error:
         complain(str(error))
         return USAGE
 
@@ -119,11 +119,11 @@ class _Served:
     def __init__(self, job: wire.Job, todo: Plan, options: Options, result: Result, reporter: Reporter) -> None:
         assert todo.restart is not None
         self._options, self._result, self._reporter = options, result, reporter
-        self._vault = Vault(todo.restart.secrets, result.ledger.instance)
+        self._secrets = GenerationSecrets(todo.restart.secrets, result.ledger.instance)
         past = job.elapsed_s / todo.scale
         lines = tuple(_moved(todo.lines[number], past) for number in job.todo)
         self._plan = replace(todo, lines=lines)
-        self._bodies = Bodies(result.ledger, todo.scale)
+        self._bodies = ModelBodies(result.ledger, todo.scale)
         self._work = Scenario(
             self._plan, self._bodies, result.ledger, [wire.name_of(job.service, number) for number in job.todo]
         )
@@ -137,7 +137,7 @@ class _Served:
             [replace(spec, handler=self._bodies.handle) for spec in self._plan.lanes],
             self._plan,
             trace,
-            services={NAME: self._vault.service},
+            services={NAME: self._secrets.service},
             services_timeout=_SERVICES_S,
             drain_timeout=restart.drain,
         )
@@ -170,8 +170,8 @@ class _Served:
             shared=dict(ledger.shared),
             rss_mb=result.rss_mb,
             peak_rss_mb=result.peak_rss_mb,
-            overlaps=self._vault.overlaps,
-            old_uses=self._vault.old_uses,
+            overlaps=self._secrets.overlaps,
+            old_uses=self._secrets.old_uses,
         )
 
 

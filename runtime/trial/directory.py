@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from ..usage_error import Problem
+from ..usage_error import UsageError
 
 _PROBE = b"x" * 4096
 
@@ -15,19 +15,19 @@ def prepare(given: str | None) -> str:
     """The directory, made when missing; without one, a temporary one that is kept.
 
     Raises:
-        Problem: it is a file, cannot be written to, or its disk is full.
+        UsageError: it is a file, cannot be written to, or its disk is full.
     """
     if given is None:
         return tempfile.mkdtemp(prefix="lanes-")
     if not given or "\0" in given:
-        raise Problem(f"--sessions: {given!r} is not allowed; allowed: a directory")
+        raise UsageError(f"--sessions: {given!r} is not allowed; allowed: a directory")
     if Path(given).exists() and not Path(given).is_dir():
-        raise Problem(f"--sessions: {given!r} is no directory")
+        raise UsageError(f"--sessions: {given!r} is no directory")
     try:
         Path(given).mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_something(given)
     except OSError as error:
-        raise Problem(f"--sessions: {given!r} cannot be used: {error.strerror or error}") from error
+        raise UsageError(f"--sessions: {given!r} cannot be used: {error.strerror or error}") from error
     return given
 
 

@@ -13,7 +13,7 @@ NAME = "secrets"
 """Of the service."""
 
 
-class Vault:
+class GenerationSecrets:
     """Gives each generation a secret of its own, and counts what must not happen. On the event loop's thread.
 
     Args:
@@ -58,13 +58,13 @@ class Vault:
 class Secret:
     """What the service gives."""
 
-    def __init__(self, vault: Vault, name: str) -> None:
+    def __init__(self, secrets: GenerationSecrets, name: str) -> None:
         self.name = name
         """Of its generation; stands in what was written with it."""
-        self._vault = vault
+        self._secrets = secrets
 
     def use(self) -> None:
         """Work with it."""
-        if not self._vault.is_valid(self.name):
-            self._vault.old_uses += 1
+        if not self._secrets.is_valid(self.name):
+            self._secrets.old_uses += 1
             log("old_secret_used", level="error", generation=self.name)

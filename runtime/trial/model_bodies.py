@@ -37,7 +37,7 @@ def summarize(run: Run, messages: Sequence[Message]) -> Sent:
     return Sent(Line(lane=run.lane, text=_DROPPED + dropped))
 
 
-class Bodies:
+class ModelBodies:
     """The bodies of one scenario; `release` ends those that hang, so that no thread is left behind."""
 
     def __init__(self, ledger: Ledger, scale: float) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from runtime.log import LogFormat
 
+from .scenario import Overrides
+
 Backend = Literal["asyncio", "trio"]
 
 
@@ -24,3 +26,8 @@ class Options:
     log_format: LogFormat = "console"
     trace: str | None = None
     socket: str | None = None
+
+
+def overrides_of(options: Options) -> Overrides:
+    """What the command line says instead of the scenario."""
+    return Overrides(scale=options.scale, seed=options.seed, duration=options.duration)

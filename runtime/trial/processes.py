@@ -28,7 +28,7 @@ from .options import Options
 from .output import Output, leave_now
 from .report import USAGE, Result
 from .scenario import Plan
-from .totals import Books, numbered
+from .totals import ServiceTotals, numbered
 
 _COMMAND = [sys.executable, "-P", "-m", "runtime.trial.child"]
 _MARGIN_S = 10.0
@@ -52,8 +52,8 @@ async def serve(plan: Plan, options: Options, result: Result, output: Output, si
         finally:
             service.kill()
         beside.cancel_scope.cancel()
-    service.books.close()
-    result.loop_lag = quantiles(service.books.figures.lags_s)
+    service.totals.close()
+    result.loop_lag = quantiles(service.totals.figures.lags_s)
     result.duration_s = time.monotonic() - started
     if len(signals.received) > 1:
         result.signal = signals.received[-1]
@@ -67,7 +67,7 @@ class _Service:
 
     def __init__(self, plan: Plan, options: Options, result: Result, output: Output) -> None:
         assert plan.restart is not None
-        self.books = Books(result, result.ledger.instance, len(plan.lines))
+        self.totals = ServiceTotals(result, result.ledger.instance, len(plan.lines))
         self._plan, self._options, self._result, self._output = plan, options, result, output
         self._restart = plan.restart
         grace = max(spec.grace for spec in plan.lanes)
@@ -110,22 +110,22 @@ class _Service:
 
     async def serve(self) -> None:
         """One process after the other, until one ends of its own accord."""
-        left = self.books.left()
+        left = self.totals.left()
         for number in range(1, self._restart.processes + 1):
             if self._stopping:
                 return
             code = await self._one(number, left)
             if code == USAGE and not self._first_ready.is_set():
                 leave_now(USAGE)  # it has said what cannot be used, and nothing was done
-            if code >= 0 and not self.books.ended:  # what is wrong by its own books it has said
+            if code >= 0 and not self.totals.ended:  # what is wrong by its own books it has said
                 self._result.failure = f"a process ended with exit code {code}, without a word"
             if code == EXIT_NEW_PROCESS:
-                self.books.figures.replaced += 1
+                self.totals.figures.replaced += 1
             elif code < 0 and not self._stopping:
-                self.books.figures.died += 1
+                self.totals.figures.died += 1
             else:
                 return
-            left = self.books.left()
+            left = self.totals.left()
             log("process_ended", level="warning", code=code, messages_left=len(left))
             if not left:
                 return
@@ -147,7 +147,7 @@ class _Service:
 
     def _give_up(self) -> None:
         """End a process that is stuck."""
-        self.books.figures.unbounded += 1
+        self.totals.figures.unbounded += 1
         self.kill()
 
     async def show(self) -> None:
@@ -155,7 +155,7 @@ class _Service:
         started = anyio.current_time()
         while not self._output.json:
             await anyio.sleep(_EVERY_S)
-            told, figures = self.books.told(), self.books.figures
+            told, figures = self.totals.told(), self.totals.figures
             state = "taking work" if self._ready.is_set() else "away"
             self._output.line(
                 f"t={anyio.current_time() - started:.1f}s  process {figures.processes} {state}, "
@@ -165,10 +165,10 @@ class _Service:
 
     async def _one(self, number: int, todo: list[int]) -> int:
         """One process, from start to end; returns its exit code. Cancelled, it is killed."""
-        self.books.begin(number)
+        self.totals.begin(number)
         job = wire.Job(
             options=self._options_for(number),
-            service=self.books.service,
+            service=self.totals.service,
             todo=todo,
             elapsed_s=0.0 if number == 1 else anyio.current_time() - self._began,
         )
@@ -210,12 +210,12 @@ class _Service:
                     self._note_ready()
                 elif isinstance(event, wire.Restarted):
                     self._restarted.set()
-                self.books.note(event)
+                self.totals.note(event)
 
     def _note_ready(self) -> None:
         now = anyio.current_time()
         if self._ready_until:
-            self.books.figures.away_s = max(self.books.figures.away_s, now - self._ready_until)
+            self.totals.figures.away_s = max(self.totals.figures.away_s, now - self._ready_until)
         if not self._first_ready.is_set():
             self._began = now
             self._first_ready.set()

@@ -21,7 +21,7 @@ from lanes.spec import DEFAULT_LANES, DedupeKeeps, PriorityName, WhenBusy, WhenF
 from lanes.spec_table import SpecTable
 from locks import InvalidSession
 
-from ..usage_error import Problem
+from ..usage_error import UsageError
 from . import traffic
 from .generate import InvalidLoad, Load, generate
 from .model_bodies import summarize
@@ -151,31 +151,31 @@ def load_file(path: Path) -> ScenarioFile:
     """Read a scenario file.
 
     Raises:
-        Problem: it cannot be read, is no TOML, or has a field or a value that is not allowed.
+        UsageError: it cannot be read, is no TOML, or has a field or a value that is not allowed.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Problem(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Problem(f"{path}: not TOML: {error}") from error
+        raise UsageError(f"{path}: not TOML: {error}") from error
     try:
         return msgspec.convert(data, ScenarioFile)
     except msgspec.ValidationError as error:
-        raise Problem(f"{path}: {explain(error, data, ScenarioFile)}") from error
+        raise UsageError(f"{path}: {explain(error, data, ScenarioFile)}") from error
 
 
 def plan(path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> Plan:
     """A scenario file, or a traffic file on default lanes, ready to run.
 
     Raises:
-        Problem: it cannot be used; nothing was created.
+        UsageError: it cannot be used; nothing was created.
     """
     file = ScenarioFile(traffic=path.name) if path.suffix == ".jsonl" else load_file(path)
     try:
         return _planned(file, path, name, layout, overrides)
     except (LaneError, InvalidLoad, InvalidSession) as error:
-        raise Problem(f"{path}: {error}") from error
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> Plan:
@@ -195,7 +195,7 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
     if overrides.duration is not None:
         lines = [line for line in lines if line.at <= duration]
     if not lines:
-        raise Problem(f'{path}: sends no messages; allowed: a [[load]], or traffic = "FILE.jsonl"')
+        raise UsageError(f'{path}: sends no messages; allowed: a [[load]], or traffic = "FILE.jsonl"')
     lanes = tuple(_scaled(spec, scale) for spec in specs.lanes.values())
     used = {specs.find(line.lane) for line in lines}
     return Plan(
@@ -216,11 +216,11 @@ def _restart(file: ScenarioFile, lines: list[Line], path: Path, scale: float) ->
         return None
     for field, value in (("drain", given.drain), ("secrets", given.secrets), *(("at", at) for at in given.at)):
         if not 0 <= value < math.inf:
-            raise Problem(f"{path}: restart.{field}: {value!r} is not allowed; allowed: seconds from 0")
+            raise UsageError(f"{path}: restart.{field}: {value!r} is not allowed; allowed: seconds from 0")
     if given.processes < 1:
-        raise Problem(f"{path}: restart.processes: {given.processes!r} is not allowed; allowed: a number from 1")
+        raise UsageError(f"{path}: restart.processes: {given.processes!r} is not allowed; allowed: a number from 1")
     if any(line.again or line.dedupe is not None for line in lines):
-        raise Problem(f"{path}: again, dedupe: not with [restart]: there, who was not answered sends again anyway")
+        raise UsageError(f"{path}: again, dedupe: not with [restart]: there, who was not answered sends again anyway")
     return RestartTable(
         at=sorted(at * scale for at in given.at),
         drain=given.drain * scale,
@@ -258,5 +258,5 @@ def _scaled(spec: LaneSpec, scale: float) -> LaneSpec:
 
 def _positive(field: str, value: float) -> float:
     if not 0 < value < math.inf:
-        raise Problem(f"{field}: {value!r} is not allowed; allowed: a number above 0")
+        raise UsageError(f"{field}: {value!r} is not allowed; allowed: a number above 0")
     return value

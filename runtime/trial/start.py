@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import anyio
 
-from lanes import LaneSpec, SessionLayout
-from locks._events import log
+from lanes import SessionLayout
 from runtime import log as logging
-from runtime.export.trace import SupervisorHooks, Trace
+from runtime.export.trace import Trace
 from runtime.process.signals import Signals
-from runtime.status.server import StatusServer
-from runtime.status.socket_path import StatusSocketError, check_path, path_for
-from runtime.supervisor import Supervisor
 
-from ..usage_error import Problem
+from ..usage_error import UsageError
 from . import harness, lines, verdict
 from .directory import prepare
 from .harness import Display
 from .ledger import Ledger
-from .model_bodies import Bodies
-from .options import Options
+from .model_bodies import ModelBodies
+from .options import Options, overrides_of
 from .output import Output, leave_now
 from .report import Result
-from .scenario import Overrides, Plan, described, plan
+from .scenario import Plan, described, plan
+from .supervised import check_socket, opened_socket, opened_trace, supervisor_of
 from .target import Target, resolve
 from .work import Program, Scenario, Work
 
@@ -49,12 +43,12 @@ def run(options: Options) -> int:
     """Do it all; returns the exit code.
 
     Raises:
-        Problem: the input cannot be used; nothing was started, and at most an empty directory was made.
+        UsageError: the input cannot be used; nothing was started, and at most an empty directory was made.
     """
     output = Output(json=options.json)
     target = resolve(options.target)
     todo = plan(target.file, target.name, _NOWHERE, overrides_of(options)) if target.file is not None else None
-    _check_socket(options.socket)
+    check_socket(options.socket)
     directory = prepare(options.sessions)
     logging.configure(options.log_format)
     supervised = todo is not None and todo.restart is not None
@@ -87,58 +81,7 @@ def _surveyed(directory: str) -> verdict.Survey:
     try:
         return verdict.survey(directory)
     except OSError as error:
-        raise Problem(f"--sessions: {error.filename}: cannot be read: {error.strerror or error}") from error
-
-
-def _check_socket(given: str | None) -> None:
-    try:
-        _ = None if given is None else check_path(given)
-    except StatusSocketError as error:
-        raise _bad_socket(error) from error
-
-
-def _bad_socket(error: Exception) -> Problem:
-    return Problem(f"--socket: {str(error).removeprefix('status_socket: ')}")
-
-
-def overrides_of(options: Options) -> Overrides:
-    """What the command line says instead of the scenario."""
-    return Overrides(scale=options.scale, seed=options.seed, duration=options.duration)
-
-
-@contextmanager
-def opened_socket(given: str | None, sup: Supervisor) -> Iterator[None]:
-    """Answer `lanes status` and its like while the block runs. On the event loop's thread.
-
-    Raises:
-        Problem: the place that was asked for cannot be had. Without the default one, it goes on, and says so.
-    """
-    server: StatusServer | None = None
-    try:
-        server = StatusServer(path_for(True if given is None else given), sup)
-        server.open()
-    except (StatusSocketError, OSError) as error:
-        if given is not None:
-            raise _bad_socket(error) from error
-        log("status_unavailable", level="warning", error=str(error))
-    try:
-        yield
-    finally:
-        if server is not None:
-            server.close()
-
-
-def opened_trace(path: str | None) -> Trace | nullcontext[None]:
-    """Where what ran is written to, if anywhere.
-
-    Raises:
-        Problem: it cannot be written.
-    """
-    try:
-        return nullcontext() if path is None else Trace(path)
-    except (OSError, ValueError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or error
-        raise Problem(f"--trace: {path!r} cannot be written: {why}; allowed: a file") from error
+        raise UsageError(f"--sessions: {error.filename}: cannot be read: {error.strerror or error}") from error
 
 
 async def _serve(
@@ -152,7 +95,7 @@ async def _serve(
 ) -> None:
     work: Work
     if todo is not None:
-        bodies = Bodies(result.ledger, todo.scale)
+        bodies = ModelBodies(result.ledger, todo.scale)
         work = Scenario(todo, bodies, result.ledger)
         sup = supervisor_of(result, [replace(spec, handler=bodies.handle) for spec in todo.lanes], todo, trace)
         result.plans_abandoned = todo.plans_abandoned
@@ -168,23 +111,6 @@ async def _serve(
     _conclude(result, output)
     if result.abandoned:  # an ordinary exit would wait for them
         leave_now(result.exit_code)
-
-
-def supervisor_of(
-    result: Result, lanes: list[LaneSpec], todo: Plan | None, trace: Trace | None, **options: Any
-) -> Supervisor:
-    """The supervisor of a run, whose hooks fill the books."""
-    hooks: SupervisorHooks = {"on_run_start": result.ledger.run_started, "on_run_end": result.ledger.run_ended}
-    sup = Supervisor(
-        result.sessions_dir,
-        lanes=lanes,
-        groups=todo.groups if todo is not None else (),
-        **{"drain_timeout": harness.DRAIN_S, **options},
-        **(hooks if trace is None else trace.hooks(**hooks)),
-    )
-    if trace is not None:
-        trace.watch(sup.registry)
-    return sup
 
 
 def _display(output: Output, ledger: Ledger) -> Display:

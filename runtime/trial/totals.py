@@ -15,7 +15,7 @@ _AGAIN = "cancelled"
 """The state of a message whose sender was told to try again."""
 
 
-class Books:
+class ServiceTotals:
     """Filled from what the processes say; what they could not say any more is read in the files.
 
     Invariant: a message is in `_told` at most once, with what its sender was told last.

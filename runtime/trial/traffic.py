@@ -14,7 +14,7 @@ from lanes.spec_table import SpecTable
 from locks import InvalidSession
 from locks.transcript import LONGEST_LINE, NoObject, NoRecord, decode
 
-from ..usage_error import Problem
+from ..usage_error import UsageError
 from .validation import explain
 
 Behaviour = Literal["ok", "flaky", "raise", "hang", "block", "swallow"]
@@ -96,7 +96,7 @@ def read(path: Path, specs: SpecTable, layout: SessionLayout) -> list[Line]:
     """All messages of a traffic file, by time; blank lines are skipped.
 
     Raises:
-        Problem: the file cannot be read, or a line cannot be sent: its number and why.
+        UsageError: the file cannot be read, or a line cannot be sent: its number and why.
     """
     found: list[Line] = []
     try:
@@ -107,9 +107,9 @@ def read(path: Path, specs: SpecTable, layout: SessionLayout) -> list[Line]:
                 if line is not None:
                     found.append(line)
     except OSError as error:
-        raise Problem(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not found:
-        raise Problem(f"{path}: has no messages; allowed: one JSON object a line")
+        raise UsageError(f"{path}: has no messages; allowed: one JSON object a line")
     return in_order(found)
 
 
@@ -125,7 +125,7 @@ def _parse(raw: bytes, where: str, specs: SpecTable, layout: SessionLayout) -> L
     except NoObject as error:
         data = error.value
     except NoRecord as error:
-        raise Problem(f"{where}: not JSON: {error}") from error
+        raise UsageError(f"{where}: not JSON: {error}") from error
     else:
         if data is None:
             return None
@@ -133,7 +133,7 @@ def _parse(raw: bytes, where: str, specs: SpecTable, layout: SessionLayout) -> L
         line = msgspec.convert(data, Line)
         check(line, specs, layout)
     except msgspec.ValidationError as error:
-        raise Problem(f"{where}: {explain(error, data, Line)}") from error
+        raise UsageError(f"{where}: {explain(error, data, Line)}") from error
     except (LaneError, InvalidSession) as error:
-        raise Problem(f"{where}: {error}") from error
+        raise UsageError(f"{where}: {error}") from error
     return line

@@ -13,7 +13,7 @@ from locks._events import log
 from runtime.supervisor import Supervisor
 
 from .ledger import Ledger, Sent
-from .model_bodies import Bodies
+from .model_bodies import ModelBodies
 from .report import Result
 from .scenario import Plan
 from .traffic import Line
@@ -43,7 +43,7 @@ class Work(Protocol):
 class Scenario:
     """The messages of a plan, each at its time; what is not answered is posted again as often as it says."""
 
-    def __init__(self, plan: Plan, bodies: Bodies, ledger: Ledger, ids: Sequence[str] = ()) -> None:
+    def __init__(self, plan: Plan, bodies: ModelBodies, ledger: Ledger, ids: Sequence[str] = ()) -> None:
         self._ids = ids or [ledger.new_message() for _ in plan.lines]
         self._held: list[Line] = []
         """What is to be posted again, and came during a restart."""

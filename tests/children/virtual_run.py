@@ -13,14 +13,14 @@ from typing import Any
 import anyio
 
 from runtime.cli import main
-from runtime.trial.model_bodies import Bodies
+from runtime.trial.model_bodies import ModelBodies
 from runtime.trial.traffic import Line
 from tests import virtual
 
 real_run = anyio.run
 
 
-async def swallow(self: Bodies, line: Line) -> None:
+async def swallow(self: ModelBodies, line: Line) -> None:
     """Go on for as long as the line says, whatever comes."""
     with anyio.CancelScope(shield=True):
         await anyio.sleep(line.hold or 0.0)
@@ -33,7 +33,7 @@ def run_virtually(fn: Any, *args: Any, backend: str = "asyncio") -> Any:
 
 
 if __name__ == "__main__":
-    Bodies._swallow = swallow  # type: ignore[method-assign]
+    ModelBodies._swallow = swallow  # type: ignore[method-assign]
     exec(sys.argv[1])  # the defect is the argument of a test
     anyio.run = run_virtually  # type: ignore[assignment]
     sys.exit(main(sys.argv[2:]))

@@ -13,7 +13,7 @@ from lanes import LaneSpec, RunState
 from lanes.core.loop_lag import Unwatched, late_reason
 from locks import Fence
 from runtime import Supervisor
-from runtime.inspect.run_report import where
+from runtime.inspect.run_report import report_on
 from tests.supervised import Shielded, about, assert_empty, gone
 
 GRACE = 2.0
@@ -142,10 +142,10 @@ async def test_no_text_about_a_run_counts_backwards(virtual, tmp_path):
         with anyio.CancelScope(shield=True):
             await anyio.sleep(5.0)
             virtual.advance(20.0)
-            texts.append(where(ctx.run))
-            texts.append(where(waiting))
+            texts.append(report_on(ctx.run))
+            texts.append(report_on(waiting))
             await anyio.sleep(5.0)
-            texts.append(where(ctx.run))
+            texts.append(report_on(ctx.run))
 
     async with Supervisor(tmp_path, lanes=LANES) as sup:
         run = sup.submit("queue:a", body, timeout=10.0)

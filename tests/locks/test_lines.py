@@ -21,7 +21,7 @@ from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
 from locks.transcript import lines, reading, tolerant
 from runtime.trial import traffic
-from runtime.usage_error import Problem
+from runtime.usage_error import UsageError
 from tests import ROOT
 from tests.foreign_lines import BLANK, BOM, BROKEN, LINES, deep_line, nested, plainly, same
 
@@ -154,7 +154,7 @@ def test_a_line_of_a_traffic_file_is_what_it_is_in_a_transcript(path, foreign):
         if foreign.what == BLANK:
             assert len(traffic.read(path, SpecTable((), ()), SessionLayout(path.parent))) == content.count(good)
         else:  # a record is none that could be sent
-            with pytest.raises(Problem, match=r"session\.jsonl, line 2: ") as caught:
+            with pytest.raises(UsageError, match=r"session\.jsonl, line 2: ") as caught:
                 traffic.read(path, SpecTable((), ()), SessionLayout(path.parent))
             assert ("not JSON" in str(caught.value)) == (foreign.what == BROKEN and not is_json(foreign.line))
 
@@ -177,7 +177,7 @@ def test_a_giant_line_of_a_traffic_file_is_refused_without_reading_it(path, monk
     monkeypatch.setattr(lines, "LONGEST_LINE", 1000)
     path.write_bytes(b'{"lane":"main"}\n')
     os.truncate(path, 1 << 33)
-    with pytest.raises(Problem, match="line 2: not JSON: longer than 1000 bytes"):
+    with pytest.raises(UsageError, match="line 2: not JSON: longer than 1000 bytes"):
         traffic.read(path, SpecTable((), ()), SessionLayout(path.parent))
 
 

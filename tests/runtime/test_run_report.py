@@ -22,7 +22,7 @@ from anyio import create_task_group, sleep_forever, to_thread
 from lanes import GroupSpec, LaneSpec, RetrySpec, RunState, current_run
 from lanes.body.stacks import places_of, stack_of
 from runtime import Supervisor
-from runtime.inspect.run_report import where
+from runtime.inspect.run_report import report_on
 from tests.poll import eventually
 from tests.supervised import Shielded, assert_empty, gone
 
@@ -49,12 +49,12 @@ async def end(sup):
 async def shown(run, *parts):
     """Where a run stands, once that names all of these."""
     try:
-        await eventually(lambda: all(part in where(run) for part in parts), within=20.0)
+        await eventually(lambda: all(part in report_on(run) for part in parts), within=20.0)
     except AssertionError:
-        text = where(run)
+        text = report_on(run)
         missing = [part for part in parts if part not in text]
         raise AssertionError(f"not told: {missing}; told:\n{text}") from None
-    return where(run)
+    return report_on(run)
 
 
 def level_of(text, marker):
@@ -311,7 +311,7 @@ async def test_a_task_that_runs_right_now_is_shown_where_it_runs(sup):
     def asks():
         mine = current_run()
         assert mine is not None
-        told.append(where(mine))  # asks for itself
+        told.append(report_on(mine))  # asks for itself
 
     async def child():
         asks()
@@ -325,7 +325,7 @@ async def test_a_task_that_runs_right_now_is_shown_where_it_runs(sup):
     run = sup.submit("side:a", body)
     await eventually(lambda: len(told) == 2)
     assert "runs right now at test_run_report.py" in told[0] and "# asks for itself" in told[0]
-    assert "# the body asks" in told[0] and "in where" not in told[0]
+    assert "# the body asks" in told[0] and "in report_on" not in told[0]
     assert "child task child runs right now" in told[1] and "# asks for itself" in told[1]
     assert f"task run {run.id} on lane side:a waits" in told[1]
     await end(sup)
@@ -363,7 +363,7 @@ async def test_a_process_that_it_runs_is_named(sup):
     assert f"process {kill.__self__._popen.pid}: ('" in text
     run.cancel()
     await run.wait()
-    assert "process " not in where(run)
+    assert "process " not in report_on(run)
     await end(sup)
 
 
@@ -407,7 +407,7 @@ async def test_a_queued_run_says_which_run_has_its_turn_and_where_that_one_stand
     text = await shown(third, "lane session:a (pid ", "queued, submitted", "gives up waiting in")
     assert f"waits for its turn of session a: 2 before it, first run {first.id} on lane session:a (running for" in text
     assert "at test_run_report.py:" in text and "in waits)" in text
-    assert "1 before it" in where(second)
+    assert "1 before it" in report_on(second)
     await end(sup)
 
 
@@ -504,8 +504,8 @@ async def test_a_finished_run_says_how_it_ended_with_the_traceback_if_it_failed(
     failed, ended = sup.submit("side:a", fails), sup.submit("side:a", done)
     await failed.wait()
     await ended.wait()
-    assert "failed: ValueError: no luck (ran" in where(failed) and "# fails" in where(failed)
-    assert where(ended).splitlines() == [
+    assert "failed: ValueError: no luck (ran" in report_on(failed) and "# fails" in report_on(failed)
+    assert report_on(ended).splitlines() == [
         f"run {ended.id} on lane side:a",
         "  done (ran 0.0 s, waited 0.0 s); attempt 1",
     ]
@@ -528,7 +528,7 @@ async def test_an_abandoned_body_is_shown_where_it_stands_now_and_where_it_stood
     await eventually(body.started.is_set)
     run.cancel()
     assert (await run.wait()).state is RunState.ABANDONED
-    text = where(run)
+    text = report_on(run)
     assert "its body still runs, abandoned 0." in text and "# has moved on" not in text
     body.release()
     text = await shown(run, "where it stood then:", "where it stands now:", "# has moved on")
@@ -536,7 +536,7 @@ async def test_an_abandoned_body_is_shown_where_it_stands_now_and_where_it_stood
     assert text.index("where it stands now:") < text.index("# has moved on")
     body.last.set()
     await gone(sup)
-    assert "still runs" not in where(run)
+    assert "still runs" not in report_on(run)
     await end(sup)
 
 
@@ -549,7 +549,7 @@ async def test_a_run_whose_loop_is_gone_can_still_be_asked_about(tmp_path):
         return anyio.run(main)
 
     run, _ = await to_thread.run_sync(elsewhere)
-    assert where(run).splitlines()[0] == "run 1 on lane side:a"
+    assert report_on(run).splitlines()[0] == "run 1 on lane side:a"
 
 
 @pytest.mark.backends("asyncio", "uvloop")
@@ -557,7 +557,7 @@ async def test_it_can_be_asked_from_a_callback_of_the_loop_in_a_context_that_kno
     told = []
     run = sup.submit("side:a", straight)
     await shown(run, "# fetches")
-    asyncio.get_running_loop().call_soon(lambda: told.append(where(run)), context=contextvars.Context())
+    asyncio.get_running_loop().call_soon(lambda: told.append(report_on(run)), context=contextvars.Context())
     await eventually(lambda: told)
     assert "# fetches" in told[0]
     await end(sup)
@@ -635,8 +635,8 @@ async def test_what_cannot_be_looked_at_is_said_and_all_else_is_told(sup, monkey
     await shown(run, "# fetches")
     with monkeypatch.context() as broken:
         broken.setattr(sup.registry, "statistics", None)
-        assert "# fetches" in where(run)
-        assert "(something could not be looked at: TypeError" in where(run)
+        assert "# fetches" in report_on(run)
+        assert "(something could not be looked at: TypeError" in report_on(run)
     await end(sup)
 
 
@@ -651,7 +651,7 @@ async def test_looking_keeps_neither_frames_nor_what_the_body_holds(sup):
     async def body(ctx):
         first, second = Kept(), Kept()
         refs.extend(map(weakref.ref, (first, second)))
-        where(ctx.run)
+        report_on(ctx.run)
         await anyio.lowlevel.checkpoint()
         del first
         await go_on.wait()  # has let go of the first

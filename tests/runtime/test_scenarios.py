@@ -13,7 +13,7 @@ from lanes import SessionLayout
 from lanes.spec import WhenBusy
 from runtime.trial.generate import InvalidLoad, Load, generate
 from runtime.trial.scenario import Overrides, described, plan, shipped
-from runtime.usage_error import Problem, one_line
+from runtime.usage_error import UsageError, one_line
 from tests.command import lanes, records, result_of
 
 NOWHERE = SessionLayout("/nowhere")
@@ -312,7 +312,7 @@ def test_a_traffic_file_lies_beside_its_scenario(tmp_path):
     ],
 )
 def test_a_scenario_that_cannot_be_used_is_refused_in_one_line(tmp_path, text, complaint):
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(UsageError) as caught:
         planned(tmp_path / "s.toml", text)
     assert complaint in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "s.toml"))
@@ -346,7 +346,7 @@ def test_a_scenario_that_cannot_be_used_is_refused_in_one_line(tmp_path, text, c
     ],
 )
 def test_a_traffic_line_that_cannot_be_sent_is_refused_with_its_number(tmp_path, line, complaint):
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(UsageError) as caught:
         planned(tmp_path / "t.jsonl", '{"lane": "main"}\n\n' + line + "\n")
     assert str(caught.value).startswith(f"{tmp_path / 't.jsonl'}, line 3: ")
     assert complaint in str(caught.value)
@@ -355,7 +355,7 @@ def test_a_traffic_line_that_cannot_be_sent_is_refused_with_its_number(tmp_path,
 
 @pytest.mark.parametrize("name", ["missing.toml", "missing.jsonl", "."])
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, name):
-    with pytest.raises(Problem, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         plan(tmp_path / name, name, NOWHERE, Overrides())
 
 

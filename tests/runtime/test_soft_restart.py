@@ -20,13 +20,13 @@ from lanes import SessionLayout
 from runtime.process.signals import Signals
 from runtime.supervisor import Supervisor
 from runtime.trial import harness, verdict
-from runtime.trial.generation_secrets import NAME, Vault
+from runtime.trial.generation_secrets import NAME, GenerationSecrets
 from runtime.trial.ledger import Ledger
-from runtime.trial.model_bodies import Bodies
+from runtime.trial.model_bodies import ModelBodies
 from runtime.trial.report import Result
 from runtime.trial.scenario import Overrides, plan
 from runtime.trial.work import Scenario
-from runtime.usage_error import Problem
+from runtime.usage_error import UsageError
 from tests import blocking
 from tests.command import lanes, records, result_of, started
 from tests.poll import eventually, eventually_sync
@@ -73,8 +73,8 @@ class Served:
         self.plan = plan(directory / "load.toml", "load", SessionLayout(self.root), Overrides())
         self.ledger = Ledger()
         self.result = Result(self.ledger, verdict.Survey(), "", self.root, plans_abandoned=True)
-        self.bodies = Bodies(self.ledger, 1.0)
-        self.vault = Vault(0.005, self.ledger.instance)
+        self.bodies = ModelBodies(self.ledger, 1.0)
+        self.vault = GenerationSecrets(0.005, self.ledger.instance)
         self.sup = Supervisor(
             self.root,
             lanes=[replace(spec, handler=self.bodies.handle) for spec in self.plan.lanes],
@@ -178,7 +178,7 @@ async def test_a_signal_at_the_very_end_does_no_harm(tmp_path):
 
 async def test_a_message_that_comes_during_a_restart_is_sent_when_it_is_over(tmp_path):
     served = Served(tmp_path, LOAD.replace("end = 0.1", "end = 0.4"))
-    served.vault = Vault(0.3, served.ledger.instance)
+    served.vault = GenerationSecrets(0.3, served.ledger.instance)
     served.sup._standing.services._factories[NAME] = served.vault.service
     served.at_record(2, lambda: send(signal.SIGUSR1))
     with Signals() as signals:
@@ -230,7 +230,7 @@ async def test_who_is_told_to_stop_during_a_restart_does_not_ask_for_a_new_proce
 async def test_what_is_to_be_sent_again_during_a_restart_is_sent_when_it_is_over(tmp_path):
     load = LOAD.replace("end = 0.1", "end = 0.0").replace("count = 40", 'count = 4\nagain = 1\nbehave = "raise"')
     served = Served(tmp_path, load)
-    served.vault = Vault(0.1, served.ledger.instance)
+    served.vault = GenerationSecrets(0.1, served.ledger.instance)
     served.sup._standing.services._factories[NAME] = served.vault.service
     served.at_record(4, lambda: send(signal.SIGUSR1))
     with Signals() as signals:
@@ -443,9 +443,9 @@ PLANTED = {
         "",
     ),
     "bodies that keep the old secret": (
-        "from runtime.trial.model_bodies import Bodies\n"
-        "secret, kept = Bodies._secret, {}\n"
-        "Bodies._secret = lambda self, ctx: kept.setdefault('secret', secret(self, ctx))\n",
+        "from runtime.trial.model_bodies import ModelBodies\n"
+        "secret, kept = ModelBodies._secret, {}\n"
+        "ModelBodies._secret = lambda self, ctx: kept.setdefault('secret', secret(self, ctx))\n",
         ["old_secrets"],
         "",
     ),
@@ -459,8 +459,8 @@ PLANTED = {
         "",
     ),
     "everything is sent again to a new process": (
-        "from runtime.trial.totals import Books\n"
-        "Books.left = lambda self: list(range(self._messages))\n",
+        "from runtime.trial.totals import ServiceTotals\n"
+        "ServiceTotals.left = lambda self: list(range(self._messages))\n",
         ["doubled"],
         WEDGED,
     ),
@@ -496,9 +496,9 @@ def test_a_planted_defect_makes_the_verdict_red(tmp_path, defect):
 
 FROZEN = """
 import time
-from runtime.trial.model_bodies import Bodies
+from runtime.trial.model_bodies import ModelBodies
 async def compute(self, *args): time.sleep(600)
-Bodies._think = compute
+ModelBodies._think = compute
 """
 
 
@@ -622,7 +622,7 @@ def test_without_the_usual_place_it_goes_on_and_says_so(tmp_path, monkeypatch):
 def test_a_bad_restart_is_refused(tmp_path, field, complaint):
     file = tmp_path / "load.toml"
     file.write_text(f"{LOAD}\n[restart]\n{field}\n")
-    with pytest.raises(Problem, match=re.escape(complaint)):
+    with pytest.raises(UsageError, match=re.escape(complaint)):
         plan(file, "load", SessionLayout(tmp_path), Overrides())
 
 
@@ -630,5 +630,5 @@ def test_a_bad_restart_is_refused(tmp_path, field, complaint):
 def test_messages_that_are_sent_again_by_themselves_are_refused_with_a_restart(tmp_path, field):
     file = tmp_path / "load.toml"
     file.write_text(f"{LOAD}{field}\n[restart]\n")
-    with pytest.raises(Problem, match=re.escape("again, dedupe: not with [restart]")):
+    with pytest.raises(UsageError, match=re.escape("again, dedupe: not with [restart]")):
         plan(file, "load", SessionLayout(tmp_path), Overrides())

@@ -9,9 +9,9 @@ from anyio import create_task_group, sleep_forever
 from lanes import LaneSpec
 from lanes.core.needs import Kind, needs_of
 from runtime import Supervisor
-from runtime.inspect.run_report import where
+from runtime.inspect.run_report import report_on
 from runtime.status import protocol
-from runtime.status.handlers import Answers
+from runtime.status.handlers import Handlers
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 LANES = [
@@ -41,10 +41,10 @@ async def end(sup):
 
 def first_waits(sup, run):
     """What the two reports say first: `waits_for` of the status, and the first such line of the stack."""
-    status = Answers(sup).to(protocol.Status(), "a test").status
+    status = Handlers(sup).answer(protocol.Status(), "a test").status
     assert status is not None
     (row,) = (row for row in status.runs if row.id == run.id)
-    told = [line.removeprefix("waits for ") for line in where(run).splitlines() if line.startswith("waits for ")]
+    told = [line.removeprefix("waits for ") for line in report_on(run).splitlines() if line.startswith("waits for ")]
     return row.waits_for, row.holder, told
 
 
