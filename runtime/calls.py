@@ -49,7 +49,7 @@ class Calls:
                 return done.result(LOOK_S)
             except TimeoutError:
                 # A loop that has ended makes no call any more, and reports that to no thread.
-                if (not self._scheduler.serving or loop_has_ended(self._scheduler.intake.loop)) and done.cancel():
+                if (not self._scheduler.board.serving or loop_has_ended(self._scheduler.board.loop)) and done.cancel():
                     raise Draining("the supervisor does not accept work: it has stopped") from None
 
     async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
@@ -69,7 +69,7 @@ class Calls:
         """Ask all runs of a lane, of a session, or all to end; returns how many were asked."""
         chosen = [
             execution
-            for execution in list(self._scheduler.live.values())
+            for execution in list(self._scheduler.board.live.values())
             if (lane is None or execution.run.lane == lane)
             and (session is None or execution.run.session == session)
             and (queued or execution.run.state is RunState.RUNNING)
@@ -95,10 +95,10 @@ class Calls:
     def _conducting(self, key: str) -> Run | None:
         """The run that the caller is part of, or one that bounds it, if it names that session."""
         inside = current_run()
-        one = self._scheduler.live.get(inside.id) if inside is not None else None
+        one = self._scheduler.board.live.get(inside.id) if inside is not None else None
         if one is None or one.run is not inside:
             return None  # a run of another supervisor
-        file = self._scheduler.layout.file_of(key)
+        file = self._scheduler.board.layout.file_of(key)
         while one is not None and not concerns(one, key, file):
             one = one.parent
         return one.run if one is not None else None
@@ -106,7 +106,7 @@ class Calls:
     def discard(self, run_id: int) -> None:
         """Forget a parked run."""
         self.parked(run_id)
-        self._scheduler.history.forget_parked(run_id)
+        self._scheduler.board.history.forget_parked(run_id)
 
     def parked(self, run_id: int) -> Parked:
         """A parked run.
@@ -114,8 +114,8 @@ class Calls:
         Raises:
             InvalidLane: no such run is parked.
         """
-        found = self._scheduler.history.parked.get(run_id) if type(run_id) is int else None
+        found = self._scheduler.board.history.parked.get(run_id) if type(run_id) is int else None
         if found is None:
-            known = ", ".join(map(str, list(self._scheduler.history.parked)[:10])) or "none"
+            known = ", ".join(map(str, list(self._scheduler.board.history.parked)[:10])) or "none"
             raise InvalidLane(f"run_id: {run_id!r:.80} is not parked; parked: {known}")
         return found

@@ -37,7 +37,7 @@ def refuse_inside(scheduler: Scheduler, what: str) -> None:
         DeadlockError: it is.
     """
     run = current_run()
-    if run is not None and run.outcome is None and scheduler.find(run.id) is run:
+    if run is not None and run.outcome is None and scheduler.board.find(run.id) is run:
         raise DeadlockError(f"{what}() waits for run {run.id} on lane {run.lane}, which awaits it", run_id=run.id)
 
 
@@ -46,7 +46,7 @@ class Drain:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._before = scheduler.running()
+        self._before = scheduler.board.running()
         self._left: list[Execution] = []
         self._waiting = anyio.CancelScope()
 
@@ -61,31 +61,31 @@ class Drain:
         """
         self._waiting.deadline = anyio.current_time() + timeout
         with self._waiting:
-            await self._scheduler.calm()
-        return self._scheduler.is_calm()
+            await self._scheduler.board.wait_idle()
+        return self._scheduler.board.is_idle()
 
     async def cancel_rest(self, reason: str) -> None:
         """Cancel what still runs, and wait for its grace; not interrupted by cancellation. A checkpoint.
 
         When work is started again, because a restart has come in between, it is not this drain's to cancel.
         """
-        if self._scheduler.starting:
+        if self._scheduler.board.starting:
             return
-        self._left = self._scheduler.running()
+        self._left = self._scheduler.board.running()
         for execution in self._left:
             execution.ask_to_end(RunState.CANCELLED, reason)
         grace = max((execution.spec.grace for execution in self._left), default=0.0)
         # Twice: a body that had no chance to end, because the loop came late, gets its grace again.
         # And as often as the loop comes so late that this is over before the timers that abandon have rung.
         with anyio.CancelScope(shield=True):
-            while self._left and self._scheduler.serving and not self._scheduler.is_calm():
+            while self._left and self._scheduler.board.serving and not self._scheduler.board.is_idle():
                 with anyio.move_on_after(2 * grace + SETTLE_S):
-                    await self._scheduler.calm()
+                    await self._scheduler.board.wait_idle()
 
     def report(self) -> DrainReport:
         """What became of them."""
-        zombies, left = self._scheduler.abandoned, self._left
-        queued = (execution.run for lane in self._scheduler.lanes.values() for execution in lane.queued)
+        zombies, left = self._scheduler.board.abandoned, self._left
+        queued = (execution.run for lane in self._scheduler.board.lanes.values() for execution in lane.queued)
         return DrainReport(
             finished=sum(execution not in left and execution not in zombies for execution in self._before),
             cancelled=sum(execution not in zombies for execution in left),

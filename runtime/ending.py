@@ -52,7 +52,7 @@ class Ending:
         self._standing, self._scheduler, self._watchdog, self._bindings = standing, scheduler, watchdog, bindings
         self._services_timeout = services_timeout
         self._leave = anyio.Event()
-        scheduler.on_failure = self._lanes_failed
+        scheduler.board.on_failure = self._lanes_failed
 
     async def begin_lanes(self, name: str) -> None:
         """Start the task of the lanes, called `name`, and wait until it serves or has ended. A checkpoint."""
@@ -99,7 +99,7 @@ class Ending:
 
     async def tell_queued(self) -> None:
         """End the queued runs: nothing starts them any more."""
-        for execution in reversed(list(self._scheduler.live.values())):
+        for execution in reversed(list(self._scheduler.board.live.values())):
             what = "started" if execution.run.attempt == 1 else "was tried again"
             execution.ask_to_end(RunState.CANCELLED, f"the supervisor stopped before it {what}")
 
@@ -110,14 +110,14 @@ class Ending:
 
     async def watch_abandoned(self) -> None:
         """See to it that abandoned bodies end with the event loop."""
-        if self._scheduler.abandoned:
+        if self._scheduler.board.abandoned:
             Background().start(self._release_zombies, "end of abandoned bodies")
 
     async def leave_lanes_task(self) -> None:
         """End the task of the lanes; abandoned bodies keep it."""
         with anyio.CancelScope(shield=True):
             self._leave.set()
-            if self.lanes.started and not self._scheduler.abandoned:
+            if self.lanes.started and not self._scheduler.board.abandoned:
                 await self.lanes.over.wait()
 
     async def leave_services(self) -> None:
@@ -183,7 +183,7 @@ class Ending:
     async def _release_zombies(self) -> None:
         """A background task: when the whole loop ends, let that cancellation reach the abandoned bodies too."""
         try:
-            await self._scheduler.gone()
+            await self._scheduler.board.wait_abandoned()
         finally:
-            for execution in self._scheduler.abandoned:
+            for execution in self._scheduler.board.abandoned:
                 execution.tell_body_again()

@@ -74,7 +74,7 @@ class Life:
             self._starting = None
             if standing.stop_asked.is_set():
                 raise SystemExit(128 + self._bindings.signal)
-            self._scheduler.services = standing.services.made
+            self._scheduler.board.services = standing.services.made
             await self.ending.begin_lanes(f"supervisor of {root}")
             self.ending.raise_failure()
             if standing.is_in(Phase.STOPPING, Phase.STOPPED):
@@ -103,7 +103,7 @@ class Life:
         failures = Failures()
         with failures.kept("notify"):
             self._bindings.stopping()
-        grace = max((spec.grace for spec in self._scheduler.specs.lanes.values()), default=0.0)
+        grace = max((spec.grace for spec in self._scheduler.board.specs.lanes.values()), default=0.0)
         changes = 7 if self.restarts.under_way else 2  # times that services may have to leave or enter
         bound = drain_timeout + 2 * grace + 2 * SETTLE_S + changes * self._services_timeout
         with failures.kept("hard_limit"):
@@ -124,8 +124,8 @@ class Life:
             )
         failures.raise_first()
         self.ending.raise_failure()
-        if self._scheduler.abandoned:
-            zombies = tuple(execution.run for execution in self._scheduler.abandoned)
+        if self._scheduler.board.abandoned:
+            zombies = tuple(execution.run for execution in self._scheduler.board.abandoned)
             self._exits.for_runs(zombies, EXIT_ABANDONED)
             raise AbandonedBodies(zombies)
         if not self.ending.services_left:  # the event loop would wait for them when it ends
@@ -195,7 +195,7 @@ class Life:
         except AbandonedBodies:
             if leaves and not failures:
                 raise
-            log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.abandoned))
+            log("abandoned_bodies_left", level="error", abandoned=len(self._scheduler.board.abandoned))
         if elsewhere and not has_ended(self._block_task):
             raise RuntimeError(_ELSEWHERE) from error
         failures.raise_first()

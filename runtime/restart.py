@@ -89,7 +89,7 @@ class Restarts:
 
         log("restart_requested", reason=reason)
         if self._may_begin():
-            Background().start(asked_for, "restart", context=self._scheduler.hooks.context.copy())
+            Background().start(asked_for, "restart", context=self._scheduler.board.hooks.context.copy())
 
     async def give_up(self) -> None:
         """Cancel the restart that is under way, if its steps can be taken back, and wait for its end. A checkpoint."""
@@ -119,7 +119,8 @@ class Restarts:
         if not self._standing.is_in(Phase.RESTARTING):
             return False
         self._standing.move(Phase.RUNNING)
-        self._scheduler.pace.ramp(_clock.clock.now(), RAMP_S)  # much may be overdue, whether it is taken back or done
+        # Much may be overdue, whether it is taken back or done.
+        self._scheduler.board.pace.ramp(_clock.clock.now(), RAMP_S)
         self._scheduler.open()
         self._bindings.ready()
         return True
@@ -149,9 +150,14 @@ class Restarts:
             standing.generation += 1
             _ = self._reopen()
 
-        log("restart_started", generation=standing.generation, running=len(scheduler.running()), drain_s=drain_timeout)
+        log(
+            "restart_started",
+            generation=standing.generation,
+            running=len(scheduler.board.running()),
+            drain_s=drain_timeout,
+        )
         scheduler.shut()
-        grace = max((spec.grace for spec in scheduler.specs.lanes.values()), default=0.0)
+        grace = max((spec.grace for spec in scheduler.board.specs.lanes.values()), default=0.0)
         bound = began + drain_timeout + 2 * grace + SETTLE_S + 7 * self._services_timeout + _MARGIN_S
         self._exits.limit(bound, EXIT_NEW_PROCESS, "the restart did not end in time")
         try:
@@ -183,8 +189,9 @@ class Restarts:
         try:
             drain = Drain(scheduler)
             await drain.let_finish(drain_timeout)
-            if not self._exits.wanted and scheduler.abandoned:  # the restart fails in any case: spare the other runs
-                raise AbandonedBodies(tuple(execution.run for execution in scheduler.abandoned))
+            # The restart fails in any case: spare the other runs.
+            if not self._exits.wanted and scheduler.board.abandoned:
+                raise AbandonedBodies(tuple(execution.run for execution in scheduler.board.abandoned))
             await drain.cancel_rest("the supervisor restarts")
             if self._standing.is_in(Phase.STOPPING):
                 raise Draining(_GIVEN_UP)
@@ -194,8 +201,8 @@ class Restarts:
                     log_unstarted(report)
                     self._exits.for_runs(report.abandoned, EXIT_NEW_PROCESS)
                 raise AbandonedBodies(report.abandoned)
-            if not scheduler.is_calm():
-                raise RuntimeError(f"{len(scheduler.running())} runs have not ended: {scheduler.running()[:3]!r}")
+            if left := scheduler.board.running():
+                raise RuntimeError(f"{len(left)} runs have not ended: {left[:3]!r}")
         except BaseException:
             if self._reopen():
                 log("admission_reopened", level="warning", generation=self._standing.generation)
@@ -216,4 +223,4 @@ class Restarts:
             raise Draining(_GIVEN_UP)
         standing.services = fresh = old.again()
         await fresh.enter(old.name, limit)
-        self._scheduler.services = fresh.made
+        self._scheduler.board.services = fresh.made

@@ -107,18 +107,18 @@ class Statistics:
 
 def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: int, generation: int) -> Statistics:
     """Look at a scheduler."""
-    waited = {name: _oldest_wait(lane, now) for name, lane in scheduler.lanes.items()}
+    waited = {name: _oldest_wait(lane, now) for name, lane in scheduler.board.lanes.items()}
     queued, oldest = Counter[str](), dict[str, float]()
-    for name, lane in scheduler.lanes.items():
+    for name, lane in scheduler.board.lanes.items():
         group_name = lane.spec.group
         queued[group_name] += len(lane.queued)
         oldest[group_name] = max(oldest.get(group_name, 0.0), waited[name])
     ended = Counter[str]()
-    for group in scheduler.groups.values():
+    for group in scheduler.board.groups.values():
         ended.update(group.tally.frozen().outcomes)
     runs = dict(ended)
     runs["queued"] = queued.total()
-    runs["running"] = len(scheduler.live) - queued.total()
+    runs["running"] = len(scheduler.board.live) - queued.total()
     return Statistics(
         lanes={
             name: LaneStatistics(
@@ -128,7 +128,7 @@ def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: in
                 oldest_wait_s=waited[name],
                 totals=lane.tally.frozen(),
             )
-            for name, lane in scheduler.lanes.items()
+            for name, lane in scheduler.board.lanes.items()
         },
         groups={
             name: GroupStatistics(
@@ -140,15 +140,15 @@ def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: in
                 oldest_wait_s=oldest.get(name, 0.0),
                 totals=group.tally.frozen(),
             )
-            for name, group in scheduler.groups.items()
+            for name, group in scheduler.board.groups.items()
         },
         runs=runs,
-        leases=scheduler.registry.statistics(),
-        abandoned=len(scheduler.abandoned),
-        parked=len(scheduler.history.parked),
-        late_writes_refused=scheduler.late_writes_refused,
-        late_events_dropped=scheduler.late_events_dropped,
-        admission_slowed=scheduler.pace.why,
+        leases=scheduler.board.registry.statistics(),
+        abandoned=len(scheduler.board.abandoned),
+        parked=len(scheduler.board.history.parked),
+        late_writes_refused=scheduler.board.late_writes_refused,
+        late_events_dropped=scheduler.board.late_events_dropped,
+        admission_slowed=scheduler.board.pace.why,
         problems=(*problems(scheduler, max_abandoned), *watchdog.problems),
         loop_lag=watchdog.quantiles(),
         process=watchdog.statistics(),
@@ -158,10 +158,10 @@ def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: in
 
 def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
     """What makes a process unhealthy."""
-    abandoned = len(scheduler.abandoned)
+    abandoned = len(scheduler.board.abandoned)
     if abandoned <= max_abandoned:
         return ()
-    lanes = Counter(execution.run.lane for execution in scheduler.abandoned)
+    lanes = Counter(execution.run.lane for execution in scheduler.board.abandoned)
     where = ", ".join(f"{number} on lane {lane}" for lane, number in lanes.most_common(5))
     return (f"abandoned bodies that still run: {abandoned} ({where}); allowed: {max_abandoned} (limits.abandoned)",)
 

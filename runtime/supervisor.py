@@ -103,12 +103,12 @@ class Supervisor:
         self._limits = limits or Limits()
         exits = on_zombie == "exit"
         self.watchdog = Watchdog(
-            Keeper(self._limits, self._scheduler.pace, self.request_restart),
+            Keeper(self._limits, self._scheduler.board.pace, self.request_restart),
             look=SelfCheck(self._scheduler).look,
-            abandoned=lambda: len(self._scheduler.abandoned),
+            abandoned=lambda: len(self._scheduler.board.abandoned),
             dead_s=self._limits.dead_s if exits else None,
         )
-        self._scheduler.lateness = self.watchdog
+        self._scheduler.board.lateness = self.watchdog
         self._standing = Standing(Services(dict(services or {})))
         self._calls = Calls(self._scheduler, self._standing)
         self._bindings = Bindings(
@@ -131,7 +131,7 @@ class Supervisor:
         )
 
     def __repr__(self) -> str:
-        now = self._scheduler
+        now = self._scheduler.board
         queued = sum(len(lane.queued) for lane in now.lanes.values())
         return f"<Supervisor of {self.layout.root}, {self.state}: {len(now.running())} running, {queued} queued>"
 
@@ -376,7 +376,7 @@ class Supervisor:
         """The runs that were tried as often as their lane's `retry` allows and failed, oldest first."""
         return [
             one
-            for one in self._scheduler.history.parked.values()
+            for one in self._scheduler.board.history.parked.values()
             if (lane is None or one.run.lane == lane) and (session is None or one.run.session == session)
         ]
 
@@ -401,26 +401,26 @@ class Supervisor:
 
     def find(self, run_id: int) -> Run | None:
         """A live run, one of the last `keep_outcomes` finished ones, or a parked one."""
-        return self._scheduler.find(run_id)
+        return self._scheduler.board.find(run_id)
 
     def runs(self, *, session: str | None = None) -> list[Run]:
         """The queued and running runs, oldest first."""
         return [
             execution.run
-            for execution in self._scheduler.live.values()
+            for execution in self._scheduler.board.live.values()
             if session is None or execution.run.session == session
         ]
 
     def sessions(self) -> list[str]:
         """The keys of the sessions that live runs name."""
-        return sorted({e.run.session for e in self._scheduler.live.values() if e.run.session is not None})
+        return sorted({e.run.session for e in self._scheduler.board.live.values() if e.run.session is not None})
 
     def abandoned(self) -> list[AbandonedBody]:
         """The bodies that ignored their cancellation and still run, the first abandoned one first."""
         now = _clock.clock.now()
         return [
             AbandonedBody(execution.run, now - since, stack)
-            for execution, (since, stack) in self._scheduler.abandoned.items()
+            for execution, (since, stack) in self._scheduler.board.abandoned.items()
         ]
 
     def statistics(self) -> Statistics:

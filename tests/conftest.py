@@ -5,6 +5,7 @@
 - With the fixture `virtual` they run on asyncio and trio in virtual time: see `virtual.py`.
 - Signals, `umask` and environment are those of a terminal, whoever starts the tests: see `surroundings.py`.
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
+- A run whose phase does not follow from the one before it, or disagrees with the queues: see `phases.py`.
 - `pytest --failure A3` and `pytest --suite S1` select tests by their markers.
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests import blocking, leaks, surroundings, virtual
+from tests import blocking, leaks, phases, surroundings, virtual
 from tests.planted.server import Server
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,6 +34,7 @@ _ID = re.compile(r"[A-Z]+[0-9]+[a-z]?")
 
 _failed = pytest.StashKey[bool]()
 _before = pytest.StashKey[leaks.Look]()
+_recorder = pytest.StashKey[phases.Recorder]()
 
 
 # Event loops
@@ -85,6 +87,18 @@ def _as_in_a_terminal() -> Iterator[None]:
         yield
 
 
+# Phases
+
+
+@pytest.fixture(autouse=True)
+def _phases(request: pytest.FixtureRequest) -> Iterator[phases.Recorder]:
+    with phases.recorded() as recorder:
+        request.node.stash[_recorder] = recorder
+        yield recorder
+    if recorder.complaints and not request.node.stash.get(_failed, False):
+        pytest.fail("\n".join(recorder.complaints[:20]), pytrace=False)
+
+
 # Leaks and blocking calls
 
 
@@ -127,8 +141,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         result = yield
     finally:
         pyfuncitem.obj = original
-    if blocking.seen:
-        pytest.fail("\n".join(blocking.seen), pytrace=False)
+    if found := blocking.seen + pyfuncitem.stash[_recorder].complaints[:20]:
+        pytest.fail("\n".join(found), pytrace=False)
     return result
 
 

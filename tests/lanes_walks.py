@@ -192,7 +192,7 @@ class Play:
             SpecTable(specs, walk.groups), registry, SessionLayout(self._root), keep_outcomes=walk.keep, hooks=hooks
         )
         self.host = Host(scheduler)
-        self._files = {session: scheduler.layout.file_of(session) for session in SESSIONS}
+        self._files = {session: scheduler.board.layout.file_of(session) for session in SESSIONS}
         async with anyio.create_task_group() as group:
             await group.start(scheduler.serve)
             scheduler.open()
@@ -224,25 +224,27 @@ class Play:
         self._both(self.scheduler.open, self.model.reopen)
         self.model.settle()
         for _ in range(400):
-            if not self.scheduler.live and not self.model.live and not self.scheduler.abandoned:
+            if not self.scheduler.board.live and not self.model.live and not self.scheduler.board.abandoned:
                 break
             await anyio.sleep_until(self.model.now + 5.0 + 2**-19)
             self.model.advance(self.clock.now())
             await self.clock.settle()
             self._compare_all("at the end")
         else:
-            raise Differs(f"still there after 2000 s: {list(self.scheduler.live.values())} {list(self.model.live)}")
+            raise Differs(
+                f"still there after 2000 s: {list(self.scheduler.board.live.values())} {list(self.model.live)}"
+            )
         scheduler = self.scheduler
         left = {
-            "turns": len(scheduler.turns),
-            "bodies": len(scheduler.bodies),
+            "turns": len(scheduler.board.turns),
+            "bodies": len(scheduler.board.bodies),
             "waits": len(scheduler.waits),
-            "slots": sum(group.running + group.others + group.returning for group in scheduler.groups.values()),
-            "work": sum(group.has_work for group in scheduler.groups.values()),
-            "lanes": sum(lane.spec.wild for lane in scheduler.lanes.values()),
-            "queued": sum(lane.waiting + len(lane.running) for lane in scheduler.lanes.values()),
-            "held": scheduler.registry.statistics().held,
-            "keys": sum(run not in scheduler.history._finished for run in scheduler.history._keys),
+            "slots": sum(group.running + group.others + group.returning for group in scheduler.board.groups.values()),
+            "work": sum(group.has_work for group in scheduler.board.groups.values()),
+            "lanes": sum(lane.spec.wild for lane in scheduler.board.lanes.values()),
+            "queued": sum(lane.waiting + len(lane.running) for lane in scheduler.board.lanes.values()),
+            "held": scheduler.board.registry.statistics().held,
+            "keys": sum(run not in scheduler.board.history._finished for run in scheduler.board.history._keys),
         }
         if any(left.values()):
             raise Differs(f"left behind: {left}")
@@ -278,7 +280,7 @@ class Play:
     def _on_start(self, run: Run) -> None:
         self._runs[run.id] = run
         assert run.started_at is not None
-        self._started.append((self.scheduler.specs.find(run.lane).group, run.id, run.started_at))
+        self._started.append((self.scheduler.board.specs.find(run.lane).group, run.id, run.started_at))
 
     def _on_end(self, run: Run) -> None:
         self._runs[run.id] = run
@@ -395,7 +397,8 @@ class Play:
         session = rng.choice(SESSIONS)
         file = self._files[session]
         self._both(
-            lambda: self._done(self.scheduler.registry.revoke(file, "on purpose")), lambda: self.model.revoke(session)
+            lambda: self._done(self.scheduler.board.registry.revoke(file, "on purpose")),
+            lambda: self.model.revoke(session),
         )
 
     async def _shut(self, rng: random.Random) -> None:
@@ -429,7 +432,7 @@ class Play:
             self.trace.append(f"{at:.6f} run {number} started in group {group}")
         for at, number, state in ended:
             self.trace.append(f"{at:.6f} run {number} {state}")
-        live = {number: execution.run.state.value for number, execution in scheduler.live.items()}
+        live = {number: execution.run.state.value for number, execution in scheduler.board.live.items()}
         self._equal(when, "live", live, {number: job.state for number, job in model.live.items()})
         for name in model.groups if started or journal else ():
             real = [(number, round(at, 6)) for group, number, at in started if group == name]
@@ -446,10 +449,10 @@ class Play:
         self._compare(when)
         scheduler, model = self.scheduler, self.model
         for session, file in self._files.items():
-            real = [one.run.id for one in scheduler.turns.of(file)]
+            real = [one.run.id for one in scheduler.board.turns.of(file)]
             self._equal(when, f"line of {session}", real, [job.number for job in model.lines.get(session, [])])
         for name, group in model.groups.items():
-            real_group = scheduler.groups[name]
+            real_group = scheduler.board.groups[name]
             self._equal(when, f"slots of {name}", list(real_group.holders), group.holders, number_of)
             tally = real_group.tally
             totals = {state.value: n for state, n in (tally.outcomes or {}).items()}
@@ -458,16 +461,16 @@ class Play:
         self._equal(
             when,
             "lanes",
-            {n for n in scheduler.lanes if n not in model.specs},
+            {n for n in scheduler.board.lanes if n not in model.specs},
             {n for n in model.lanes if n not in model.specs},
         )
         for name, lane in model.lanes.items():
-            real_lane = scheduler.lanes[name]
+            real_lane = scheduler.board.lanes[name]
             self._equal(when, f"queue of {name}", list(real_lane.queued), lane.queued, number_of)
             self._equal(when, f"limit of {name}", real_lane.waiting, lane.waiting)
             self._equal(when, f"places of {name}", list(real_lane.running), lane.running, number_of)
-        self._equal(when, "kept", list(scheduler.history._order), [job.number for job in model.history])
-        self._equal(when, "parked", list(scheduler.history.parked), [job.number for job in model.parked])
+        self._equal(when, "kept", list(scheduler.board.history._order), [job.number for job in model.history])
+        self._equal(when, "parked", list(scheduler.board.history.parked), [job.number for job in model.parked])
         for job in model.live.values():
             if job.state == "running" and job.given is not None and not job.read and job.started != self.clock.now():
                 assert job.started is not None

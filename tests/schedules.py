@@ -156,7 +156,7 @@ class World:
                 # At a whole second, and past every timer of the one before: a cancelled one still wakes the loop.
                 await anyio.sleep(self.clock.now() // 1 + PAUSE - self.clock.now())
                 # Groups remember whom they have served; all else is empty by now.
-                groups = self.scheduler.groups
+                groups = self.scheduler.board.groups
                 groups.update({name: Group(group.spec) for name, group in groups.items()})
                 random.seed(seed)
                 trio._core._run._r.seed(seed)
@@ -267,10 +267,10 @@ class Schedule:
         async with anyio.create_task_group() as group:
             for plan in self._plans:
                 group.start_soon(self._send, plan)
-        while self.scheduler.live:
-            await next(iter(self.scheduler.live.values())).run.wait()
-        await self.scheduler.gone()
-        if self.scheduler.pace.restore() or "pace" in self.scenario.acts:
+        while self.scheduler.board.live:
+            await next(iter(self.scheduler.board.live.values())).run.wait()
+        await self.scheduler.board.wait_abandoned()
+        if self.scheduler.board.pace.restore() or "pace" in self.scenario.acts:
             await anyio.sleep(max(INTERVAL_S.values()))  # until admission has looked again
         await self.world.clock.settle()
         self._judge()
@@ -356,17 +356,17 @@ class Schedule:
             self.scheduler.open()
 
     async def _revoke(self, given: tuple[int, str, float, bool]) -> None:
-        self.world.registry.revoke(self.scheduler.layout.file_of(given[1]), "on purpose")
+        self.world.registry.revoke(self.scheduler.board.layout.file_of(given[1]), "on purpose")
 
     async def _pace(self, given: tuple[int, str, float, bool]) -> None:
         """Slow admission down, or no more."""
         if given[3]:
-            self.scheduler.pace.slow("on purpose")
+            self.scheduler.board.pace.slow("on purpose")
         else:
-            self.scheduler.pace.restore()
+            self.scheduler.board.pace.restore()
 
     async def _resubmit(self, given: tuple[int, str, float, bool]) -> None:
-        parked = list(self.scheduler.history.parked)
+        parked = list(self.scheduler.board.history.parked)
         if parked:
             run = self.host.resubmit(parked[given[0] % len(parked)])
             self._know(run, None)
@@ -570,28 +570,28 @@ class Schedule:
             with suppress(LeaseLost):
                 wrong.append(f"{ctx.submit('main', self._work, ())!r} comes from {ctx.run!r}, which is over")
         wrong += left_behind(self.scheduler)
-        self.scheduler.history.parked.clear()
+        self.scheduler.board.history.parked.clear()
 
 
 def left_behind(scheduler: Scheduler) -> list[str]:
     """What a scheduler at rest still holds, in words."""
-    registry = scheduler.registry.statistics()
+    registry = scheduler.board.registry.statistics()
     counts = {
-        "live": len(scheduler.live),
-        "bodies": len(scheduler.bodies),
-        "abandoned": len(scheduler.abandoned),
-        "turns": len(scheduler.turns),
-        "timers": len(scheduler.timers),
+        "live": len(scheduler.board.live),
+        "bodies": len(scheduler.board.bodies),
+        "abandoned": len(scheduler.board.abandoned),
+        "turns": len(scheduler.board.turns),
+        "timers": len(scheduler.board.timers),
         "waits": len(scheduler.waits),
-        "lanes": len(set(scheduler.lanes) - set(scheduler.specs.lanes)),
-        "tasks": len(scheduler.tasks or ()),
+        "lanes": len(set(scheduler.board.lanes) - set(scheduler.board.specs.lanes)),
+        "tasks": len(scheduler.board.tasks or ()),
         "sessions": registry.sessions,
         "held": registry.held,
         "waiting": registry.waiting,
-        **{f"{lane.name} queued": lane.waiting for lane in scheduler.lanes.values()},
-        **{f"{lane.name} running": len(lane.running) for lane in scheduler.lanes.values()},
-        **{f"{name} slots": group.running + group.others for name, group in scheduler.groups.items()},
-        **{f"{name} work": int(group.has_work) for name, group in scheduler.groups.items()},
+        **{f"{lane.name} queued": lane.waiting for lane in scheduler.board.lanes.values()},
+        **{f"{lane.name} running": len(lane.running) for lane in scheduler.board.lanes.values()},
+        **{f"{name} slots": group.running + group.others for name, group in scheduler.board.groups.items()},
+        **{f"{name} work": int(group.has_work) for name, group in scheduler.board.groups.items()},
     }
     return [f"left behind: {what} {count}" for what, count in counts.items() if count]
 

@@ -55,8 +55,8 @@ def assert_empty(sup: Supervisor) -> None:
     assert (now.leases.sessions, now.leases.held, now.leases.waiting) == (0, 0, 0)
     assert {name: group.running for name, group in now.groups.items()} == dict.fromkeys(now.groups, 0)
     assert all((lane.running, lane.queued) == (0, 0) for lane in now.lanes.values())
-    assert set(now.lanes) <= {spec.pattern for spec in scheduler.specs.lanes.values()}
-    assert (len(scheduler.turns), len(scheduler.timers)) == (0, 0)
+    assert set(now.lanes) <= {spec.pattern for spec in scheduler.board.specs.lanes.values()}
+    assert (len(scheduler.board.turns), len(scheduler.board.timers)) == (0, 0)
 
 
 class Stubborn:

@@ -1,51 +1,38 @@
-"""What a scheduler holds, and how to look at it.
-
-The scheduler is one object in four layers, each a file with one subject: what it holds (here), how work starts
-(`starting`), what is said to a run that is under way (`steering`), and how it ends or is tried again (`finishing`).
-"""
+"""What a scheduler holds, and how to look at it. Nothing here decides anything."""
 
 from __future__ import annotations
 
 import math
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
-from locks import Fence, LeaseLost, LockRegistry
+from locks import Fence, LockRegistry
 
 from ..layout import SessionLayout
 from ..queues.groups import Group
 from ..queues.lane import Lane
 from ..queues.throttle import Pace
-from ..queues.timers import Timer, Timers
+from ..queues.timers import Timers
 from ..queues.turns import Turns
-from ..run import Run, RunState
+from ..run import Run
 from ..spec_table import SpecTable
 from .execution import Execution
 from .history import History
 from .hooks import Hooks
 from .loop_lag import Lateness, Unwatched
-from .outcomes import Raised
+from .phase import OVER
 from .task_host import TaskHost
-
-if TYPE_CHECKING:
-    from .deadlock import Waits
-    from .intake import Intake
 
 
 def _ignored(_error: BaseException | None, _raised: bool) -> None:
-    """Nobody wants to know."""
+    """Nothing is to be done."""
 
 
-class State(ABC):
-    """Lanes, groups, turns and runs. To be used on the event loop's thread."""
-
-    intake: Intake
-    waits: Waits
+class Board:
+    """Lanes, groups, turns and runs. Only the scheduler changes it. To be used on the event loop's thread."""
 
     def __init__(
         self,
@@ -86,19 +73,15 @@ class State(ABC):
         self.hooks = hooks or Hooks(None, None, None)
         self.tasks: TaskHost | None = None
         """Where bodies are started; there while `serve` runs."""
-        self._task: Any = None
+        self.task: Any = None
         """The task of `serve`."""
+        self.loop: object = None
+        """The event loop that serves; on a thread of its own, or sharing one as host or guest."""
         self.on_failure: Callable[[BaseException | None, bool], object] = _ignored
         """Told when the scheduler ends everything by itself: for what, `None` for a cancellation from outside, and
         whether that is raised out of the loop anyway."""
-        self._to_admit: dict[Group, None] = {}
-        """Groups in which something may start."""
-        self._admitting = False
-        self._paced: dict[Group, Timer] = {}
-        """Groups that a timer will look at again, since admission is slowed."""
-        self._calm: anyio.Event | None = None
-        self._gone: anyio.Event | None = None
-        self._front_ranks = count(-1, -1)
+        self._idle: anyio.Event | None = None
+        self._none_abandoned: anyio.Event | None = None
 
     @property
     def serving(self) -> bool:
@@ -114,30 +97,38 @@ class State(ABC):
         """The executions whose bodies run and are not abandoned."""
         return list(self.bodies)
 
-    def is_calm(self) -> bool:
+    def may_start(self, execution: Execution) -> bool:
+        """Whether a run may be started at all: draining starts nothing but children of what runs."""
+        return self.starting or (execution.parent is not None and execution.parent.phase not in OVER)
+
+    def is_idle(self) -> bool:
         """Whether no body runs that is not abandoned."""
         return not self.bodies
 
-    async def calm(self) -> None:
+    async def wait_idle(self) -> None:
         """Wait until no body runs that is not abandoned. A checkpoint."""
-        while not self.is_calm():
-            if self._calm is None:
-                self._calm = anyio.Event()
-            await self._calm.wait()
+        while self.bodies:
+            if self._idle is None:
+                self._idle = anyio.Event()
+            await self._idle.wait()
         await anyio.lowlevel.checkpoint()
 
-    async def gone(self) -> None:
+    async def wait_abandoned(self) -> None:
         """Wait until no abandoned body runs any more. A checkpoint."""
         while self.abandoned:
-            if self._gone is None:
-                self._gone = anyio.Event()
-            await self._gone.wait()
+            if self._none_abandoned is None:
+                self._none_abandoned = anyio.Event()
+            await self._none_abandoned.wait()
         await anyio.lowlevel.checkpoint()
 
-    def _settle(self) -> None:
-        if self._calm is not None and self.is_calm():
-            self._calm.set()
-            self._calm = None
+    def wake_waiters(self) -> None:
+        """End the waits for a state that has come; to be called when a body has left."""
+        if self._idle is not None and not self.bodies:
+            self._idle.set()
+            self._idle = None
+        if self._none_abandoned is not None and not self.abandoned:
+            self._none_abandoned.set()
+            self._none_abandoned = None
 
     def new_fence(self, lane: str, run_id: int) -> Fence:
         """A run's permission to write."""
@@ -146,41 +137,3 @@ class State(ABC):
     def _refused(self) -> None:
         with self._refusals:  # late writes come from threads
             self.late_writes_refused += 1
-
-    # What starting needs of ending
-
-    @abstractmethod
-    def _finish(
-        self,
-        execution: Execution,
-        state: RunState,
-        reason: str,
-        *,
-        value: Any = None,
-        raised: Raised | None = None,
-    ) -> None:
-        """End a run, in whatever state it was, and let its successors go on."""
-
-    @abstractmethod
-    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
-        """Turn what the body did into the run's outcome, or into its next attempt."""
-
-    @abstractmethod
-    def _queue_timeout(self, execution: Execution) -> None:
-        """A run has waited for as long as it may."""
-
-    @abstractmethod
-    def _deadline(self, execution: Execution) -> None:
-        """The deadline of a run has come, unless `progress()` has moved it."""
-
-    @abstractmethod
-    def _body_died(self, execution: Execution, error: BaseException | None) -> None:
-        """The task of a body has ended."""
-
-    @abstractmethod
-    def _wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
-        """The task that waits for another process's turn has ended."""
-
-    @abstractmethod
-    def _turn_lost(self, execution: Execution, error: LeaseLost) -> None:
-        """The session was taken from a run."""

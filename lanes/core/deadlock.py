@@ -92,6 +92,7 @@ class Waits:
 
     @_effects.change
     def _lend(self, asking: Execution, group: Group) -> None:
+        asking.lend_slot()
         group.give_back(asking)
         self._admit(group)
 

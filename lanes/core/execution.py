@@ -20,6 +20,7 @@ from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import wrong_loop
 from ..run import Body, Run, RunState, _current
+from .phase import MOVES, OVER, QUEUED, UNDERWAY, Phase
 
 if TYPE_CHECKING:
     from ..checks import Priority
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from ..queues.timers import Timer
     from ..queues.turns import Turns
     from ..spec import LaneSpec, WhenBusy
-    from .deadlock import Waits
-    from .intake import Intake
+    from .raised import Raised
     from .task_host import TaskHost
 
 
@@ -44,6 +44,9 @@ class Wait:
     """`None` once that run has ended."""
     limited: bool
     """Whether a time limit of the body's own ends the wait."""
+
+
+NOT_HELD = -math.inf
 
 
 class Queues(Protocol):
@@ -61,61 +64,103 @@ class Queues(Protocol):
         """Whether it may be started at all."""
 
 
-class Owner(Queues, Protocol):
-    """What an execution needs of its scheduler."""
+class World(Queues, Protocol):
+    """What an execution and its body need of the board."""
 
     services: Mapping[str, Any]
     layout: SessionLayout
+    loop: object
     new_scope: Callable[..., anyio.CancelScope]
     """Makes a cancel scope on the running loop."""
     new_event: Callable[[], anyio.Event]
-    waits: Waits
-    intake: Intake
     late_events_dropped: int
+
+
+class Owner(Protocol):
+    """What an execution reports to: its scheduler."""
+
+    @property
+    def board(self) -> World:
+        """What its scheduler holds."""
+
+    def submit(
+        self,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        *,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+        bound_to: Execution | None = None,
+    ) -> Run:
+        """Queue a piece of work; see `Intake.submit`."""
 
     def end(self, execution: Execution, state: RunState, reason: str) -> bool:
         """End a queued or running execution for the given cause; returns whether this is the cause now."""
 
+    def finish(
+        self,
+        execution: Execution,
+        state: RunState,
+        reason: str,
+        *,
+        value: Any = None,
+        raised: Raised | None = None,
+    ) -> None:
+        """Give it its outcome, now."""
+
+    def park_if_failed(self, execution: Execution, state: RunState) -> None:
+        """Keep its work, if it ends in a way that its lane would have tried again."""
+
+    def queue_timeout(self, execution: Execution) -> None:
+        """It has waited for as long as it may."""
+
+    def deadline_came(self, execution: Execution) -> None:
+        """Its deadline has come, unless `progress()` has moved it."""
+
+    def turn_lost(self, execution: Execution, error: LeaseLost) -> None:
+        """Its session was taken from it."""
+
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
-        """Take note that the body has returned or raised."""
+        """Its body has returned or raised."""
+
+    def body_died(self, execution: Execution, error: BaseException | None) -> None:
+        """The task of its body has ended."""
+
+    def wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
+        """The task that waits for another process's turn has ended."""
 
     def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
-        """End everything else, because the process is to end; returns whether to raise that out of the loop."""
+        """The process is to end: end everything else; returns whether to raise that out of the loop."""
 
     def message_read(self, execution: Execution, taken: Execution) -> None:
-        """Take note that a body has read a message that was handed to it."""
+        """Its body has read a message that was handed to it."""
+
+    async def wait_for(self, asking: Execution, run: Run, ended: anyio.Event) -> None:
+        """Wait for a run on behalf of another one; see `Waits.wait`."""
 
 
 class Execution:
     """The scheduler's side of a run: one attempt at it. A run that is tried again gets a new one.
 
-    Invariants: `cause` is set once, by the first thing that asks the run to end, and decides its state; `claim` is held
-    exactly while the run may conduct its session; `timer` is the one instant that the scheduler looks at it next, and
-    `hold_timer`, while it is queued, the instant before which it must not start; `over` is set once, when the attempt
-    has its outcome.
+    Invariants: only `move` changes `phase`; `cause` is set once, by the first thing that asks the run to end, and
+    decides its state; `claim` is held exactly while the run may conduct its session; `timer` is when the scheduler
+    looks at it next, and `hold_timer`, while it is held back, the instant before which it must not start.
     """
 
     # Defaults live on the class: one is made per run, and most of these never change.
-    over = False
-    is_ready = False
-    """Whether it needs nothing but a place and a slot."""
-    has_slot = False
-    began = False
-    """Whether its body was started."""
-    in_line = False
-    """Whether it stands in the queue of its session."""
+    phase = Phase.NEW
+    """Where it stands; see `phase.py`."""
     joined = 0
     """Messages that came to it while it was queued."""
-    goes_first = False
-    """Whether nobody may go before it, and nobody may ask it to give way: it resets its session."""
-    policy: WhenBusy = "queue"
-    """What it was taken under. A newer run of a policy in `ONLY_NEWEST` supersedes it while it waits under the same."""
-    held_until = -math.inf
+    held_until = NOT_HELD
     """When it may start: its sender may say more, or its last attempt has just failed."""
     hold_at_most = math.inf
     hard_deadline = math.inf
     late_s = 0.0
-    forgiven = False
+    grace_extended = False
     """Whether it got more time to end because the loop was late."""
     ran_before_s = 0.0
     """Seconds that earlier attempts ran."""
@@ -159,6 +204,8 @@ class Execution:
         file: str | None,
         timeout: float,
         urgency: Priority,
+        policy: WhenBusy = "queue",
+        goes_first: bool = False,
     ) -> None:
         self.owner = owner
         self.run = run
@@ -167,6 +214,8 @@ class Execution:
         self.body: Callable[..., Any] | None = body
         self.args = args
         self.messages = messages
+        if messages is not None:
+            self.joined = len(messages) - 1  # more than one only comes from what was parked
         """What its handler answers; `None` for work that is no message."""
         self.context: Context | None = context
         self.fence = fence
@@ -179,6 +228,11 @@ class Execution:
         """Its class, as submitted."""
         self.urgency = urgency
         """Its class for admission: while it is queued, at least that of the most urgent who waits for its session."""
+        self.policy: WhenBusy = policy
+        """What it was taken under. A newer run of a policy in `ONLY_NEWEST` supersedes it while it waits under the
+        same."""
+        self.goes_first = goes_first
+        """Whether no run may go before it, or ask it to give way: it resets its session."""
         self.rank = run.id
         """Its place in the queue of its lane: the lowest goes first."""
 
@@ -193,20 +247,40 @@ class Execution:
         """Where its answer goes."""
         return self.messages[0].route if self.messages else None
 
+    def move(self, to: Phase) -> None:
+        """Enter the next phase. What belongs to the phase (queues, slots, timers) changes within the same change."""
+        assert to in MOVES[self.phase], f"{self!r} cannot move from {self.phase.name} to {to.name}"
+        self.phase = to
+
     def is_queued(self) -> bool:
         """Whether it has not started."""
-        return self.run.state is RunState.QUEUED
+        return self.phase in QUEUED
 
     def is_underway(self) -> bool:
         """Whether it runs, and may be talked to or asked to give way."""
-        return not self.goes_first and self.run.state is RunState.RUNNING and self.cause is None and not self.over
+        return self.phase in UNDERWAY and not self.goes_first
+
+    @property
+    def over(self) -> bool:
+        """Whether this attempt may do nothing more: its run has an outcome, or a next attempt."""
+        return self.phase in OVER
+
+    @property
+    def began(self) -> bool:
+        """Whether its body has taken its first step, and its task has not ended."""
+        return self.fence.task is not None
+
+    @property
+    def in_line(self) -> bool:
+        """Whether it needs the turn of its session by itself: not while another run has its message."""
+        return self.file is not None and self.steered_into is None
 
     @property
     def inbox(self) -> Inbox:
         """What is said to it while it runs."""
         if self._inbox is None:
             self._inbox = Inbox()
-            if self.cause is not None or self.over:
+            if self.cause is not None or self.phase in OVER:
                 self._inbox.shut()  # first looked for too late: nobody would ever close it
         return self._inbox
 
@@ -231,8 +305,8 @@ class Execution:
         return self.cause is not None
 
     def is_over(self) -> bool:
-        """Whether its run has an outcome. A call, so that no reader takes the answer to outlive an `await`."""
-        return self.over
+        """As `over`. A call, so that no reader takes the answer to outlive an `await`."""
+        return self.phase in OVER
 
     def ask_to_end(self, state: RunState, reason: str) -> bool:
         """Ask it to end; returns `False` when something else has asked before, or it is over."""
@@ -246,7 +320,7 @@ class Execution:
 
     def new_event(self) -> anyio.Event:
         """An event of the event loop that serves."""
-        return self.owner.new_event()
+        return self.owner.board.new_event()
 
     async def wait_for(self, run: Run, ended: anyio.Event) -> None:
         """Wait for another run, in one of this run's tasks. A checkpoint.
@@ -254,7 +328,7 @@ class Execution:
         Raises:
             DeadlockError: as `Run.wait`.
         """
-        await self.owner.waits.wait(self, run, ended)
+        await self.owner.wait_for(self, run, ended)
 
     def begin_wait(self, run: Run, *, limited: bool) -> None:
         """The task of its body waits for a run."""
@@ -265,7 +339,8 @@ class Execution:
         self.wait = None
 
     def begin(self) -> None:
-        """Set the deadlines: they count from here."""
+        """Start, and set the deadlines: they count from here."""
+        self.move(Phase.STARTED)
         run, now = self.run, _clock.clock.now()
         run.state, run.started_at, run.reason = RunState.RUNNING, now, ""
         self.hard_deadline = now + self.timeout
@@ -276,19 +351,127 @@ class Execution:
         self.fence.began_at, self.fence.deadline = now, self.hard_deadline
         self.fence.end_at = self.hard_deadline + self.spec.grace
 
-    def turn_claim(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> FileClaim:
-        """A claim on the turn of its session, with its place in the order of arrival; `lost` is called on the loop."""
+    def wait_outside(self, scope: anyio.CancelScope) -> None:
+        """Undo `begin`: another process has the turn of its session, and `scope` is the wait for that."""
+        self.move(Phase.WAITS_OUTSIDE)
+        self._unstart()
+        self.fence.deadline = self.fence.end_at = math.inf
+        self.claim, self.turn_scope = None, scope
+
+    def wait_in_line(self, claim: FileClaim | None = None) -> None:
+        """Wait for what is before it in its session, and no longer for an instant, an inbox or another process.
+
+        Args:
+            claim: the turn of its session, when that wait has brought it.
+        """
+        if self.phase is not Phase.IN_LINE:
+            self.move(Phase.IN_LINE)
+        if claim is not None:
+            self.claim, self.turn_scope = claim, None
+        self.stop_waiting_outside()
+        if self.steered_into is not None:
+            self.steered_into, self.run.answered_by = None, None
+
+    def stop_waiting_outside(self) -> None:
+        """End its wait for another process's turn, if it waits for that."""
+        if self.turn_scope is not None:
+            self.turn_scope.cancel()
+            self.turn_scope = None
+
+    def hold(self, until: float, at_most: float = math.inf) -> None:
+        """Have it start at `until` at the earliest; messages that join it move that up to `at_most`."""
+        self.held_until, self.hold_at_most = until, at_most
+
+    def join(self, messages: list[Message], quiet_s: float | None) -> None:
+        """Answer more messages, which came while it waits.
+
+        Args:
+            quiet_s: for how long it waits for another one.
+        """
+        assert self.messages is not None
+        self.messages += messages
+        self.joined += len(messages)
+        self.lane.joined += len(messages)
+        if quiet_s:
+            self.held_until = min(_clock.clock.now() + quiet_s, self.hold_at_most)
+
+    def hand_to(self, reader: Execution) -> None:
+        """Put its message into the inbox of another run: at first, or again for that one's next attempt."""
+        if self.phase is not Phase.IN_INBOX:
+            self.move(Phase.IN_INBOX)
+            self._unstart()
+        self.steered_into, self.run.answered_by = reader, reader.run.id
+        reader.inbox.put(self)
+
+    def read_by(self, reader: Execution) -> None:
+        """Share what the run under way ends with that has read its message."""
+        self.move(Phase.READ_BY_ANOTHER)
+        run = self.run
+        run.state, run.started_at, run.deadline = RunState.RUNNING, _clock.clock.now(), reader.run.deadline
+        if reader.answering is None:
+            reader.answering = []
+        reader.answering.append(self)
+
+    def take_answered(self) -> list[Execution]:
+        """The runs whose messages its body has read; each is handed out once."""
+        answered, self.answering = self.answering or [], None
+        return answered
+
+    def _unstart(self) -> None:
+        run = self.run
+        run.state, run.started_at, run.deadline = RunState.QUEUED, None, None
+
+    def lend_slot(self) -> None:
+        """Note that its body waits for another run. A body that cleans up, or was abandoned, may wait as well."""
+        if self.phase in UNDERWAY:
+            self.move(Phase.RUNNING_WAITS)
+
+    def want_slot(self) -> None:
+        """Note that its body goes on, and takes the next free slot."""
+        if self.phase is Phase.RUNNING_WAITS:
+            self.move(Phase.RUNNING_NO_SLOT)
+
+    def has_slot_again(self) -> None:
+        """Note that it has the slot that it has waited for."""
+        if self.phase is Phase.RUNNING_NO_SLOT:
+            self.move(Phase.RUNNING)
+
+    def note_cause(self, state: RunState, reason: str, late_s: float = 0.0) -> None:
+        """Take the first cause that asks it to end, and note how late that came."""
+        assert self.cause is None, "the first cause decides"
+        self.cause, self.late_s = (state, reason), late_s
+        if self.phase in UNDERWAY:
+            self.move(Phase.ENDING)
+            self.run.reason = reason
+
+    def share_cause(self, reader: Execution) -> None:
+        """End as the run that has read its message does."""
+        self.cause, self.late_s = reader.cause, reader.late_s
+
+    def extend_grace(self, timer: Timer) -> None:
+        """Wait for its body until another instant, once."""
+        self.grace_extended, self.timer = True, timer
+
+    def bind_to(self, parent: Execution) -> None:
+        """Make it a child, which ends with its parent."""
+        self.parent, self.run.lineage = parent, (*parent.run.lineage, parent.run.id)
+        if parent.children is None:
+            parent.children = {}
+        parent.children[self] = None
+
+    def turn_claim(self, registry: LockRegistry) -> FileClaim:
+        """A claim on the turn of its session, with its place in the order of arrival."""
         claim = registry.arbiter.new_claim(max_hold=math.inf, fence=self.fence, arrived_at=self.run.enqueued_at)
-        claim.on_lost = partial(lost, self)
+        claim.on_lost = partial(self.owner.turn_lost, self)
         return claim
 
-    def take_turn(self, registry: LockRegistry, lost: Callable[[Execution, LeaseLost], Any]) -> bool:
+    def take_turn(self, registry: LockRegistry) -> bool:
         """Take the turn of its session unless another process has it; a run without a session has nothing to take."""
         if self.file is None:
             return True
         claim = self.claim
         if claim is None:
-            claim = self.turn_claim(registry, lost)
+            claim = self.turn_claim(registry)
             if not registry.arbiter.acquire_nowait(self.file, Right.TURN, claim):
                 return False
             self.claim = claim
@@ -307,7 +490,7 @@ class Execution:
     def progress(self) -> None:
         """Start the idle budget anew, within the hard deadline."""
         idle = self.spec.idle_timeout
-        if idle is None or self.cause is not None or self.over or self.run.deadline is None:
+        if idle is None or self.phase not in UNDERWAY or self.run.deadline is None:
             return
         self.run.deadline = min(self.hard_deadline, _clock.clock.now() + idle)
 
@@ -357,11 +540,11 @@ class Execution:
 
     def session(self, key: str) -> Session:
         """A session, bound to this run's permission to write."""
-        layout = self.owner.layout
+        layout = self.owner.board.layout
         path = self.session_file if key == self.run.session else None
         if path is None:
             path = layout.file_of(key)
-        return Session(key, path, layout.first_line_of(key, path), self.owner.registry, self.fence)
+        return Session(key, path, layout.first_line_of(key, path), self.owner.board.registry, self.fence)
 
     def emit(self, event: Any) -> None:
         """Hand an event to the readers of the run; after the end it is dropped and counted.
@@ -369,10 +552,10 @@ class Execution:
         Raises:
             WrongThread: on another thread than the event loop's.
         """
-        if running_loop() is not self.owner.intake.loop:
+        if running_loop() is not self.owner.board.loop:
             raise wrong_loop("emit belongs to the event loop's thread; use anyio.from_thread.run_sync(ctx.emit, event)")
         if self.over:
-            self.owner.late_events_dropped += 1
+            self.owner.board.late_events_dropped += 1
         else:
             self.run._emit(event)
 
@@ -389,7 +572,7 @@ class Execution:
         priority: str | None,
     ) -> Run:
         """Queue a child of its run, or a run that goes on by itself. Raises as `Intake.submit`."""
-        return self.owner.intake.submit(
+        return self.owner.submit(
             lane,
             fn,
             args,
@@ -408,12 +591,12 @@ class Execution:
         task that is still pending when the body has ended is nobody's: there is no `await` after that.
         """
         run, body = self.run, self.body
-        if self.over or body is None:
+        if self.phase in OVER or body is None:
             return  # it was abandoned before the loop came to start it
         if self.cause is not None:
             self.owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
             return
-        self.began = True
+        self.move(Phase.RUNNING)
         _current.set(run)
         current_fence.set(self.fence)
         self.fence.task = current_task()
@@ -421,10 +604,10 @@ class Execution:
         value: Any = None
         error: BaseException | None = None
         try:
-            with self.owner.new_scope(shield=True) as self._scope:
+            with self.owner.board.new_scope(shield=True) as self._scope:
                 try:
-                    with self.owner.new_scope() as self._body_scope:
-                        value = await body(RunContext(self, self.owner.services), *args)
+                    with self.owner.board.new_scope() as self._body_scope:
+                        value = await body(RunContext(self, self.owner.board.services), *args)
                 except BaseException as raised:
                     error = raised
         except BaseException as raised:
@@ -469,8 +652,9 @@ class Execution:
             file=self.file,
             timeout=self.timeout,
             urgency=self.given_urgency,
+            goes_first=self.goes_first,
         )
-        again.joined, again.goes_first = self.joined, self.goes_first
+        again.joined = self.joined
         for file, why in (self.barred or {}).items():
             again.bar(file, why)
         started = self.run.started_at

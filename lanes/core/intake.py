@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from locks import DeadlockError, _clock, _effects
-from locks._events import log
 from locks._loop import running_loop
 
 from .. import checks
@@ -25,13 +23,15 @@ from ..message import Message, digest_of, message_of, same_route
 from ..queues.lane import Lane
 from ..run import Body, Run, current_run
 from ..spec import ONLY_NEWEST, LaneSpec, WhenBusy
-from .execution import Execution
-from .history import DedupeKey, Parked, Said
+from .board import Board
+from .causes import Causes
+from .execution import Execution, Owner
+from .history import DedupeKey, Said
 from .needs import Kind, Need, busy, would_start
 from .overflow import drop_oldest, lane_full
-
-if TYPE_CHECKING:
-    from .scheduler import Scheduler
+from .phase import OVER
+from .start import Starting
+from .steer import Steering
 
 DEBOUNCE_AT_MOST = 10
 """A message waits for quiet at most so many times its lane's `debounce`: a stream without a gap is answered too."""
@@ -82,11 +82,14 @@ class Request:
 class Intake:
     """The way in of one scheduler. On the event loop's thread, as `submit` and `post` see to."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, board: Board, starting: Starting, steering: Steering, causes: Causes, owner: Owner) -> None:
+        self._board = board
+        self._starting = starting
+        self._steering = steering
+        self._causes = causes
+        self._owner = owner
+        """Of the executions that it makes."""
         self._next_id = 0
-        self.loop: object = None
-        """The event loop that serves; on a thread of its own, or sharing one as host or guest."""
 
     def submit(
         self,
@@ -132,7 +135,7 @@ class Intake:
             raise InvalidLane(
                 f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
             )
-        request = self._checked(lane, body, session, turn, timeout, priority, bound_to)
+        request = self.checked(lane, body, session, turn, timeout, priority, bound_to)
         request.args = args
         return request
 
@@ -153,13 +156,13 @@ class Intake:
             DedupeConflict, Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
             RecursionError: hooks set off hooks without an end; nothing was taken.
         """
-        handler = self._scheduler.specs.find(lane).handler
+        handler = self._board.specs.find(lane).handler
         if handler is None:
             raise InvalidLane(
                 f"lane {checks.shown(lane)} has no handler; post needs LaneSpec(handler=...), or use submit"
             )
         given = message_of(message)
-        request = self._checked(lane, handler, session, True, timeout, priority, None)
+        request = self.checked(lane, handler, session, True, timeout, priority, None)
         request.messages = [given]
         policy = request.spec.when_busy
         if when_busy is not None:
@@ -176,7 +179,7 @@ class Intake:
             )
         return request.lane.name, request.session, given
 
-    def _checked(
+    def checked(
         self,
         lane: str,
         body: Body,
@@ -186,18 +189,18 @@ class Intake:
         priority: str | None,
         bound_to: Execution | None,
     ) -> Request:
-        scheduler = self._scheduler
-        if running_loop() is not self.loop and scheduler.serving:
+        board = self._board
+        if running_loop() is not board.loop and board.serving:
             raise wrong_loop(
                 "submit and post belong to the event loop's thread; use submit_threadsafe, post_threadsafe"
             )
-        if not scheduler.accepting and (bound_to is None or not scheduler.serving):
+        if not board.accepting and (bound_to is None or not board.serving):
             raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
         _effects.refuse_endless("submit, post")
-        known = scheduler.lanes.get(lane) if isinstance(lane, str) else None  # type: ignore[redundant-expr]  # not checked yet
-        spec = known.spec if known is not None else scheduler.specs.find(lane)
+        known = board.lanes.get(lane) if isinstance(lane, str) else None  # type: ignore[redundant-expr]  # not checked yet
+        spec = known.spec if known is not None else board.specs.find(lane)
         session = session_of_lane(lane, session)
-        file = scheduler.layout.file_of(session) if session is not None else None
+        file = board.layout.file_of(session) if session is not None else None
         queue = known if known is not None else Lane(lane, spec)
         hard = spec.timeout if timeout is None else checks.seconds("timeout", timeout)
         if spec.idle_timeout is not None and spec.idle_timeout > hard:
@@ -222,10 +225,10 @@ class Intake:
         Raises:
             DedupeConflict, LaneBusy, LaneFull: nothing has changed.
         """
-        self._compare_routes(request, policy)
-        return self._admit(request, policy)
+        self.compare_routes(request, policy)
+        return self.take(request, policy)
 
-    def _compare_routes(self, request: Request, policy: WhenBusy) -> None:
+    def compare_routes(self, request: Request, policy: WhenBusy) -> None:
         """Note which runs it may share a route with. Before the change, since comparing two routes is user code.
 
         A run that comes up only because of what that code does was not compared, and shares nothing.
@@ -235,10 +238,10 @@ class Intake:
             request.same_route = {one for one in candidates if one is not None and same_route(one.route, request.route)}
 
     @_effects.change
-    def _admit(self, request: Request, policy: WhenBusy) -> Run:
-        scheduler, spec = self._scheduler, request.spec
+    def take(self, request: Request, policy: WhenBusy) -> Run:
+        board, spec = self._board, request.spec
         # Looked up again: user code that was asked since may have made or ended the lane.
-        lane = request.lane = scheduler.lanes.get(request.lane.name, request.lane)
+        lane = request.lane = board.lanes.get(request.lane.name, request.lane)
         if (known := self._said_before(request)) is not None:
             return known
         target = self._target(request, policy)
@@ -246,9 +249,9 @@ class Intake:
             joined = self._join(request, policy)
             if joined is not None:
                 if request.key is not None:
-                    scheduler.history.know(request.key, Said(joined.run, request.digest))
+                    board.history.know(request.key, Said(joined.run, request.digest))
                 return joined.run
-        if policy == "reject" and (need := busy(scheduler, lane, request.file)) is not None:
+        if policy == "reject" and (need := busy(board, lane, request.file)) is not None:
             raise _lane_busy(request, need)
         older = self._outdated(request, policy)
         before = lane.waiting - sum(1 + one.joined for one in older if one.lane is lane)
@@ -256,7 +259,7 @@ class Intake:
         if (
             spec.queue_limit is None
             or before < spec.queue_limit
-            or would_start(scheduler, lane, request.file, request.urgency, held=held)
+            or would_start(board, lane, request.file, request.urgency, held=held)
         ):
             return self._taken(request, policy, target, older).run
         # A hook that is called for what was dropped from a lane drops nothing more from it: that would have no end.
@@ -264,7 +267,7 @@ class Intake:
             raise lane_full(lane)
         with _effects.marked(lane):
             execution = self._taken(request, policy, target, older)
-            while lane.waiting > max(spec.queue_limit, before) and drop_oldest(scheduler, execution):
+            while lane.waiting > max(spec.queue_limit, before) and drop_oldest(board, execution):
                 pass
         return execution.run
 
@@ -272,7 +275,7 @@ class Intake:
         """The run of the message that its sender has sent under the same key before, if that one counts."""
         if request.key is None:
             return None
-        said = self._scheduler.history.known(request.key, request.spec.dedupe_keeps)
+        said = self._board.history.known(request.key, request.spec.dedupe_keeps)
         if said is not None and said.digest != request.digest:
             raise _conflict(request, request.key[-1], said.run)
         return said.run if said is not None else None
@@ -284,10 +287,10 @@ class Intake:
             target: the run under way that it interrupts, or is handed to.
             older: runs that wait, and that it supersedes.
         """
-        scheduler, spec = self._scheduler, request.spec
-        execution = self._execution_of(request)
+        spec = request.spec
+        execution = self._execution_of(request, policy if _conducts(request) else "queue")
         if policy == "steer" and target is not None:
-            scheduler.hand_over(execution, target)
+            self._steering.hand_over(execution, target)
             return execution
         if spec.debounce and request.messages is not None:
             now = execution.run.enqueued_at
@@ -295,56 +298,49 @@ class Intake:
             if spec.queue_timeout is not None:
                 # Else what is said without a pause would end in the queue, for want of quiet alone.
                 most = max(spec.debounce, min(most, spec.queue_timeout / 2))
-            execution.held_until, execution.hold_at_most = now + spec.debounce, now + most
-        if _conducts(request):
-            execution.policy = policy
+            execution.hold(now + spec.debounce, now + most)
         goes_next = execution.policy == "interrupt" and (bool(older) or self._is_busy(request))
-        scheduler.queue(execution, first=goes_next)
+        self._starting.queue(execution, first=goes_next)
         # Last: a run that ends lets the next one in, which must be the newest.
         for one in older if target is None else (*older, target):
-            if not execution.over:  # its file could not be opened
-                scheduler.supersede(one, execution)
+            if execution.phase not in OVER:  # its file could not be opened
+                self._causes.supersede(one, execution)
         return execution
 
-    def _execution_of(self, request: Request) -> Execution:
-        scheduler, lane = self._scheduler, request.lane
+    def _execution_of(self, request: Request, policy: WhenBusy) -> Execution:
+        board, lane = self._board, request.lane
         self._next_id += 1
         now = _clock.clock.now()
         run = Run(self._next_id, lane.name, request.session, request.file is not None, request.parent, now)
         if lane.spec.queue_timeout is not None:
             run.wait_deadline = now + lane.spec.queue_timeout
         execution = Execution(
-            scheduler,
+            self._owner,
             run,
             lane,
             body=request.body,
             args=request.args,
             messages=request.messages,
             context=contextvars.copy_context(),
-            fence=scheduler.new_fence(lane.name, run.id),
+            fence=board.new_fence(lane.name, run.id),
             session_file=request.session_file,
             file=request.file,
             timeout=request.timeout,
             urgency=request.urgency,
+            policy=policy,
+            goes_first=request.goes_first,
         )
-        if request.messages is not None:
-            execution.joined = len(request.messages) - 1  # more than one message only comes from what was parked
-        execution.goes_first = request.goes_first
         run._execution = execution
         if request.key is not None:
-            scheduler.history.know(request.key, Said(run, request.digest))
-        parent = request.bound_to
-        if parent is not None:
-            execution.parent, run.lineage = parent, (*parent.run.lineage, parent.run.id)
-            if parent.children is None:
-                parent.children = {}
-            parent.children[execution] = None
+            board.history.know(request.key, Said(run, request.digest))
+        if request.bound_to is not None:
+            execution.bind_to(request.bound_to)
         return execution
 
     # Busy
 
     def _is_busy(self, request: Request) -> bool:
-        return busy(self._scheduler, request.lane, request.file) is not None
+        return busy(self._board, request.lane, request.file) is not None
 
     def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
         """The run that the policy turns to: to take its place, or to be told the message."""
@@ -367,7 +363,7 @@ class Intake:
         if policy not in ONLY_NEWEST or not _conducts(request):
             return []
         if request.file is not None:
-            waiting: Iterable[Execution] = self._scheduler.turns.of(request.file)
+            waiting: Iterable[Execution] = self._board.turns.of(request.file)
         else:
             waiting = (one for one in request.lane.queued if one.run.session is None)
         return [one for one in waiting if one.policy == policy and one.is_queued()]
@@ -375,7 +371,7 @@ class Intake:
     def _underway(self, request: Request) -> Execution | None:
         """Who runs where the request would have to wait, and was not asked to end yet."""
         if request.file is not None:
-            front = self._scheduler.turns.front(request.file)
+            front = self._board.turns.front(request.file)
             return front if front is not None and front.is_underway() else None
         if not self._is_busy(request):
             return None
@@ -403,17 +399,13 @@ class Intake:
         if limit is not None and lane.waiting >= max(limit, 1):
             return None  # as much as one more run would be: the queue's limit decides
         assert request.messages is not None
-        last.messages += request.messages
-        last.joined += len(request.messages)
-        lane.joined += len(request.messages)
-        if lane.spec.debounce:
-            last.held_until = min(now + lane.spec.debounce, last.hold_at_most)
+        last.join(request.messages, lane.spec.debounce)
         return last
 
     def _last(self, request: Request) -> Execution | None:
         """Who came last of those that the request would wait behind."""
         if request.file is not None:
-            return self._scheduler.turns.last(request.file)
+            return self._board.turns.last(request.file)
         return next(reversed(request.lane.queued), None) if request.lane.queued else None
 
     def _may_share(self, request: Request, policy: WhenBusy, last: Execution) -> bool:
@@ -428,49 +420,8 @@ class Intake:
         if policy not in ("reject", "interrupt"):
             return True
         if request.file is not None:
-            return self._scheduler.turns.front(request.file) is last
+            return self._board.turns.front(request.file) is last
         return not self._is_busy(request)
-
-    # Parked
-
-    def park(self, execution: Execution) -> None:
-        """Keep a run that will not be tried again, with what it takes to submit it anew."""
-        run, body, args = execution.run, execution.body, execution.args
-        messages = None if execution.messages is None else [*execution.messages]
-        for one in execution.answering or ():
-            if messages is None:
-                self.park(one)  # work that is no message cannot answer them; their own lane's handler can
-            else:
-                messages += one.messages or ()
-        assert body is not None
-        options = (run.session, run.turn, execution.timeout, execution.given_urgency)
-        again = partial(self._submit_again, run.id, run.lane, body, args, messages, *options)
-        self._scheduler.history.park(Parked(run, tuple(messages or ()), _clock.clock.now(), again))
-        log("run_parked", level="error", run=run.id, lane=run.lane, session=run.session, attempts=run.attempt)
-
-    def _submit_again(
-        self,
-        parked: int,
-        lane: str,
-        body: Body,
-        args: tuple[Any, ...],
-        messages: list[Message] | None,
-        session: str | None,
-        turn: bool,
-        timeout: float,
-        urgency: Priority,
-    ) -> Run:
-        turn = turn or session is None
-        request = self._checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
-        request.args, request.messages = args, messages
-        self._compare_routes(request, "queue")
-        return self._admit_again(request, parked)
-
-    @_effects.change
-    def _admit_again(self, request: Request, parked: int) -> Run:
-        run = self._admit(request, "queue")
-        self._scheduler.history.resubmitted(parked, run)
-        return run
 
 
 def _lane_busy(request: Request, need: Need) -> LaneBusy:

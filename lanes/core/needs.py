@@ -88,13 +88,13 @@ def awaited_by(one: Execution) -> list[Need]:
     if wait.run is not None:
         target = execution_of(wait.run)
         return [Need(Kind.RUN, (target,), wait.limited)] if target is not None else []
-    if not one.owner.groups[one.spec.group].keeps_waiting(one):
+    if not one.owner.board.groups[one.spec.group].keeps_waiting(one):
         return []
     return _slot(one, one.urgency, limited=wait.limited)
 
 
 def _needs_of_body(one: Execution) -> list[Need]:
-    needs, task, registry = awaited_by(one), one.fence.task, one.owner.registry
+    needs, task, registry = awaited_by(one), one.fence.task, one.owner.board.registry
     if task is not None and registry.arbiter.waits(
         task
     ):  # in this registry, or in another one that a search here does not know
@@ -104,7 +104,7 @@ def _needs_of_body(one: Execution) -> list[Need]:
 
 
 def _needs_of_queued(one: Execution) -> list[Need]:
-    queues, urgency, needs = one.owner, one.urgency, list[Need]()
+    queues, urgency, needs = one.owner.board, one.urgency, list[Need]()
     if queues.tasks is None or not queues.may_start(one):
         needs.append(Need(Kind.ADMISSION))
     if one.held_until > _clock.clock.now():
@@ -132,7 +132,7 @@ def _place(lane: Lane) -> list[Need]:
 
 def _slot(one: Execution, urgency: Priority, *, limited: bool = False) -> list[Need]:
     """The runs that keep one of that class from a slot."""
-    group = one.owner.groups[one.spec.group]
+    group = one.owner.board.groups[one.spec.group]
     if group.has_slot(urgency):
         return []
     # A run whose wait is about to begin has not lent its slot yet.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from locks import _clock
-from locks._events import described, log
+from locks._events import log
 
-from ..retry import RetrySpec
 from ..run import Outcome, RunState
 from ..run_errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, RunError, RunSuperseded, RunTimedOut
-from ..tracebacks import scrub
 from .execution import Execution
 from .needs import Kind, needs_of
+from .raised import Raised
 
 _ERRORS: dict[RunState, type[RunError]] = {
     RunState.TIMED_OUT: RunTimedOut,
@@ -21,29 +19,6 @@ _ERRORS: dict[RunState, type[RunError]] = {
     RunState.SUPERSEDED: RunSuperseded,
     RunState.ABANDONED: RunAbandoned,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Raised:
-    """What a body raised, or what kept a run from starting: without frames, and with what was asked of it."""
-
-    error: BaseException
-    said: str
-    """The exception in words."""
-    traceback: str
-    retryable: bool
-    """Whether the lane's `retry` takes it for worth another attempt."""
-
-
-def raised_of(error: BaseException, retry: RetrySpec | None = None) -> Raised:
-    """Ask an exception all that its run's end needs, and take its frames off.
-
-    To be called before the change of state that ends the run: the text, the property `retryable` and the finalizers of
-    what the frames held are user code.
-    """
-    retryable = retry is not None and retry.is_for(error)
-    said = described(error)
-    return Raised(error, said, scrub(error), retryable)
 
 
 def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, raised: Raised | None) -> Outcome:
@@ -89,7 +64,7 @@ def deadline_reason(execution: Execution) -> str:
 
 def queue_reason(execution: Execution) -> str:
     """What a run has waited for, for as long as it may."""
-    run, spec, lane, board = execution.run, execution.spec, execution.lane, execution.owner
+    run, spec, lane, board = execution.run, execution.spec, execution.lane, execution.owner.board
     kinds = {need.kind for need in needs_of(execution)}
     front = board.turns.front(execution.file) if execution.file is not None else None
     if front is not None and kinds & {Kind.TURN, Kind.READER}:

@@ -18,8 +18,8 @@ from ..run import RunState
 
 if TYPE_CHECKING:
     from ..queues.lane import Lane
+    from .board import Board
     from .execution import Execution
-    from .scheduler import Scheduler
 
 
 def lane_full(lane: Lane) -> LaneFull:
@@ -32,7 +32,7 @@ def lane_full(lane: Lane) -> LaneFull:
     )
 
 
-def drop_oldest(scheduler: Scheduler, newest: Execution) -> bool:
+def drop_oldest(board: Board, newest: Execution) -> bool:
     """Drop the run that has waited longest and tell its sender; have its messages summarized if so specified.
 
     `on_drop` is called when the change is complete; no body can have begun by then, so a summary still comes first.
@@ -49,29 +49,28 @@ def drop_oldest(scheduler: Scheduler, newest: Execution) -> bool:
         return False
     messages, route = list(victim.messages or ()), victim.route
     lane.tally.dropped += 1
-    scheduler.groups[lane.spec.group].tally.dropped += 1
+    board.groups[lane.spec.group].tally.dropped += 1
     limit = lane.spec.queue_limit
     summarized = lane.spec.when_full == "summarize" and bool(messages)
-    scheduler.end(
-        victim,
+    victim.ask_to_end(
         RunState.CANCELLED,
         f"dropped{', and given to on_drop to be summarized' if summarized else ''}: "
         f"lane {lane.name!r} was full ({limit} queued) when run {newest.run.id} came",
     )
     log("run_dropped", level="warning", run=victim.run.id, lane=lane.name, limit=limit, by=newest.run.id)
     if lane.spec.on_drop is not None:
-        _effects.after(_call_on_drop, scheduler, victim, messages, route, newest, summarized)
+        _effects.after(_call_on_drop, board, victim, messages, route, newest, summarized)
     return True
 
 
 def _call_on_drop(
-    scheduler: Scheduler, victim: Execution, messages: list[Message], route: Any, newest: Execution, summarized: bool
+    board: Board, victim: Execution, messages: list[Message], route: Any, newest: Execution, summarized: bool
 ) -> None:
-    summary = scheduler.hooks.dropped(victim.spec.on_drop, victim.run, messages)
+    summary = board.hooks.dropped(victim.spec.on_drop, victim.run, messages)
     if not summarized or summary is None:
         return
     message = Message(summary.body if isinstance(summary, Message) else summary, route)
-    lane = scheduler.lanes.get(victim.lane.name, victim.lane)
+    lane = board.lanes.get(victim.lane.name, victim.lane)
     # Runs that have started because the dropped one was gone have not begun yet: they come first.
     those = chain(lane.running, lane.queued, (newest,))
     heirs = [one for one in list(those) if _may_inherit(one, victim) and same_route(one.route, route)]

@@ -35,8 +35,8 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     Raises:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
-    file = scheduler.layout.file_of(key)
-    body = partial(_put_away, registry=scheduler.registry, file=file, archive=archive)
+    file = scheduler.board.layout.file_of(key)
+    body = partial(_put_away, registry=scheduler.board.registry, file=file, archive=archive)
     request = scheduler.intake.request(CONTROL, body, (), session=key)
     request.goes_first = True
     return _begin(scheduler, request, key, file)
@@ -44,7 +44,7 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
 
 @_effects.change
 def _begin(scheduler: Scheduler, request: Request, key: str, file: str) -> Run:
-    older = list(scheduler.live.values())
+    older = list(scheduler.board.live.values())
     run = scheduler.intake.admit(request, "queue")
     for execution in reversed(older):
         if execution.goes_first and concerns(execution, key, file):

@@ -1,4 +1,8 @@
-"""The scheduler: from a piece of work that `Intake` has taken in to its outcome. `state` tells how it is laid out."""
+"""The scheduler: it puts its parts together, and serves them while the supervisor runs.
+
+Work comes in by `intake`. `start` has it wait and start, `steer` hands messages to runs that are under way; `causes`
+has what ends a run, and `finish` and `next_attempt` what becomes of it then. They share one `board`.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,25 @@ from locks._loop import current_loop, current_task, event_type, know_loop, scope
 from ..layout import SessionLayout
 from ..run import RunState
 from ..spec_table import SpecTable
+from .board import Board
+from .causes import FROM_OUTSIDE, Causes
 from .deadlock import Waits
 from .execution import Execution
-from .finish import FROM_OUTSIDE, Finishing
+from .finish import Finishing
 from .hooks import Hooks
 from .intake import Intake
+from .next_attempt import Retrying
+from .parking import Parking
+from .start import Starting
+from .steer import Steering
 from .task_host import new_host
 
 
-class Scheduler(Finishing):
+class Scheduler:
     """Lanes, groups, turns and runs of one supervisor. To be used on the event loop's thread.
 
-    `serve` must be running for anything to start or to time out.
+    `serve` must be running for anything to start or to time out. The board is for reading, but for its `services`,
+    `lateness`, `pace` and `on_failure`, which the supervisor sets.
     """
 
     def __init__(
@@ -36,60 +47,78 @@ class Scheduler(Finishing):
         keep_outcomes: int = 1000,
         hooks: Hooks | None = None,
     ) -> None:
-        super().__init__(specs, registry, layout, keep_outcomes=keep_outcomes, hooks=hooks)
-        self.waits = Waits(self.turns, self.live, registry, self.groups, self.admit_group)
-        self.intake = Intake(self)
-        self.pace.on_restore = self.admit_all
+        self.board = board = Board(specs, registry, layout, keep_outcomes=keep_outcomes, hooks=hooks)
+        starting = Starting(board)
+        steering = Steering(board, starting)
+        self.waits = waits = Waits(board.turns, board.live, registry, board.groups, starting.admit_group)
+        self._finishing = finishing = Finishing(board, starting, steering, waits)
+        self._causes = causes = Causes(board, finishing, Retrying(board, starting, finishing), waits)
+        self.intake = intake = Intake(board, starting, steering, causes, self)
+        board.pace.on_restore = starting.admit_all
+
+        # For the supervisor
+        self.open, self.shut, self.admit_all = starting.open, starting.shut, starting.admit_all
+        # As the owner of its executions; each name is that of the part itself, so that no call takes two steps
+        self.submit, self.message_read, self.wait_for = intake.submit, steering.message_read, waits.wait
+        self.finish, self.park_if_failed = finishing.finish, Parking(board, intake).park_if_failed
+        self.end, self.interrupted = causes.end, causes.interrupted
+        self.queue_timeout, self.deadline_came, self.turn_lost = (
+            causes.queue_timeout,
+            causes.deadline_came,
+            causes.turn_lost,
+        )
+        self.body_ended, self.body_died, self.wait_died = causes.body_ended, causes.body_died, causes.wait_died
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the tasks of the bodies, until cancelled: then it ends all runs, and waits for them within their grace.
 
         Whichever way it ends, each run has an outcome when it has. Bodies that were abandoned keep it waiting.
         """
-        self.registry.arbiter.bind()  # here, in a task: the first work may come from a callback of the loop
-        self.scope_ends = anyio.current_effective_deadline()
-        self.registry.arbiter.wait_sources.append(self.waits.needs)
+        # Here, in a task: the first work may come from a callback of the loop, which is none.
+        self.board.registry.arbiter.bind()
+        self.board.scope_ends = anyio.current_effective_deadline()
+        self.board.registry.arbiter.wait_sources.append(self.waits.needs)
         try:
-            async with new_host() as self.tasks:
-                self._task, self.intake.loop = current_task(), current_loop()
-                self.hooks.context = contextvars.copy_context()
-                know_loop(self.hooks.context)
-                self.new_scope, self.new_event = scope_type(), event_type()
+            async with new_host() as self.board.tasks:
+                self.board.task, self.board.loop = current_task(), current_loop()
+                self.board.hooks.context = contextvars.copy_context()
+                know_loop(self.board.hooks.context)
+                self.board.new_scope, self.board.new_event = scope_type(), event_type()
                 task_status.started()
                 try:
                     await self._serve_timers()
                 finally:
                     await self._come_to_rest()
         finally:
-            self.tasks, self._task = None, None
+            self.board.tasks, self.board.task = None, None
             self._tell_the_rest()
-            self.registry.arbiter.wait_sources.remove(self.waits.needs)
+            self.board.registry.arbiter.wait_sources.remove(self.waits.needs)
 
     async def _serve_timers(self) -> None:
         while True:
             try:
-                await self.timers.serve()
+                await self.board.timers.serve()
             except KeyboardInterrupt as error:
-                self.failed(error)  # raised further, it would leave everything as it stands
+                self._causes.failed(error)  # raised further, it would leave everything as it stands
 
     async def _come_to_rest(self) -> None:
         """End everything, and keep the timers going until it has ended: they bound that. Not to be interrupted."""
-        self._end_all(FROM_OUTSIDE)
-        self.on_failure(None, False)
-        while not self.is_calm():
+        self._causes.end_all(FROM_OUTSIDE)
+        self.board.on_failure(None, False)
+        while not self.board.is_idle():
             try:
                 with anyio.CancelScope(shield=True):
                     async with anyio.create_task_group() as group:
-                        group.start_soon(self.timers.serve)
-                        await self.calm()
+                        group.start_soon(self.board.timers.serve)
+                        await self.board.wait_idle()
                         group.cancel_scope.cancel()
             except (KeyboardInterrupt, anyio.get_cancelled_exc_class()) as error:
                 log("supervisor_cancelled_again", level="warning", error=described(error))
 
     def _tell_the_rest(self) -> None:
         """No task is left: what has no outcome yet would never get one."""
-        self.accepting = self.starting = False
-        for execution in sorted(self.live.values(), reverse=True):
+        self.board.accepting = self.board.starting = False
+        for execution in sorted(self.board.live.values(), reverse=True):
             try:
                 self._finish_untold(execution)
             except Exception as error:
@@ -98,27 +127,6 @@ class Scheduler(Finishing):
     @_effects.change
     def _finish_untold(self, execution: Execution) -> None:
         if execution.run.outcome is None:
-            self._finish(execution, RunState.CANCELLED, "the supervisor has ended")
-        elif self.live.pop(execution.run.id, None) is not None:
-            self.hooks.ended(execution.run)
-
-    @_effects.change
-    def open(self) -> None:
-        """Take work, and start what waits."""
-        self.accepting = self.starting = True
-        for execution in sorted(self.live.values()):
-            if execution.is_queued() and not execution.is_ready and self._is_next(execution):
-                self._make_ready(execution)
-
-    @_effects.change
-    def shut(self) -> None:
-        """Take nothing more, and start nothing but children of what runs."""
-        self.accepting = self.starting = False
-        for lane in self.lanes.values():
-            for execution in lane.queued:
-                if execution.is_ready and not self.may_start(execution):
-                    lane.make_unready(execution)
-            self.groups[lane.spec.group].offer(lane)
-        for execution in sorted(self.live.values(), reverse=True):
-            if execution.in_line and execution.is_queued() and self.may_start(execution):
-                self._pass_who_may_not_start(execution)
+            self._finishing.finish(execution, RunState.CANCELLED, "the supervisor has ended")
+        elif self.board.live.pop(execution.run.id, None) is not None:
+            self.board.hooks.ended(execution.run)

@@ -49,7 +49,7 @@ class Group:
     """The slots of one group.
 
     Invariants: after `offer` a lane is in the ring of class `p` exactly when the run that it could start is of class
-    `p`; `holders` are the executions with `has_slot`, each with the class by which it took its slot.
+    `p`; `holders` are the executions that have a slot, each with the class by which it took it.
     """
 
     __slots__ = ("_ages", "_got", "_order", "_passed", "_returning", "_rings", "holders", "others", "spec", "tally")
@@ -146,23 +146,22 @@ class Group:
 
     def take(self, execution: Execution) -> None:
         """Note that an execution holds a slot."""
-        execution.has_slot = True
         # The class is kept here: an execution's own may change while it holds the slot.
         self.holders[execution] = execution.urgency
         self.others += execution.urgency is not Priority.FOREGROUND
 
     def give_back(self, execution: Execution) -> None:
         """Free the slot of an execution, if it has one, or its claim on one."""
-        if not execution.has_slot:
+        if execution not in self.holders:
             event = self._returning.pop(execution, None)
             if event is not None:
                 event.set()  # its run has ended without it; a body that still waits must not do so for ever
             return
-        execution.has_slot = False
         self.others -= self.holders.pop(execution) is not Priority.FOREGROUND
 
     def take_again(self, execution: Execution) -> None:
         """Take a slot for a run that goes on after it had lent its own: now, or when the next one is free."""
+        execution.want_slot()
         self._returning[execution] = None
         self.let_return()
 
@@ -172,6 +171,7 @@ class Group:
             if self.has_slot(execution.urgency):
                 del self._returning[execution]
                 self.take(execution)
+                execution.has_slot_again()
                 if event is not None:
                     event.set()
 

@@ -18,8 +18,8 @@ class Lane:
     """The queue of one lane, and who runs on it.
 
     Invariants: an execution is in `queued` from being submitted until it starts or ends, first come first; in `running`
-    from its start until it ends or is abandoned. `is_ready` says that it needs nothing but a place and a slot; then it
-    has an entry in `ready` with its rank. Other entries are stale.
+    from its start until it ends or is abandoned. A ready one needs nothing but a place and a slot: then `queued` has
+    its rank, and `ready` an entry with that rank. Other entries are stale.
     """
 
     __slots__ = ("joined", "name", "queued", "ready", "ring", "ring_at", "running", "spec", "tally", "urgency")
@@ -28,7 +28,7 @@ class Lane:
         self.name = name
         self.spec = spec
         self.urgency: Priority = spec.urgency
-        self.queued: OrderedDict[Execution, None] = OrderedDict()
+        self.queued: OrderedDict[Execution, int | None] = OrderedDict()
         self.joined = 0
         """Messages that joined a queued run, over all of `queued`: they count for the queue's limit too."""
         self.ready: list[tuple[int, Execution]] = []
@@ -59,13 +59,16 @@ class Lane:
 
     def make_ready(self, execution: Execution) -> None:
         """Queue for a place: by age, so that one who had to wait for another process does not wait twice."""
-        if not execution.is_ready:
-            execution.is_ready = True
+        if self.queued[execution] != execution.rank:
+            self.queued[execution] = execution.rank
             heapq.heappush(self.ready, (execution.rank, execution))
 
     def make_unready(self, execution: Execution) -> None:
         """Have it wait for something else than a place and a slot after all."""
-        execution.is_ready = False
+        self.queued[execution] = None
+        self._drop_stale()
+
+    def _drop_stale(self) -> None:
         if len(self.ready) > 64 + 2 * len(self.queued):  # lest a full lane collects the cancelled for ever
             self.ready = [entry for entry in self.ready if self._is_valid(entry)]
             heapq.heapify(self.ready)
@@ -77,8 +80,7 @@ class Lane:
         elif execution in self.queued:
             del self.queued[execution]
             self.joined -= execution.joined
-        if execution.is_ready:
-            self.make_unready(execution)
+            self._drop_stale()
 
     def next(self) -> Execution | None:
         """Who would start next; `None` when nobody is ready or the lane is full."""
@@ -94,14 +96,13 @@ class Lane:
     def least_urgent_before(self, rank: int) -> Priority:
         """The class of the least urgent one that is ready, and starts before one of that rank."""
         return max(
-            (one.urgency for place, one in self.ready if place < rank and one.is_ready and one.rank == place),
+            (one.urgency for place, one in self.ready if place < rank and self._is_valid((place, one))),
             default=Priority.FOREGROUND,
         )
 
     def take(self) -> Execution:
         """Move the one that `next` names to the running."""
         execution = heapq.heappop(self.ready)[1]
-        execution.is_ready = False
         del self.queued[execution]
         self.joined -= execution.joined
         self.running[execution] = None
@@ -113,7 +114,10 @@ class Lane:
         self.enqueue(execution)
         self.queued.move_to_end(execution, last=False)
 
-    @staticmethod
-    def _is_valid(entry: tuple[int, Execution]) -> bool:
+    def is_ready(self, execution: Execution) -> bool:
+        """Whether a run needs nothing but a place and a slot."""
+        return self.queued.get(execution) is not None
+
+    def _is_valid(self, entry: tuple[int, Execution]) -> bool:
         rank, execution = entry
-        return execution.is_ready and execution.rank == rank
+        return self.queued.get(execution) == rank

@@ -124,7 +124,7 @@ def _ended(run: Run, execution: Execution | None) -> list[str]:
         return [] if execution is not None else ["  nothing conducts it any more: its supervisor has stopped"]
     lines = []
     if execution is not None:
-        since, stack = _scheduler(execution).abandoned[execution]
+        since, stack = _scheduler(execution).board.abandoned[execution]
         lines.append(
             f"  its body still runs, abandoned {_clock.clock.now() - since:.1f} s ago; fenced: it cannot write"
         )
@@ -142,7 +142,7 @@ def _abandoned(run: Run) -> Execution | None:
         for step in islice(steps(info.coro), _OUTERMOST):
             if getattr(step, "cr_code", None) is _CONDUCT:
                 found = [one for one in variables(step) if isinstance(one, Execution) and one.run is run]
-                if found and found[0] in _scheduler(found[0]).abandoned:
+                if found and found[0] in _scheduler(found[0]).board.abandoned:
                     return found[0]
     return None
 
@@ -175,13 +175,15 @@ def _words(need: Need, one: Execution) -> str:
             return f"{what} in {one.held_until - _clock.clock.now():.1f} s"
         case Kind.TURN | Kind.HELD:
             return f"its turn of session {run.session}{_before(need, one)}"
-        case Kind.PLACE if one.file is None or need.runs != [one.owner.turns.front(one.file)]:  # named with the turn
+        case Kind.PLACE if one.file is None or need.runs != [
+            one.owner.board.turns.front(one.file)
+        ]:  # named with the turn
             places = f"{len(need.runs)} of {lane.spec.capacity} taken"
             return f"a place on lane {lane.name}: {places}, by {_briefs(need.runs)}"
         case Kind.SLOT:
             return f"a slot{'' if one.is_queued() else ' again'}: {_slots(one)}"
         case Kind.PACE:
-            return f"admission, which is slowed: {one.owner.pace.reason}"
+            return f"admission, which is slowed: {one.owner.board.pace.reason}"
     return ""
 
 
@@ -189,7 +191,7 @@ def _before(need: Need, one: Execution) -> str:
     """What goes before it in its session."""
     assert one.file is not None
     if need.kind is Kind.TURN:
-        order = list(one.owner.turns.of(one.file))
+        order = list(one.owner.board.turns.of(one.file))
         return f": {order.index(one)} before it, first {_brief(order[0])}"
     if need.any_of:
         return ", which a task of this process has"
@@ -201,7 +203,7 @@ def _before(need: Need, one: Execution) -> str:
 
 
 def _slots(execution: Execution) -> str:
-    group = execution.owner.groups[execution.spec.group]
+    group = execution.owner.board.groups[execution.spec.group]
     reserve = f", {group.spec.reserve} reserved for foreground" if group.spec.reserve else ""
     slots = f"{group.running} of {group.spec.slots} of group {group.spec.name} taken{reserve}"
     return f"{slots}, by {_briefs(list(group.holders))}" if group.holders else slots
@@ -302,7 +304,7 @@ def _processes(execution: Execution) -> list[str]:
 
 def _rights(execution: Execution) -> list[str]:
     """What it holds in the lock registry, and what it waits for there."""
-    holder, now = execution.fence.holder, execution.owner.registry.statistics()
+    holder, now = execution.fence.holder, execution.owner.board.registry.statistics()
     lines = []
     for held in now.holders:
         if held.holder == holder:

@@ -137,7 +137,7 @@ class Handlers:
         return say.Answer(stack=say.Stood(run=run.id, text=say.stack_text(report_on(run))))
 
     def _unknown(self, run_id: int) -> say.Answer:
-        live = list(islice(self._sup._scheduler.live, _MOST_NAMED + 1))
+        live = list(islice(self._sup._scheduler.board.live, _MOST_NAMED + 1))
         known = ", ".join(map(str, live[:_MOST_NAMED])) + (", …" if len(live) > _MOST_NAMED else "")
         return refused("unknown_run", f"run: {run_id} is not known here; live runs: {known or 'none'}", "run")
 
@@ -165,7 +165,9 @@ class Handlers:
         for old in list(self._orders)[: -say.MOST_ORDERS]:
             del self._orders[old]
         name = f"{what} asked for by an operator"
-        context = self._sup._scheduler.hooks.context.copy()  # what it makes anew belongs to the supervisor, not to us
+        context = (
+            self._sup._scheduler.board.hooks.context.copy()
+        )  # what it makes anew belongs to the supervisor, not to us
         Background().start(partial(self._see_through, number, what, call), name, context=context)
         return say.Answer(started=say.Started(order=number, within_s=within_s))
 
@@ -190,7 +192,7 @@ class Handlers:
                 self._orders[number] = order
 
     def _grace(self) -> float:
-        return max((spec.grace for spec in self._sup._scheduler.specs.lanes.values()), default=0.0)
+        return max((spec.grace for spec in self._sup._scheduler.board.specs.lanes.values()), default=0.0)
 
     # Looking
 
@@ -202,7 +204,7 @@ class Handlers:
             say.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
         runs = self._runs(leases.waiters, now)
-        left = dict(islice(scheduler.abandoned.items(), say.MOST_ABANDONED))
+        left = dict(islice(scheduler.board.abandoned.items(), say.MOST_ABANDONED))
         lines = guilty_lines(left)
         abandoned = [_abandoned(now, one, since, stack, lines[one]) for one, (since, stack) in left.items()]
         held = nsmallest(say.MOST_LEASES, leases.holders, key=lambda right: -right.held_s)
@@ -240,9 +242,9 @@ class Handlers:
             ],
             lanes_left_out=len(statistics.lanes) - len(lanes),
             runs=runs,
-            runs_left_out=len(scheduler.live) - len(runs),
+            runs_left_out=len(scheduler.board.live) - len(runs),
             abandoned=abandoned,
-            abandoned_left_out=len(scheduler.abandoned) - len(abandoned),
+            abandoned_left_out=len(scheduler.board.abandoned) - len(abandoned),
             leases=[
                 say.LeaseRow(
                     path=text(right.path),
@@ -261,7 +263,7 @@ class Handlers:
 
     def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[say.RunRow]:
         """Those that run come first: they are what the others wait for."""
-        live = self._sup._scheduler.live.values()
+        live = self._sup._scheduler.board.live.values()
         running = (one for one in live if one.run.state is RunState.RUNNING)
         queued = (one for one in live if one.run.state is not RunState.RUNNING)
         chosen = list(islice(chain(running, queued), say.MOST_RUNS))
@@ -295,7 +297,7 @@ class Handlers:
 
     def _wait(self, one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
         """The first thing that keeps a run from going on; whoever is named is the first that it depends on."""
-        run, queues = one.run, one.owner
+        run, queues = one.run, one.owner.board
         if claim is not None and not one.is_queued():
             return _lease(claim, run)
         need = next(iter(needs_of(one)), None)

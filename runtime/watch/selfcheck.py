@@ -32,7 +32,7 @@ class SelfCheck:
 
     def look(self) -> list[str]:
         """Look once; what was found before too is wrong, and logged the first time."""
-        self._scheduler.pace.end_ramp(_clock.clock.now())
+        self._scheduler.board.pace.end_ramp(_clock.clock.now())
         found = {*self._overdue(), *self._stuck()}
         wrong = sorted(found & self._suspects)
         for what in wrong:
@@ -47,16 +47,16 @@ class SelfCheck:
         now = _clock.clock.now()
         return [
             f"{one.fence.holder} should have been ended by now, and was not"
-            for one in self._scheduler.running()
+            for one in self._scheduler.board.running()
             if now > _last_bound(one) + _SLACK_S
         ]
 
     def _stuck(self) -> list[str]:
         scheduler = self._scheduler
-        if not scheduler.serving or not scheduler.starting:
+        if not scheduler.board.serving or not scheduler.board.starting:
             return []
         return [
             f"work of group {name} is ready, there is room for it, and it does not start"
-            for name, group in scheduler.groups.items()
-            if not scheduler.pace.holds_back(name) and group.next_class([]) is not None
+            for name, group in scheduler.board.groups.items()
+            if not scheduler.board.pace.holds_back(name) and group.next_class([]) is not None
         ]

@@ -154,7 +154,7 @@ async def test_however_a_parent_ends_its_children_end_within_their_grace_and_say
     if then is Shielded:
         then = shielded = Shielded()
     children: list[Run] = []
-    sup._scheduler.services["children"] = children
+    sup._scheduler.board.services["children"] = children
     run = sup.submit("session:a", forks, then)
     await virtual.settle()
     if end in ("is cancelled", "is abandoned"):
@@ -259,7 +259,7 @@ async def _fails(sup, ctx):
 
 async def _is_cancelled(sup, ctx):
     child = ctx.submit("child:1", sleeps)
-    sup._scheduler.timers.at(anyio.current_time() + 1, child.cancel, "by its user")
+    sup._scheduler.board.timers.at(anyio.current_time() + 1, child.cancel, "by its user")
     return child
 
 
@@ -271,7 +271,7 @@ async def _is_cancelled_in_the_queue(sup, ctx):
 async def _is_dropped(sup, ctx):
     await hold(sup, "small")
     child = ctx.submit("small", returns)
-    sup._scheduler.timers.at(anyio.current_time() + 1, sup.submit, "small", returns)
+    sup._scheduler.board.timers.at(anyio.current_time() + 1, sup.submit, "small", returns)
     return child
 
 
@@ -287,7 +287,7 @@ async def _is_abandoned(sup, ctx):
 
 async def _is_superseded(sup, ctx):
     child = ctx.submit("session:b", sleeps)
-    sup._scheduler.timers.at(anyio.current_time() + 1, sup.submit, "session:b", returns)
+    sup._scheduler.board.timers.at(anyio.current_time() + 1, sup.submit, "session:b", returns)
     return child
 
 
@@ -336,7 +336,7 @@ async def test_a_parent_always_learns_how_its_child_ended(sup, virtual, end):
         return "knows"
 
     async with anyio.create_task_group() as group:
-        sup._scheduler.services.update(shielded=shielded, tasks=group)
+        sup._scheduler.board.services.update(shielded=shielded, tasks=group)
         run = sup.submit("parent:1", parent, timeout=90.0)
         assert await run.result() == "knows"
     shielded.release()

@@ -79,7 +79,7 @@ async def test_who_goes_on_without_its_slot_needs_nothing_and_is_waited_for(sup,
     h = sup.submit("one", hog)
     with anyio.fail_after(10):
         await going_on.wait()
-    group = sup._scheduler.groups["one"]
+    group = sup._scheduler.board.groups["one"]
     assert (group.running, group.returning) == (1, 1)
     assert not group.keeps_waiting(p._execution)  # nor does a status say so
     assert await sup.run("free", awaits, p) == "parent"

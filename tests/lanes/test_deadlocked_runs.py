@@ -332,7 +332,7 @@ async def test_a_refused_wait_changes_nothing(sup):
     async def body(ctx):
         for _ in range(3):
             await refused(ctx.run)
-        group = sup._scheduler.groups["tight"]
+        group = sup._scheduler.board.groups["tight"]
         return (group.running, group.returning, len(sup._scheduler.waits))
 
     waiting = sup.submit("tight:b", returns)

@@ -248,7 +248,7 @@ async def test_a_key_lasts_as_long_as_the_outcome_is_kept(virtual, tmp_path, kee
         assert sup.find(first.id) is None
         assert sup.post("session:a", "1", dedupe="id") is not first
         sup.cancel()
-        history = sup._scheduler.history
+        history = sup._scheduler.board.history
         await virtual.settle()
         assert len(history._known) <= keep and len(history._keys) <= keep
 
@@ -485,7 +485,7 @@ async def test_the_key_of_an_older_run_that_is_forgotten_stays_with_the_newer_on
         assert sup.find(first.id) is None and sup.post("session:a", "1", dedupe="id") is again
         await again.result()
         assert sup.post("session:a", "1", dedupe="id") is again
-        history = sup._scheduler.history
+        history = sup._scheduler.board.history
         assert (len(history._known), history._keys) == (1, {again.id: [("session:a", "a", "id")]})
         await sup.post("session:b", "other").result()
         assert (history._known, history._keys) == ({}, {})

@@ -251,10 +251,10 @@ async def test_late_timers_of_an_idle_loop_put_nothing_off(sup, virtual):
     run = sup.submit("work:a", body)
     await anyio.sleep(10.5)
     scheduler = sup._scheduler
-    execution = scheduler.live[run.id]
+    execution = scheduler.board.live[run.id]
     timer, due = execution.timer, execution.timer.due
-    scheduler.timers.cancel(timer)
-    execution.timer = scheduler.timers.at(due + 5.0, scheduler._abandon, execution, due)
+    scheduler.board.timers.cancel(timer)
+    execution.timer = scheduler.board.timers.at(due + 5.0, scheduler._causes._abandon, execution, due)
     await run.wait()
     assert run.state is RunState.ABANDONED
     assert virtual.now() == pytest.approx(due + 5.0, abs=0.1)

@@ -275,4 +275,4 @@ async def test_a_key_of_a_run_that_ended_as_it_was_submitted_is_not_kept_for_eve
         assert sup.post("session:a", "one", dedupe="key") is not failed
         for n in range(10):
             await sup.post("session:b", n, dedupe=str(n)).wait()
-        assert sup._scheduler.history._known == {}
+        assert sup._scheduler.board.history._known == {}

@@ -28,9 +28,9 @@ async def instant(ctx):
 
 async def overdue(sup, count, **options):
     """So many runs, each on a lane of its own, submitted while nothing starts."""
-    sup._scheduler.starting = False
+    sup._scheduler.board.starting = False
     runs = [sup.submit(f"work:{n}", instant, **options) for n in range(count)]
-    sup._scheduler.starting = True
+    sup._scheduler.board.starting = True
     return runs
 
 
@@ -58,9 +58,9 @@ async def test_two_hundred_overdue_runs_start_one_by_one_ever_faster_in_order(su
 @pytest.mark.failure("G6")
 async def test_the_urgent_do_not_wait_for_the_others(sup, virtual):
     slow = await overdue(sup, 50, priority="background")
-    sup._scheduler.starting = False
+    sup._scheduler.board.starting = False
     urgent = [sup.submit(f"work:u{n}", instant, priority="foreground") for n in range(50)]
-    sup._scheduler.starting = True
+    sup._scheduler.board.starting = True
     began = virtual.now()
     await sup.restart()
     starts = [await run.result() - began for run in urgent]
@@ -129,6 +129,6 @@ def test_slowed_on_a_ramp_it_is_the_slower_of_both_and_restored_it_stays_on_the_
 
 async def test_a_ramp_ends_although_nothing_was_started_on_it(sup):
     await sup.restart()
-    assert sup._scheduler.pace.holds_back("main")
+    assert sup._scheduler.board.pace.holds_back("main")
     await anyio.sleep(RAMP_S + 2.0)
-    assert not sup._scheduler.pace.holds_back("main")
+    assert not sup._scheduler.board.pace.holds_back("main")

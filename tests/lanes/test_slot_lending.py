@@ -10,6 +10,7 @@ import pytest
 from anyio import get_cancelled_exc_class
 
 from lanes import GroupSpec, LaneSpec, RunState
+from lanes.core.phase import Phase
 from runtime import Supervisor
 from tests.supervised import Shielded, about, assert_empty, gone
 
@@ -33,7 +34,7 @@ async def sup(virtual, tmp_path):
 
 
 def assert_nothing_lent(sup):
-    for group in sup._scheduler.groups.values():
+    for group in sup._scheduler.board.groups.values():
         assert (group.running, group.others, group.returning) == (0, 0, 0)
     assert len(sup._scheduler.waits) == 0
 
@@ -359,9 +360,12 @@ async def test_the_counts_never_drift(virtual, tmp_path, seed):
             raise LookupError
 
     def counted(run):
-        group = supervisor._scheduler.groups["tight"]
-        live = [one for one in supervisor._scheduler.live.values() if one.spec.group == "tight"]
-        assert set(group.holders) == {one for one in live if one.has_slot}
+        group = supervisor._scheduler.board.groups["tight"]
+        live = [one for one in supervisor._scheduler.board.live.values() if one.spec.group == "tight"]
+        assert set(group.holders) <= set(live)
+        ending = {one for one in live if one.phase is Phase.ENDING}
+        with_slot = {one for one in live if one.phase in (Phase.STARTED, Phase.RUNNING)}
+        assert set(group.holders) - ending == with_slot
         assert group.running <= slots
         assert group.others == sum(one.urgency != 0 for one in group.holders) <= slots - reserve
 

@@ -42,13 +42,13 @@ async def starts(sup, priority, count, **options):
 
 def slow(sup):
     """Slow admission down, for as long as the loop is not found to be well again: that takes a second."""
-    sup._scheduler.pace.slow("for a test")
+    sup._scheduler.board.pace.slow("for a test")
 
 
 def keep_slow(sup):
     """Slow admission down for good."""
     slow(sup)
-    sup._scheduler.pace.restore = lambda: False
+    sup._scheduler.board.pace.restore = lambda: False
 
 
 # What is slowed, and by how much

@@ -11,8 +11,11 @@ from typing import Any
 
 from lanes import LaneSpec, RetrySpec, RunContext, RunState
 from lanes.checks import Priority
-from lanes.core import deadlock, execution, finish, history, hooks, intake, outcomes
-from lanes.core.scheduler import Scheduler
+from lanes.core import causes, deadlock, execution, history, hooks, intake, outcomes, raised
+from lanes.core.causes import Causes
+from lanes.core.finish import Finishing
+from lanes.core.phase import Phase
+from lanes.core.steer import Steering
 from lanes.queues import groups, turns
 from lanes.queues.lane import Lane
 from lanes.spec_table import SpecTable
@@ -155,7 +158,7 @@ def frames_kept() -> None:
         reached["frames_kept"] += 1
         return "in body: no such tool"
 
-    outcomes.scrub = scrub  # type: ignore[attr-defined]
+    raised.scrub = scrub  # type: ignore[attr-defined]
 
 
 def logged_twice() -> None:
@@ -167,7 +170,7 @@ def logged_twice() -> None:
         log_timeout(execution, reason)
         log_timeout(execution, reason)
 
-    finish.log_timeout = log_again  # type: ignore[attr-defined]
+    causes.log_timeout = log_again  # type: ignore[attr-defined]
 
 
 def never_retired() -> None:
@@ -193,46 +196,46 @@ def routes_ignored() -> None:
 def nobody_superseded() -> None:
     """An interrupting message leaves the run that is under way alone."""
 
-    def supersede(self: Scheduler, *args: Any) -> None:
+    def supersede(self: Causes, *args: Any) -> None:
         reached["nobody_superseded"] += 1
 
-    Scheduler.supersede = supersede  # type: ignore[assignment, method-assign]
+    Causes.supersede = supersede  # type: ignore[assignment, method-assign]
 
 
 def unread_forgotten() -> None:
     """What a body leaves unread in its inbox goes with it."""
 
-    def queue_unread(self: Scheduler, one: execution.Execution) -> None:
+    def queue_unread(self: Steering, one: execution.Execution) -> None:
         reached["unread_forgotten"] += len(one.unread())
 
-    Scheduler._queue_unread = queue_unread  # type: ignore[assignment, method-assign]
+    Steering.queue_unread = queue_unread  # type: ignore[assignment, method-assign]
 
 
 def reader_keeps_the_outcome() -> None:
     """Whose message was read is told that all is well, whatever became of the reader."""
-    finish = Scheduler._finish
+    finish = Finishing.finish
 
-    def finish_well(self: Scheduler, one: execution.Execution, state: RunState, reason: str, **more: Any) -> None:
+    def finish_well(self: Finishing, one: execution.Execution, state: RunState, reason: str, **more: Any) -> None:
         if one.steered_into is not None and one.steered_into.over:
             reached["reader_keeps_the_outcome"] += 1
             state, reason, more = RunState.DONE, "", {}
         finish(self, one, state, reason, **more)
 
-    Scheduler._finish = finish_well  # type: ignore[assignment, method-assign]
+    Finishing.finish = finish_well  # type: ignore[assignment, method-assign]
 
 
 def drop_untold() -> None:
     """Whose message is dropped from a full queue waits on."""
-    end = Scheduler.end
+    end = Causes.end
 
-    def end_the_told(self: Scheduler, one: execution.Execution, state: RunState, reason: str) -> bool:
+    def end_the_told(self: Causes, one: execution.Execution, state: RunState, reason: str) -> bool:
         if reason.startswith("dropped"):
             reached["drop_untold"] += 1
             one.lane.forget(one)
             return True
         return end(self, one, state, reason)
 
-    Scheduler.end = end_the_told  # type: ignore[assignment, method-assign]
+    Causes.end = end_the_told  # type: ignore[assignment, method-assign]
 
 
 def one_attempt_too_many() -> None:
@@ -454,6 +457,27 @@ def lent_class_ignored() -> None:
     turns.Turns.place = place_as_submitted  # type: ignore[assignment, method-assign]
 
 
+def slot_back_unnoted() -> None:
+    """A run that has its slot again stays in the phase in which it wants one."""
+
+    def has_slot_again(self: execution.Execution) -> None:
+        reached["slot_back_unnoted"] += 1
+
+    execution.Execution.has_slot_again = has_slot_again  # type: ignore[method-assign]
+
+
+def ended_while_its_body_runs() -> None:
+    """An abandoned run is taken to have ended like any other."""
+    move = execution.Execution.move
+
+    def end(self: execution.Execution, to: Phase) -> None:
+        abandoned = to is Phase.ABANDONED
+        reached["ended_while_its_body_runs"] += abandoned
+        move(self, Phase.ENDED if abandoned else to)
+
+    execution.Execution.move = end  # type: ignore[method-assign]
+
+
 DEFECTS: dict[str, Callable[[], None]] = {
     defect.__name__: defect
     for defect in (
@@ -498,5 +522,7 @@ DEFECTS: dict[str, Callable[[], None]] = {
         taken_turn_unseen,
         lane_order_ignored,
         lent_class_ignored,
+        slot_back_unnoted,
+        ended_while_its_body_runs,
     )
 }

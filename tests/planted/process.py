@@ -10,8 +10,8 @@ from typing import Any
 
 from lanes import RunState
 from lanes.core import finish
+from lanes.core.causes import Causes
 from lanes.core.execution import Execution
-from lanes.core.finish import Finishing
 from lanes.queues.throttle import Pace
 from locks import Fence
 from runtime import restart as restarts
@@ -111,19 +111,19 @@ def late_reason_empty() -> None:
 
 def grace_not_given_again() -> None:
     """A body that had no chance to end is abandoned by the first timer that comes."""
-    Finishing._more_grace = nothing("grace_not_given_again", 0.0)  # type: ignore[method-assign]
+    Causes._more_grace = nothing("grace_not_given_again", 0.0)  # type: ignore[method-assign]
 
 
 def grace_given_for_ever() -> None:
     """Each time that the loop comes late, a body gets its grace once more."""
-    more_grace = Finishing._more_grace
+    more_grace = Causes._more_grace
 
-    def again(self: Finishing, execution: Execution, due: float) -> float:
+    def again(self: Causes, execution: Execution, due: float) -> float:
         reached["grace_given_for_ever"] += 1
-        execution.forgiven = False
+        execution.grace_extended = False
         return more_grace(self, execution, due)
 
-    Finishing._more_grace = again  # type: ignore[method-assign]
+    Causes._more_grace = again  # type: ignore[method-assign]
 
 
 def fence_not_forgiven() -> None:
@@ -175,7 +175,7 @@ def services_not_left() -> None:
         old = self._standing.services
         self._standing.services = fresh = old.again()
         await fresh.enter(old.name, self._services_timeout)
-        self._scheduler.services = fresh.made
+        self._scheduler.board.services = fresh.made
 
     Restarts._change_services = change  # type: ignore[method-assign]
 
@@ -207,7 +207,7 @@ def queue_dropped() -> None:
 
     async def cancel_all(self: Drain, reason: str) -> None:
         await cancel_rest(self, reason)
-        for execution in list(self._scheduler.live.values()):
+        for execution in list(self._scheduler.board.live.values()):
             reached["queue_dropped"] += 1
             execution.ask_to_end(RunState.CANCELLED, reason)
 

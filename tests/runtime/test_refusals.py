@@ -135,7 +135,8 @@ async def test_the_default_lanes_and_groups_are_those_of_the_design(virtual, tmp
             "control": (64, 0),
         }
         found = {
-            name: sup._scheduler.specs.find(name) for name in ("session:x", "main", "cron", "heartbeat", "subagent")
+            name: sup._scheduler.board.specs.find(name)
+            for name in ("session:x", "main", "cron", "heartbeat", "subagent")
         }
         assert {name: (spec.capacity, spec.group, spec.priority) for name, spec in found.items()} == {
             "session:x": (1, "main", "foreground"),
@@ -146,7 +147,7 @@ async def test_the_default_lanes_and_groups_are_those_of_the_design(virtual, tmp
 
 def test_the_most_specific_pattern_wins(tmp_path):
     lanes = [LaneSpec("*"), LaneSpec("tool:*"), LaneSpec("tool:web:*"), LaneSpec("tool:web:search")]
-    find = Supervisor(tmp_path, lanes=lanes)._scheduler.specs.find
+    find = Supervisor(tmp_path, lanes=lanes)._scheduler.board.specs.find
     wanted = {"other": "*", "tool:x": "tool:*", "tool:web:get": "tool:web:*", "tool:web:search": "tool:web:search"}
     assert {name: find(name).pattern for name in wanted} == wanted
 

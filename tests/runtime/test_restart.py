@@ -247,7 +247,7 @@ async def test_an_attempt_that_waits_for_its_instant_is_kept(sup, virtual, waits
 
     run = sup.submit("stubborn:a", fails)
     await virtual.settle()
-    due, ended = sup._scheduler.live[run.id].held_until, virtual.now() + waits_s
+    due, ended = sup._scheduler.board.live[run.id].held_until, virtual.now() + waits_s
     sup.submit("side:a", sleeps)
     await sup.restart(drain_timeout=waits_s)
     assert await run.result() == about(max(due, ended))

@@ -267,7 +267,7 @@ def test_a_timer_that_interrupts_the_program_leaves_nobody_untold(backend, tmp_p
     async def main():
         async with scene.sup:
             await scene.everything_waits()
-            scene.sup._scheduler.timers.at(_clock.clock.now() + 0.01, interrupt)
+            scene.sup._scheduler.board.timers.at(_clock.clock.now() + 0.01, interrupt)
             with anyio.fail_after(5):
                 await anyio.sleep_forever()
 

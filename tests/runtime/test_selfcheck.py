@@ -7,7 +7,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
-from lanes.core.scheduler import Scheduler
+from lanes.core.causes import Causes
+from lanes.core.start import Starting
 from runtime import Supervisor
 from tests.supervised import Shielded, assert_empty, gone
 
@@ -30,15 +31,15 @@ async def sup(virtual, tmp_path):
 
 @pytest.mark.failure("F2")
 async def test_a_recovery_that_frees_nothing_is_said_and_unhealthy(sup, monkeypatch):
-    abandon, body = Scheduler._abandon, Shielded()
-    monkeypatch.setattr(Scheduler, "_abandon", lambda self, execution, due: None)
+    abandon, body = Causes._abandon, Shielded()
+    monkeypatch.setattr(Causes, "_abandon", lambda self, execution, due: None)
     run = sup.submit("work:a", body)
     with capture_logs() as logs:
         await anyio.sleep(18.0)
         before = sup.statistics()
         await anyio.sleep(5.0)
         now = sup.statistics()
-    monkeypatch.setattr(Scheduler, "_abandon", abandon)
+    monkeypatch.setattr(Causes, "_abandon", abandon)
     body.release()
     await run.wait()
     assert before.healthy, "deadline, twice the grace, and what the loop may be late"
@@ -56,7 +57,7 @@ async def test_a_recovery_that_frees_nothing_is_said_and_unhealthy(sup, monkeypa
 async def test_a_lost_wake_up_is_said_and_made_good(sup, monkeypatch):
     first = sup.submit("one", returns)
     second = sup.submit("one", returns)
-    monkeypatch.setattr(sup._scheduler, "admit_group", lambda group: None)
+    monkeypatch.setattr(Starting, "admit_group", lambda self, group: None)
     await first.wait()
     await anyio.sleep(0.1)
     assert second.state is RunState.QUEUED
@@ -78,7 +79,7 @@ async def test_a_stall_past_every_bound_is_no_failure_of_the_recovery(sup, virtu
         virtual.advance(seconds)
 
     run, body = sup.submit("work:a", Shielded()), None
-    body = sup._scheduler.live[run.id].body
+    body = sup._scheduler.board.live[run.id].body
     sup.submit("work:b", blocks)
     with capture_logs() as logs:
         await run.wait()
@@ -90,8 +91,8 @@ async def test_a_stall_past_every_bound_is_no_failure_of_the_recovery(sup, virtu
 
 
 async def test_what_waits_for_its_pace_or_while_draining_is_no_defect(sup):
-    sup._scheduler.pace.restore = lambda: False
-    sup._scheduler.pace.slow("for a test")
+    sup._scheduler.board.pace.restore = lambda: False
+    sup._scheduler.board.pace.slow("for a test")
     runs = [sup.submit(f"work:{n}", returns, priority="background") for n in range(4)]
     with capture_logs() as logs:
         for run in runs:

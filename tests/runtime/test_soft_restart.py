@@ -433,9 +433,9 @@ PLANTED = {
         "change = Restarts._change_services\n"
         "async def dropping(self):\n"
         "    await change(self)\n"
-        "    hooks = self._scheduler.hooks\n"
+        "    hooks = self._scheduler.board.hooks\n"
         "    told, hooks._on_end = hooks._on_end, None\n"
-        "    for execution in list(self._scheduler.live.values()):\n"
+        "    for execution in list(self._scheduler.board.live.values()):\n"
         "        execution.ask_to_end(RunState.CANCELLED, 'dropped')\n"
         "    hooks._on_end = told\n"
         "Restarts._change_services = dropping\n",

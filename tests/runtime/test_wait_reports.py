@@ -49,9 +49,9 @@ def first_waits(sup, run):
 
 
 async def test_on_the_ramp_after_a_restart_both_say_why_it_does_not_start_yet(sup):
-    sup._scheduler.starting = False
+    sup._scheduler.board.starting = False
     runs = [sup.submit(f"work:{number}", waits, priority="background") for number in range(50)]
-    sup._scheduler.starting = True
+    sup._scheduler.board.starting = True
     await sup.restart()
     run = next(run for run in reversed(runs) if run.state == "queued")
     assert not sup.statistics().admission_slowed  # that is for an overloaded process

@@ -159,7 +159,7 @@ class Played:
         lease = (
             there.lease(wait_timeout=wait_timeout)
             if kind == "lease"
-            else attempt_of(ctx).owner.registry.turn(there.path, wait_timeout=wait_timeout)
+            else attempt_of(ctx).owner.board.registry.turn(there.path, wait_timeout=wait_timeout)
         )
         self.asks(me, (kind, session), limited or wait_timeout is not None)
         try:
@@ -209,6 +209,7 @@ class Played:
             if one is None:
                 continue
             self.counts["probed"] += 1
+            assert isinstance(one.owner, Scheduler)
             stuck = one.owner.waits._stuck(one) is not None
             if stuck != (name not in able):
                 self.fault(f"probed {'stuck' if stuck else 'free'}", name, "its end", picture)
@@ -221,7 +222,7 @@ class Played:
         by_execution = {execution_of(run): name for name, run in self.runs.items()}
         for number, sup in enumerate(self.supervisors):
             for session in range(2):
-                line = sup._scheduler.turns.of(sup.layout.file_of(self.key(session)))
+                line = sup._scheduler.board.turns.of(sup.layout.file_of(self.key(session)))
                 picture.lines[number, session] = [by_execution[one] for one in line]
         return picture
 
@@ -232,7 +233,7 @@ class Played:
         if one is None:
             return seen
         seen.quiet, seen.given_quiet, seen.rank = one.urgency != 0, one.given_urgency != 0, one.rank
-        seen.has_slot = one.has_slot
+        seen.has_slot = one in self.group(one).holders
         seen.holds_quietly = bool(self.group(one).holders.get(one, seen.quiet))
         if one.steered_into is not None:
             seen.phase, seen.session = "unread", None
@@ -247,7 +248,7 @@ class Played:
 
     def group(self, one: Execution) -> Group:
         assert isinstance(one.owner, Scheduler)
-        return one.owner.groups[one.spec.group]
+        return one.owner.board.groups[one.spec.group]
 
     def see_wait(self, seen: Seen, name: int, one: Execution) -> None:
         seen.phase = "waits"
@@ -258,7 +259,7 @@ class Played:
         if self.runs[seen.target].outcome is not None:
             event = self.group(one)._returning.get(one)
             seen.phase = "returns" if event is not None and not event.is_set() else "runs"
-            seen.has_slot = one.has_slot
+            seen.has_slot = one in self.group(one).holders
 
 
 async def handler(ctx: RunContext, messages: Sequence[Message]) -> None:

@@ -301,7 +301,7 @@ async def test_a_run_that_waits_to_go_on_is_lent_the_priority_of_who_comes_to_wa
         user = sup.submit("user", sleeps, session="a")
         assert await keeper.result() == about(began + 3.0)
         await user.result()
-        group = sup._scheduler.groups["few"]
+        group = sup._scheduler.board.groups["few"]
         assert (group.running, group.others) == (1, 1)
         sup.cancel()
 
@@ -378,7 +378,7 @@ async def test_no_run_of_a_random_load_waits_longer_than_its_bound(virtual, tmp_
 
     def started(run):
         queue[run.lane] -= 1
-        group = sup._scheduler.groups["few"]
+        group = sup._scheduler.board.groups["few"]
         assert len(group.holders) <= slots and group.others <= slots - reserve
 
     async with Supervisor(tmp_path, lanes=specs, groups=groups, on_run_start=started) as sup:

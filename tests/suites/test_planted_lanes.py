@@ -50,6 +50,8 @@ GUARDS = {
     "taken_turn_unseen": "deadlock_limits::a_run_of_another_supervisor_on_ones_own_session_is_not_waited_for",
     "lane_order_ignored": "deadlock_limits::a_turn_behind_a_quiet_run_on_a_lane_whose_slots_are_taken_is_a_ring",
     "lent_class_ignored": "deadlock_limits::who_will_be_lent_a_class_at_the_front_of_its_session_needs_no_quiet_slot",
+    "slot_back_unnoted": "slot_lending::parent_child_and_grandchild_share_one_slot",
+    "ended_while_its_body_runs": "abandoned_bodies::the_successor_of_a_run_that_never_ends_runs_at_deadline_and_grace",
     "shares_ignored": "fairness::classes_that_all_want_more_than_there_is_get_their_shares",
 }
 

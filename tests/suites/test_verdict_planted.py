@@ -133,8 +133,8 @@ LOSSES = {
         "unanswered   'two': its run was done without it",
     ),
     "what is left unread is not queued": (
-        "from lanes.core.scheduler import Scheduler\n"
-        "Scheduler._queue_unread = lambda self, execution: execution.unread()",
+        "from lanes.core.steer import Steering\n"
+        "Steering.queue_unread = lambda self, execution: execution.unread()",
         7,
         "stuck        session 'a': ",
     ),

@@ -341,7 +341,7 @@ class ReturningToASlot(WaitingForAChild):
         self.release.set()
         await self.virtual.settle()
         assert self.child.state is RunState.DONE
-        assert self.sup._scheduler.groups["narrow"].returning == 1
+        assert self.sup._scheduler.board.groups["narrow"].returning == 1
 
 
 class _With:

@@ -1,0 +1,74 @@
+"""Runs that failed in their last attempt: each is kept until an operator decides, and can be submitted again."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from locks import _clock, _effects
+from locks._events import log
+
+from ..checks import Priority
+from ..message import Message
+from ..run import Body, Run, RunState
+from .board import Board
+from .execution import Execution
+from .history import Parked
+from .intake import Intake, Request
+
+
+class Parking:
+    """Keeps work that will not be tried again."""
+
+    def __init__(self, board: Board, intake: Intake) -> None:
+        self._board = board
+        self._intake = intake
+
+    def park_if_failed(self, execution: Execution, state: RunState) -> None:
+        """Keep what will not be tried again for somebody to decide, on a lane where things are tried again."""
+        retry = execution.spec.retry
+        if retry is None or execution.body is None or execution.steered_into is not None:
+            return
+        overran = execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT
+        # One that had to be abandoned is not tried again, but its sender's work is not lost for that.
+        if state is RunState.FAILED or (overran and retry.timeouts and execution.run.started_at is not None):
+            self._park(execution)
+
+    def _park(self, execution: Execution) -> None:
+        """Keep a run that will not be tried again, with what it takes to submit it anew."""
+        run, body, args = execution.run, execution.body, execution.args
+        messages = None if execution.messages is None else [*execution.messages]
+        for one in execution.answering or ():
+            if messages is None:
+                self._park(one)  # work that is no message cannot answer them; their own lane's handler can
+            else:
+                messages += one.messages or ()
+        assert body is not None
+        options = (run.session, run.turn, execution.timeout, execution.given_urgency)
+        again = partial(self._submit_again, run.id, run.lane, body, args, messages, *options)
+        self._board.history.park(Parked(run, tuple(messages or ()), _clock.clock.now(), again))
+        log("run_parked", level="error", run=run.id, lane=run.lane, session=run.session, attempts=run.attempt)
+
+    def _submit_again(
+        self,
+        parked: int,
+        lane: str,
+        body: Body,
+        args: tuple[Any, ...],
+        messages: list[Message] | None,
+        session: str | None,
+        turn: bool,
+        timeout: float,
+        urgency: Priority,
+    ) -> Run:
+        turn = turn or session is None
+        request = self._intake.checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
+        request.args, request.messages = args, messages
+        self._intake.compare_routes(request, "queue")
+        return self._admit_again(request, parked)
+
+    @_effects.change
+    def _admit_again(self, request: Request, parked: int) -> Run:
+        run = self._intake.take(request, "queue")
+        self._board.history.resubmitted(parked, run)
+        return run

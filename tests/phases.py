@@ -1,0 +1,115 @@
+"""Each phase of an execution beside the facts: the queues, slots and timers that it stands in.
+
+The fixture `_phases` in `conftest.py` watches every move of every test. A phase is compared when the change is complete
+that made the move: not in its middle, and in any case behind the effects that were noted before.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lanes.core.execution import Execution
+from lanes.core.phase import MOVES, QUEUED, UNDERWAY, Phase
+from lanes.core.scheduler import Scheduler
+from lanes.run import RunState
+from locks import _effects
+
+_HOLDS = frozenset({"a place", "a body", "a slot", "its turn", "a position in line"})
+_LENT = _HOLDS - {"a slot"}
+_WAITS = frozenset({"a position on its lane", "a position in line"})
+FACTS: dict[Phase, frozenset[str]] = {
+    Phase.NEW: frozenset(),
+    Phase.IN_LINE: _WAITS,
+    Phase.HELD_BACK: _WAITS | {"a timer"},
+    Phase.READY: _WAITS | {"a rank"},
+    Phase.WAITS_OUTSIDE: _WAITS | {"a wait outside"},
+    Phase.IN_INBOX: frozenset({"a position on its lane", "a position in an inbox"}),
+    Phase.STARTED: _HOLDS,
+    Phase.RUNNING: _HOLDS,
+    Phase.RUNNING_WAITS: _LENT | {"a run to wait for"},
+    Phase.RUNNING_NO_SLOT: _LENT | {"a claim on a slot"},
+    Phase.READ_BY_ANOTHER: frozenset(),
+    Phase.ENDING: _LENT,
+    Phase.ABANDONED: frozenset(),
+    Phase.REPLACED: frozenset(),
+    Phase.ENDED: frozenset(),
+}
+"""What an execution has in each phase. One without a session needs no turn, and no position in line."""
+ALSO: dict[Phase, frozenset[str]] = {
+    Phase.ENDING: frozenset({"a slot", "a claim on a slot", "a run to wait for"}),
+    Phase.ABANDONED: frozenset({"a run to wait for"}),
+}
+"""What it may have besides."""
+
+
+def facts(one: Execution) -> frozenset[str]:
+    """What an execution has."""
+    scheduler, file, lane = one.owner, one.file, one.lane
+    assert isinstance(scheduler, Scheduler)
+    group = scheduler.board.groups[one.spec.group]
+    has = {
+        "a position on its lane": one in lane.queued,
+        "a rank": lane.is_ready(one),
+        "a position in line": file is not None and one in list(scheduler.board.turns.of(file)),
+        "a timer": one.hold_timer is not None and one.hold_timer.call is not None,
+        "a wait outside": one.turn_scope is not None,
+        "a position in an inbox": one.steered_into is not None and one in one.steered_into.inbox._unread,
+        "a place": one in lane.running,
+        "a body": one in scheduler.board.bodies,
+        "a slot": one in group.holders,
+        "a claim on a slot": one in group._returning,
+        "its turn": one.claim is not None,
+        "a run to wait for": one.wait is not None and one.wait.run is not None,
+    }
+    return frozenset(name for name, holds in has.items() if holds)
+
+
+def complaints(one: Execution) -> list[str]:
+    """Where the phase of an execution and the facts disagree."""
+    needless = frozenset({"its turn", "a position in line"}) if one.file is None else frozenset[str]()
+    has, should = facts(one), FACTS[one.phase] - needless
+    wrong = [f"{one!r} is {one.phase.name} without {what}" for what in sorted(should - has)]
+    wrong += [f"{one!r} is {one.phase.name} with {what}" for what in sorted(has - should - ALSO.get(one.phase, should))]
+    state = one.run.state
+    if (one.phase in QUEUED and state is not RunState.QUEUED) or (one.phase in UNDERWAY and state != RunState.RUNNING):
+        wrong.append(f"{one!r} is {one.phase.name}")
+    return wrong
+
+
+class Recorder:
+    """What the moves of a test have shown."""
+
+    def __init__(self) -> None:
+        self.moves: set[tuple[Phase, Phase]] = set()
+        self.complaints: list[str] = []
+
+    def moved(self, one: Execution, to: Phase) -> None:
+        """Note a move before it is made, and have its result looked at."""
+        self.moves.add((one.phase, to))
+        if to not in MOVES[one.phase]:
+            self.complaints.append(f"{one!r} moved from {one.phase.name} to {to.name}")
+        here = _effects._local.effects
+        if here.depth:
+            here.add(self._look, (one,))  # not by `after`, which a planted defect may have replaced
+
+    def _look(self, one: Execution) -> None:
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # such a change is half made, and mended later
+            self.complaints += complaints(one)
+
+
+@contextmanager
+def recorded() -> Iterator[Recorder]:
+    """Record every move of the block."""
+    recorder, move = Recorder(), Execution.move
+
+    def recording(self: Execution, to: Phase) -> None:
+        recorder.moved(self, to)
+        move(self, to)
+
+    Execution.move = recording  # type: ignore[method-assign]
+    try:
+        yield recorder
+    finally:
+        Execution.move = move  # type: ignore[method-assign]
