@@ -186,4 +186,4 @@ class Ending:
             await self._scheduler.board.wait_abandoned()
         finally:
             for execution in self._scheduler.board.abandoned:
-                execution.tell_body_again()
+                execution.unshield_body()

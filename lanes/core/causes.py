@@ -118,7 +118,7 @@ class Causes:
             self._finishing.finish(execution, state, reason)
             return
         stack = stack_of(execution.fence.task)
-        execution.stop_telling_body()
+        execution.shield_body()
         self._board.abandoned[execution] = (_clock.clock.now(), stack)
         reason = f"{reason}; its body ignored that for {execution.spec.grace:g} s and was abandoned"
         log(

@@ -518,7 +518,7 @@ class Execution:
         if self._scope is not None:
             self._scope.cancel()  # before the first step there is none: `conduct` sees the cause
 
-    def stop_telling_body(self) -> None:
+    def shield_body(self) -> None:
         """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
         if self._body_scope is not None:
             self._body_scope.shield = True
@@ -533,7 +533,7 @@ class Execution:
         self.barred = {**(self.barred or {}), file: why}
         self.fence.bar(file, why)
 
-    def tell_body_again(self) -> None:
+    def unshield_body(self) -> None:
         """Let the cancellation of the whole loop reach an abandoned body."""
         if self._body_scope is not None:
             self._body_scope.shield = False

@@ -8,75 +8,33 @@ The order is that of the questions a sender would ask. Is anything taken at all?
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from locks import DeadlockError, _clock, _effects
 from locks._loop import running_loop
 
 from .. import checks
-from ..checks import Priority
-from ..errors import DedupeConflict, Draining, InvalidLane, LaneBusy, wrong_loop
+from ..errors import DedupeConflict, Draining, InvalidLane, wrong_loop
 from ..layout import session_of_lane
-from ..message import Message, digest_of, message_of, same_route
+from ..message import digest_of, message_of
 from ..queues.lane import Lane
 from ..run import Body, Run, current_run
-from ..spec import ONLY_NEWEST, LaneSpec, WhenBusy
+from ..spec import WhenBusy
 from .board import Board
+from .busy import Busy
 from .causes import Causes
 from .execution import Execution, Owner
 from .history import DedupeKey, Said
-from .needs import Kind, Need, busy, would_start
+from .needs import would_start
 from .overflow import drop_oldest, lane_full
 from .phase import OVER
+from .request import Request
 from .start import Starting
 from .steer import Steering
 
 DEBOUNCE_AT_MOST = 10
 """A message waits for quiet at most so many times its lane's `debounce`: a stream without a gap is answered too."""
 _MOST_KEY_CHARS = 1024
-_SHARING = ("collect", "steer")
-
-
-@dataclass(slots=True)
-class Request:
-    """Work that is asked for, checked."""
-
-    lane: Lane
-    session: str | None
-    session_file: str | None
-    """That session's transcript."""
-    file: str | None
-    """The transcript whose turn it needs."""
-    timeout: float
-    urgency: Priority
-    body: Body
-    args: tuple[Any, ...] = ()
-    messages: list[Message] | None = None
-    key: DedupeKey | None = None
-    digest: bytes = b""
-    """Of the message's body, if it has a key."""
-    parent: Run | None = None
-    bound_to: Execution | None = None
-    """The run that it ends with."""
-    goes_first: bool = False
-    same_route: set[Execution] = field(default_factory=set)
-    """Runs whose messages have a route that equals this one's."""
-
-    def shares_route(self, one: Execution) -> bool:
-        """Whether a run's answer goes where this one's would."""
-        return one.route is self.route or one in self.same_route
-
-    @property
-    def spec(self) -> LaneSpec:
-        """The lane's."""
-        return self.lane.spec
-
-    @property
-    def route(self) -> Any:
-        """Where the answer goes."""
-        return self.messages[0].route if self.messages else None
 
 
 class Intake:
@@ -87,6 +45,7 @@ class Intake:
         self._starting = starting
         self._steering = steering
         self._causes = causes
+        self.busy = Busy(board)
         self._owner = owner
         """Of the executions that it makes."""
         self._next_id = 0
@@ -225,35 +184,28 @@ class Intake:
         Raises:
             DedupeConflict, LaneBusy, LaneFull: nothing has changed.
         """
-        self.compare_routes(request, policy)
+        self.busy.compare_routes(request, policy)
         return self.take(request, policy)
-
-    def compare_routes(self, request: Request, policy: WhenBusy) -> None:
-        """Note which runs it may share a route with. Before the change, since comparing two routes is user code.
-
-        A run that comes up only because of what that code does was not compared, and shares nothing.
-        """
-        if request.route is not None and (policy in _SHARING or request.spec.debounce):
-            candidates = (self._underway(request), self._last(request))
-            request.same_route = {one for one in candidates if one is not None and same_route(one.route, request.route)}
 
     @_effects.change
     def take(self, request: Request, policy: WhenBusy) -> Run:
+        """As `admit`, when the routes have been compared: a change."""
         board, spec = self._board, request.spec
         # Looked up again: user code that was asked since may have made or ended the lane.
         lane = request.lane = board.lanes.get(request.lane.name, request.lane)
         if (known := self._said_before(request)) is not None:
             return known
-        target = self._target(request, policy)
+        target = self.busy.target(request, policy)
         if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
-            joined = self._join(request, policy)
+            joined = self.busy.joinable(request, policy)
             if joined is not None:
+                joined.join(request.messages, spec.debounce)
                 if request.key is not None:
                     board.history.know(request.key, Said(joined.run, request.digest))
                 return joined.run
-        if policy == "reject" and (need := busy(board, lane, request.file)) is not None:
-            raise _lane_busy(request, need)
-        older = self._outdated(request, policy)
+        if policy == "reject":
+            self.busy.refuse(request)
+        older = self.busy.outdated(request, policy)
         before = lane.waiting - sum(1 + one.joined for one in older if one.lane is lane)
         held = bool(spec.debounce) and request.messages is not None
         if (
@@ -288,7 +240,8 @@ class Intake:
             older: runs that wait, and that it supersedes.
         """
         spec = request.spec
-        execution = self._execution_of(request, policy if _conducts(request) else "queue")
+        is_handed_over = policy == "steer" and target is not None
+        execution = self._execution_of(request, policy if request.conducts() and not is_handed_over else "queue")
         if policy == "steer" and target is not None:
             self._steering.hand_over(execution, target)
             return execution
@@ -299,7 +252,7 @@ class Intake:
                 # Else what is said without a pause would end in the queue, for want of quiet alone.
                 most = max(spec.debounce, min(most, spec.queue_timeout / 2))
             execution.hold(now + spec.debounce, now + most)
-        goes_next = execution.policy == "interrupt" and (bool(older) or self._is_busy(request))
+        goes_next = execution.policy == "interrupt" and (bool(older) or self.busy.is_busy(request))
         self._starting.queue(execution, first=goes_next)
         # Last: a run that ends lets the next one in, which must be the newest.
         for one in older if target is None else (*older, target):
@@ -337,107 +290,6 @@ class Intake:
             execution.bind_to(request.bound_to)
         return execution
 
-    # Busy
-
-    def _is_busy(self, request: Request) -> bool:
-        return busy(self._board, request.lane, request.file) is not None
-
-    def _target(self, request: Request, policy: WhenBusy) -> Execution | None:
-        """The run that the policy turns to: to take its place, or to be told the message."""
-        if policy == "interrupt":
-            if request.file is None and self._outdated(request, policy):
-                return None  # it takes the place of the run that waits, for which another one has been ended already
-            return self._underway(request) if _conducts(request) else None
-        if policy != "steer" or request.messages is None:
-            return None
-        target = self._underway(request)
-        if target is None or target.run.session != request.session or not request.shares_route(target):
-            return None
-        return target
-
-    def _outdated(self, request: Request, policy: WhenBusy) -> list[Execution]:
-        """The runs that wait where the request would, and that a newer one of their policy supersedes.
-
-        A reset, the next attempt of a run, and what an inbox was left with have no such policy.
-        """
-        if policy not in ONLY_NEWEST or not _conducts(request):
-            return []
-        if request.file is not None:
-            waiting: Iterable[Execution] = self._board.turns.of(request.file)
-        else:
-            waiting = (one for one in request.lane.queued if one.run.session is None)
-        return [one for one in waiting if one.policy == policy and one.is_queued()]
-
-    def _underway(self, request: Request) -> Execution | None:
-        """Who runs where the request would have to wait, and was not asked to end yet."""
-        if request.file is not None:
-            front = self._board.turns.front(request.file)
-            return front if front is not None and front.is_underway() else None
-        if not self._is_busy(request):
-            return None
-        return next((one for one in request.lane.running if one.is_underway() and not _is_above(one, request)), None)
-
-    def _join(self, request: Request, policy: WhenBusy) -> Execution | None:
-        """Add a message to the run that waits last in its session, if the two may be answered together."""
-        lane, now = request.lane, _clock.clock.now()
-        last = self._last(request)
-        if (
-            last is None
-            or not last.is_queued()
-            or last.lane is not lane
-            or last.messages is None
-            or last.steered_into is not None
-            or last.run.attempt > 1
-            or last.run.session != request.session
-            or (last.timeout, last.given_urgency) != (request.timeout, request.urgency)
-            or (policy != "collect" and last.held_until <= now)
-            or not self._may_share(request, policy, last)
-            or not request.shares_route(last)
-        ):
-            return None
-        limit = lane.spec.queue_limit
-        if limit is not None and lane.waiting >= max(limit, 1):
-            return None  # as much as one more run would be: the queue's limit decides
-        assert request.messages is not None
-        last.join(request.messages, lane.spec.debounce)
-        return last
-
-    def _last(self, request: Request) -> Execution | None:
-        """Who came last of those that the request would wait behind."""
-        if request.file is not None:
-            return self._board.turns.last(request.file)
-        return next(reversed(request.lane.queued), None) if request.lane.queued else None
-
-    def _may_share(self, request: Request, policy: WhenBusy, last: Execution) -> bool:
-        """Whether joining the last one keeps the policy: `reject` waits for nobody, `interrupt` goes next.
-
-        What a newer message may supersede is joined under the same policy only.
-        """
-        if policy == last.policy and policy in ONLY_NEWEST:
-            return True
-        if last.policy in ONLY_NEWEST:
-            return False
-        if policy not in ("reject", "interrupt"):
-            return True
-        if request.file is not None:
-            return self._board.turns.front(request.file) is last
-        return not self._is_busy(request)
-
-
-def _lane_busy(request: Request, need: Need) -> LaneBusy:
-    front = need.runs[0] if need.kind is Kind.TURN else None
-    if front is not None:
-        waits = "waits for" if front.is_queued() else "has"
-        why = f"{front.fence.holder} {waits} the turn of session {request.session!r:.80}"
-    else:
-        why = f"{len(need.any_of)} of {request.spec.capacity} run on it"
-    return LaneBusy(
-        f"lane {request.lane.name!r} is busy: {why}",
-        lane=request.lane.name,
-        session=request.session,
-        holder=front.run.id if front is not None else None,
-    )
-
 
 def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:
     """What the sender is told that says something else under the same key."""
@@ -449,19 +301,6 @@ def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:
         key=key,
         run=run.id,
     )
-
-
-def _is_above(one: Execution, request: Request) -> bool:
-    """Whether the request comes from a child, at whatever depth, of that run: it would end with whom it interrupts."""
-    above = request.bound_to
-    while above is not None and above is not one:
-        above = above.parent
-    return above is not None
-
-
-def _conducts(request: Request) -> bool:
-    """Whether it conducts the session that it names, if it names one: a mere note interrupts nobody."""
-    return request.session is None or request.file is not None
 
 
 def _refuse_inherited_turn(parent: Execution, file: str, session: str | None) -> None:

@@ -14,7 +14,8 @@ from ..run import Body, Run, RunState
 from .board import Board
 from .execution import Execution
 from .history import Parked
-from .intake import Intake, Request
+from .intake import Intake
+from .request import Request
 
 
 class Parking:
@@ -64,7 +65,7 @@ class Parking:
         turn = turn or session is None
         request = self._intake.checked(lane, body, session, turn, timeout, urgency.name.lower(), None)
         request.args, request.messages = args, messages
-        self._intake.compare_routes(request, "queue")
+        self._intake.busy.compare_routes(request, "queue")
         return self._admit_again(request, parked)
 
     @_effects.change

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..run import Run
     from .execution import Execution
-    from .intake import Request
+    from .request import Request
     from .scheduler import Scheduler
 
 

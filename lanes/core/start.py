@@ -110,11 +110,10 @@ class Starting:
         if urgency >= front.urgency:
             return
         if not front.is_queued():
-            if (
-                front not in self._board.groups[front.spec.group].holders
-            ):  # it has lent its slot: what it was lent may be all that it lacks to go on
+            group = self._board.groups[front.spec.group]
+            if front not in group.holders:  # it has lent its slot: the lent class may be all that it lacks to go on
                 front.urgency = urgency
-                self._board.groups[front.spec.group].let_return()
+                group.let_return()
             return
         front.urgency, front.rank = urgency, next(self._front_ranks)
         if front.phase is Phase.READY:

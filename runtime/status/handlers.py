@@ -165,9 +165,8 @@ class Handlers:
         for old in list(self._orders)[: -say.MOST_ORDERS]:
             del self._orders[old]
         name = f"{what} asked for by an operator"
-        context = (
-            self._sup._scheduler.board.hooks.context.copy()
-        )  # what it makes anew belongs to the supervisor, not to us
+        # What it makes belongs to the supervisor, not to the connection.
+        context = self._sup._scheduler.board.hooks.context.copy()
         Background().start(partial(self._see_through, number, what, call), name, context=context)
         return say.Answer(started=say.Started(order=number, within_s=within_s))
 

@@ -15,6 +15,7 @@ from lanes.run import Run
 from locks import Fence
 from runtime import Supervisor
 from tests.phases import ALSO, FACTS
+from tests.supervised import attempt_of
 
 
 def in_phase(phase: Phase) -> Execution:
@@ -76,7 +77,7 @@ def test_a_phase_says_the_state_of_its_run_and_what_it_has():
 
 async def test_what_starts_at_once_and_what_waits_go_through_these_phases(sup, _phases):
     async def body(ctx):
-        assert ctx._execution.phase is Phase.RUNNING
+        assert attempt_of(ctx).phase is Phase.RUNNING
 
     runs = [sup.submit("narrow", body) for _ in range(2)]
     assert [run._execution.phase for run in runs] == [Phase.STARTED, Phase.READY]

@@ -11,7 +11,7 @@ from typing import Any
 
 from lanes import LaneSpec, RetrySpec, RunContext, RunState
 from lanes.checks import Priority
-from lanes.core import causes, deadlock, execution, history, hooks, intake, outcomes, raised
+from lanes.core import busy, causes, deadlock, execution, history, hooks, intake, outcomes, raised
 from lanes.core.causes import Causes
 from lanes.core.finish import Finishing
 from lanes.core.phase import Phase
@@ -148,7 +148,7 @@ def told_for_ever() -> None:
     def tell(self: execution.Execution) -> None:
         reached["told_for_ever"] += 1
 
-    execution.Execution.stop_telling_body = tell  # type: ignore[method-assign]
+    execution.Execution.shield_body = tell  # type: ignore[method-assign]
 
 
 def frames_kept() -> None:
@@ -190,7 +190,7 @@ def routes_ignored() -> None:
         reached["routes_ignored"] += 1
         return True
 
-    intake.same_route = same  # type: ignore[attr-defined]
+    busy.same_route = same  # type: ignore[attr-defined]
 
 
 def nobody_superseded() -> None:

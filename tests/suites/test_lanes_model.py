@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from lanes.core import execution, history, intake
+from lanes.core import busy, execution, history
 from lanes.queues import groups, lane, turns
 from tests.lanes_walks import STEPS, Differs, Walk, play, shrunk
 
@@ -65,7 +65,7 @@ def test_no_walk_tells_the_lanes_from_the_model(backend, part, tmp_path):
 
 def older_interrupts_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that wait under `interrupt` or `replace` are superseded by none."""
-    monkeypatch.setattr(intake.Intake, "_outdated", lambda self, request, policy: [])
+    monkeypatch.setattr(busy.Busy, "outdated", lambda self, request, policy: [])
 
 
 def key_of_what_failed_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,17 +111,12 @@ def next_attempt_goes_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def quiet_is_not_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A message that joins one starts no new quiet."""
-    join = intake.Intake._join
+    join = execution.Execution.join
 
-    def join_without(self: intake.Intake, request: Any, policy: Any) -> Any:
-        last = self._last(request)
-        held = last.held_until if last is not None else None
-        joined = join(self, request, policy)
-        if joined is not None:
-            joined.held_until = held or joined.held_until
-        return joined
+    def join_without(self: execution.Execution, messages: Any, quiet_s: float | None) -> None:
+        join(self, messages, None)
 
-    monkeypatch.setattr(intake.Intake, "_join", join_without)
+    monkeypatch.setattr(execution.Execution, "join", join_without)
 
 
 DEFECTS = (

@@ -1,0 +1,65 @@
+"""Work that is asked for, checked, before there is a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..checks import Priority
+from ..message import Message
+from ..queues.lane import Lane
+from ..run import Body, Run
+from ..spec import LaneSpec
+from .execution import Execution
+from .history import DedupeKey
+
+
+@dataclass(slots=True)
+class Request:
+    """Work that is asked for, checked."""
+
+    lane: Lane
+    session: str | None
+    session_file: str | None
+    """That session's transcript."""
+    file: str | None
+    """The transcript whose turn it needs."""
+    timeout: float
+    urgency: Priority
+    body: Body
+    args: tuple[Any, ...] = ()
+    messages: list[Message] | None = None
+    key: DedupeKey | None = None
+    digest: bytes = b""
+    """Of the message's body, if it has a key."""
+    parent: Run | None = None
+    bound_to: Execution | None = None
+    """The run that it ends with."""
+    goes_first: bool = False
+    same_route: set[Execution] = field(default_factory=set)
+    """Runs whose messages have a route that equals this one's."""
+
+    def shares_route(self, one: Execution) -> bool:
+        """Whether a run's answer goes where this one's would."""
+        return one.route is self.route or one in self.same_route
+
+    @property
+    def spec(self) -> LaneSpec:
+        """The lane's."""
+        return self.lane.spec
+
+    @property
+    def route(self) -> Any:
+        """Where the answer goes."""
+        return self.messages[0].route if self.messages else None
+
+    def conducts(self) -> bool:
+        """Whether it conducts the session that it names, if it names one: a mere note interrupts no run."""
+        return self.session is None or self.file is not None
+
+    def is_below(self, one: Execution) -> bool:
+        """Whether it comes from a child, at whatever depth, of that run, with which it would end."""
+        above = self.bound_to
+        while above is not None and above is not one:
+            above = above.parent
+        return above is not None
