@@ -12,7 +12,8 @@ from .kernel import KernelEngine
 
 EngineName = Literal["auto", "kernel", "filelock", "none"]
 _METHODS = sorted(name for name in vars(ProcessLock) if not name.startswith("_"))
-_checked: set[type] = set()
+seen_whole: set[type] = set()
+"""The types of locks that `check_lock` has found to have every method."""
 NAMES = ("auto", "kernel", "filelock", "none")
 _BYTE = 1 << 62
 
@@ -46,16 +47,15 @@ def engine_for(engine: EngineName | LeaseEngine) -> LeaseEngine | None:
 
 
 def check_lock(engine: LeaseEngine, lock: ProcessLock) -> None:
-    """See once per type that an engine's lock has what is asked of it; `Unordered` has all but three methods.
+    """See that an engine's lock has what is asked of it; `Unordered` has all but three methods. Once per type will do.
 
     Raises:
         TypeError: it lacks some.
     """
-    if type(lock) not in _checked:
-        lacking = [name for name in _METHODS if not callable(getattr(lock, name, None))]
-        if lacking:
-            raise TypeError(f"engine: the locks of {engine.name!r} lack {', '.join(lacking)}; allowed: a ProcessLock")
-        _checked.add(type(lock))
+    lacking = [name for name in _METHODS if not callable(getattr(lock, name, None))]
+    if lacking:
+        raise TypeError(f"engine: the locks of {engine.name!r} lack {', '.join(lacking)}; allowed: a ProcessLock")
+    seen_whole.add(type(lock))
 
 
 @cache

@@ -145,13 +145,12 @@ class Claim:
 
     def take_epoch(self) -> int:
         """The epoch that it has or will have; the fence that its appends are checked against."""
-        if not self.epoch:
-            self.epoch = next(_epochs)
+        self.epoch = self.epoch or next(_epochs)
         return self.epoch
 
     def start(self, grace: float) -> None:
         """Begin to hold. Waiting ate nothing: the deadline counts from here."""
-        self.take_epoch()
+        self.epoch = self.epoch or next(_epochs)
         self.acquired_at = now = _clock.clock.now()
         self.grace = grace
         if self.fence is None and self.idle is None:  # the plain case, in short
@@ -230,12 +229,10 @@ class Claim:
     def _told(self) -> bool:
         return self.deadline_told  # a call, for the reason of `waits`: another thread may set it
 
-    def _own(self, now: float) -> float:
-        own = self.acquired_at + self.max_hold
-        return own if self.idle is None else min(own, now + self.idle)
-
     def _limit(self, now: float) -> None:
-        own, fence, outer = self._own(now), self.fence, self.bound
+        own, fence, outer = self.acquired_at + self.max_hold, self.fence, self.bound
+        if self.idle is not None:
+            own = min(own, now + self.idle)
         if fence is None:
             deadline = min(own, outer)
             self.revoke_at = deadline + self.grace

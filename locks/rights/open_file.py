@@ -12,7 +12,7 @@ from .. import _os, network
 from .._mutex import Mutex
 from .._os import FileId
 from ..engines import inside
-from ..engines.choose import check_lock
+from ..engines.choose import check_lock, seen_whole
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, TranscriptError
 from .claim import Claim
@@ -97,7 +97,8 @@ class Entry:
             if self._engine is not None:
                 assert self.fd is not None
                 lock = self._engine.lock(self.path, self.fd, self.file_id, right)
-                check_lock(self._engine, lock)
+                if type(lock) not in seen_whole:
+                    check_lock(self._engine, lock)
                 guard = self._new_guard(right) if self._new_guard is not None else None
             queue = self.queues[right] = RightQueue(right, lock, self._grace, guard)
             if inside.several and self._engine is None:  # asked afterwards: see `share`

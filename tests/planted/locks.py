@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -259,13 +260,16 @@ def suspended_revoked() -> None:
 
 def idle_beyond_max_hold() -> None:
     """Lets progress renew a lease for ever."""
-    own = claim.Claim._own
+    limit = claim.Claim._limit
 
-    def without_max_hold(self: claim.Claim, now: float) -> float:
+    def without_max_hold(self: claim.Claim, now: float) -> None:
         reached["idle_beyond_max_hold"] += 1
-        return own(self, now) if self.idle is None else now + self.idle
+        max_hold = self.max_hold
+        self.max_hold = max_hold if self.idle is None else math.inf
+        limit(self, now)
+        self.max_hold = max_hold
 
-    plant(claim.Claim, "_own", without_max_hold)
+    plant(claim.Claim, "_limit", without_max_hold)
 
 
 def note_unread() -> None:
