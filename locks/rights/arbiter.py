@@ -133,9 +133,9 @@ class Arbiter:
             claim.queue = queue = entry.queue(right)
             with covering(queue):
                 taken = queue.try_ask(claim)
-            if taken and claim.waits():
+            if taken and claim.state is ClaimState.WAITING:
                 self.grants.let_in(entry, queue)
-            if taken and claim.waits():
+            if taken and claim.state is ClaimState.WAITING:
                 self.release(claim)
                 if claim.failed is not None:
                     raise claim.failed
@@ -185,7 +185,7 @@ class Arbiter:
             got: FileClaim = self._ask(path, right, claim, claim)
             if task is not None:
                 got.tasks = (*got.tasks, task)
-            if got.waits():
+            if got.state is ClaimState.WAITING:
                 return await self._wait(path, right, claim, got, wait_timeout, task, gives_up)
             if suspend:
                 await checkpoint()

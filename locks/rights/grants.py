@@ -120,7 +120,7 @@ class Grants:
         if queue is None:
             self.files.drop_if_idle(entry)
             return
-        if claim.waits() and queue.holder is not None and queue.holder is not claim:
+        if claim.state is ClaimState.WAITING and queue.holder is not None and queue.holder is not claim:
             queue.withdraw(claim)  # without the mutex: see `covering`
             self.room.update(entry, queue)
         elif queue.mutex.take(_A_WRITE_S) or self._freed(queue):
@@ -164,7 +164,7 @@ class Grants:
         guard, woken = queue.guard, None
         if guard is not None and queue.guarded is not None and queue.guarded is not queue.holder:
             with queue.mutex:
-                ours = queue.relock()
+                ours = queue.locked or queue.relock()
             if not ours:
                 guard.abandon()
             elif (trouble := guard.leave()) is not None:
@@ -174,7 +174,7 @@ class Grants:
             woken = queue.pass_on()
         if guard is not None and not queue.locked:
             guard.forget()
-        if woken is None:
+        if woken is None and queue.waiting:
             woken = self.let_in(entry, queue)
         self.room.update(entry, queue)
         if woken is not None:
