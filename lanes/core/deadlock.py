@@ -218,12 +218,10 @@ def _words(kind: Kind | None, one: object, other: object) -> str:
     if kind is Kind.HELD:
         return f"the turn of session {one.run.session}, which {_holder(other)} has"
     assert isinstance(other, Execution)
-    if kind is Kind.TURN:
-        return f"the turn of session {one.run.session}, which run {other.run.id} has before it"
-    if kind is Kind.PLACE:
-        return f"a place on lane {one.lane.name}, where run {other.run.id} runs"
-    if kind is Kind.SLOT:
-        return f"a slot of group {one.spec.group}, where run {other.run.id} has one"
-    if kind is Kind.READER:
-        return f"run {other.run.id}, which has its message"
-    return f"run {other.run.id}"
+    words = {
+        Kind.TURN: f"the turn of session {one.run.session}, which run {other.run.id} has before it",
+        Kind.PLACE: f"a place on lane {one.lane.name}, where run {other.run.id} runs",
+        Kind.SLOT: f"a slot of group {one.spec.group}, where run {other.run.id} has one",
+        Kind.READER: f"run {other.run.id}, which has its message",
+    }
+    return words.get(kind, f"run {other.run.id}")

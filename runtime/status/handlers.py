@@ -69,14 +69,11 @@ class Supervised(Protocol):
 
 
 class _Wait(NamedTuple):
-    """What somebody waits for, and who has it."""
+    """What a run waits for, and what has it."""
 
     what: str = ""
     holder: str = ""
     run: int | None = None
-
-
-_NOTHING = _Wait()
 
 
 class Handlers:
@@ -276,7 +273,7 @@ class Handlers:
         run, queued = one.run, one.is_queued()
         started = None if queued else run.started_at
         limit = run.wait_deadline if queued else run.deadline
-        wait = self._wait(one, claim, now)
+        wait = _wait(one, claim, now)
         return say.RunRow(
             id=run.id,
             lane=text(run.lane),
@@ -294,50 +291,34 @@ class Handlers:
             at=text(line),
         )
 
-    def _wait(self, one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
-        """The first thing that keeps a run from going on; whoever is named is the first that it depends on."""
-        run, queues = one.run, one.owner.board
-        if claim is not None and not one.is_queued():
-            return _lease(claim, run)
-        need = next(iter(needs_of(one)), None)
-        if need is None:
-            return _NOTHING
-        holder = need.runs[0] if need.runs else None
-        match need.kind:
-            case Kind.READER:
-                return _by("its message to be answered", holder)
-            case Kind.RUN if holder is not None:
-                awaited = holder.run
-                return _Wait(f"run {awaited.id}", f"run {awaited.id} on lane {awaited.lane}", awaited.id)
-            case Kind.ADMISSION:
-                return _Wait("admission, which is closed")
-            case Kind.INSTANT:
-                again = f"its attempt {run.attempt}" if run.attempt > 1 else "its sender to say more"
-                return _Wait(f"{again}, in {one.held_until - now:.1f} s")
-            case Kind.TURN if one.file is not None:
-                return _by(f"the turn of session {run.session}", queues.turns.front(one.file))
-            case Kind.HELD:
-                return _lease(claim, run) if claim is not None else _by(f"the turn of session {run.session}", None)
-            case Kind.PLACE:
-                return _by(f"a place on lane {one.lane.name}", holder)
-            case Kind.SLOT:
-                return _by(f"a slot of group {one.spec.group}{'' if one.is_queued() else ' again'}", holder)
-            case Kind.PACE:
-                return _Wait(f"admission, which is slowed: {queues.pace.reason}")
-        return _NOTHING
 
-
-def _lease(claim: WaitingClaim, run: Run) -> _Wait:
-    what = f"the {claim.right} lease of {run.session or os.path.basename(claim.path)}"
-    return _Wait(what, "another process" if claim.behind is None else str(claim.behind), _own_run(claim))
-
-
-def _by(what: str, holder: Execution | None) -> _Wait:
+def _wait(one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
+    """The first thing that keeps a run from going on, and the run, or the other process, that it depends on first."""
+    run, need = one.run, next(iter(needs_of(one)), None)
+    if claim is not None and (need is None or need.kind is Kind.HELD or not one.is_queued()):
+        what = f"the {claim.right} lease of {run.session or os.path.basename(claim.path)}"
+        return _Wait(what, "another process" if claim.behind is None else str(claim.behind), _own_run(claim))
+    if need is None:
+        return _Wait()
+    front = one.owner.board.turns.front(one.file) if need.kind is Kind.TURN and one.file is not None else None
+    holder = front or next(iter(need.runs), None)
+    words = {
+        Kind.READER: "its message to be answered",
+        Kind.RUN: f"run {holder.run.id}" if holder is not None else "",
+        Kind.ADMISSION: "admission, which is closed",
+        Kind.INSTANT: f"{f'its attempt {run.attempt}' if run.attempt > 1 else 'its sender to say more'}, "
+        f"in {one.held_until - now:.1f} s",
+        Kind.TURN: f"the turn of session {run.session}",
+        Kind.HELD: f"the turn of session {run.session}",
+        Kind.PLACE: f"a place on lane {one.lane.name}",
+        Kind.SLOT: f"a slot of group {one.spec.group}{'' if one.is_queued() else ' again'}",
+        Kind.PACE: f"admission, which is slowed: {one.owner.board.pace.reason}",
+    }
+    what = words.get(need.kind, "")
     if holder is None:
         return _Wait(what)
-    run = holder.run
-    state = " (which waits too)" if run.state is RunState.QUEUED else ""
-    return _Wait(what, f"run {run.id} on lane {run.lane}{state}", run.id)
+    state = " (which waits too)" if holder.is_queued() else ""
+    return _Wait(what, f"run {holder.run.id} on lane {holder.run.lane}{state}", holder.run.id)
 
 
 def _own_run(claim: WaitingClaim) -> int | None:
