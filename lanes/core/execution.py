@@ -49,8 +49,8 @@ class Wait:
 NOT_HELD = -math.inf
 
 
-class Queues(Protocol):
-    """What a run may have to wait for in its scheduler."""
+class World(Protocol):
+    """What an execution, its body and `needs` read of the board."""
 
     registry: LockRegistry
     tasks: TaskHost | None
@@ -59,14 +59,6 @@ class Queues(Protocol):
     groups: dict[str, Group]
     turns: Turns
     pace: Pace
-
-    def may_start(self, execution: Execution) -> bool:
-        """Whether it may be started at all."""
-
-
-class World(Queues, Protocol):
-    """What an execution and its body need of the board."""
-
     services: Mapping[str, Any]
     layout: SessionLayout
     loop: object
@@ -74,6 +66,9 @@ class World(Queues, Protocol):
     """Makes a cancel scope on the running loop."""
     new_event: Callable[[], anyio.Event]
     late_events_dropped: int
+
+    def may_start(self, execution: Execution) -> bool:
+        """Whether it may be started at all."""
 
 
 class Owner(Protocol):

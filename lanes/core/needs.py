@@ -3,14 +3,11 @@
 The deadlock detector searches it (`deadlock`), `lanes status` shows the first need of each run, `lanes stack` all needs
 of one, and a queue timeout and `LaneBusy` name the run that is in the way.
 
-`needs_of` gives a list, in the order in which an operator asks, all of whose members must come true; each by any one of
-the runs and tasks in it. A run that is under way needs the task of its body to go on. That task needs the run that it
-waits for, or, while it waits for its slot again, any one of the runs that have the slots; or the right that it waits
-for in the lock registry. A queued run needs the run right before it in its session, or whatever has the session's turn
-in the lock registry; any one of the runs on its lane when that is full; and any one of the runs that have the slots of
-its group when none is left for it, or for a run that goes before it on its lane. A run that waits for another one has
-lent its slot; a run that waits for a right has not. What no run or task here decides is in the list as well: whether
-the supervisor starts anything, the instant before which the run must not start, a turn of another process, the pace.
+`needs_of` gives a list, in the order in which an operator asks. All of its members must come true, each by any one of
+the runs and tasks in it. A body that waits for a right needs the tasks that have to give it back, and keeps its slot; a
+body that waits for another run has lent its slot, and needs one again when that run has ended. A queued run needs the
+run right before it in its session, or what has the session's turn in the lock registry; a place on its lane; and a slot
+for itself, or for a run that goes before it on its lane. What no run or task here decides is in the list as well.
 """
 
 from __future__ import annotations
@@ -22,38 +19,26 @@ from locks import Right, _clock
 
 from ..checks import Priority
 from ..run import RunState
-from .execution import Execution, execution_of
+from .execution import Execution, World, execution_of
 
 if TYPE_CHECKING:
     from ..queues.lane import Lane
-    from .execution import Queues
 
 
 class Kind(Enum):
     """What has to come."""
 
-    READER = auto()
-    """The run in whose inbox its message was put has to read it, or, once it has, to end: they share an outcome."""
-    RUN = auto()
-    """The run that its body waits for has to end."""
-    RIGHT = auto()
-    """A right in the lock registry, which its body waits for, has to be given back."""
-    BODY = auto()
-    """Its body waits in the lock registry: the task of the body stands for all that it needs there."""
-    ADMISSION = auto()
-    """The supervisor has to start work: it is not started yet, or drains."""
-    INSTANT = auto()
-    """The clock has to reach `held_until`: its sender may say more, or its last attempt has just failed."""
-    TURN = auto()
-    """The run before it in its session has to end."""
-    HELD = auto()
-    """The turn of its session has to be given back by what is in no queue here: a task, or another process."""
-    PLACE = auto()
-    """A run on its lane has to end: the lane is full."""
-    SLOT = auto()
-    """A run of its group has to give its slot back."""
-    PACE = auto()
-    """Admission is slowed: it starts soon."""
+    READER = auto()  # the run in whose inbox its message was put has to read it or, once it has, to end
+    RUN = auto()  # the run that its body waits for has to end
+    RIGHT = auto()  # a right in the lock registry, which its body waits for, has to be given back
+    BODY = auto()  # its body waits in the lock registry: the task of the body stands for all that it needs there
+    ADMISSION = auto()  # the supervisor has to start work: it is not started yet, or drains
+    INSTANT = auto()  # the clock has to reach `held_until`: its sender may say more, or its last attempt has failed
+    TURN = auto()  # the run before it in its session has to end
+    HELD = auto()  # a task, or another process, that is in no queue here has to give back the turn of its session
+    PLACE = auto()  # a run on its lane has to end: the lane is full
+    SLOT = auto()  # a run of its group has to give its slot back
+    PACE = auto()  # admission is slowed: the run starts soon
 
 
 class Need(NamedTuple):
@@ -95,33 +80,31 @@ def awaited_by(one: Execution) -> list[Need]:
 
 def _needs_of_body(one: Execution) -> list[Need]:
     needs, task, registry = awaited_by(one), one.fence.task, one.owner.board.registry
-    if task is not None and registry.arbiter.waits(
-        task
-    ):  # in this registry, or in another one that a search here does not know
+    if task is not None and registry.arbiter.waits(task):  # it may be a registry that a search here does not know
         needs += [Need(Kind.RIGHT, (holder,)) for holder in registry.arbiter.needs(task)]
         needs.append(Need(Kind.BODY, (task,)))
     return needs
 
 
 def _needs_of_queued(one: Execution) -> list[Need]:
-    queues, urgency, needs = one.owner.board, one.urgency, list[Need]()
-    if queues.tasks is None or not queues.may_start(one):
+    board, urgency, needs = one.owner.board, one.urgency, list[Need]()
+    if board.tasks is None or not board.may_start(one):
         needs.append(Need(Kind.ADMISSION))
     if one.held_until > _clock.clock.now():
         needs.append(Need(Kind.INSTANT))
     if one.in_line and one.file is not None:
-        ahead, at_front = queues.turns.place(one.file, one)
+        ahead, at_front = board.turns.place(one.file, one)
         urgency = min(urgency, at_front)  # a run that waits for its turn lends it its priority
         if ahead is not None:
             needs.append(Need(Kind.TURN, (ahead,)))
         else:
-            held = [Need(Kind.HELD, (task,)) for task in queues.registry.arbiter.keepers(one.file, Right.TURN)]
+            held = [Need(Kind.HELD, (task,)) for task in board.registry.arbiter.keepers(one.file, Right.TURN)]
             needs += held or ([Need(Kind.HELD)] if one.turn_scope is not None else [])
     needs += _place(one.lane)
     if urgency == one.urgency:
-        urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it does not overtake those
+        urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it overtakes no run of its lane
     needs += _slot(one, urgency)
-    if queues.pace.holds_back(one.spec.group):
+    if board.pace.holds_back(one.spec.group):
         needs.append(Need(Kind.PACE))
     return needs
 
@@ -131,7 +114,7 @@ def _place(lane: Lane) -> list[Need]:
 
 
 def _slot(one: Execution, urgency: Priority, *, limited: bool = False) -> list[Need]:
-    """The runs that keep one of that class from a slot."""
+    """What a run of that class needs before it has a slot."""
     group = one.owner.board.groups[one.spec.group]
     if group.has_slot(urgency):
         return []
@@ -150,15 +133,15 @@ def _lends(one: Execution) -> bool:
     return one.wait is not None and one.wait.run is not None
 
 
-def busy(queues: Queues, lane: Lane, file: str | None) -> Need | None:
+def busy(board: World, lane: Lane, file: str | None) -> Need | None:
     """What a new run would wait for in its session, or, without one, on its lane; `None` when that is free."""
     if file is None:
         return next(iter(_place(lane)), None)
-    front = queues.turns.front(file)
+    front = board.turns.front(file)
     return Need(Kind.TURN, (front,)) if front is not None else None
 
 
-def would_start(queues: Queues, lane: Lane, file: str | None, urgency: Priority, *, held: bool) -> bool:
+def would_start(board: World, lane: Lane, file: str | None, urgency: Priority, *, held: bool) -> bool:
     """Whether a new run would start in the moment that it is submitted: no run is before it anywhere.
 
     Args:
@@ -167,11 +150,11 @@ def would_start(queues: Queues, lane: Lane, file: str | None, urgency: Priority,
     """
     return (
         not held
-        and queues.starting
-        and queues.tasks is not None
+        and board.starting
+        and board.tasks is not None
         and len(lane.running) < lane.spec.capacity
         and (not lane.queued or lane.next() is None)
-        and (file is None or queues.turns.front(file) is None)
-        and not queues.pace.holds_back(lane.spec.group)
-        and queues.groups[lane.spec.group].would_start(urgency)
+        and (file is None or board.turns.front(file) is None)
+        and not board.pace.holds_back(lane.spec.group)
+        and board.groups[lane.spec.group].would_start(urgency)
     )

@@ -34,8 +34,8 @@ def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, r
     if kind is not None:
         if kind is RunAbandoned and execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT:
             kind = RunAbandonedAfterTimeout  # so that it is a TimeoutError still
-        told = kind(f"run {run.id} on lane {run.lane} {reason}", run)
-        told.__cause__, error = error, told
+        ended = kind(f"run {run.id} on lane {run.lane} {reason}", run)
+        ended.__cause__, error = error, ended
     started = run.started_at
     ran_s = execution.ran_before_s + (0.0 if started is None else now - started)
     return Outcome(

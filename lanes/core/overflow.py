@@ -1,7 +1,7 @@
-"""A lane's queue is full, and one more comes (`when_full`): who gives way, and what is left of what they said.
+"""A lane's queue is full, and one more run comes (`when_full`): which run gives way, and what is left of its messages.
 
-A run that would start at once needs no room, so a limit of 0 means: no waiting, not: no work. And those who wait on a
-shared lane for one busy session keep nobody out whose session is free.
+A run that would start at once needs no room, so a limit of 0 means: no waiting, not: no work. And the runs that wait on
+a shared lane for a busy session do not keep out a run whose session is free.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def lane_full(lane: Lane) -> LaneFull:
-    """What whoever comes is told."""
+    """What the sender of a new run gets."""
     return LaneFull(
         f"lane {lane.name!r} is full: {lane.waiting} queued; allowed: {lane.spec.queue_limit} (queue_limit)",
         lane=lane.name,
@@ -33,61 +33,61 @@ def lane_full(lane: Lane) -> LaneFull:
 
 
 def drop_oldest(board: Board, newest: Execution) -> bool:
-    """Drop the run that has waited longest and tell its sender; have its messages summarized if so specified.
+    """End the run that has waited longest, with that reason; have its messages summarized if so specified.
 
     `on_drop` is called when the change is complete; no body can have begun by then, so a summary still comes first.
 
     Args:
-        newest: who comes; it stays.
+        newest: the run that comes; it stays.
 
     Returns:
-        `False` when nobody else waits.
+        `False` when no other run waits.
     """
     lane = newest.lane
-    victim = next((one for one in lane.queued if one is not newest), None)
-    if victim is None:
+    dropped = next((one for one in lane.queued if one is not newest), None)
+    if dropped is None:
         return False
-    messages, route = list(victim.messages or ()), victim.route
+    messages, route = list(dropped.messages or ()), dropped.route
     lane.tally.dropped += 1
     board.groups[lane.spec.group].tally.dropped += 1
     limit = lane.spec.queue_limit
     summarized = lane.spec.when_full == "summarize" and bool(messages)
-    victim.ask_to_end(
+    dropped.ask_to_end(
         RunState.CANCELLED,
         f"dropped{', and given to on_drop to be summarized' if summarized else ''}: "
         f"lane {lane.name!r} was full ({limit} queued) when run {newest.run.id} came",
     )
-    log("run_dropped", level="warning", run=victim.run.id, lane=lane.name, limit=limit, by=newest.run.id)
+    log("run_dropped", level="warning", run=dropped.run.id, lane=lane.name, limit=limit, by=newest.run.id)
     if lane.spec.on_drop is not None:
-        _effects.after(_call_on_drop, board, victim, messages, route, newest, summarized)
+        _effects.after(_prepend_summary, board, dropped, messages, route, newest, summarized)
     return True
 
 
-def _call_on_drop(
-    board: Board, victim: Execution, messages: list[Message], route: Any, newest: Execution, summarized: bool
+def _prepend_summary(
+    board: Board, dropped: Execution, messages: list[Message], route: Any, newest: Execution, summarized: bool
 ) -> None:
-    summary = board.hooks.dropped(victim.spec.on_drop, victim.run, messages)
+    summary = board.hooks.dropped(dropped.spec.on_drop, dropped.run, messages)
     if not summarized or summary is None:
         return
     message = Message(summary.body if isinstance(summary, Message) else summary, route)
-    lane = board.lanes.get(victim.lane.name, victim.lane)
+    lane = board.lanes.get(dropped.lane.name, dropped.lane)
     # Runs that have started because the dropped one was gone have not begun yet: they come first.
-    those = chain(lane.running, lane.queued, (newest,))
-    heirs = [one for one in list(those) if _may_inherit(one, victim) and same_route(one.route, route)]
-    heir = next((one for one in heirs if _may_inherit(one, victim)), None)  # comparing routes is user code
-    if heir is None or heir.messages is None:
-        log("summary_without_heir", level="warning", run=victim.run.id, lane=victim.run.lane)
+    later = chain(lane.running, lane.queued, (newest,))
+    fitting = [one for one in list(later) if _may_have(one, dropped) and same_route(one.route, route)]
+    next_run = next((one for one in fitting if _may_have(one, dropped)), None)  # comparing routes is user code
+    if next_run is None or next_run.messages is None:
+        log("summary_without_heir", level="warning", run=dropped.run.id, lane=dropped.run.lane)
     else:
-        heir.messages.insert(0, message)
+        next_run.messages.insert(0, message)
 
 
-def _may_inherit(one: Execution, victim: Execution) -> bool:
-    """Whether a summary of dropped messages may be put before a run's own, as far as the two runs go."""
+def _may_have(one: Execution, dropped: Execution) -> bool:
+    """Whether a summary of a dropped run's messages may be put before those of another run, but for their routes."""
     return (
         one.messages is not None
-        and one.run.id > victim.run.id  # a summary is not put before what was said before it
+        and one.run.id > dropped.run.id  # a summary is not put before what was said before it
         and not one.began
         and not one.over
         and one.steered_into is None
-        and one.run.session == victim.run.session
+        and one.run.session == dropped.run.session
     )
