@@ -6,8 +6,8 @@ and in a request `request.state.lanes.post(...)`. The class takes the applicatio
 `Middleware(Supervised, make=make)`. It is plain ASGI, for any server and either event loop.
 
 Everything of a lifespan happens in the one task that the server gives it: the inner application's own lifespan is run
-there, between the supervisor's start and its stop, by handing it the server's events when it is their turn. So there is
-no second task whose failure would have to find its way, and cancelling the one ends it all.
+there, between the supervisor's start and its stop, by handing it the server's events when it is their turn. There is no
+second task whose failure would have to be passed on, and cancelling that task ends everything.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Supervised:
     """An ASGI application with a supervisor that lives as long as it serves.
 
     At `lifespan.startup` the supervisor is made and started, then the inner application starts; at `lifespan.shutdown`
-    the application ends first, then the supervisor, which drains for its `drain_timeout`. What fails on the way is told
-    to the server as `lifespan.startup.failed` or `lifespan.shutdown.failed`, and nothing is left running. A lifespan
-    task that is cancelled stops the supervisor without a drain.
+    the application ends first, then the supervisor, which drains for its `drain_timeout`. What fails on the way is
+    reported to the server as `lifespan.startup.failed` or `lifespan.shutdown.failed`, and nothing is left running.
+    A lifespan task that is cancelled stops the supervisor without a drain.
 
     Each request and each WebSocket finds the supervisor in `scope["state"][key]`; so does the inner lifespan, where the
     server has a state for it. One lifespan at a time; after its end there may be another.
@@ -61,7 +61,7 @@ class Supervised:
 
         Raises:
             RuntimeError: a request came though nothing was started: the server runs no lifespan, or its start failed.
-            Exception: whatever the application raises for a request.
+            Exception: what the application raises for a request.
         """
         if scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
@@ -100,7 +100,7 @@ class Supervised:
             await send({"type": "lifespan.shutdown.complete"})
 
     async def _stop(self, supervisor: Supervisor, *, drain_timeout: float | None) -> list[str]:
-        """Stop it; returns what went wrong. Requests find it until it has stopped, and are told `Draining`."""
+        """Stop it; returns what went wrong. Requests find it until it has stopped, and get `Draining`."""
         try:
             await supervisor.stop(drain_timeout=drain_timeout)
         except AbandonedBodies as error:
@@ -114,11 +114,11 @@ class Supervised:
 
 
 class _Inner:
-    """The inner application's lifespan: what it is told by the server, and what it says becomes of it."""
+    """The inner application's lifespan: what it gets from the server, and what it reports."""
 
     def __init__(self, startup: Message, receive: Receive, send: Send) -> None:
         self.started = False
-        """Whether the server was told that it may send requests."""
+        """Whether it was reported to the server that it may send requests."""
         self.failures: list[str] = []
         """What the application says went wrong, in words. One that has not started has said something."""
         self._startup: Message | None = startup

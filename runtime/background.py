@@ -48,7 +48,7 @@ class Background:
             except BaseException as error:
                 self.error = error
                 if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
-                    return  # whoever waits raises it; a task that raises it would take the loop down in the middle
+                    return  # the waiter raises it; raised by a task, it would end the loop in the middle of a step
                 if isinstance(error, anyio.get_cancelled_exc_class()):
                     raise
             finally:
@@ -69,10 +69,10 @@ class Background:
 
 
 async def to_its_end(body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-    """Have `body` run to its end, and raise what it raised. A checkpoint; cancelled, it raises that afterwards.
+    """Run `body` to its end, and raise what it raised. A checkpoint; cancelled, it raises that afterwards.
 
-    In a task of its own, because a native cancellation of asyncio (`asyncio.timeout`, `wait_for`) knows no shield: in
-    the middle of a step that cannot be taken back it would leave neither the one thing nor the other.
+    In a task of its own, because a native cancellation of asyncio (`asyncio.timeout`, `wait_for`) knows no shield: a
+    step that cannot be taken back would be cut off half-way.
     """
     cancelled = None
     with anyio.CancelScope(shield=True):
@@ -82,7 +82,7 @@ async def to_its_end(body: Callable[[], Coroutine[Any, Any, None]], name: str) -
             while not task.over.is_set():
                 try:
                     await task.over.wait()
-                except BaseException as error:  # trio raises KeyboardInterrupt here, whatever the shield
+                except BaseException as error:  # trio raises KeyboardInterrupt here, shielded or not
                     cancelled = error
             if task.began:
                 break

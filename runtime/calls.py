@@ -32,7 +32,7 @@ class Calls:
         if to_loop is None:
             raise Draining("the supervisor does not accept work: it is not started yet")
         done: Future[Run] = Future()
-        context = copy_context()  # the caller's, not that of whatever the loop calls it from
+        context = copy_context()  # the caller's, not that of the loop's callback
 
         def make_call() -> None:
             if not done.set_running_or_notify_cancel():

@@ -21,7 +21,7 @@ class DrainReport:
     """What became of the work when a supervisor drained."""
 
     finished: int
-    """Runs that had ended, in whatever way, when the drain was over."""
+    """Runs that had ended, in any state, when the drain was over."""
     cancelled: int
     """Runs that were cancelled at the end of the drain and ended within their grace."""
     abandoned: tuple[Run, ...]

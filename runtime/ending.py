@@ -61,7 +61,7 @@ class Ending:
         await ready.wait()
 
     async def end(self) -> None:
-        """Take all steps. A checkpoint. Whatever one of them raises first is raised when all were taken."""
+        """Take all steps. A checkpoint. The first exception is raised when all were taken."""
         failures = Failures()
         for name in self.STEPS:
             with failures.kept(name):

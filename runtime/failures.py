@@ -1,4 +1,4 @@
-"""Several steps of which each is taken, whatever another one raises."""
+"""Several steps of which each is taken, also when another one raises."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Life:
         self._bindings.ready()
 
     async def stop(self, drain_timeout: float) -> DrainReport:
-        """Drain, and end everything. All steps are taken, whatever one of them raises."""
+        """Drain, and end everything. All steps are taken, also when one of them raises."""
         standing, report = self._standing, DrainReport(0, 0, (), ())
         if standing.is_in(Phase.NEW, Phase.STOPPED):
             standing.move(Phase.STOPPED)

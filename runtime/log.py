@@ -1,4 +1,4 @@
-"""Log lines on stderr, for the command line. Whoever embeds a supervisor configures structlog himself."""
+"""Log lines on stderr, for the command line. A program that embeds a supervisor configures structlog itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ LogFormat = Literal["console", "json"]
 
 
 class _StandardError:
-    """Writes whole lines to whatever `sys.stderr` is at that moment: a live table takes its place for a while."""
+    """Writes whole lines to what `sys.stderr` is at that moment: a live table takes its place for a while."""
 
     def msg(self, message: str) -> None:
         try:
             sys.stderr.write(message + "\n")
             sys.stderr.flush()
         except (OSError, ValueError, AttributeError):
-            return  # closed, or not there at all, or nobody reads it: no reason to stop the work
+            return  # closed, or not there at all, or without a reader: no reason to stop the work
 
     log = debug = info = warning = warn = error = critical = exception = fatal = failure = msg
 

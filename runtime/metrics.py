@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 try:
@@ -134,8 +135,9 @@ def _one(kind: type[_Family], name: str, text: str, field: _Field) -> _Metric:
     return _Metric(kind, name, text, lambda source: [((), field(source))])
 
 
-def _by_group(kind: type[_Family], name: str, text: str, field: _Field) -> _Metric:
-    return _Metric(kind, name, text, lambda now: [((at,), field(one)) for at, one in now.groups.items()], ("group",))
+def _by_group(kind: type[_Family], name: str, text: str, field: str) -> _Metric:
+    of = attrgetter(field)
+    return _Metric(kind, name, text, lambda now: [((at,), of(one)) for at, one in now.groups.items()], ("group",))
 
 
 def _by_right(name: str, text: str, claims: Callable[[Statistics], Iterable[HeldRight | WaitingClaim]]) -> _Metric:
@@ -207,55 +209,32 @@ _OF_STATISTICS = (
         _COUNTER,
         "lanes_waited_seconds_total",
         "Seconds that the runs which have ended had waited, together.",
-        lambda group: group.totals.waited_s,
+        "totals.waited_s",
     ),
     _by_group(
-        _COUNTER,
-        "lanes_ran_seconds_total",
-        "Seconds that the runs which have ended had run, together.",
-        lambda group: group.totals.ran_s,
+        _COUNTER, "lanes_ran_seconds_total", "Seconds that the runs which have ended had run, together.", "totals.ran_s"
     ),
-    _by_group(
-        _COUNTER,
-        "lanes_retries_total",
-        "Attempts that were followed by another one.",
-        lambda group: group.totals.retries,
-    ),
-    _by_group(
-        _COUNTER, "lanes_dropped_total", "Runs that were dropped from a full queue.", lambda group: group.totals.dropped
-    ),
+    _by_group(_COUNTER, "lanes_retries_total", "Attempts that were followed by another one.", "totals.retries"),
+    _by_group(_COUNTER, "lanes_dropped_total", "Runs that were dropped from a full queue.", "totals.dropped"),
     _by_group(
         _GAUGE,
         "lanes_longest_wait_seconds",
         "The longest that one of the runs which have ended had waited.",
-        lambda group: group.totals.longest_wait_s,
+        "totals.longest_wait_s",
     ),
+    _by_group(_GAUGE, "lanes_running", "Slots taken; a run that waits for another one has lent its own.", "running"),
+    _by_group(_GAUGE, "lanes_queued", "Runs that wait on the lanes of a group.", "queued"),
     _by_group(
-        _GAUGE,
-        "lanes_running",
-        "Slots taken; a run that waits for another one has lent its own.",
-        lambda group: group.running,
-    ),
-    _by_group(_GAUGE, "lanes_queued", "Runs that wait on the lanes of a group.", lambda group: group.queued),
-    _by_group(
-        _GAUGE,
-        "lanes_returning",
-        "Runs that have waited for another one, and need a slot to go on.",
-        lambda group: group.returning,
+        _GAUGE, "lanes_returning", "Runs that have waited for another one, and need a slot to go on.", "returning"
     ),
     _by_group(
         _GAUGE,
         "lanes_oldest_wait_seconds",
         "How long ago the oldest of the runs that wait was submitted.",
-        lambda group: group.oldest_wait_s,
+        "oldest_wait_s",
     ),
-    _by_group(_GAUGE, "lanes_slots", "Runs of a group that may run at a time.", lambda group: group.slots),
-    _by_group(
-        _GAUGE,
-        "lanes_reserved_slots",
-        "Of the slots, those that only foreground runs may take.",
-        lambda group: group.reserve,
-    ),
+    _by_group(_GAUGE, "lanes_slots", "Runs of a group that may run at a time.", "slots"),
+    _by_group(_GAUGE, "lanes_reserved_slots", "Of the slots, those that only foreground runs may take.", "reserve"),
     _one(_GAUGE, "lanes_live_lanes", "Lanes that exist now.", lambda now: len(now.lanes)),
     _one(
         _GAUGE,

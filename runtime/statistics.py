@@ -57,7 +57,7 @@ class GroupStatistics:
 
 @dataclass(frozen=True, slots=True)
 class AbandonedBody:
-    """A body that ignored its cancellation past its grace, and still runs. It is fenced, and nobody waits for it."""
+    """A body that ignored its cancellation past its grace, and still runs. It is fenced, and nothing waits for it."""
 
     run: Run
     """The run, which has ended."""
@@ -83,7 +83,7 @@ class Statistics:
     abandoned: int
     """Bodies that ignored their cancellation and still run."""
     parked: int
-    """Runs that failed for the last time, kept for somebody to decide."""
+    """Runs that failed for the last time, kept until they are resubmitted or discarded."""
     late_writes_refused: int
     """Writes of dead runs that were refused since the start."""
     late_events_dropped: int

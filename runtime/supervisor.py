@@ -47,7 +47,7 @@ class Supervisor:
         signals: whether the process belongs to this supervisor: SIGINT, SIGTERM and SIGHUP stop it, SIGUSR1 restarts
             it, and the `async with` block is cancelled when it is to stop. Main thread only.
         status_socket: where `lanes status` and its like can ask: a path, or `True` for the place where they look.
-        notify: whether to talk to the service manager that the environment names (systemd's `NOTIFY_SOCKET`).
+        notify: whether to report to the service manager that the environment names (systemd's `NOTIFY_SOCKET`).
         on_zombie: what `stop` and `restart` do with bodies that ignore their cancellation: `"raise"`, or `"exit"` the
             process (70, and 75 from `restart`); with `"exit"`, a loop that is blocked for `limits.dead_s` seconds, and
             a stop or restart that overruns its bounds, end the process too.
@@ -155,7 +155,7 @@ class Supervisor:
             SessionsOwned: `exclusive`, and another supervisor has the directory; the message names it.
             StatusSocketError: the status socket cannot be had.
             ServicesStuck: the services did not start in time.
-            Exception: whatever a service raised on entering.
+            Exception: what a service raised on entering.
             SystemExit: `signals`, and one came that stops it before it was started; the code is 128 + its number.
         """
         await self._life.start()
@@ -170,14 +170,14 @@ class Supervisor:
         Raises:
             AbandonedBodies: some bodies ignored their cancellation; everything else is stopped. With `on_zombie="exit"`
                 the process ends instead.
-            Exception: a service failed in a restart, so everything has stopped already; told once, here too.
+            Exception: a service failed in a restart, so everything has stopped already; raised once.
         """
         if not self._standing.is_in(Phase.NEW, Phase.STOPPED):
             refuse_inside(self._scheduler, "stop")
         return await self._life.stop(self._drain_s(drain_timeout))
 
     async def stop_requested(self) -> None:
-        """Wait until a signal asks to stop (`signals=True`): for who calls `start` and `stop` himself. A checkpoint."""
+        """Wait until a signal asks to stop (`signals=True`), between calls of `start` and `stop`. A checkpoint."""
         await self._standing.stop_asked.wait()
 
     async def drain(self, timeout: float) -> DrainReport:
@@ -209,7 +209,7 @@ class Supervisor:
         return await self._life.restarts.restart(self._drain_s(drain_timeout))
 
     def request_restart(self, reason: str = "requested") -> None:
-        """Have it restarted, from anywhere on the event loop's thread, also inside a run. Returns at once.
+        """Begin a restart, from anywhere on the event loop's thread, also inside a run. Returns at once.
 
         What comes of it is logged; while a restart or a stop is under way, nothing does.
         """
@@ -381,7 +381,7 @@ class Supervisor:
         ]
 
     def resubmit(self, run_id: int) -> Run:
-        """Submit a parked run anew, as a run of its own; it is parked no more.
+        """Submit what a parked run was to do, as a new run; the old one is parked no more.
 
         Raises:
             InvalidLane: no such run is parked.

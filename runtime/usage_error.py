@@ -13,6 +13,6 @@ class UsageError(Exception):
 
 
 def one_line(text: str, longest: int = _LONGEST) -> str:
-    """Text that is safe to print as one line, whatever was in it."""
+    """Any text as one line that is safe to print."""
     clean = "".join(c if c.isprintable() else " " if c in "\n\t" else ascii(c)[1:-1] for c in text[: longest * 2])
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""`lanes stop`, `drain`, `restart` and `stack`: orders to a process, each of which says truthfully what came of it."""
+"""`lanes stop`, `drain`, `restart` and `stack`: orders to a process, and reports of what came of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EVERY_S = 0.1
 _LONGEST_DRAIN_S = 1e9
 _LONGEST_REASON = 1000
 _SUCCESSOR_S = 15.0
-"""What a service manager gets to start a new process, before it is said that none came."""
+"""Time for a service manager to start a new process, before it is reported that none came."""
 _LONGEST = 2000
 
 
@@ -61,10 +61,12 @@ def drain(socket: str | None, timeout: float | None) -> int:
         raise UsageError(f"--timeout: {timeout!r} is not allowed; allowed: seconds from 0 to {_LONGEST_DRAIN_S:g}")
 
     def do(client: Client, output: Output) -> None:
-        who = asked(client, say.Ping()).pong
+        process = asked(client, say.Ping()).pong
         started = asked(client, say.Drain(timeout=timeout)).started
-        assert who is not None and started is not None
-        output.line(_line(f"process {who.pid}, sessions {who.sessions}, drains: {lasting(started.within_s)} at most"))
+        assert process is not None and started is not None
+        output.line(
+            _line(f"process {process.pid}, sessions {process.sessions}, drains: {lasting(started.within_s)} at most")
+        )
         order, _ = _over(client, started)
         if order.error:
             raise Refusal(f"the drain failed: {order.error}")
@@ -110,7 +112,7 @@ class _Gone(Refusal):
 
 
 def _over(client: Client, started: say.Started) -> tuple[say.Order, say.Picture]:
-    """What came of an order, and how the process is then. A loop that is frozen for a moment is no reason to give up.
+    """What came of an order, and the process afterwards. A loop that is frozen for a moment is waited for.
 
     Raises:
         _Gone: the process has ended.
@@ -136,7 +138,7 @@ def _over(client: Client, started: say.Started) -> tuple[say.Order, say.Picture]
 
 
 def _successor(before: say.Pong, path: str) -> Found | None:
-    """Who serves the same sessions now; waits for a service manager to start it."""
+    """The process that serves the same sessions now; waits for a service manager to start it."""
     deadline = time.monotonic() + _SUCCESSOR_S
     while time.monotonic() < deadline:
         if (after := successor(before, path)) is not None:

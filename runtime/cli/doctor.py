@@ -1,6 +1,6 @@
 """`lanes doctor DIR`: what is wrong in a directory of sessions, and with `--fix`, what was done about it.
 
-What a killed process left beside a session, and the next lease or turn clears away by itself, is told as a note.
+What a killed process left beside a session, and the next lease or turn clears away by itself, is reported as a note.
 
 A line is printed as soon as it is known, so that a large directory needs neither patience nor memory. With `--json`,
 standard output is one object, a session a line:
@@ -94,7 +94,7 @@ def run(options: Options) -> int:
         UsageError: there is no such directory, or it cannot be read.
     """
     output = Output(json=options.json)
-    log.configure("console", level=logging.ERROR)  # what is seen and done is told here
+    log.configure("console", level=logging.ERROR)  # the report has what is seen and done
     summary = _Summary()
     with Signals() as signals:
         places = _places(options, signals)
@@ -129,7 +129,7 @@ def _places(options: Options, signals: Signals) -> list[Place]:
     try:
         if not directory or "\0" in directory:
             raise UsageError(f"DIR: {directory!r} is not allowed; allowed: a directory of sessions")
-        os.path.abspath(directory)  # it must be told where that is, and a current directory may have been removed
+        os.path.abspath(directory)  # the report names it, and a current directory may have been removed
         for place in search(directory, recursive=options.recursive):
             if signals.received:
                 break
@@ -141,7 +141,7 @@ def _places(options: Options, signals: Signals) -> list[Place]:
 
 
 class _Report:
-    """For people: a line for each session that has something to say."""
+    """For people: a line for each session with a finding."""
 
     def __init__(self, output: Output, options: Options, network_fs: str | None, places: list[Place]) -> None:
         self._output = output
@@ -157,7 +157,7 @@ class _Report:
             self._line("wrong", self._options.directory, [f"on {self._network_fs}, where locks exclude no other host"])
 
     def tell(self, name: str, seen: Inspection, mended: Mended) -> None:
-        """A line for a session that has something to say."""
+        """A line for a session with a finding."""
         texts = [*mended.done, *(f"left alone: {why}" for why in mended.left), *(one.text for one in seen.findings)]
         if not texts:
             return

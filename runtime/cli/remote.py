@@ -1,4 +1,4 @@
-"""What the commands that talk to a process share: finding it, asking it, and saying what it will not do."""
+"""What the commands that ask a process share: finding it, asking it, and reporting a refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lanes status`: what a process does, for somebody in a hurry. What is wrong comes first, then who is to blame.
+"""`lanes status`: what a process does, for an operator in a hurry. Problems come first, then the runs that cause them.
 
 With `--json` it prints the answer of the status socket, one object: `{"status": …}`, or `{"frozen": …}` with exit code
 1; its fields are those of `runtime.status.protocol`, and may gain others.
@@ -40,7 +40,7 @@ def run(socket: str | None, json: bool) -> int:
 
 
 def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
-    """All that there is to say; of each kind of run at most so many."""
+    """The whole report, with at most `most` runs of each kind."""
     held_up = Counter[int | None](run.holder_run for run in picture.runs if run.holder_run is not None)
     running = [run for run in picture.runs if run.ran_s is not None]
     running.sort(key=lambda run: -(run.ran_s or 0.0))

@@ -1,6 +1,6 @@
-"""`lanes top`: `lanes status`, drawn anew twice a second until somebody has seen enough.
+"""`lanes top`: `lanes status`, drawn twice a second until the operator ends it.
 
-It goes on when the process restarts, and when it goes away, and says so: that is when one looks.
+It goes on when the process restarts or goes away, and shows that: these are the moments to look at.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(socket: str | None) -> int:
 
 
 class Watched:
-    """One process, those that take its place, and what was last heard of it."""
+    """One process, those that take its place, and the last answer."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -77,7 +77,7 @@ class Watched:
         """What to show."""
 
     def look(self) -> None:
-        """Ask anew. Bounded.
+        """Ask again. Bounded.
 
         Raises:
             NoProcess: it has gone, or never was there; the lines say so.
@@ -126,15 +126,15 @@ class Watched:
 
     def _without(self, why: str) -> list[str]:
         silent = lasting(time.monotonic() - self._heard_at)
-        told = [f"PROBLEM: nothing was heard for {silent}: {one_line(why)}"]
+        lines = [f"PROBLEM: nothing was heard for {silent}: {one_line(why)}"]
         if self._picture is not None:
-            told += ["It was last seen so:", "", *status.lines(self._picture)]
-        return told
+            lines += ["It was last seen so:", "", *status.lines(self._picture)]
+        return lines
 
 
-def draw(told: list[str], height: int) -> Group:
+def draw(lines: list[str], height: int) -> Group:
     """The lines that fit."""
-    shown = told if len(told) <= height else [*told[: height - 1], f"… {len(told) - height + 1} more lines"]
+    shown = lines if len(lines) <= height else [*lines[: height - 1], f"… {len(lines) - height + 1} more lines"]
     return Group(*(Text(line, style=_style(line), no_wrap=True, overflow="ellipsis") for line in shown))
 
 
@@ -171,7 +171,7 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end it as Ctrl-C does, lest the terminal stays as it was drawn."""
+    """SIGTERM and SIGHUP end it as Ctrl-C does, so that the terminal gets its own picture back."""
 
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 -- the shape of a handler
         raise KeyboardInterrupt

@@ -36,9 +36,7 @@ class EventFile:
         """Why no more is written, once that is so."""
         self._events: deque[dict[str, Any]] = deque()
         self._more, self._closing = threading.Event(), threading.Event()
-        self._fd = _os.open(
-            path, _FLAGS, 0o666
-        )  # without blocking: a pipe that nobody reads is refused, not waited for
+        self._fd = _os.open(path, _FLAGS, 0o666)  # without blocking: a pipe without a reader is refused, not waited for
         self._whole = 0
         try:
             os.set_blocking(self._fd, True)

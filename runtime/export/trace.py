@@ -2,8 +2,8 @@
 
 Three groups of tracks. *Lanes*: a row for each run that is there at a time, so a lane with several places, or with a
 queue, has several; a run's waiting, its attempts and whatever happened to it stand one behind the other on its row.
-*Sessions*: who had the turn of each, and who wrote. *Process*: what the event loop stood still for, restarts, and all
-other log lines as marks.
+*Sessions*: the holders of each turn and of each write lease. *Process*: what the event loop stood still for, restarts,
+and all other log lines as marks.
 
 Slices on a track may nest, and nothing else: both viewers drop or misplace those that overlap in part. The format has
 asynchronous slices, which may overlap, but the viewers disagree on what to do with their names. Hence rows, and an
@@ -73,7 +73,7 @@ class Trace:
         self._file = EventFile(os.fspath(path))
         self._pid = os.getpid()
         self._origin = _clock.clock.now()
-        # Log lines come from any thread, and from whatever interrupts one that logs: a signal's handler, a finalizer.
+        # Log lines come from any thread, and from what interrupts a thread that logs: a signal's handler, a finalizer.
         self._lock = threading.RLock()
         self._numbers = count(10)
         self._lanes: dict[str, list[_Row]] = {}

@@ -57,13 +57,13 @@ def report_on(run: Run) -> str:
         try:
             lines += section(execution)
         except Exception as error:
-            # Somebody else's object, or one that has ended in between: an operator needs all the rest the more.
+            # An object of the user's, or one that has ended in between: an operator needs the rest all the more.
             lines.append(f"(something could not be looked at: {described(error)})")
     return "\n".join(lines)
 
 
 def _head(run: Run, execution: Execution | None) -> list[str]:
-    """Who it is, since when, and until when."""
+    """The run, since when it runs or waits, and until when."""
     session = "" if run.session is None else f", session {run.session}" + ("" if run.turn else " (appends only)")
     who = name_of(run) if execution is None else str(execution.fence.holder)
     parts = [state_of(run), f"attempt {run.attempt}"]
@@ -101,7 +101,7 @@ def state_of(run: Run) -> str:
 
 
 def _brief(execution: Execution) -> str:
-    """A run on one line: who, since when, and the line that it waits at."""
+    """A run on one line: its name, since when, and the line that it waits at."""
     guilty = places_of(coroutine_of(execution.fence.task), unseen=__name__).guilty
     return f"{name_of(execution.run)} ({state_of(execution.run)}{f', at {guilty}' if guilty else ''})"
 

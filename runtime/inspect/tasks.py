@@ -1,9 +1,8 @@
-"""The tasks of a run, as a tree, whoever started them.
+"""The tasks of a run, as a tree, whether anyio, trio or asyncio started them.
 
-A task inherits the context of whoever starts it, and in the context stands the run (`current_run`). So none is missed,
-however it was started: by anyio, by trio, or natively, by `asyncio.create_task`, whose result nobody may have kept. Who
-is whose child, anyio tells of its own tasks; a native one belongs to the task that awaits it, or whose variables name
-it or its task group.
+A task inherits the context of the code that starts it, and in the context stands the run (`current_run`). So none is
+missed, also when `asyncio.create_task` started it and its result was not kept. anyio knows the parents of its own
+tasks; a native task belongs to the task that awaits it, or whose variables name it or its task group.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Task:
     id: int
     name: str
     parent: int | None
-    """The id of who started it; only anyio's and trio's own are known."""
+    """The id of the task that started it; only anyio's and trio's own are known."""
     coro: Any
     native: Any
     """The event library's own object."""
@@ -85,7 +84,7 @@ Kin = tuple[dict[int | None, list[Task]], dict[Run | None, list[Task]]]
 
 
 def kin_of(tasks: dict[int, Task]) -> Kin:
-    """Tasks by who started them, and by the run whose they are: found once, however many runs are asked about."""
+    """Tasks by parent, and by run: found once, however many runs are asked about."""
     by_parent, by_run = defaultdict[int | None, list[Task]](list), defaultdict[Run | None, list[Task]](list)
     for task in tasks.values():
         by_parent[task.parent].append(task)
@@ -96,7 +95,7 @@ def kin_of(tasks: dict[int, Task]) -> Kin:
 
 
 def grow(run: Run, root: Task, tasks: dict[int, Task], kin: Kin) -> list[Task]:
-    """Give each task of a run its children; returns the run's tasks that are nobody's child.
+    """Give each task of a run its children; returns the run's tasks that are no task's child.
 
     Args:
         root: the task of the run's body.
@@ -109,7 +108,7 @@ def grow(run: Run, root: Task, tasks: dict[int, Task], kin: Kin) -> list[Task]:
     placed = {root.id}
 
     def children_of(task: Task) -> list[Task]:
-        # Past so many, what awaits what is not looked for any more: they are but counted.
+        # Of further tasks it is not found out what they await: they are only counted.
         return by_parent[task.id] + (_awaited(task, tasks, native) if len(placed) < _MOST_LOOKED_INTO else [])
 
     def place_below(top: Task) -> None:

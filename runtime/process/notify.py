@@ -1,14 +1,14 @@
-"""systemd's notify protocol: tell the service manager what this process is about.
+"""systemd's notify protocol: report to the service manager what this process does.
 
 The whole protocol is a datagram of `NAME=value` lines to the socket that `NOTIFY_SOCKET` names; a path, or `@` and a
 name in Linux's abstract namespace. (`vsock:`, for virtual machines, is not spoken.)
 
 Every message may get lost: the manager may be gone, or its queue full, and nothing here waits for it. So every method
-says whether the message was handed over, and none raises.
+returns whether the message was handed over, and none raises.
 
 The environment is left as it is, so child programs see `NOTIFY_SOCKET` too. systemd listens to the main process only
-(`NotifyAccess=main`), and `WATCHDOG_PID` tells the others that no watchdog waits for them. A forked child that is to
-keep quiet must not be given the notifier.
+(`NotifyAccess=main`), and `WATCHDOG_PID` says which process its watchdog waits for. A forked child that is to keep
+quiet must not be given the notifier.
 
 Sources: sd_notify(3), sd_watchdog_enabled(3), systemd.service(5).
 """
@@ -31,9 +31,9 @@ _LONGEST_EXTENSION_S = 10 * 366 * 86400.0
 
 
 class Notifier:
-    """Speaks to the service manager that has started this process. Callable from any thread.
+    """Sends to the service manager that has started this process. Callable from any thread.
 
-    Whoever made it closes it. It keeps one descriptor, so that it can speak also when the process has none left.
+    Its maker closes it. It keeps one descriptor, so that it can send also when the process has none left.
     """
 
     watchdog_interval_s: float | None
@@ -89,7 +89,7 @@ class Notifier:
         return self._send(f"EXTEND_TIMEOUT_USEC={int(min(max(0.0, seconds), _LONGEST_EXTENSION_S) * 1e6)}")
 
     def close(self) -> None:
-        """Close the descriptor. What is said later is not sent. Calling it again does nothing."""
+        """Close the descriptor. Later messages are not sent. Calling it again does nothing."""
         closing, self._socket = self._socket, None
         if closing is not None:
             with contextlib.suppress(OSError):  # nothing is lost by it
@@ -100,7 +100,7 @@ class Notifier:
         if speaking is None:
             return False
         try:
-            # Addressed each time: a manager that was started anew has another socket of that name.
+            # Addressed each time: a manager that was restarted has another socket of that name.
             speaking.sendto(message.encode(errors="replace"), self._address)
         except OSError as error:
             if not self._failed:

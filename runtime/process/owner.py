@@ -3,13 +3,13 @@
 The idea. Turns keep two processes apart session by session, so they may share a directory. A gateway that also keeps
 things in memory, queued work or a connection to a chat service, must be the only one. It holds a kernel lock on the
 file `.lanes.owner` in the directory for as long as it lives. The kernel takes the lock back when the process dies,
-whatever it dies of, so the next one starts at once, and nobody has to decide whether an owner is dead.
+whatever it dies of, so the next one starts at once, and no process has to decide whether an owner is dead.
 
-What stands in the file, one JSON line, is for people: who the owner is and since when. Safety rests on the lock alone,
-so the line may be garbage, old or missing; then the owner is unknown, and still excludes everybody else.
+What stands in the file, one JSON line, is for people: the owner, and since when it owns. Safety rests on the lock
+alone, so the line may be garbage, old or missing; then the owner is unknown, and still excludes all others.
 
 The file is never removed: between seeing that it is free and unlinking it, another process may have taken it, and a
-third would then own a new file of that name. Whoever removes it by hand while it is owned does just that.
+third would then own a new file of that name. Removing it by hand while it is owned does just that.
 
 Where there are no Linux open-file-description locks, `filelock` locks `.lanes.owner.turn.flock` beside it; see
 `locks.engines`. Network file systems are not looked for here: the registry refuses their sessions.
@@ -42,7 +42,7 @@ from locks.rights.open_file import let_go
 
 NAME = ".lanes.owner"
 POLL_S = 0.05
-"""Between two attempts of one who waits; it keeps nothing open in between."""
+"""Between two attempts of a process that waits; it keeps nothing open in between."""
 
 _MOST_BYTES = 1 << 16
 _ROUNDS = 10  # of opening a file and finding that another has its name
@@ -56,7 +56,7 @@ _forking = threading.RLock()
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """Who owns a sessions directory, by what that process wrote down."""
+    """The owner of a sessions directory, as that process wrote it down."""
 
     pid: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
     starttime: int | None = None
@@ -90,7 +90,7 @@ class SessionsOwned(LaneError, RuntimeError):
 class Ownership:
     """The right to be the only exclusive supervisor of a sessions directory, until `release` or the process's end.
 
-    Two of one process exclude each other like those of two. May be taken and released on any thread.
+    Two ownerships of one process exclude each other too. May be taken and released on any thread.
 
     Invariant: `_fd` is open and its file locked by `_lock` while `self` is in `_held`; else it is `None`.
     """
@@ -108,7 +108,7 @@ class Ownership:
         """Take the directory now. Blocks for no longer than it takes to open a file.
 
         Raises:
-            SessionsOwned: somebody has it; the error names who.
+            SessionsOwned: another supervisor has it; the error names its process.
             InvalidSession: the file of the owner cannot be used; the message says why. Nothing was followed or written.
         """
         ownership = cls._attempt(root)
@@ -122,7 +122,7 @@ class Ownership:
         return self._fd is not None
 
     def release(self) -> None:
-        """Let the next one have it. Never raises; calling it again, or in a forked child, does nothing."""
+        """Let the next owner take it. Never raises; calling it again, or in a forked child, does nothing."""
         with _forking:
             fd, self._fd = self._fd, None
             if fd is None:
@@ -147,7 +147,7 @@ class Ownership:
 
     @classmethod
     def _attempt(cls, root: str) -> Self | None:
-        """Take the directory unless somebody has it."""
+        """Take the directory; `None` when another supervisor has it."""
         path = os.path.join(root, NAME)
         try:
             with _forking:
@@ -164,14 +164,14 @@ class Ownership:
 async def own(root: str, wait_s: float = 0.0) -> Ownership:
     """Take the directory as soon as it is free, waiting for its owner if need be.
 
-    A checkpoint. Cancelled, nothing is left behind, and the directory is as free as it was. Those who wait have no
-    order among each other.
+    A checkpoint. Cancelled, nothing is left behind, and the directory is as free as it was. Waiting
+    processes have no order among each other.
 
     Args:
-        wait_s: seconds to wait at most, 0 and more; a log line says for whom, when waiting begins.
+        wait_s: seconds to wait at most, 0 and more; a log line names the owner when waiting begins.
 
     Raises:
-        SessionsOwned: somebody still has it; the error names who, and how long was waited.
+        SessionsOwned: its owner still has it; the error names the process, and how long was waited.
         InvalidSession: the file of the owner cannot be used; the message says why. Nothing was followed or written.
     """
     await checkpoint()
@@ -190,9 +190,9 @@ async def own(root: str, wait_s: float = 0.0) -> Ownership:
 
 
 def read_owner(root: str) -> Owner | None:
-    """Who owns the directory, by the owner's own word; `None` when nothing readable says so. Never raises.
+    """The owner of the directory as its file names it; `None` when that cannot be read. Never raises.
 
-    It is the last word of a process that was killed, too: whether anybody owns the directory, only the lock says.
+    A killed process leaves its name too: whether the directory is owned, only the lock says.
     """
     try:
         fd = _open(os.path.join(root, NAME), _LOOK)
@@ -218,7 +218,7 @@ def _owned(root: str, waited_s: float) -> SessionsOwned:
 
 
 def _locked(path: str) -> tuple[int, ProcessLock] | None:
-    """Open and lock the owner's file; `None` when somebody else has it."""
+    """Open and lock the owner's file; `None` when it is locked."""
     engine = engine_for("auto")
     assert engine is not None  # only "none" stands for no engine
     for _ in range(_ROUNDS):
@@ -230,7 +230,7 @@ def _locked(path: str) -> tuple[int, ProcessLock] | None:
             if taken and _is_at(path, found):
                 return fd, lock
             if taken:
-                lock.unlock()  # somebody removed the file in between: its lock keeps nobody out
+                lock.unlock()  # the file was removed in between: its lock excludes no process
         except BaseException:
             let_go(fd)
             raise
@@ -273,9 +273,9 @@ def _is_at(path: str, found: os.stat_result) -> bool:
 
 
 def _sign(fd: int, root: str) -> None:
-    """Write down who owns. What was there goes first: on a full disk, a dead owner's name must not stay."""
+    """Write down this owner. What was there goes first: on a full disk, a dead owner's name must not stay."""
     me = process.me()
-    with contextlib.suppress(OSError, ValueError, OverflowError):  # nobody but a person misses it
+    with contextlib.suppress(OSError, ValueError, OverflowError):  # the line is only for people
         _os.ftruncate(fd, 0)
         owner = Owner(
             pid=me.pid,

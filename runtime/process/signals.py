@@ -11,10 +11,10 @@ cancellation, and give it back.
 
 - A signal that the kernel hands to another thread is noted by the main thread: at once as a rule, at its next bytecode
   if it was sent to that very thread and the loop sleeps meanwhile.
-- A forked child gets back the handlers of before: it has no loop that could be told, and must end when it is told to.
+- A forked child gets back the handlers of before: it has no loop to report to, and must end at a signal.
 - SIGINT and SIGHUP stay ignored where they are: `nohup` ignores SIGHUP, and a shell that runs a script ignores SIGINT
-  for what it starts with `&`. A terminal sends both, and whoever has started the process has said that this terminal is
-  not meant for it. Nothing but a deliberate `kill` sends SIGTERM and SIGUSR1, so these two are always taken.
+  for what it starts with `&`. A terminal sends both, and a process that was started so does not belong to its terminal.
+  Nothing but a deliberate `kill` sends SIGTERM and SIGUSR1, so these two are always taken.
 
 Rejected: `loop.add_signal_handler` and `anyio.open_signal_receiver`, which need a loop that turns.
 """
@@ -44,7 +44,7 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 class Signals:
     """Counts the signals of this process while its block runs. To be entered and left on the main thread.
 
-    What has come and was not told when the block is left stands in `received`.
+    What has come and was not passed on when the block is left stands in `received`.
 
     Args:
         leave: ends the process at the third signal, with 128 and its number.
@@ -66,7 +66,7 @@ class Signals:
         self._restart: Callable[[], object] | None = None
         self._told = 0
         self._asked = False
-        """SIGUSR1 has come since it was last told."""
+        """SIGUSR1 has come since it was last passed on."""
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -89,14 +89,14 @@ class Signals:
         self._leave_block()
 
     def tell(self, call: Callable[[int], object], restart: Callable[[], object] | None = None) -> None:
-        """Have both called on the running event loop: for what has come already before this returns, later ones soon.
+        """Pass signals on to the running event loop: those that have come before this returns, later ones soon.
 
         Args:
             call: called with 1, 2, … for each signal that counts.
             restart: called when SIGUSR1 has come, once for several that come close together. Without it, or once a
                 signal has counted, SIGUSR1 is logged and ignored.
 
-        An exception in either is logged. Called again, it replaces both; nothing is told twice.
+        An exception in either is logged. Called again, it replaces both; no signal is passed on twice.
         """
         self._call, self._restart, self._post = call, restart, poster()
         self._deliver()
@@ -106,13 +106,13 @@ class Signals:
         signal.signal(number, handler)
 
     def _leave_block(self) -> None:
-        self._call = self._restart = self._post = None  # what was posted already finds nobody to tell
+        self._call = self._restart = self._post = None  # what was posted already calls nothing
         if self in _entered:
             _entered.remove(self)
             self._give_back()
 
     def _give_back(self) -> None:
-        """Put back the handlers of before, except where somebody has put one over ours."""
+        """Put back the handlers of before, except where another one lies over ours."""
         for number, handler in self._before.items():
             if signal.getsignal(number) in (self._count, self._ask):
                 # One that was not installed from Python is not known, and was lost when ours took its place.
@@ -142,7 +142,7 @@ class Signals:
         signal.raise_signal(number)
 
     def _deliver(self) -> None:
-        """On the loop: tell what was not told yet. Who stops does not restart, so what counts goes first."""
+        """On the loop: pass on what has come. A process that stops does not restart, so what counts goes first."""
         while self._call is not None and self._told < len(self.received):
             self._told += 1
             _contained(self._call, self._told)

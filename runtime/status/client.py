@@ -23,11 +23,11 @@ _LONGEST_ANSWER = 64 * 1024 * 1024
 
 
 class NoProcess(Exception):
-    """There is nobody to ask, or nothing says whom. The message is one line."""
+    """There is no process to ask, or there are several. The message is one line."""
 
 
 class NoAnswer(Exception):
-    """Somebody was asked, and does not answer. The message is one line."""
+    """A process was asked, and does not answer. The message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Client:
         who = "the process" if self.pid is None else f"process {self.pid}"
         deadline = time.monotonic() + self._within_s
         try:
-            with contextlib.suppress(ConnectionError):  # it has hung up, but perhaps said why before that
+            with contextlib.suppress(ConnectionError):  # it has hung up, but perhaps sent the reason before that
                 self._socket.sendall(say.encoded(question))
             line = self._line(deadline)
         except TimeoutError:
@@ -145,7 +145,7 @@ def live() -> list[Found]:
     """The live processes in the default place. Sockets of dead ones that are found there are removed.
 
     Raises:
-        NoProcess: the place is not ours alone, so nothing in it can be believed.
+        NoProcess: the place is not ours alone, so nothing in it can be trusted.
     """
     try:
         directory = socket_path.checked(socket_path.default_directory())
@@ -166,7 +166,7 @@ def live() -> list[Found]:
 
 
 def successor(before: say.Pong, path: str) -> Found | None:
-    """Who serves the sessions of a process that has gone, if anybody does: at its socket, or in the default place."""
+    """The process that serves the sessions of another that has gone: at its socket, or in the default place."""
     found: list[Found] = []
     with contextlib.suppress(NoProcess), Client(path, within_s=_FOUND_WITHIN_S) as client:
         found.append(_found(client))

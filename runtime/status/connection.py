@@ -1,4 +1,4 @@
-"""One connection of the status socket, and the question that it has asked: what they hold, and what comes next."""
+"""One connection of the status socket, and the question that it has asked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Asked:
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
-        """Whether the caller is the one who answers; true once."""
+        """Whether the caller is to answer: true for the first call only."""
         return self._claim.acquire(blocking=False)
 
 
@@ -36,16 +36,16 @@ class Client:
     Invariant: `asked` is set, or `unsent` is not empty, or it may ask: one answer at a time, so nothing piles up.
     """
 
-    def __init__(self, connection: socket.socket, who: str) -> None:
+    def __init__(self, connection: socket.socket, peer: str) -> None:
         self.connection = connection
-        self.who = who
+        self.peer = peer
         self.received = bytearray()
         self.unsent = memoryview(b"")
         self.asked: Asked | None = None
         self.at_end = False
-        """Whether it will say nothing more."""
+        """Whether it will send nothing more."""
         self.last = False
-        """Whether it is closed when it has been told what is unsent."""
+        """Whether it is closed once what is unsent is sent."""
         self.due = time.monotonic() + IDLE_S
 
     @property

@@ -1,8 +1,8 @@
 """What the event loop answers to a question on the status socket: one synchronous call, without I/O.
 
-It looks at the scheduler itself, as `statistics` does, because what an operator wants to know is not who waits but for
-whom. It is bounded, whatever the process holds: rows are counted off, and only the bodies that have run longest are
-asked where they stand.
+It looks at the scheduler itself, as `statistics` does, because an operator wants to know not which runs wait but for
+what. It is bounded, however much the process holds: rows are counted off, and only of the bodies that have run longest
+it is looked up where they stand.
 """
 
 from __future__ import annotations
@@ -85,24 +85,24 @@ class Handlers:
         self._orders: dict[int, say.Order] = {}
         self._last_order = 0
 
-    def answer(self, question: say.Question, who: str) -> say.Answer:
+    def answer(self, question: say.Question, by: str) -> say.Answer:
         """Answer; never raises.
 
         Args:
-            who: who asks, for the log.
+            by: the process that asks, for the log.
         """
         try:
             match question:
                 case say.Status():
                     return say.Answer(status=self._picture())
                 case say.Stop():
-                    return self._stop(question, who)
+                    return self._stop(question, by)
                 case say.Stack():
                     return self._stack(question)
                 case say.Drain():
-                    return self._drain(question, who)
+                    return self._drain(question, by)
                 case say.Restart():
-                    return self._restart(who)
+                    return self._restart(by)
                 case say.Ping():
                     return say.Answer(pong=pong(self._sup))
         except Exception as error:
@@ -111,7 +111,7 @@ class Handlers:
 
     # Doing something
 
-    def _stop(self, question: say.Stop, who: str) -> say.Answer:
+    def _stop(self, question: say.Stop, by: str) -> say.Answer:
         run = self._sup.find(question.run)
         if run is None:
             return self._unknown(question.run)
@@ -120,7 +120,7 @@ class Handlers:
             return refused("run_ended", text(f"{ended}, {run.reason}" if run.reason else ended), "run")
         state = run.state.value
         asked = run.cancel(question.reason)
-        log("operator_asked", what="stop", run=run.id, lane=run.lane, reason=question.reason, by=who)
+        log("operator_asked", what="stop", run=run.id, lane=run.lane, reason=question.reason, by=by)
         return say.Answer(
             stopped=say.Stopped(
                 run=run.id, lane=text(run.lane), state=state, asked=asked, reason=text(run.reason or question.reason)
@@ -138,24 +138,24 @@ class Handlers:
         known = ", ".join(map(str, live[:_MOST_NAMED])) + (", …" if len(live) > _MOST_NAMED else "")
         return refused("unknown_run", f"run: {run_id} is not known here; live runs: {known or 'none'}", "run")
 
-    def _drain(self, question: say.Drain, who: str) -> say.Answer:
+    def _drain(self, question: say.Drain, by: str) -> say.Answer:
         sup = self._sup
         if sup.state not in ("running", "draining"):
             return refused("not_now", f"the supervisor is {sup.state}; it drains while it runs")
         timeout = sup.drain_timeout if question.timeout is None else question.timeout
-        log("operator_asked", what="drain", timeout_s=timeout, by=who)
+        log("operator_asked", what="drain", timeout_s=timeout, by=by)
         return self._begin("drain", partial(sup.drain, timeout), timeout + self._grace() + _SETTLE_S)
 
-    def _restart(self, who: str) -> say.Answer:
+    def _restart(self, by: str) -> say.Answer:
         sup = self._sup
         if sup.state not in ("running", "draining"):
             return refused("not_now", f"the supervisor is {sup.state}; it restarts while it runs or drains")
-        log("operator_asked", what="restart", by=who)
+        log("operator_asked", what="restart", by=by)
         within = sup.drain_timeout + 2 * self._grace() + 4 * sup.services_timeout + 2 * _SETTLE_S
         return self._begin("restart", sup.restart, within)
 
     def _begin(self, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]], within_s: float) -> say.Answer:
-        """Start what takes time, and have each later status say what came of it."""
+        """Start what takes time; each later status reports what came of it."""
         self._last_order += 1
         number = self._last_order
         self._orders[number] = say.Order(id=number, what=what, over=False)
@@ -342,12 +342,12 @@ def _abandoned(now: float, execution: Execution, since: float, stack: str, line:
 
 
 def pong(sup: Supervised) -> say.Pong:
-    """Who this is. Callable from any thread."""
+    """This process. Callable from any thread."""
     return say.Pong(pid=os.getpid(), sessions=directory_of(sup))
 
 
 def directory_of(sup: Supervised) -> str:
-    """The sessions directory, in full: whoever reads it stands elsewhere."""
+    """The sessions directory, in full: the reader has another current directory."""
     return text(os.path.abspath(os.fspath(sup.layout.root)), 4200)
 
 

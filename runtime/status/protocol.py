@@ -1,10 +1,10 @@
-"""What is said on a status socket: one JSON object a line, a question, and one a line back, its answer.
+"""The messages of a status socket: one JSON object a line, a question, and one a line back, its answer.
 
 A question names itself in `ask`; an answer has exactly one key, which says what kind it is. Both may gain fields: a
-client skips those that it does not know; a server refuses them, lest somebody believes that they had an effect.
+client skips those that it does not know; a server refuses them, so that no client believes that they had an effect.
 
-Strings are UTF-8 whatever was in them; what is not finite is null. Seconds everywhere, and never an instant: there is
-no clock that both ends share.
+Strings are UTF-8 in any case; what is not finite is null. Seconds everywhere, and never an instant: there is no clock
+that both ends share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="ask", forb
 
 
 class Ping(_Question, frozen=True, tag="ping"):
-    """Who is there? Answered also while the event loop is frozen."""
+    """Which process is there? Answered also while the event loop is frozen."""
 
 
 class Status(_Question, frozen=True, tag="status"):
@@ -65,7 +65,7 @@ ASKS = ("ping", "status", "stop", "drain", "restart", "stack")
 
 
 class Pong(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is there."""
+    """The process that answers."""
 
     pid: int
     sessions: str
@@ -118,7 +118,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: str
     """What, in words; empty when it waits for nothing that is known here."""
     holder: str
-    """Who has that, in words."""
+    """The holder of that, in words."""
     holder_run: int | None
     """That one's id, if it is a run of this process."""
     parent: int | None
@@ -237,7 +237,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     stack: str
     """Outermost call first."""
     run: str
-    """Whose code that is; empty when it is nobody's."""
+    """The run whose code that is; empty when it is no run's."""
 
 
 Kind = Literal["bad_question", "unknown_run", "run_ended", "not_now", "not_allowed", "too_many", "failed"]
@@ -319,7 +319,7 @@ def encoded(message: Answer | Question) -> bytes:
 
 
 def text(given: object, longest: int = _LONGEST_TEXT) -> str:
-    """Text that can be sent, whatever was in it: bounded, and without lone surrogates."""
+    """Text that can be sent: bounded, and without lone surrogates."""
     clean = str(given).encode(errors="backslashreplace").decode()
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 

@@ -1,11 +1,11 @@
 """The server of the status socket: a thread beside the event loop, so that there is an answer also when that is frozen.
 
-One daemon thread serves all connections through a selector, and never waits for anybody: not for a client (what it has
-to say to one is bounded, and is said when the socket takes it), not for the loop. A question is posted to the loop,
-which answers all that have come in one call; when it does not in time, the thread says so, and where the loop stands.
+One daemon thread serves all connections through a selector, and waits neither for a client (an answer is bounded, and
+is sent when the socket takes it) nor for the loop. A question is posted to the loop, which answers all that have come
+in one call; when it does not in time, the thread answers that, and where the loop stands.
 
-A question is answered once, by whoever claims it first. So one that the operator was told is not done, because the loop
-was frozen, is not done behind his back when the loop goes on.
+A question is answered once, by the loop or by the thread, whichever claims it first. So an order of which the operator
+knows that a frozen loop kept it from being carried out is not carried out when the loop goes on.
 
 Bounds: connections, bytes of a question, one answer a connection at a time, seconds for a client to read it and to ask
 again. Time is that of the sockets and of this thread, hence real, also where tests stop the clock of the three floors.
@@ -45,7 +45,7 @@ MOST_CONNECTIONS = 50
 PATIENCE_S = 0.5
 """What the loop gets to answer; also what makes it count as blocked."""
 LONG_PATIENCE_S = 5.0
-"""The same, while it runs nobody's code: then it is the machine that does not come to it."""
+"""The same, while it runs no code: then it is the machine that does not come to it."""
 _LOOK_S = 0.05
 _CHUNK = 64 * 1024
 _ACCEPT_AGAIN_S = 0.5
@@ -61,7 +61,7 @@ class StatusServer:
 
     Args:
         given: where the socket is to be: a path, or `True` for the default place.
-        sup: whom it is about.
+        sup: the supervisor that it answers for.
     """
 
     def __init__(self, given: str | os.PathLike[str] | Literal[True], sup: Supervised) -> None:
@@ -131,12 +131,12 @@ class StatusServer:
         if listener is None or thread is None:
             return
         _open.discard(self)
-        self._unlink()  # before it is deaf: in between, somebody might take the place of one that refuses connections
+        self._unlink()  # while it still listens: a process may replace a socket that refuses connections
         self._ring()
         thread.join(_JOIN_S)
         if thread.is_alive():
             log("status_failed", level="error", error=f"the thread of {self.path} does not end")
-            return  # what it uses stays open: a descriptor's number would soon be somebody else's
+            return  # what it uses stays open: another file would soon have the descriptor's number
         self._let_go(listener)
 
     def _let_go(self, listener: socket.socket) -> None:
@@ -154,18 +154,18 @@ class StatusServer:
                 os.unlink(self.path)
 
     def _answer(self) -> None:
-        """Answer all that is asked. One look serves all who want one."""
-        self._posted = False  # first: what is asked from here on is either seen below or posted anew
+        """Answer all that is asked. One picture serves all that ask for one."""
+        self._posted = False  # first: what is asked from here on is either seen below or posted again
         status: say.Answer | None = None
-        for _ in range(len(self._asked)):  # what comes meanwhile is for the next call: nobody may keep the loop busy
+        for _ in range(len(self._asked)):  # what comes meanwhile is for the next call: no client may keep the loop busy
             asked = self._asked.popleft()
             if self._closing or not asked.claim():
                 continue  # its client was told that the loop is frozen
             if isinstance(asked.question, say.Status):
-                status = status or self._handlers.answer(asked.question, asked.client.who)
+                status = status or self._handlers.answer(asked.question, asked.client.peer)
                 asked.answer = status
             else:
-                asked.answer = self._handlers.answer(asked.question, asked.client.who)
+                asked.answer = self._handlers.answer(asked.question, asked.client.peer)
             self._answered.append(asked)
             self._ring()
 
@@ -184,7 +184,7 @@ class StatusServer:
                 self._look_around()
             except Exception as error:
                 self._log("status_failed", level="error", error=described(error))
-                time.sleep(_LOOK_S)  # whatever it is, it must not keep this thread busy
+                time.sleep(_LOOK_S)  # no failure may keep this thread busy
 
     def _wait_s(self) -> float | None:
         if any(client.asked is not None for client in self._clients.values()):
@@ -358,7 +358,7 @@ def _run_named(frame: FrameType | None) -> str:
     try:
         return name_of(run_of(frame))
     except Exception:
-        return ""  # it looks into somebody else's variables, and this answer is the last one that there is
+        return ""  # it looks into the user's variables, and no other answer is left to give
 
 
 def _after_fork() -> None:

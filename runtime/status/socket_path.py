@@ -1,10 +1,10 @@
-"""Where the status socket of a process is, and how its place is taken: one server a path, and nobody is robbed.
+"""Where the status socket of a process is, and how its place is taken: one server a path, and none loses it.
 
 A socket stays in the file system when its process is killed, so a path that exists may be anybody's: a live server's,
 a dead one's, or no socket at all. Only a socket of our own user to which the kernel refuses connections is removed.
-Whoever looks, removes or binds does so under a lock on the directory, and listens before letting go of it: else two
-processes that start at a time both find the dead one, and the second removes the first one's fresh socket. That lock is
-the kernel's and leaves no file behind.
+A process looks, removes and binds under a lock on the directory, and listens before it unlocks: else two processes that
+start at a time both find the dead socket, and the second removes the first one's fresh one. That lock is the kernel's
+and leaves no file behind.
 
 Rejected: asking a pid in the socket's name whether it lives, because numbers are used again; sockets without a file
 (Linux's abstract names), because those have no owner and no mode.
@@ -52,14 +52,14 @@ class StatusSocketError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end of a connection, as the kernel says; at a server's end, who listened."""
+    """The process at the other end of a connection, by the kernel; at a client's end, the one that listened."""
 
     pid: int
     uid: int
 
 
 def peer_of(connection: socket.socket) -> Peer | None:
-    """Who is at the other end; `None` where the system does not tell."""
+    """The process at the other end; `None` where the system does not report it."""
     if _PEERCRED is None:
         return None
     pid, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, _PEERCRED, _CREDENTIALS.size))
@@ -67,7 +67,7 @@ def peer_of(connection: socket.socket) -> Peer | None:
 
 
 def is_allowed(peer: Peer | None) -> bool:
-    """Whether somebody may ask: our own user, and root. Where the system does not tell, the file's mode decides."""
+    """Whether a peer may ask: our own user, and root. Where the system reports none, the file's mode decides."""
     return peer is None or peer.uid in (os.geteuid(), 0)
 
 
@@ -116,7 +116,7 @@ def check_path(path: str) -> str:
 
 
 def default_directory() -> str:
-    """Where sockets are when nobody says where. Not made, not checked."""
+    """Where sockets are by default. Not made, not checked."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime) and os.path.isdir(runtime):
         return os.path.join(runtime, "lanes")
@@ -124,7 +124,7 @@ def default_directory() -> str:
 
 
 def checked(directory: str, *, make: bool = False) -> str:
-    """The directory itself, if it is ours alone: in a place that everybody may write to, somebody may have been first.
+    """The directory itself, if it is ours alone: in a place that all users may write to, another may have made it.
 
     Raises:
         StatusSocketError: it is not.
@@ -155,7 +155,7 @@ def listen(path: str) -> socket.socket:
     """A listening socket at `path`, for its owner only; takes the place of a dead server. Does not block.
 
     Raises:
-        StatusSocketError: the path cannot be used, or is somebody's; what is there is left alone.
+        StatusSocketError: the path cannot be used, or is taken; what is there is left alone.
     """
     check_path(path)
     listener = _os.unix_socket(socket.SOCK_STREAM)
@@ -188,7 +188,7 @@ def remove_dead(path: str) -> bool:
 
 
 def _make_room(path: str) -> None:
-    """Remove a socket of ours that nobody listens at. To be called under the directory's lock."""
+    """Remove a socket of ours without a listener. To be called under the directory's lock."""
     free = "a free path, or one of a server that is dead"
     try:
         there = os.lstat(path)
@@ -223,10 +223,10 @@ def _owner(peer: Peer | None) -> str:
 
 @contextlib.contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """The lock on the directory of a path. Those who have it need microseconds, so it is tried again for a moment.
+    """The lock on the directory of a path. Its holders need microseconds, so it is tried again for a moment.
 
     Raises:
-        StatusSocketError: there is no such directory, or somebody keeps its lock.
+        StatusSocketError: there is no such directory, or another process keeps its lock.
     """
     directory = os.path.dirname(path) or "."
     try:

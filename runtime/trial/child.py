@@ -1,4 +1,4 @@
-"""One process of a service that its parent starts again: it does what it is told, tells everything, and is no orphan.
+"""One process of a service that its parent starts again: it does its job, reports all of it, and is no orphan.
 
 Started as `python -m runtime.trial.child`, with its job on the first line of its standard input. When that input ends,
 its parent is dead, however it died: the process ends at once then. Transcripts take that as they take `kill -9`.
@@ -41,24 +41,24 @@ _SERVICES_S = 5.0
 
 
 class Reporter:
-    """Tells the parent. On any thread; it blocks while the parent does not listen."""
+    """Reports to the parent. On any thread; it blocks while the parent does not listen."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._mutex = threading.Lock()
 
     def say(self, what: wire.Event) -> None:
-        """Say it, before anything else happens."""
+        """Report it, before anything else happens."""
         left = memoryview(wire.line_of(what))
         with self._mutex:
             try:
                 while left:
                     left = left[os.write(self._descriptor, left) :]
             except OSError:
-                leave_now(RED)  # nobody is there
+                leave_now(RED)  # the parent is gone
 
     def listen(self, ledger: Ledger) -> None:
-        """Tell what goes into the books."""
+        """Report what goes into the ledger."""
 
         def sent(message: Sent) -> None:
             self.say(wire.Posted(message.id))
@@ -78,7 +78,7 @@ def main() -> int:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=wire.Job)
     threading.Thread(target=_end_with_parent, name="lanes-parent", daemon=True).start()
     reporter = Reporter(os.dup(1))
-    os.dup2(2, 1)  # whatever else is printed is none of the parent's business
+    os.dup2(2, 1)  # what else is printed is not for the parent
     try:
         return _run(job, reporter)
     except UsageError as error:
@@ -129,7 +129,7 @@ class _Served:
         )
 
     async def serve(self, signals: Signals, trace: Trace | None) -> None:
-        """Serve, and say how it went."""
+        """Serve, and report the result."""
         restart = self._plan.restart
         assert restart is not None
         sup = supervisor_of(

@@ -1,4 +1,4 @@
-"""One run of the harness, from the first message to the books: the same for scenarios, traffic files and programs."""
+"""One run of the harness, from the first message to the result: the same for scenarios, traffic files and programs."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
                     await work.send(sup)
                     await _settle(sup, work, result)
                 await restarting.give_up()
-                result.new_process &= not signals.received  # who is told to stop is not to be started again
+                result.new_process &= not signals.received  # a process that is to stop is not to be started again
                 if stopping.cancel_called:
                     await _drain(sup, result, hurry)
-                if not result.new_process:  # else they are why the process has to go: nobody ends them
+                if not result.new_process:  # else they are why the process has to go
                     within_s = work.release()
                     await _abandoned_to_end(sup, min(within_s, _HURRY_S) if hurry.cancel_called else within_s)
                 result.stuck = _stuck(sup)
@@ -123,7 +123,7 @@ async def _settle(sup: Supervisor, work: Work, result: Result) -> None:
 
 
 async def _drain(sup: Supervisor, result: Result, hurry: anyio.CancelScope) -> None:
-    """Let running runs finish for a while; those that are queued are told that they will not start."""
+    """Let running runs finish for a while; those that are queued end without a start."""
     running = sum(run.state is RunState.RUNNING and run.answered_by is None for run in sup.runs())
     log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=sup.drain_timeout)
     with hurry:
@@ -142,7 +142,7 @@ async def _abandoned_to_end(sup: Supervisor, within_s: float) -> None:
 
 
 def _stuck(sup: Supervisor) -> list[str]:
-    """The sessions whose turn somebody has or waits for, though everything should be over."""
+    """The sessions whose turn is held or waited for, though everything should be over."""
     found = {
         right.path: f"{right.path}: {right.holder} has its turn"
         for right in sup.registry.holders()
@@ -155,7 +155,7 @@ def _stuck(sup: Supervisor) -> list[str]:
 
 
 def _uncounted(sup: Supervisor, result: Result) -> int:
-    """How many runs a program has submitted that never ended; the books of a scenario have them already."""
+    """How many runs a program has submitted that never ended; the ledger of a scenario has them already."""
     if result.appended is None:
         return 0
     return sum(result.ledger.told.values()) + len(sup.runs()) - result.ledger.posted

@@ -46,7 +46,7 @@ class Sent:
 
 
 class Ledger:
-    """The harness's own books. Filled from the event loop's thread; `acknowledge` from worker threads too.
+    """What the harness knows by itself. Filled from the event loop's thread; `acknowledge` from worker threads too.
 
     What counts is the message: several may share a run (`collect`, `debounce`, `dedupe`), and a run may have none (the
     one that puts a file away). A program's messages are not known: there, each run counts as one.
@@ -77,7 +77,7 @@ class Ledger:
         """Called with each message when its sender is told: what, and the state that it ended in."""
         self.on_sent: Callable[[Sent], object] | None = None
         self.on_acknowledged: Callable[[str, Acknowledged], object] | None = None
-        """On the thread of who calls `acknowledge`."""
+        """On the thread that calls `acknowledge`."""
         self.on_end: Callable[[Run, Sequence[Sent]], object] | None = None
         self._runs_count = runs_count
         self._waiting: dict[int, list[Sent]] = {}
@@ -118,7 +118,7 @@ class Ledger:
             self._tell(run)
 
     def refused(self, sent: Sent) -> None:
-        """Note a message that was not even accepted; its sender was told by the exception."""
+        """Note a message that was not even accepted; its sender has the exception."""
         self._note_sent(sent)
         self._note_told([sent], 1, "failed", "refused")
 
@@ -158,7 +158,7 @@ class Ledger:
         self._changed()
 
     def _tell(self, run: Run) -> None:
-        """The senders of a run's messages know now what became of them."""
+        """The senders of a run's messages have its outcome now."""
         outcome = run.outcome
         assert outcome is not None
         messages = self._waiting.pop(run.id, [])

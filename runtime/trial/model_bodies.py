@@ -1,4 +1,4 @@
-"""What a run of the harness does: it takes the questions down, calls a model that behaves as told, and answers.
+"""The body of the harness's runs: it writes the questions, calls a model that behaves as the message says, and answers.
 
 A run may have several messages to answer: those that were collected, and those that it reads from its inbox while the
 model thinks. They share one call and one answer.
@@ -23,7 +23,7 @@ from .ledger import Ledger, Sent
 from .traffic import BEHAVIOURS, Line
 
 _STEPS = 4
-"""Pauses of a model call in which the body looks for what was said meanwhile."""
+"""Pauses of a model call in which the body looks for new messages."""
 _DROPPED = "dropped meanwhile: "
 
 
@@ -73,7 +73,7 @@ class ModelBodies:
         return _reply(asked)
 
     async def note(self, ctx: RunContext, sent: Sent) -> None:
-        """Append to a session that somebody else may be conducting."""
+        """Append to a session that another run may be conducting."""
         line = sent.line
         await anyio.sleep(line.think * self._scale)
         await self._misbehave(ctx, line, line.text, _names([sent]))
@@ -89,7 +89,7 @@ class ModelBodies:
             sent.asked = True
 
     async def _think(self, ctx: RunContext, asked: list[Sent]) -> None:
-        """Call the model, and add to what is asked whatever is said before its last step."""
+        """Call the model, and add to what is asked the messages that come before its last step."""
         think_s = max(sent.line.think for sent in asked) * self._scale
         secret = self._secret(ctx)
         for _ in range(_STEPS):
@@ -192,7 +192,7 @@ def _names(asked: Sequence[Sent]) -> list[str]:
 
 
 def _memory(megabytes: float) -> mmap.mmap | None:
-    """Memory that is really taken, and given back to the system the moment nobody refers to it any more."""
+    """Memory that is really taken, and given back to the system the moment that no reference to it is left."""
     size = round(megabytes * 1e6)
     if not size:
         return None

@@ -1,4 +1,4 @@
-"""Where `lanes run` prints: standard output, of which somebody may stop listening at any moment."""
+"""Where `lanes run` prints: standard output, whose reader may go at any moment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TextIO
 class Output:
     """Lines for people, and the result.
 
-    With `json`, standard output is kept for the result alone: whatever else anybody prints, a user's program and its
-    child processes included, goes to standard error from here on.
+    With `json`, standard output is kept for the result alone: what else is printed, also by a user's program and its
+    child processes, goes to standard error from here on.
     """
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
         self.failed = False
-        """Whether something could not be printed, other than because nobody listens any more."""
+        """Whether something could not be printed, other than because the reader has gone."""
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -30,7 +30,7 @@ class Output:
 
     @property
     def live(self) -> bool:
-        """Whether somebody watches."""
+        """Whether a terminal shows it."""
         return not self.json and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
     def line(self, text: str) -> None:
@@ -55,7 +55,7 @@ class Output:
 
 
 def complain(message: str) -> None:
-    """One line on standard error, if anybody reads it."""
+    """One line on standard error, if that has a reader."""
     try:
         print(f"lanes: {message}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def complain(message: str) -> None:
 
 
 def repair() -> None:
-    """Open what the caller has closed of the standard streams, lest a transcript becomes one of them."""
+    """Open what the caller has closed of the standard streams, so that no transcript becomes one of them."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -84,7 +84,7 @@ def flush() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Lead a stream nowhere: nobody reads it any more, and the interpreter flushes it once more when it exits."""
+    """Lead a stream nowhere: its reader has gone, and the interpreter flushes it once more when it exits."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -21,7 +21,7 @@ Answered = Callable[[float, str], object]
 
 
 class Probe:
-    """Asks as a health endpoint would: a run on the lane that waits behind nothing, which looks at the statistics.
+    """Asks as a health endpoint would: a run on the lane that waits behind nothing looks at the statistics.
 
     Args:
         answered: called on a thread of the probe's own with the seconds that an answer took and what it was: `ok`,

@@ -1,8 +1,8 @@
 """A scenario that is a service: a process that is signalled in the middle, and started again when it asks for that.
 
-This is the part of a service manager. It starts the process, sends SIGUSR1 when the scenario says so, passes on what it
-is itself told, and starts the next process when one exits with 75 or is killed, with the messages that nobody was told
-about: senders send again. The next one is started when the last one is gone, never before.
+This is the part of a service manager. It starts the process, sends SIGUSR1 when the scenario says so, passes on its
+own signals, and starts the next process when one exits with 75 or is killed, with the messages that have no outcome:
+senders send again. The next one is started when the last one is gone, never before.
 
 No process outlives this one: each has a pipe from here as its standard input, and ends when that does.
 """
@@ -82,7 +82,7 @@ class _Service:
         """Set when a restart has come to something: a new generation, or the end of the process."""
         self._stopping = False
 
-    # What it is told
+    # Signals
 
     def stop(self, count: int) -> None:
         """Pass on a signal; nothing is started any more."""
@@ -116,8 +116,8 @@ class _Service:
                 return
             code = await self._one(number, left)
             if code == USAGE and not self._first_ready.is_set():
-                leave_now(USAGE)  # it has said what cannot be used, and nothing was done
-            if code >= 0 and not self.totals.ended:  # what is wrong by its own books it has said
+                leave_now(USAGE)  # it has printed what cannot be used, and nothing was done
+            if code >= 0 and not self.totals.ended:  # it has reported what is wrong by its own account
                 self._result.failure = f"a process ended with exit code {code}, without a word"
             if code == EXIT_NEW_PROCESS:
                 self.totals.figures.replaced += 1
@@ -151,7 +151,7 @@ class _Service:
         self.kill()
 
     async def show(self) -> None:
-        """Say how far it is, a line a second; silent when standard output is for a machine."""
+        """Print how far it is, a line a second; silent when standard output is for a machine."""
         started = anyio.current_time()
         while not self._output.json:
             await anyio.sleep(_EVERY_S)
@@ -192,7 +192,7 @@ class _Service:
             self._restarted.set()
 
     async def _listen(self, process: Process) -> None:
-        """Note all that it says, until it says no more."""
+        """Note all that it reports, until it reports no more."""
         assert process.stdout is not None
         decoder = msgspec.json.Decoder(wire.Event)
         rest = b""

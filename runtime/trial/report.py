@@ -35,13 +35,13 @@ class Result:
     loop_lag: Quantiles = field(default_factory=lambda: quantiles([]))
     late_writes_refused: int = 0
     stuck: list[str] = field(default_factory=list)
-    """Sessions whose turn somebody holds, or waits for, when everything should be over."""
+    """Sessions whose turn is held or waited for when everything should be over."""
     untold: int = 0
-    """Messages whose senders were never told what became of them."""
+    """Messages whose senders have no outcome."""
     policies: dict[str, int] = field(default_factory=dict)
     """What the policies of busy, full and failing lanes have done, by name; what has not happened is not in it."""
     appended: int | None = None
-    """Acknowledged writes as the registry counts them, where the harness has no books of its own."""
+    """Acknowledged writes as the registry counts them, where the harness does not know the messages."""
     abandoned: list[str] = field(default_factory=list)
     """Bodies that still ran when the supervisor stopped."""
     plans_abandoned: bool = False
@@ -52,9 +52,9 @@ class Result:
     new_process: bool = False
     """Whether a restart was asked for that needs a new process."""
     not_started: list[str] = field(default_factory=list)
-    """Runs that were queued when nothing was started any more; their senders were told."""
+    """Runs that were queued when nothing was started any more; their senders have an outcome."""
     service: Figures | None = None
-    """What the one who restarted the processes saw, where there were several."""
+    """What the parent of the processes saw, where there were several."""
     failure: str | None = None
     """Why the harness itself could not go on."""
     signal: int | None = None
@@ -84,7 +84,7 @@ class Result:
 
     @property
     def verdict(self) -> Literal["green", "red"]:
-        """Green only when nothing is lost, interleaved or stuck, and everybody was told, and told the truth."""
+        """Green only when nothing is lost, interleaved or stuck, and each sender has an outcome that is true."""
         wrong = self.lost or self.interleaved or self.stuck or self.untold or self.ledger.unanswered or self.failure
         wrong = wrong or self.findings.doubled or (self.service is not None and self.service.wrong)
         return "red" if wrong else "green"

@@ -29,7 +29,7 @@ class Restarting:
         self._serving = False
 
     def ask(self) -> None:
-        """Have it restarted soon; while a restart is under way, that one will do. Returns at once."""
+        """Begin a restart soon, unless one is under way. Returns at once."""
         log("restart_requested", reason="SIGUSR1")
         self._asked.set()
 
@@ -46,7 +46,7 @@ class Restarting:
             self._over.set()
 
     async def give_up(self) -> None:
-        """Restart no more: who stops does not restart. One that is past taking back is waited for. A checkpoint."""
+        """Restart no more. A restart that is past taking back is waited for. A checkpoint."""
         self._life.cancel()
         if self._serving:
             with anyio.CancelScope(shield=True):

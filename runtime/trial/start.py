@@ -1,4 +1,4 @@
-"""`lanes run`, once its arguments are parsed: check everything, serve, read the files again, and say what was found."""
+"""`lanes run`, once its arguments are parsed: check everything, serve, read the files again, and print the verdict."""
 
 from __future__ import annotations
 

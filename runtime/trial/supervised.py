@@ -22,7 +22,7 @@ from .scenario import Plan
 def supervisor_of(
     result: Result, lanes: list[LaneSpec], todo: Plan | None, trace: Trace | None, **options: Any
 ) -> Supervisor:
-    """The supervisor of a run, whose hooks fill the books."""
+    """The supervisor of a run, whose hooks fill the ledger."""
     hooks: SupervisorHooks = {"on_run_start": result.ledger.run_started, "on_run_end": result.ledger.run_ended}
     sup = Supervisor(
         result.sessions_dir,
@@ -57,7 +57,7 @@ def opened_socket(given: str | None, sup: Supervisor) -> Iterator[None]:
     """Answer `lanes status` and its like while the block runs. On the event loop's thread.
 
     Raises:
-        UsageError: the place that was asked for cannot be had. Without the default one, it goes on, and says so.
+        UsageError: the place that was asked for cannot be had. Without the default one, it goes on, and logs that.
     """
     server: StatusServer | None = None
     try:

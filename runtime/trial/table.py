@@ -1,4 +1,4 @@
-"""Progress for a terminal: a live table of the lanes, and of whose turn it is in each session."""
+"""Progress for a terminal: a live table of the lanes, and of the holder of each session's turn."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SessionRow:
 
     key: str
     conductor: str
-    """Whose turn it is."""
+    """The run that has its turn."""
     since_s: float
     remaining_s: float | None
     queued: int
@@ -60,7 +60,7 @@ class LaneRow:
 class _Held(io.TextIOBase):
     """Takes the place of standard error: what is written to it waits for the next picture.
 
-    Rich would draw the whole table anew for every line, and on the event loop's thread.
+    Rich would draw the whole table again for every line, and on the event loop's thread.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ def lane_rows(sup: Supervisor) -> list[LaneRow]:
 
 
 def session_rows(runs: Iterable[Run]) -> list[SessionRow]:
-    """The sessions that somebody conducts or waits for, the longest queues first."""
+    """The sessions that runs conduct or wait for, the longest queues first."""
     now = _clock.clock.now()
     conductors: dict[str, Run] = {}
     queued: dict[str, int] = {}
@@ -204,5 +204,5 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def _cell(text: str) -> Text:
-    """Text of somebody else's, of which nothing is taken for markup."""
+    """Text of the user's, of which nothing is taken for markup."""
     return Text(text, overflow="ellipsis", no_wrap=True)

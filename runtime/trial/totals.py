@@ -1,4 +1,4 @@
-"""The books over several processes: what each message came to, however many times it was sent."""
+"""The totals over several processes: the outcome of each message, however many times it was sent."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _AGAIN = "cancelled"
 
 
 class ServiceTotals:
-    """Filled from what the processes say; what they could not say any more is read in the files.
+    """Filled from what the processes report; what they could not report any more is read in the files.
 
-    Invariant: a message is in `_told` at most once, with what its sender was told last.
+    Invariant: a message is in `_told` at most once, with the last outcome that its sender got.
     """
 
     def __init__(self, result: Result, service: str, messages: int) -> None:
@@ -26,7 +26,7 @@ class ServiceTotals:
         self.service = service
         self.figures = Figures()
         self.ended = False
-        """Whether the present process has said its last word."""
+        """Whether the present process has sent its last report."""
         self._messages = messages
         self._sent: set[str] = set()
         self._told: dict[str, tuple[Told, str]] = {}
@@ -36,7 +36,7 @@ class ServiceTotals:
         self.figures.processes, self.ended = number, False
 
     def note(self, event: wire.Event) -> None:
-        """Note what a process says."""
+        """Note what a process reports."""
         figures, ledger = self.figures, self.result.ledger
         match event:
             case wire.Posted():
@@ -64,7 +64,7 @@ class ServiceTotals:
     def left(self) -> list[int]:
         """The messages of the plan, by number, that are to be sent now: never sent, never told, or told to try again.
 
-        One that is answered in the files is not sent again, whatever its sender heard: the files are what he reads.
+        A message that is answered in the files is not sent again, whatever its outcome: senders read the files.
         """
         answered = self._answers()
         names = (wire.name_of(self.service, number) for number in range(self._messages))

@@ -101,7 +101,7 @@ def read(path: Path, specs: SpecTable, layout: SessionLayout) -> list[Line]:
     found: list[Line] = []
     try:
         with path.open("rb") as file:
-            # No more of a line is read than a line may have: a longer one is refused, whatever follows.
+            # No more of a line is read than a line may have: a longer one is refused in any case.
             for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE + 2), b""), 1):
                 line = _parse(raw.removesuffix(b"\n"), f"{path}, line {number}", specs, layout)
                 if line is not None:

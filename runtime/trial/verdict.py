@@ -37,7 +37,7 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """One file before the start: its whole lines, which nobody may change."""
+    """One file before the start: its whole lines, which must not change."""
 
     size: int
     """Up to and with its last newline."""
@@ -196,7 +196,7 @@ def _is_unchanged(path: str, past: Before) -> bool:
 
 
 def _ends_with(path: str, past: Before) -> bool:
-    """Whether nobody has touched the torn tail."""
+    """Whether the torn tail is as it was."""
     if Path(path).stat().st_size != past.size + len(past.tail):
         return False
     with Path(path).open("rb") as file:

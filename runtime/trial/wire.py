@@ -1,7 +1,7 @@
-"""What a supervised process is told, and what it tells: JSON, one object a line, over its standard input and output.
+"""The job of a supervised process, and its reports: JSON, one object a line, over its standard input and output.
 
-The input stays open for as long as the parent lives. The process says everything at once, before it goes on: what it
-has said is known also when it is killed in the next moment.
+The input stays open for as long as the parent lives. The process reports everything at once, before it goes on: a
+report is known also when the process is killed in the next moment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     service: str
     """Begins the name of each message, so that an answer can be told from those of other times."""
     todo: list[int]
-    """The messages of the plan, by number, that nobody has been told about."""
+    """The messages of the plan, by number, that have no outcome yet."""
     elapsed_s: float
     """Since the first process took work."""
 
@@ -35,7 +35,7 @@ class Posted(msgspec.Struct, frozen=True, tag=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, tag=True):
-    """The sender of a message was told."""
+    """The sender of a message has its outcome."""
 
     name: str
     told: Told
@@ -64,7 +64,7 @@ class Restarted(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Its own books, the last thing that it says; the names are those of the result."""
+    """Its own account, its last report; the names are those of the result."""
 
     lags_s: list[float]
     waits_s: list[float]

@@ -1,1 +1,1 @@
-"""Looking at the process from outside its event loop: whether the loop gets on, who blocks it, and what it costs."""
+"""Looking at the process from outside its event loop: whether the loop gets on, what blocks it, and what it costs."""

@@ -1,11 +1,11 @@
-"""Whose code a thread is in: the run, the place and the stack that a frame belongs to.
+"""The run, the place and the stack that a frame of any thread belongs to.
 
-A blocked event loop cannot be asked which task runs, and trio tells no other thread at all. But the loop's own frame,
+A blocked event loop cannot be asked which task runs, and trio never answers another thread. But the loop's own frame,
 further out on the blocked stack, holds the context in which it called the task: asyncio in its `Handle`, trio in its
 `task`, and worker threads likewise. The current run is a variable of that context. Where a loop is compiled and has no
 frames (uvloop), the frame in which every body is called names its execution, and a child task is found by its
-coroutine's frame. Only frames of the event libraries are asked: what a program calls `task` or `self` may be anybody's,
-and may do anything when it is looked at.
+coroutine's frame. Only frames of the event libraries are asked: what a program calls `task` or `self` may
+be any object, and may do anything when it is looked at.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def frame_of(thread: int) -> FrameType | None:
 
 
 def run_of(frame: FrameType | None) -> Run | None:
-    """The run that a frame of any thread belongs to; `None` for code of nobody's."""
+    """The run that a frame of any thread belongs to; `None` for code of no run."""
     stack: set[FrameType] = set()
     while frame is not None and len(stack) < _MOST_FRAMES:
         if frame.f_code is _CONDUCT:
@@ -77,10 +77,10 @@ def _run_in(context: Any) -> Run | None:
 
 def _run_of_task(stack: set[FrameType]) -> Run | None:
     """The run of the asyncio task whose coroutine is on a stack."""
-    tasks: dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})  # `current_task` needs to be told the loop
+    tasks: dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})  # `current_task` has to be given the loop
     for task in list(tasks.values()):
         if getattr(task.get_coro(), "cr_frame", None) in stack:
-            # Before Python 3.12 a task tells its context to the garbage collector alone.
+            # Before Python 3.12 only the garbage collector knows the context of a task.
             found = [task.get_context()] if hasattr(task, "get_context") else gc.get_referents(task)
             return next((run for one in found if (run := _run_in(one)) is not None), None)
     return None
@@ -91,7 +91,7 @@ def _as_run(found: object) -> Run | None:
 
 
 def name_of(run: Run | None) -> str:
-    """A run in words; empty for nobody."""
+    """A run in words; empty for none."""
     return "" if run is None else f"run {run.id} on lane {run.lane}"
 
 

@@ -46,7 +46,7 @@ class Resources:
     def __init__(self) -> None:
         try:
             self._process: Any = psutil.Process()
-        except (OSError, psutil.Error):  # a Linux without `/proc`: then all that is asked is unknown, and told as 0
+        except (OSError, psutil.Error):  # a Linux without `/proc`: then all figures are unknown, and 0
             self._process = None
         self._count = getattr(self._process, "num_fds", None) or getattr(self._process, "num_handles", None)
         self._history: deque[tuple[float, Usage]] = deque(maxlen=_KEPT)
@@ -70,7 +70,7 @@ class Resources:
         try:
             return int(question()) if self._process is not None and question is not None else 0
         except (OSError, psutil.Error):
-            return 0  # no descriptor is left to ask with, for one; whoever watches must go on watching
+            return 0  # no descriptor is left to ask with, for one; the watchdog must go on
 
     def statistics(self) -> ProcessStatistics:
         """The last look, and the growth."""

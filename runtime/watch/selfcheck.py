@@ -1,8 +1,8 @@
 """What must never be: work that should have been ended or started, and was not.
 
 Everything in a scheduler happens in the same step as its cause. So a run past its last bound, or a place that is free
-while somebody is ready for it, is a defect: a lost timer, a lost wake-up. Looked for every second, and believed when it
-is found twice, because the first look after a stall comes before the timers that are late.
+while a run is ready for it, is a defect: a lost timer, a lost wake-up. It is looked for every second, and counts when
+it is found twice, because the first look after a stall comes before the timers that are late.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SLACK_S = 5.0
 def _last_bound(execution: Execution) -> float:
     """When a run should have ended, or been given up, at the latest."""
     bound, timer = execution.fence.end_at + execution.spec.grace, execution.timer
-    # One that was asked to end late has its grace from then on, though it may write no more.
+    # A run that was asked to end late has its grace from then on, though it may write no more.
     return bound if timer is None or timer.call is None else max(bound, timer.due)
 
 

@@ -1,14 +1,14 @@
 """The watchdog: a thread that asks the event loop, again and again, whether it still gets on.
 
-Who watches a loop from inside of it falls silent with it. So a thread of its own posts a *ping* to the loop every 50 ms
-and looks how long it takes to be answered. That is the loop's lag. When the answer is long in coming, the thread looks
-at the loop's stack: the guilty line stands there, and the run that it belongs to.
+A watcher inside the loop would stand still with it. So a thread posts a *ping* to the loop every 50 ms and measures how
+long the answer takes. That is the loop's lag. When the answer is long in coming, the thread looks at the loop's stack:
+the guilty line stands there, and the run that it belongs to.
 
-Late is not blocked. The loop may have been let down by the machine: an idle loop that is not given a processor, a
-process that was stopped, a machine that was suspended. The thread tells them apart by what it finds: the loop's thread
-waits in its selector (idle); the thread itself comes as late as the loop (the process stood still), with processor time
-spent meanwhile (the interpreter lock was held) or without; the clock that counts a suspension has moved on more than
-the one that does not. Only a loop that runs somebody's code counts as blocked.
+Late is not blocked. The machine may be the cause: an idle loop that is not given a processor, a process that was
+stopped, a machine that was suspended. The thread distinguishes them by what it finds: the loop's thread waits in its
+selector (idle); the thread itself comes as late as the loop (the process stood still), with processor time spent
+meanwhile (the interpreter lock was held) or without; the clock that counts a suspension has moved on more than the one
+that does not. Only a loop that runs code counts as blocked.
 
 It has a thread of its own, not the steward's: a host's log handler may block, and leases must end all the same.
 """
@@ -45,7 +45,7 @@ SUSPECT_S = 0.1
 BLOCKED_S = 0.5
 """And for so long: it is reported."""
 STOOD_STILL_S = 0.3
-"""When this thread itself comes late by so much, everybody did."""
+"""When this thread itself comes late by so much, all threads did."""
 EXIT_NEW_PROCESS = 75
 """The exit code that asks the service manager for a new process (`EX_TEMPFAIL`)."""
 _KEPT_LAGS = 1200
@@ -69,7 +69,7 @@ class Blocked:
     stack: str
     """The loop's stack, outermost call first, with its lines of source."""
     run: str
-    """Whose code it is: `run 7 on lane main`; empty for nobody's."""
+    """The run whose code it is: `run 7 on lane main`; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class _Exit:
 
 
 class _Ping:
-    """A question to the loop. `forgiven` is time in which nobody could have answered it."""
+    """A question to the loop. `forgiven` is time in which the loop could not have answered it."""
 
     __slots__ = ("forgiven", "looked_at", "place", "reported", "run", "seen", "sent", "stack")
 
@@ -124,7 +124,7 @@ class Watchdog:
     `start` and `stop` belong to the loop's thread; `blocked`, `statistics` and `quantiles` to any.
 
     Args:
-        keeper: told what the process uses, on the loop's thread.
+        keeper: gets what the process uses, on the loop's thread.
         look: called on the loop's thread every second; returns what is wrong, in words.
         abandoned: how many bodies are abandoned.
         alive: called on the watchdog's thread for as long as the loop gets on and nothing is wrong.
@@ -325,9 +325,9 @@ class Watchdog:
         waited = ping.waited(now)
         frame = frame_of(self._thread)
         if frame is None or is_idle(frame):
-            # It waits for its selector to be told, and the machine has not come to it: late, and nobody's fault.
+            # It waits in its selector, and the machine has not come to it: late, and no code's fault.
             return
-        # At each tick: who is looked at once in half a second may be somebody that came after the culprit.
+        # At each tick: what runs at one instant in half a second may have come after the culprit.
         run, place, code = name_of(run_of(frame)), place_of(frame), code_of(frame)
         ping.seen = {**ping.seen, (run, code): (ping.seen.get((run, code), (0, ""))[0] + 1, place)}
         if now - ping.looked_at >= BLOCKED_S or not ping.place:
@@ -369,7 +369,7 @@ class Watchdog:
         log("process_stood_still", level="warning", late_s=round(still_s, 3), reason=why)
 
     def end_process(self, code: int, why: str) -> None:
-        """Say why, print all stacks, and end the process. On any thread."""
+        """Log why, print all stacks, and end the process. On any thread."""
         log("process_exits", level="critical", code=code, reason=why)
         with contextlib.suppress(Exception):  # stderr is closed, is no file, or is not there at all
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
@@ -396,7 +396,7 @@ def _why_all_are_late(late_s: float, spent_s: float) -> str:
 
 
 def _asleep_s() -> float:
-    """How long this machine has been suspended since its start, where that can be told."""
+    """How long this machine has been suspended since its start, where that is known."""
     boot: Any = getattr(time, "CLOCK_BOOTTIME", None)
     if boot is None:
         return 0.0
@@ -422,4 +422,4 @@ def is_idle(frame: Any) -> bool:
     code = frame.f_code
     if (os.path.basename(code.co_filename), code.co_name) in _IDLE:
         return True
-    return not _RUNS_A_LOOP.isdisjoint(code.co_names)  # uvloop again, run by whoever called it
+    return not _RUNS_A_LOOP.isdisjoint(code.co_names)  # uvloop again, as seen in its caller
