@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from lanes import Run, Totals
+from lanes.core.execution import Execution
 from lanes.core.scheduler import Scheduler
 from lanes.queues.lane import Lane
 from locks import RegistryStatistics
@@ -166,6 +167,6 @@ def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
     return (f"abandoned bodies that still run: {abandoned} ({where}); allowed: {max_abandoned} (limits.abandoned)",)
 
 
-def _oldest_wait(lane: Lane, now: float) -> float:
+def _oldest_wait(lane: Lane[Execution], now: float) -> float:
     # Not simply the first: those that come back to be tried again stand before the others, the latest comer first.
     return max(0.0, now - min(map(_ENQUEUED_AT, lane.queued), default=now))

@@ -53,9 +53,9 @@ class Board:
         """Whether work is taken from outside."""
         self.starting = False
         """Whether queued work is started. While it is not, children of running runs are."""
-        self.lanes: dict[str, Lane] = {}
-        self.groups = {name: Group(spec) for name, spec in specs.groups.items()}
-        self.turns = Turns()
+        self.lanes: dict[str, Lane[Execution]] = {}
+        self.groups: dict[str, Group[Execution]] = {name: Group(spec) for name, spec in specs.groups.items()}
+        self.turns: Turns[Execution] = Turns()
         self.live: dict[int, Execution] = {}
         self.bodies: dict[Execution, None] = {}
         """Those that hold a place, in the order in which they started."""

@@ -47,11 +47,11 @@ class Waits:
 
     def __init__(
         self,
-        turns: Turns,
+        turns: Turns[Execution],
         live: Mapping[int, Execution],
         registry: LockRegistry,
-        groups: Mapping[str, Group],
-        admit: Callable[[Group], None],
+        groups: Mapping[str, Group[Execution]],
+        admit: Callable[[Group[Execution]], None],
     ) -> None:
         self._turns = turns
         self._live = live
@@ -91,7 +91,7 @@ class Waits:
             self._end(asking, run, task)
 
     @_effects.change
-    def _lend(self, asking: Execution, group: Group) -> None:
+    def _lend(self, asking: Execution, group: Group[Execution]) -> None:
         asking.lend_slot()
         group.give_back(asking)
         self._admit(group)

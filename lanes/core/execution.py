@@ -56,8 +56,8 @@ class World(Protocol):
     tasks: TaskHost | None
     starting: bool
     """Whether queued work is started."""
-    groups: dict[str, Group]
-    turns: Turns
+    groups: dict[str, Group[Execution]]
+    turns: Turns[Execution]
     pace: Pace
     services: Mapping[str, Any]
     layout: SessionLayout
@@ -188,7 +188,7 @@ class Execution:
         self,
         owner: Owner,
         run: Run,
-        lane: Lane,
+        lane: Lane[Execution],
         *,
         body: Callable[..., Any],
         args: tuple[Any, ...],

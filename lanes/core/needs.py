@@ -109,7 +109,7 @@ def _needs_of_queued(one: Execution) -> list[Need]:
     return needs
 
 
-def _place(lane: Lane) -> list[Need]:
+def _place(lane: Lane[Execution]) -> list[Need]:
     return [Need(Kind.PLACE, tuple(lane.running))] if len(lane.running) >= lane.spec.capacity else []
 
 
@@ -133,7 +133,7 @@ def _lends(one: Execution) -> bool:
     return one.wait is not None and one.wait.run is not None
 
 
-def busy(board: World, lane: Lane, file: str | None) -> Need | None:
+def busy(board: World, lane: Lane[Execution], file: str | None) -> Need | None:
     """What a new run would wait for in its session, or, without one, on its lane; `None` when that is free."""
     if file is None:
         return next(iter(_place(lane)), None)
@@ -141,7 +141,7 @@ def busy(board: World, lane: Lane, file: str | None) -> Need | None:
     return Need(Kind.TURN, (front,)) if front is not None else None
 
 
-def would_start(board: World, lane: Lane, file: str | None, urgency: Priority, *, held: bool) -> bool:
+def would_start(board: World, lane: Lane[Execution], file: str | None, urgency: Priority, *, held: bool) -> bool:
     """Whether a new run would start in the moment that it is submitted: no run is before it anywhere.
 
     Args:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .execution import Execution
 
 
-def lane_full(lane: Lane) -> LaneFull:
+def lane_full(lane: Lane[Execution]) -> LaneFull:
     """What the sender of a new run gets."""
     return LaneFull(
         f"lane {lane.name!r} is full: {lane.waiting} queued; allowed: {lane.spec.queue_limit} (queue_limit)",

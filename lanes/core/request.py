@@ -18,7 +18,7 @@ from .history import DedupeKey
 class Request:
     """Work that is asked for, checked."""
 
-    lane: Lane
+    lane: Lane[Execution]
     session: str | None
     session_file: str | None
     """That session's transcript."""

@@ -34,10 +34,10 @@ class Starting:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._to_admit: dict[Group, None] = {}
+        self._to_admit: dict[Group[Execution], None] = {}
         """Groups in which something may start."""
         self._admitting = False
-        self._paced: dict[Group, Timer] = {}
+        self._paced: dict[Group[Execution], Timer] = {}
         """Groups that a timer will look at again, since admission is slowed."""
         self._front_ranks = count(-1, -1)
 
@@ -192,14 +192,14 @@ class Starting:
 
     # Admission
 
-    def admit(self, lane: Lane) -> None:
+    def admit(self, lane: Lane[Execution]) -> None:
         """Start whatever may start now in the lane's group."""
         group = self._board.groups[lane.spec.group]
         group.offer(lane)
         self.admit_group(group)
 
     @_effects.change
-    def admit_group(self, group: Group) -> None:
+    def admit_group(self, group: Group[Execution]) -> None:
         """Start whatever may start now in a group."""
         self._to_admit[group] = None
         if self._admitting:
@@ -215,7 +215,7 @@ class Starting:
         finally:
             self._admitting = False
 
-    def _next(self, group: Group) -> tuple[Lane, Execution] | None:
+    def _next(self, group: Group[Execution]) -> tuple[Lane[Execution], Execution] | None:
         """Who starts next in a group, at the pace that the process can keep."""
         if not self._board.pace.holds_back(group.spec.name):
             return group.admit()
@@ -233,7 +233,7 @@ class Starting:
             self._paced[group] = self._board.timers.at(soonest, self._look_again, group)
         return None
 
-    def _look_again(self, group: Group) -> None:
+    def _look_again(self, group: Group[Execution]) -> None:
         self._paced.pop(group, None)
         self.admit_group(group)
 
@@ -243,7 +243,7 @@ class Starting:
         for group in self._board.groups.values():
             self.admit_group(group)
 
-    def _start(self, lane: Lane, execution: Execution) -> None:
+    def _start(self, lane: Lane[Execution], execution: Execution) -> None:
         execution.begin()
         self._board.bodies[execution] = None
         failure: Raised | None = None
@@ -280,7 +280,7 @@ class Starting:
             conduct.close()
             execution.owner.body_ended(execution, None, error)
 
-    def _wait_outside(self, lane: Lane, execution: Execution) -> None:
+    def _wait_outside(self, lane: Lane[Execution], execution: Execution) -> None:
         """Give place and slot back, and wait until the other process has finished its turn."""
         scope = self._board.new_scope(shield=True)
         execution.wait_outside(scope)

@@ -28,16 +28,17 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Collection
 from itertools import count
+from typing import Generic
 
 import anyio
 
 from locks import _clock
 
 from ..checks import Priority
-from ..core.execution import Execution
 from ..spec import GroupSpec
 from .lane import Lane
 from .totals import Tally
+from .waiter import W
 
 HANDICAP_S = {Priority.FOREGROUND: 0.0, Priority.NORMAL: 1.0, Priority.BACKGROUND: 5.0}
 """Seconds that a class leaves the slots to more urgent ones."""
@@ -45,7 +46,7 @@ STRIDE = {Priority.FOREGROUND: 1, Priority.NORMAL: 2, Priority.BACKGROUND: 3}
 """How far a slot takes a class: of eleven slots that all three want, they get six, three and two."""
 
 
-class Group:
+class Group(Generic[W]):
     """The slots of one group.
 
     Invariants: after `offer` a lane is in the ring of class `p` exactly when the run that it could start is of class
@@ -56,14 +57,14 @@ class Group:
 
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
-        self.holders: dict[Execution, Priority] = {}
+        self.holders: dict[W, Priority] = {}
         self.others = 0
         """How many of them have taken their slots as another class than foreground."""
         self.tally = Tally()
-        self._rings: dict[Priority, OrderedDict[Lane, None]] = {p: OrderedDict() for p in Priority}
-        self._ages: dict[Priority, list[tuple[float, int, Lane]]] = {p: [] for p in Priority}
+        self._rings: dict[Priority, OrderedDict[Lane[W], None]] = {p: OrderedDict() for p in Priority}
+        self._ages: dict[Priority, list[tuple[float, int, Lane[W]]]] = {p: [] for p in Priority}
         """A heap of when the runs that lanes could start were submitted; entries that a lane has left are stale."""
-        self._returning: OrderedDict[Execution, anyio.Event | None] = OrderedDict()
+        self._returning: OrderedDict[W, anyio.Event | None] = OrderedDict()
         """Runs that have waited for another one and take a slot again; with what their bodies wait for, while they do.
         A body that goes on without its slot stays here, and waits for nothing."""
         self._order = count()
@@ -80,7 +81,7 @@ class Group:
         """How many slots are taken."""
         return len(self.holders)
 
-    def offer(self, lane: Lane) -> None:
+    def offer(self, lane: Lane[W]) -> None:
         """Note what a lane could start; to be called whenever that may have changed."""
         execution = lane.next()
         if lane.ring is not None and (execution is None or lane.ring is not execution.urgency):
@@ -97,7 +98,7 @@ class Group:
         lane.ring_at = at
         heapq.heappush(self._ages[lane.ring], (at, next(self._order), lane))
 
-    def admit(self, barred: Collection[Priority] = ()) -> tuple[Lane, Execution] | None:
+    def admit(self, barred: Collection[Priority] = ()) -> tuple[Lane[W], W] | None:
         """Take a slot and a place for whoever is next; `None` when nobody may start now.
 
         Args:
@@ -117,7 +118,7 @@ class Group:
         self.offer(lane)
         return lane, execution
 
-    def _left(self, lane: Lane) -> None:
+    def _left(self, lane: Lane[W]) -> None:
         """Note that a lane is no longer in its ring; what the heap still says of it must not keep it for long."""
         assert lane.ring is not None
         ring, heap = self._rings[lane.ring], self._ages[lane.ring]
@@ -144,13 +145,13 @@ class Group:
             heapq.heappop(heap)
         return heap[0][0]
 
-    def take(self, execution: Execution) -> None:
+    def take(self, execution: W) -> None:
         """Note that an execution holds a slot."""
         # The class is kept here: an execution's own may change while it holds the slot.
         self.holders[execution] = execution.urgency
         self.others += execution.urgency is not Priority.FOREGROUND
 
-    def give_back(self, execution: Execution) -> None:
+    def give_back(self, execution: W) -> None:
         """Free the slot of an execution, if it has one, or its claim on one."""
         if execution not in self.holders:
             event = self._returning.pop(execution, None)
@@ -159,7 +160,7 @@ class Group:
             return
         self.others -= self.holders.pop(execution) is not Priority.FOREGROUND
 
-    def take_again(self, execution: Execution) -> None:
+    def take_again(self, execution: W) -> None:
         """Take a slot for a run that goes on after it had lent its own: now, or when the next one is free."""
         execution.want_slot()
         self._returning[execution] = None
@@ -175,7 +176,7 @@ class Group:
                 if event is not None:
                     event.set()
 
-    def turn_of(self, execution: Execution) -> anyio.Event | None:
+    def turn_of(self, execution: W) -> anyio.Event | None:
         """What a run that goes on has to wait for; `None` when it need not."""
         if execution not in self._returning:
             return None
@@ -184,12 +185,12 @@ class Group:
             event = self._returning[execution] = anyio.Event()
         return event
 
-    def waits_no_more(self, execution: Execution) -> None:
+    def waits_no_more(self, execution: W) -> None:
         """Note that a run goes on, with a slot or without; without one, it still takes the next free one."""
         if execution in self._returning:
             self._returning[execution] = None
 
-    def keeps_waiting(self, execution: Execution) -> bool:
+    def keeps_waiting(self, execution: W) -> bool:
         """Whether a run that goes on waits for its slot: exactly while its body does."""
         return self._returning.get(execution) is not None
 

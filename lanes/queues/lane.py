@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import Generic
 
 from ..checks import Priority
 from ..spec import LaneSpec
 from .totals import Tally
-
-if TYPE_CHECKING:
-    from ..core.execution import Execution
+from .waiter import W
 
 
-class Lane:
+class Lane(Generic[W]):
     """The queue of one lane, and who runs on it.
 
     Invariants: an execution is in `queued` from being submitted until it starts or ends, first come first; in `running`
@@ -28,11 +26,11 @@ class Lane:
         self.name = name
         self.spec = spec
         self.urgency: Priority = spec.urgency
-        self.queued: OrderedDict[Execution, int | None] = OrderedDict()
+        self.queued: OrderedDict[W, int | None] = OrderedDict()
         self.joined = 0
         """Messages that joined a queued run, over all of `queued`: they count for the queue's limit too."""
-        self.ready: list[tuple[int, Execution]] = []
-        self.running: dict[Execution, None] = {}
+        self.ready: list[tuple[int, W]] = []
+        self.running: dict[W, None] = {}
         self.ring: Priority | None = None
         """The class in whose ring of lanes that could start something the group has it."""
         self.ring_at = 0.0
@@ -52,18 +50,18 @@ class Lane:
         """How much of the queue's limit is used."""
         return len(self.queued) + self.joined
 
-    def enqueue(self, execution: Execution) -> None:
+    def enqueue(self, execution: W) -> None:
         """Take one into the queue."""
         self.queued[execution] = None
         self.joined += execution.joined
 
-    def make_ready(self, execution: Execution) -> None:
+    def make_ready(self, execution: W) -> None:
         """Queue for a place: by age, so that one who had to wait for another process does not wait twice."""
         if self.queued[execution] != execution.rank:
             self.queued[execution] = execution.rank
             heapq.heappush(self.ready, (execution.rank, execution))
 
-    def make_unready(self, execution: Execution) -> None:
+    def make_unready(self, execution: W) -> None:
         """Have it wait for something else than a place and a slot after all."""
         self.queued[execution] = None
         self._drop_stale()
@@ -73,7 +71,7 @@ class Lane:
             self.ready = [entry for entry in self.ready if self._is_valid(entry)]
             heapq.heapify(self.ready)
 
-    def forget(self, execution: Execution) -> None:
+    def forget(self, execution: W) -> None:
         """Let go of one that has ended or leaves to be tried again, wherever it stands."""
         if execution in self.running:
             del self.running[execution]
@@ -82,7 +80,7 @@ class Lane:
             self.joined -= execution.joined
             self._drop_stale()
 
-    def next(self) -> Execution | None:
+    def next(self) -> W | None:
         """Who would start next; `None` when nobody is ready or the lane is full."""
         if len(self.running) >= self.spec.capacity:
             return None
@@ -100,7 +98,7 @@ class Lane:
             default=Priority.FOREGROUND,
         )
 
-    def take(self) -> Execution:
+    def take(self) -> W:
         """Move the one that `next` names to the running."""
         execution = heapq.heappop(self.ready)[1]
         del self.queued[execution]
@@ -108,16 +106,16 @@ class Lane:
         self.running[execution] = None
         return execution
 
-    def put_back(self, execution: Execution) -> None:
+    def put_back(self, execution: W) -> None:
         """Undo `take`: it has to wait for something else after all."""
         del self.running[execution]
         self.enqueue(execution)
         self.queued.move_to_end(execution, last=False)
 
-    def is_ready(self, execution: Execution) -> bool:
+    def is_ready(self, execution: W) -> bool:
         """Whether a run needs nothing but a place and a slot."""
         return self.queued.get(execution) is not None
 
-    def _is_valid(self, entry: tuple[int, Execution]) -> bool:
+    def _is_valid(self, entry: tuple[int, W]) -> bool:
         rank, execution = entry
         return self.queued.get(execution) == rank

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import chain
+from typing import Generic
 
 from ..checks import Priority
-from ..core.execution import Execution
+from .waiter import W
 
 
-class _Queue:
+class _Queue(Generic[W]):
     """The run that conducts a session, then the runs that wait for it.
 
     Invariant: `waiting[p]` counts the runs behind the front that were submitted with class `p`.
@@ -19,25 +20,25 @@ class _Queue:
     __slots__ = ("line", "order", "waiting")
 
     def __init__(self) -> None:
-        self.order: OrderedDict[Execution, None] = OrderedDict()
+        self.order: OrderedDict[W, None] = OrderedDict()
         self.waiting = [0] * len(Priority)
-        self.line: dict[Execution, tuple[Execution | None, Priority]] | None = None
+        self.line: dict[W, tuple[W | None, Priority]] | None = None
         """What `Turns.place` returns for each run, since the order last changed."""
 
 
-class Turns:
+class Turns(Generic[W]):
     """A FIFO per session file. The run at its front may conduct it, or is about to; the others hold nothing.
 
     Invariant: a file has an entry exactly while an execution that conducts it is queued or running.
     """
 
     def __init__(self) -> None:
-        self._by_file: dict[str, _Queue] = {}
+        self._by_file: dict[str, _Queue[W]] = {}
 
     def __len__(self) -> int:
         return len(self._by_file)
 
-    def join(self, file: str, execution: Execution) -> bool:
+    def join(self, file: str, execution: W) -> bool:
         """Queue up for a session, last; returns whether it is at the front."""
         queue = self._by_file.get(file)
         if queue is None:
@@ -49,7 +50,7 @@ class Turns:
             queue.waiting[execution.given_urgency] += 1
         return first
 
-    def join_next(self, file: str, execution: Execution) -> Execution | None:
+    def join_next(self, file: str, execution: W) -> W | None:
         """Queue up before all waiting runs. Returns the run that was at the front and now has to wait, if there is one.
 
         A run that conducts the session, or is about to take its turn, stays at the front.
@@ -71,12 +72,12 @@ class Turns:
         queue.waiting[execution.given_urgency] += 1
         return None
 
-    def join_behind(self, file: str, ahead: Execution, execution: Execution) -> None:
+    def join_behind(self, file: str, ahead: W, execution: W) -> None:
         """Queue up right behind a run that is in the queue."""
         self._insert(self._by_file[file], execution, ahead)
 
     @staticmethod
-    def _insert(queue: _Queue, execution: Execution, ahead: Execution) -> None:
+    def _insert(queue: _Queue[W], execution: W, ahead: W) -> None:
         order = list(queue.order)
         behind = order.index(ahead) + 1
         for one in order[behind:]:
@@ -85,7 +86,7 @@ class Turns:
         queue.line = None
         queue.waiting[execution.given_urgency] += 1
 
-    def leave(self, file: str, execution: Execution) -> Execution | None:
+    def leave(self, file: str, execution: W) -> W | None:
         """Leave the queue, from any place; returns the run that has come to the front by it."""
         queue = self._by_file[file]
         first = next(iter(queue.order)) is execution
@@ -101,7 +102,7 @@ class Turns:
         queue.waiting[front.given_urgency] -= 1
         return front
 
-    def replace(self, file: str, old: Execution, new: Execution) -> None:
+    def replace(self, file: str, old: W, new: W) -> None:
         """Put the next attempt of a run in the place of the one at the front."""
         queue = self._by_file[file]
         order, queue.line = queue.order, None
@@ -110,12 +111,12 @@ class Turns:
         order[new] = None
         order.move_to_end(new, last=False)
 
-    def front(self, file: str) -> Execution | None:
+    def front(self, file: str) -> W | None:
         """The run that conducts a session, or will next."""
         queue = self._by_file.get(file)
         return next(iter(queue.order)) if queue is not None else None
 
-    def place(self, file: str, execution: Execution) -> tuple[Execution | None, Priority]:
+    def place(self, file: str, execution: W) -> tuple[W | None, Priority]:
         """The run right before a run in its session, `None` at the front; and the class that it will have at the front.
 
         Asked of all runs of a session, it takes time in proportion to their number.
@@ -130,7 +131,7 @@ class Turns:
             queue.line = dict(zip(queue.order, zip(before, reversed(urgencies), strict=False), strict=True))
         return queue.line[execution]
 
-    def last(self, file: str) -> Execution | None:
+    def last(self, file: str) -> W | None:
         """The run that came last of those that conduct a session or wait for it."""
         queue = self._by_file.get(file)
         return next(reversed(queue.order)) if queue is not None else None
@@ -144,7 +145,7 @@ class Turns:
         waiting = next((p for p in Priority if queue.waiting[p]), Priority.BACKGROUND)
         return min(front.given_urgency, waiting)
 
-    def of(self, file: str) -> Iterator[Execution]:
+    def of(self, file: str) -> Iterator[W]:
         """The runs that conduct a session or wait for it, in order."""
         queue = self._by_file.get(file)
         return iter(list(queue.order)) if queue is not None else iter(())

@@ -31,7 +31,9 @@ def turn_kept_on_abandonment() -> None:
     """An abandoned run stays at the front of its session."""
     leave = turns.Turns.leave
 
-    def leave_unless_abandoned(self: turns.Turns, file: str, one: execution.Execution) -> execution.Execution | None:
+    def leave_unless_abandoned(
+        self: turns.Turns[execution.Execution], file: str, one: execution.Execution
+    ) -> execution.Execution | None:
         if one.run.state is RunState.ABANDONED:
             reached["turn_kept_on_abandonment"] += 1
             return None
@@ -56,7 +58,7 @@ def slot_lost_on_error() -> None:
     """A body that raises takes its slot along."""
     give_back = groups.Group.give_back
 
-    def unless_failed(self: groups.Group, one: execution.Execution) -> None:
+    def unless_failed(self: groups.Group[execution.Execution], one: execution.Execution) -> None:
         if one.run.outcome is not None and one.run.outcome.state is RunState.FAILED:
             reached["slot_lost_on_error"] += 1
             return
@@ -78,7 +80,9 @@ def order_by_chance() -> None:
     """Whoever came last to a session goes next."""
     leave = turns.Turns.leave
 
-    def leave_to_the_last(self: turns.Turns, file: str, one: execution.Execution) -> execution.Execution | None:
+    def leave_to_the_last(
+        self: turns.Turns[execution.Execution], file: str, one: execution.Execution
+    ) -> execution.Execution | None:
         queue = self._by_file[file].order
         if len(queue) > 2 and next(iter(queue)) is one:
             reached["order_by_chance"] += 1
@@ -104,11 +108,11 @@ def limit_off_by_one() -> None:
 def reserve_ignored() -> None:
     """Gives the reserved slots to anyone."""
 
-    def has_slot(self: groups.Group, urgency: Priority) -> bool:
+    def has_slot(self: groups.Group[execution.Execution], urgency: Priority) -> bool:
         reached["reserve_ignored"] += 1
         return self.running < self.spec.slots
 
-    groups.Group.has_slot = has_slot  # type: ignore[method-assign]
+    groups.Group.has_slot = has_slot  # type: ignore[assignment, method-assign]
 
 
 def age_ignored() -> None:
@@ -176,7 +180,7 @@ def logged_twice() -> None:
 def never_retired() -> None:
     """A lane stays when it is idle."""
 
-    def idle(self: Lane) -> bool:
+    def idle(self: Lane[execution.Execution]) -> bool:
         reached["never_retired"] += 1
         return False
 
@@ -366,13 +370,13 @@ def late_events_heard() -> None:
 def priority_not_lent() -> None:
     """Who has a session's turn stays what it is, whoever waits for it."""
 
-    def most_urgent(self: turns.Turns, file: str) -> Priority:
+    def most_urgent(self: turns.Turns[execution.Execution], file: str) -> Priority:
         reached["priority_not_lent"] += 1
         front = self.front(file)
         assert front is not None
         return front.given_urgency
 
-    turns.Turns.most_urgent = most_urgent  # type: ignore[method-assign]
+    turns.Turns.most_urgent = most_urgent  # type: ignore[assignment, method-assign]
 
 
 def deadline_not_inherited() -> None:
@@ -407,7 +411,7 @@ def shares_ignored() -> None:
 def cut_short_still_waits() -> None:
     """A run that goes on without its slot is still taken to wait for it."""
 
-    def waits_no_more(self: groups.Group, one: execution.Execution) -> None:
+    def waits_no_more(self: groups.Group[execution.Execution], one: execution.Execution) -> None:
         reached["cut_short_still_waits"] += 1
 
     groups.Group.waits_no_more = waits_no_more  # type: ignore[assignment, method-assign]
@@ -437,11 +441,11 @@ def taken_turn_unseen() -> None:
 def lane_order_ignored() -> None:
     """An urgent run is taken to overtake on its lane."""
 
-    def least_urgent_before(self: Lane, rank: int) -> Priority:
+    def least_urgent_before(self: Lane[execution.Execution], rank: int) -> Priority:
         reached["lane_order_ignored"] += 1
         return Priority.FOREGROUND
 
-    Lane.least_urgent_before = least_urgent_before  # type: ignore[method-assign]
+    Lane.least_urgent_before = least_urgent_before  # type: ignore[assignment, method-assign]
 
 
 def lent_class_ignored() -> None:
@@ -449,7 +453,7 @@ def lent_class_ignored() -> None:
     place = turns.Turns.place
 
     def place_as_submitted(
-        self: turns.Turns, file: str, one: execution.Execution
+        self: turns.Turns[execution.Execution], file: str, one: execution.Execution
     ) -> tuple[execution.Execution | None, Priority]:
         reached["lent_class_ignored"] += 1
         return place(self, file, one)[0], one.given_urgency

@@ -246,7 +246,7 @@ class Played:
             self.see_wait(seen, name, one)
         return seen
 
-    def group(self, one: Execution) -> Group:
+    def group(self, one: Execution) -> Group[Execution]:
         assert isinstance(one.owner, Scheduler)
         return one.owner.board.groups[one.spec.group]
 

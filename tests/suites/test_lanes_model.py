@@ -87,7 +87,7 @@ def urgent_work_starves_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 def slot_is_lent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on after it has waited for a child takes a slot that is not free."""
 
-    def take_again(self: groups.Group, one: execution.Execution) -> None:
+    def take_again(self: groups.Group[execution.Execution], one: execution.Execution) -> None:
         self.take(one)
 
     monkeypatch.setattr(groups.Group, "take_again", take_again)
@@ -101,7 +101,9 @@ def joined_messages_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def next_attempt_goes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is tried again loses its place in its session."""
 
-    def replace(self: turns.Turns, file: str, old: execution.Execution, new: execution.Execution) -> None:
+    def replace(
+        self: turns.Turns[execution.Execution], file: str, old: execution.Execution, new: execution.Execution
+    ) -> None:
         order = self._by_file[file].order
         del order[old]
         order[new] = None
