@@ -18,22 +18,19 @@ limits that are in no cancel scope (`asyncio.timeout`). Deadlines bound those.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
 import anyio
 
-from locks import DeadlockError, Holder, LockRegistry, _effects
+from locks import DeadlockError, Holder, _effects
 from locks._loop import current_task
 from locks.lowlevel import AnyOf, name_of
 
+from ..queues.groups import Group
+from ..run import Run
+from .board import Board
 from .execution import Execution, execution_of
 from .needs import Kind, Need, awaited_by, needs_of
-
-if TYPE_CHECKING:
-    from ..queues.groups import Group
-    from ..queues.turns import Turns
-    from ..run import Run
 
 _Stuck = dict[object, list[object]]
 
@@ -45,18 +42,8 @@ class Waits:
     is in the list in `_awaited` of the run that it waits for until that run has ended.
     """
 
-    def __init__(
-        self,
-        turns: Turns[Execution],
-        live: Mapping[int, Execution],
-        registry: LockRegistry,
-        groups: Mapping[str, Group[Execution]],
-        admit: Callable[[Group[Execution]], None],
-    ) -> None:
-        self._turns = turns
-        self._live = live
-        self._registry = registry
-        self._groups = groups
+    def __init__(self, board: Board, admit: Callable[[Group[Execution]], None]) -> None:
+        self._board = board
         self._admit = admit
         self._awaited: dict[Run, list[Execution]] = {}
         self._by_task: dict[object, Execution] = {}
@@ -79,7 +66,7 @@ class Waits:
         if task is None or task is not current_task() or run._execution is None:
             await ended.wait()
             return
-        group = self._groups[asking.spec.group]
+        group = self._board.groups[asking.spec.group]
         self._begin(asking, run, task)
         self._lend(asking, group)
         try:
@@ -98,7 +85,7 @@ class Waits:
 
     @_effects.change
     def _end(self, asking: Execution, run: Run, task: object) -> None:
-        self._groups[asking.spec.group].waits_no_more(asking)
+        self._board.groups[asking.spec.group].waits_no_more(asking)
         if self._by_task.pop(task, None) is not None:
             asking.progress()  # its idle budget counts from here again
         wait = asking.wait
@@ -119,8 +106,9 @@ class Waits:
         if not asking.is_underway():
             return  # it was asked to end: its clean-up is bounded, and waits for no slot
         if asking.in_line and asking.file is not None:
-            asking.urgency = self._turns.most_urgent(asking.file)  # runs that wait for its turn lend it their priority
-        self._groups[asking.spec.group].take_again(asking)
+            # Runs that wait for its turn lend it their priority.
+            asking.urgency = self._board.turns.most_urgent(asking.file)
+        self._board.groups[asking.spec.group].take_again(asking)
 
     def needs(self, node: object) -> Sequence[object]:
         """All that a run, or the task of a body that waits here, needs before it can go on: a `WaitSource`."""
@@ -165,7 +153,7 @@ class Waits:
 
     def _stuck(self, asking: Execution) -> _Stuck | None:
         """Everything that can never end, with its needs, if the asking one is among it."""
-        stuck = self._registry.arbiter.never_ending(asking)
+        stuck = self._board.registry.arbiter.never_ending(asking)
         return stuck if asking in stuck else None
 
     # Reporting
@@ -196,7 +184,7 @@ class Waits:
     def _run_of(self, node: object) -> object:
         if isinstance(node, Execution):
             return node
-        return next((one for one in self._live.values() if one.fence.task is node), node)
+        return next((one for one in self._board.live.values() if one.fence.task is node), node)
 
 
 def _needed(one: Execution, needs: Callable[[Execution], Iterable[Need]]) -> list[Need]:

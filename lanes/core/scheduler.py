@@ -50,7 +50,7 @@ class Scheduler:
         self.board = board = Board(specs, registry, layout, keep_outcomes=keep_outcomes, hooks=hooks)
         starting = Starting(board)
         steering = Steering(board, starting)
-        self.waits = waits = Waits(board.turns, board.live, registry, board.groups, starting.admit_group)
+        self.waits = waits = Waits(board, starting.admit_group)
         self._finishing = finishing = Finishing(board, starting, steering, waits)
         self._causes = causes = Causes(board, finishing, Retrying(board, starting, finishing), waits)
         self.intake = intake = Intake(board, starting, steering, causes, self)
