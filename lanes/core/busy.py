@@ -28,7 +28,7 @@ class Busy:
 
         A run that comes up only because of what that code does was not compared, and shares nothing.
         """
-        if request.route is not None and (policy in _SHARING or request.spec.debounce):
+        if (policy in _SHARING or request.spec.debounce) and request.route is not None:
             candidates = (self._underway(request), self._last(request))
             request.same_route = {one for one in candidates if one is not None and same_route(one.route, request.route)}
 

@@ -611,7 +611,7 @@ class Execution:
                 error = raised
         interrupt: KeyboardInterrupt | None = None
         try:
-            interrupt = interrupt_in(error)
+            interrupt = interrupt_in(error) if error is not None else None
             leaves = interrupt is not None and self.owner.interrupted(self, interrupt)  # before the next one is let in
             try:
                 self.owner.body_ended(self, value, error)
@@ -668,7 +668,7 @@ def execution_of(run: Run) -> Execution | None:
     return conductor if isinstance(conductor, Execution) else None
 
 
-def interrupt_in(error: BaseException | None) -> KeyboardInterrupt | None:
+def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:
     """The `KeyboardInterrupt` that an exception is, or has among its members: the process is to end, not the run."""
     found = [error]
     for one in found:  # grows meanwhile; groups may stand in each other deeper than a call could follow

@@ -97,7 +97,8 @@ class Finishing:
         fence.close(RunEnded)
         if fence.claims:
             self._board.registry.arbiter.end(fence)
-        self._board.timers.cancel(execution.timer)
+        if execution.timer is not None:
+            self._board.timers.cancel(execution.timer)
         if execution.hold_timer is not None:
             self._board.timers.cancel(execution.hold_timer)
         if execution.steered_into is not None:
@@ -116,11 +117,12 @@ class Finishing:
         group = self._board.groups[lane.spec.group]
         if group.has_work:
             self._starting.admit_group(group)
-        if lane.spec.wild and lane.idle and self._board.lanes.get(lane.name) is lane:
+        if lane.retires and lane.idle and self._board.lanes.get(lane.name) is lane:
             del self._board.lanes[lane.name]
 
     def leave_lane(self, execution: Execution) -> None:
-        execution.stop_waiting_outside()
+        if execution.turn_scope is not None:
+            execution.stop_waiting_outside()
         self._board.groups[execution.spec.group].give_back(execution)
         self._board.bodies.pop(execution, None)
         execution.lane.forget(execution)

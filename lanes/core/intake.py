@@ -19,7 +19,7 @@ from ..layout import session_of_lane
 from ..message import digest_of, message_of
 from ..queues.lane import Lane
 from ..run import Body, Run, current_run
-from ..spec import WhenBusy
+from ..spec import LaneSpec, WhenBusy
 from .board import Board
 from .busy import Busy
 from .causes import Causes
@@ -94,7 +94,7 @@ class Intake:
             raise InvalidLane(
                 f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
             )
-        request = self.checked(lane, body, session, turn, timeout, priority, bound_to)
+        request = self.checked(lane, None, body, session, turn, timeout, priority, bound_to)
         request.args = args
         return request
 
@@ -115,13 +115,13 @@ class Intake:
             DedupeConflict, Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
             RecursionError: hooks set off hooks without an end; nothing was taken.
         """
-        handler = self._board.specs.find(lane).handler
-        if handler is None:
+        spec = self._board.specs.find(lane)
+        if spec.handler is None:
             raise InvalidLane(
                 f"lane {checks.shown(lane)} has no handler; post needs LaneSpec(handler=...), or use submit"
             )
         given = message_of(message)
-        request = self.checked(lane, handler, session, True, timeout, priority, None)
+        request = self.checked(lane, spec, spec.handler, session, True, timeout, priority, None)
         request.messages = [given]
         policy = request.spec.when_busy
         if when_busy is not None:
@@ -141,6 +141,7 @@ class Intake:
     def checked(
         self,
         lane: str,
+        spec: LaneSpec | None,
         body: Body,
         session: str | None,
         turn: bool,
@@ -148,6 +149,11 @@ class Intake:
         priority: str | None,
         bound_to: Execution | None,
     ) -> Request:
+        """Check what is asked for; see `request`.
+
+        Args:
+            spec: the lane's, if the caller has looked it up.
+        """
         board = self._board
         if running_loop() is not board.loop and board.serving:
             raise wrong_loop(
@@ -157,7 +163,8 @@ class Intake:
             raise Draining("the supervisor does not accept work: it is draining, stopped, or not started yet")
         _effects.refuse_endless("submit, post")
         known = board.lanes.get(lane) if isinstance(lane, str) else None  # type: ignore[redundant-expr]  # not checked yet
-        spec = known.spec if known is not None else board.specs.find(lane)
+        if spec is None:
+            spec = known.spec if known is not None else board.specs.find(lane)
         session = session_of_lane(lane, session)
         file = board.layout.file_of(session) if session is not None else None
         queue = known if known is not None else Lane(lane, spec)
@@ -176,7 +183,7 @@ class Intake:
         parent = current_run() if bound_to is None else bound_to.run
         if parent is not None and parent.outcome is not None:
             parent = None
-        return Request(queue, session, file, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
+        return Request(queue, spec, session, file, needs_turn, hard, urgency, body, parent=parent, bound_to=bound_to)
 
     def admit(self, request: Request, policy: WhenBusy) -> Run:
         """The run that does what is asked for: a new one, or one that it joins.

@@ -19,6 +19,8 @@ class Request:
     """Work that is asked for, checked."""
 
     lane: Lane[Execution]
+    spec: LaneSpec
+    """The lane's."""
     session: str | None
     session_file: str | None
     """That session's transcript."""
@@ -42,11 +44,6 @@ class Request:
     def shares_route(self, one: Execution) -> bool:
         """Whether a run's answer goes where this one's would."""
         return one.route is self.route or one in self.same_route
-
-    @property
-    def spec(self) -> LaneSpec:
-        """The lane's."""
-        return self.lane.spec
 
     @property
     def route(self) -> Any:

@@ -259,7 +259,8 @@ class Starting:
             self._wait_outside(lane, execution)
             return
         run = execution.run
-        self._board.timers.cancel(execution.timer)
+        if execution.timer is not None:
+            self._board.timers.cancel(execution.timer)
         assert run.deadline is not None
         execution.timer = self._board.timers.at(run.deadline, execution.owner.deadline_came, execution)
         self._board.hooks.started(run)

@@ -20,11 +20,25 @@ class Lane(Generic[W]):
     its rank, and `ready` an entry with that rank. Other entries are stale.
     """
 
-    __slots__ = ("joined", "name", "queued", "ready", "ring", "ring_at", "running", "spec", "tally", "urgency")
+    __slots__ = (
+        "joined",
+        "name",
+        "queued",
+        "ready",
+        "retires",
+        "ring",
+        "ring_at",
+        "running",
+        "spec",
+        "tally",
+        "urgency",
+    )
 
     def __init__(self, name: str, spec: LaneSpec) -> None:
         self.name = name
         self.spec = spec
+        self.retires = spec.wild
+        """Whether the scheduler forgets it when it is idle."""
         self.urgency: Priority = spec.urgency
         self.queued: OrderedDict[W, int | None] = OrderedDict()
         self.joined = 0
