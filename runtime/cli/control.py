@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from runtime.status import protocol as say
+from runtime.status import protocol
 from runtime.status.client import Client, Found, successor
 
 from ..trial.output import Output
@@ -28,14 +28,14 @@ def stop(socket: str | None, run: int, reason: str) -> int:
     if not 1 <= len(reason) <= _LONGEST_REASON:
         given = f"has {len(reason)} characters"
         raise UsageError(f"--reason: {given}, which is not allowed; allowed: text of 1 to {_LONGEST_REASON}")
-    reason = say.text(reason, _LONGEST_REASON)  # of the command line, so it may be no UTF-8
+    reason = protocol.text(reason, _LONGEST_REASON)  # of the command line, so it may be no UTF-8
 
     def do(client: Client, output: Output) -> None:
-        found = asked(client, say.Stop(run=run, reason=reason)).stopped
+        found = asked(client, protocol.Stop(run=run, reason=reason)).stopped
         assert found is not None
         before = "" if found.asked else " before"
-        told = f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
-        output.result(_line(told))
+        text = f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
+        output.result(_line(text))
 
     return talk(socket, do)
 
@@ -44,7 +44,7 @@ def stack(socket: str | None, run: int) -> int:
     """Print where a run stands; returns the exit code."""
 
     def do(client: Client, output: Output) -> None:
-        found = asked(client, say.Stack(run=run)).stack
+        found = asked(client, protocol.Stack(run=run)).stack
         assert found is not None
         output.result("\n".join(map(_line, found.text.splitlines())))
 
@@ -61,8 +61,8 @@ def drain(socket: str | None, timeout: float | None) -> int:
         raise UsageError(f"--timeout: {timeout!r} is not allowed; allowed: seconds from 0 to {_LONGEST_DRAIN_S:g}")
 
     def do(client: Client, output: Output) -> None:
-        process = asked(client, say.Ping()).pong
-        started = asked(client, say.Drain(timeout=timeout)).started
+        process = asked(client, protocol.Ping()).pong
+        started = asked(client, protocol.Drain(timeout=timeout)).started
         assert process is not None and started is not None
         output.line(
             _line(f"process {process.pid}, sessions {process.sessions}, drains: {lasting(started.within_s)} at most")
@@ -81,8 +81,8 @@ def restart(socket: str | None) -> int:
     """Restart, and wait for that; returns the exit code."""
 
     def do(client: Client, output: Output) -> None:
-        before = asked(client, say.Ping()).pong
-        started = asked(client, say.Restart()).started
+        before = asked(client, protocol.Ping()).pong
+        started = asked(client, protocol.Restart()).started
         assert before is not None and started is not None
         bound = f"{lasting(started.within_s)} at most"
         output.line(_line(f"process {before.pid}, sessions {before.sessions}, restarts: {bound}"))
@@ -103,7 +103,7 @@ def restart(socket: str | None) -> int:
     return talk(socket, do)
 
 
-def _became(order: say.Order) -> str:
+def _became(order: protocol.Order) -> str:
     return f"{order.finished} finished, {order.cancelled} cancelled, {order.abandoned} abandoned"
 
 
@@ -111,7 +111,7 @@ class _Gone(Refusal):
     """The process has ended."""
 
 
-def _over(client: Client, started: say.Started) -> tuple[say.Order, say.Picture]:
+def _over(client: Client, started: protocol.Started) -> tuple[protocol.Order, protocol.Picture]:
     """What came of an order, and the process afterwards. A loop that is frozen for a moment is waited for.
 
     Raises:
@@ -123,7 +123,7 @@ def _over(client: Client, started: say.Started) -> tuple[say.Order, say.Picture]
     while True:
         frozen: IsFrozen | None = None
         try:
-            picture = asked(client, say.Status()).status
+            picture = asked(client, protocol.Status()).status
         except IsFrozen as error:
             picture, frozen = None, error
         except Refusal as error:
@@ -137,7 +137,7 @@ def _over(client: Client, started: say.Started) -> tuple[say.Order, say.Picture]
         time.sleep(_EVERY_S)
 
 
-def _successor(before: say.Pong, path: str) -> Found | None:
+def _successor(before: protocol.Pong, path: str) -> Found | None:
     """The process that serves the same sessions now; waits for a service manager to start it."""
     deadline = time.monotonic() + _SUCCESSOR_S
     while time.monotonic() < deadline:

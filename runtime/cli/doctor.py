@@ -113,7 +113,7 @@ def run(options: Options) -> int:
                 seen = inspect(path)
             seen = seen or Inspection(path, exists=False)  # gone meanwhile, or all of it was mended
             summary.add(seen, mended)
-            report.tell(place.name, seen, mended)
+            report.add(place.name, seen, mended)
         if signals.received:
             summary.interrupted = signals.received[0]
         report.end(summary)
@@ -156,7 +156,7 @@ class _Report:
         if self._network_fs is not None:
             self._line("wrong", self._options.directory, [f"on {self._network_fs}, where locks exclude no other host"])
 
-    def tell(self, name: str, seen: Inspection, mended: Mended) -> None:
+    def add(self, name: str, seen: Inspection, mended: Mended) -> None:
         """A line for a session with a finding."""
         texts = [*mended.done, *(f"left alone: {why}" for why in mended.left), *(one.text for one in seen.findings)]
         if not texts:
@@ -224,7 +224,7 @@ class _JsonReport:
     def begin(self) -> None:
         self._output.result(json.dumps(self._head)[:-1] + ', "sessions": [')
 
-    def tell(self, name: str, seen: Inspection, mended: Mended) -> None:
+    def add(self, name: str, seen: Inspection, mended: Mended) -> None:
         if self._held_back:
             self._output.result(self._held_back + ",")
         self._held_back = json.dumps(_as_json(name, seen, mended))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from runtime.status import protocol as say
+from runtime.status import protocol
 from runtime.status.client import Client, NoAnswer, NoProcess, locate
 
 from ..trial.output import Output, complain
@@ -21,7 +21,7 @@ class Refusal(Exception):
 class IsFrozen(Exception):
     """Its event loop is."""
 
-    def __init__(self, frozen: say.Frozen) -> None:
+    def __init__(self, frozen: protocol.Frozen) -> None:
         super().__init__(frozen.place)
         self.frozen = frozen
 
@@ -45,7 +45,7 @@ def talk(socket: str | None, do: Callable[[Client, Output], object], *, json: bo
             return _NO
         except IsFrozen as error:
             output.result(
-                say.encoded(say.Answer(frozen=error.frozen)).decode().rstrip("\n")
+                protocol.encoded(protocol.Answer(frozen=error.frozen)).decode().rstrip("\n")
                 if json
                 else "\n".join(frozen_lines(error.frozen))
             )
@@ -53,7 +53,7 @@ def talk(socket: str | None, do: Callable[[Client, Output], object], *, json: bo
     return int(output.failed)
 
 
-def asked(client: Client, question: say.Question) -> say.Answer:
+def asked(client: Client, question: protocol.Question) -> protocol.Answer:
     """What it answers, if that is what was asked for.
 
     Raises:
@@ -70,7 +70,7 @@ def asked(client: Client, question: say.Question) -> say.Answer:
     return answer
 
 
-def frozen_lines(frozen: say.Frozen) -> list[str]:
+def frozen_lines(frozen: protocol.Frozen) -> list[str]:
     """A frozen process, for people: the guilty line first."""
     whose = frozen.run or "code of no run"
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from runtime.status import protocol as say
+from runtime.status import protocol
 from runtime.status.client import Client
 
 from ..trial.output import Output
@@ -31,15 +31,15 @@ def run(socket: str | None, json: bool) -> int:
     """
 
     def look(client: Client, output: Output) -> None:
-        answer = asked(client, say.Status())
+        answer = asked(client, protocol.Status())
         assert answer.status is not None
-        told = say.encoded(answer).decode().rstrip("\n") if json else "\n".join(lines(answer.status))
-        output.result(told)
+        report = protocol.encoded(answer).decode().rstrip("\n") if json else "\n".join(lines(answer.status))
+        output.result(report)
 
     return talk(socket, look, json=json)
 
 
-def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
+def lines(picture: protocol.Picture, most: int = _MOST) -> list[str]:
     """The whole report, with at most `most` runs of each kind."""
     held_up = Counter[int | None](run.holder_run for run in picture.runs if run.holder_run is not None)
     running = [run for run in picture.runs if run.ran_s is not None]
@@ -47,8 +47,8 @@ def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
     stuck = [run for run in running if _is_stuck(run)]
     healthy = [run for run in running if not _is_stuck(run)]
     waiting = sorted((run for run in picture.runs if run.ran_s is None), key=lambda run: -run.waited_s)
-    told = head(picture)
-    told += _section(
+    report = head(picture)
+    report += _section(
         "STUCK",
         [
             *((*_who(row), f"{_abandoned(row)}{_holds_up(row.id, held_up)}", row.at) for row in picture.abandoned),
@@ -57,7 +57,7 @@ def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
         most,
         picture.abandoned_left_out,
     )
-    told += _section(
+    report += _section(
         "RUNNING, the longest first",
         [
             (*_who(run), f"{_runs(run)}{_holds_up(run.id, held_up)}", run.at if number < _PLACES else "")
@@ -65,13 +65,13 @@ def lines(picture: say.Picture, most: int = _MOST) -> list[str]:
         ],
         most,
     )
-    told += _section("WAITING, the longest first", [(*_who(run), _waits(run), "") for run in waiting], most)
+    report += _section("WAITING, the longest first", [(*_who(run), _waits(run), "") for run in waiting], most)
     if picture.runs_left_out:
-        told += ["", f"… and {picture.runs_left_out} more runs"]
-    return [one_line(line, _LONGEST) for line in told]
+        report += ["", f"… and {picture.runs_left_out} more runs"]
+    return [one_line(line, _LONGEST) for line in report]
 
 
-def head(picture: say.Picture) -> list[str]:
+def head(picture: protocol.Picture) -> list[str]:
     """What concerns the whole process."""
     state = "" if picture.state == "running" else f"{picture.state.upper()}, "
     lag = picture.loop_lag
@@ -83,30 +83,32 @@ def head(picture: say.Picture) -> list[str]:
         f"{group.name} {group.running}/{group.slots}" + (f" ({group.queued} waiting)" if group.queued else "")
         for group in picture.groups
     )
-    told = [
+    report = [
         f"process {picture.pid}, {state}running for {lasting(picture.uptime_s)}, generation {picture.generation}, "
         f"sessions {picture.sessions}"
     ]
-    told += [f"PROBLEM: {problem}" for problem in picture.problems]
+    report += [f"PROBLEM: {problem}" for problem in picture.problems]
     if picture.admission_slowed:
-        told.append(f"SLOWED: {picture.admission_slowed}")
-    told.append(f"{', '.join(counts)}; loop lag p99 {lag.p99 * 1000:.1f} ms, at most {lag.max * 1000:.1f} ms")
-    told.append(f"slots: {', '.join(groups)}")
+        report.append(f"SLOWED: {picture.admission_slowed}")
+    report.append(f"{', '.join(counts)}; loop lag p99 {lag.p99 * 1000:.1f} ms, at most {lag.max * 1000:.1f} ms")
+    report.append(f"slots: {', '.join(groups)}")
     full = [
         f"{lane.name} {lane.running}/{lane.capacity} ({lane.queued} waiting, for {lasting(lane.oldest_wait_s)} at most)"
         for lane in picture.lanes
         if lane.queued and lane.running >= lane.capacity
     ]
     if full:
-        told.append(f"full lanes: {', '.join(full[:_PLACES])}" + (f", … {len(full) - _PLACES} more" * (len(full) > 5)))
-    return told
+        report.append(
+            f"full lanes: {', '.join(full[:_PLACES])}" + (f", … {len(full) - _PLACES} more" * (len(full) > 5))
+        )
+    return report
 
 
-def _is_stuck(run: say.RunRow) -> bool:
+def _is_stuck(run: protocol.RunRow) -> bool:
     return run.ending or (run.deadline_in_s is not None and run.deadline_in_s < 0)
 
 
-def _who(row: say.RunRow | say.AbandonedRow) -> tuple[str, str]:
+def _who(row: protocol.RunRow | protocol.AbandonedRow) -> tuple[str, str]:
     named = row.session is None or row.lane == f"session:{row.session}"
     return f"run {row.id}", row.lane if named else f"{row.lane}, session {row.session}"
 
@@ -115,32 +117,32 @@ def _holds_up(run: int, held_up: Counter[int | None]) -> str:
     return f"; {held_up[run]} wait for it" if held_up[run] > 1 else "; 1 waits for it" if held_up[run] else ""
 
 
-def _abandoned(row: say.AbandonedRow) -> str:
+def _abandoned(row: protocol.AbandonedRow) -> str:
     return f"abandoned {lasting(row.abandoned_for_s)} ago, and still runs; {row.reason}"
 
 
-def _stuck(run: say.RunRow) -> str:
-    told = f"ran {lasting(run.ran_s or 0.0)}"
+def _stuck(run: protocol.RunRow) -> str:
+    report = f"ran {lasting(run.ran_s or 0.0)}"
     if run.deadline_in_s is not None and run.deadline_in_s < 0:
-        told += f", {lasting(-run.deadline_in_s)} past its deadline"
-    return f"{told}; asked to end: {run.reason}" if run.ending and run.reason else told
+        report += f", {lasting(-run.deadline_in_s)} past its deadline"
+    return f"{report}; asked to end: {run.reason}" if run.ending and run.reason else report
 
 
-def _runs(run: say.RunRow) -> str:
-    told = f"ran {lasting(run.ran_s or 0.0)}"
+def _runs(run: protocol.RunRow) -> str:
+    report = f"ran {lasting(run.ran_s or 0.0)}"
     if run.deadline_in_s is not None:
-        told += f", {lasting(run.deadline_in_s)} left"
-    return f"{told}; waits for {_for_whom(run)}" if run.waits_for else told
+        report += f", {lasting(run.deadline_in_s)} left"
+    return f"{report}; waits for {_for_whom(run)}" if run.waits_for else report
 
 
-def _waits(run: say.RunRow) -> str:
-    told = f"waited {lasting(run.waited_s)}"
+def _waits(run: protocol.RunRow) -> str:
+    report = f"waited {lasting(run.waited_s)}"
     if run.waits_for:
-        told += f" for {_for_whom(run)}"
-    return f"{told}; {run.reason}" if run.reason else told
+        report += f" for {_for_whom(run)}"
+    return f"{report}; {run.reason}" if run.reason else report
 
 
-def _for_whom(run: say.RunRow) -> str:
+def _for_whom(run: protocol.RunRow) -> str:
     if not run.holder or run.holder.startswith(f"{run.waits_for} "):
         return run.holder or run.waits_for
     return f"{run.waits_for}: {run.holder}"
@@ -151,10 +153,10 @@ def _section(title: str, rows: Sequence[tuple[str, str, str, str]], most: int, l
         return []
     shown = rows[:most]
     widths = [min(_WIDEST, max(len(row[column]) for row in shown)) for column in (0, 1)]
-    told = ["", title]
+    report = ["", title]
     for row in shown:
-        told.append(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+        report.append(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
         if row[3]:
-            told.append(f"  {'':<{widths[0]}}  at {row[3]}")
+            report.append(f"  {'':<{widths[0]}}  at {row[3]}")
     left_out += len(rows) - len(shown)
-    return [*told, f"  … {left_out} more"] if left_out else told
+    return [*report, f"  … {left_out} more"] if left_out else report

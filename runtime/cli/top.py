@@ -20,7 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from runtime.status import protocol as say
+from runtime.status import protocol
 from runtime.status.client import Client, NoAnswer, NoProcess, locate, successor
 
 from ..trial.output import Output
@@ -70,7 +70,7 @@ class Watched:
     def __init__(self, path: str) -> None:
         self._path = path
         self._client: Client | None = None
-        self._picture: say.Picture | None = None
+        self._picture: protocol.Picture | None = None
         self._heard_at = time.monotonic()
         self._changed = ""
         self.lines: list[str] = []
@@ -85,7 +85,7 @@ class Watched:
         try:
             if self._client is None:
                 self._client = Client(self._where(), within_s=_WITHIN_S)
-            answer = self._client.ask(say.Status())
+            answer = self._client.ask(protocol.Status())
         except (NoAnswer, NoProcess) as error:
             if self._client is not None:
                 self._client.close()
@@ -107,12 +107,12 @@ class Watched:
     def _where(self) -> str:
         """Its socket, or that of its successor."""
         if self._picture is not None:
-            before = say.Pong(pid=self._picture.pid, sessions=self._picture.sessions)
+            before = protocol.Pong(pid=self._picture.pid, sessions=self._picture.sessions)
             after = successor(before, self._path)
             self._path = after.path if after is not None else self._path
         return self._path
 
-    def _note(self, picture: say.Picture) -> None:
+    def _note(self, picture: protocol.Picture) -> None:
         before, self._picture = self._picture, picture
         if before is None:
             return

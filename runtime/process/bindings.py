@@ -68,7 +68,7 @@ class Bindings:
         """
         if self._signals:
             self._received = self._taken.enter_context(Signals(required=True))
-            self._received.tell(signalled, restart=lambda: self._sup.request_restart("SIGUSR1"))
+            self._received.pass_to(signalled, restart=lambda: self._sup.request_restart("SIGUSR1"))
         if self._notify:
             self._notifier = notifier = Notifier.from_environment()
             if notifier is not None:

@@ -64,7 +64,7 @@ class Signals:
         self._post: Post | None = None
         self._call: Callable[[int], object] | None = None
         self._restart: Callable[[], object] | None = None
-        self._told = 0
+        self._passed = 0
         self._asked = False
         """SIGUSR1 has come since it was last passed on."""
 
@@ -88,7 +88,7 @@ class Signals:
     ) -> None:
         self._leave_block()
 
-    def tell(self, call: Callable[[int], object], restart: Callable[[], object] | None = None) -> None:
+    def pass_to(self, call: Callable[[int], object], restart: Callable[[], object] | None = None) -> None:
         """Pass signals on to the running event loop: those that have come before this returns, later ones soon.
 
         Args:
@@ -143,9 +143,9 @@ class Signals:
 
     def _deliver(self) -> None:
         """On the loop: pass on what has come. A process that stops does not restart, so what counts goes first."""
-        while self._call is not None and self._told < len(self.received):
-            self._told += 1
-            _contained(self._call, self._told)
+        while self._call is not None and self._passed < len(self.received):
+            self._passed += 1
+            _contained(self._call, self._passed)
         if self._call is None or not self._asked:
             return
         self._asked = False

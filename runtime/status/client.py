@@ -12,8 +12,7 @@ from typing import Self
 
 from locks import _os
 
-from . import protocol as say
-from . import socket_path
+from . import protocol, socket_path
 
 ANSWERS_WITHIN_S = 8.0
 """Longer than a server waits for a loop that is frozen."""
@@ -74,7 +73,7 @@ class Client:
         """Hang up."""
         self._socket.close()
 
-    def ask(self, question: say.Question) -> say.Answer:
+    def ask(self, question: protocol.Question) -> protocol.Answer:
         """Ask, and wait for the answer.
 
         Raises:
@@ -84,7 +83,7 @@ class Client:
         deadline = time.monotonic() + self._within_s
         try:
             with contextlib.suppress(ConnectionError):  # it has hung up, but perhaps sent the reason before that
-                self._socket.sendall(say.encoded(question))
+                self._socket.sendall(protocol.encoded(question))
             line = self._line(deadline)
         except TimeoutError:
             late = f"{who} does not answer within {self._within_s:g} s: it is stopped, or holds its interpreter lock"
@@ -94,7 +93,7 @@ class Client:
         if not line.endswith(b"\n"):
             raise NoAnswer(f"{who} has gone, or was told to stop")
         try:
-            return say.answer_of(line)
+            return protocol.answer_of(line)
         except ValueError as error:
             raise NoAnswer(f"{who} does not speak this protocol: {error}") from error
 
@@ -135,10 +134,10 @@ def locate(given: str | None) -> str:
         raise NoProcess(
             f"no process is found in {directory}; start it with a status socket, or name its socket: --socket PATH"
         )
-    told = ", ".join(
+    names = ", ".join(
         f"{os.path.basename(one.path)} of process {one.pid} ({one.sessions or 'does not answer'})" for one in found
     )
-    raise NoProcess(f"{len(found)} processes are found: name one, --socket {directory}/…: {told}")
+    raise NoProcess(f"{len(found)} processes are found: name one, --socket {directory}/…: {names}")
 
 
 def live() -> list[Found]:
@@ -165,7 +164,7 @@ def live() -> list[Found]:
     return found
 
 
-def successor(before: say.Pong, path: str) -> Found | None:
+def successor(before: protocol.Pong, path: str) -> Found | None:
     """The process that serves the sessions of another that has gone: at its socket, or in the default place."""
     found: list[Found] = []
     with contextlib.suppress(NoProcess), Client(path, within_s=_FOUND_WITHIN_S) as client:
@@ -177,7 +176,7 @@ def successor(before: say.Pong, path: str) -> Found | None:
 
 def _found(client: Client) -> Found:
     with contextlib.suppress(NoAnswer):
-        pong = client.ask(say.Ping()).pong
+        pong = client.ask(protocol.Ping()).pong
         if pong is not None:
             return Found(client.path, pong.pid, pong.sessions)
     return Found(client.path, client.pid, None)

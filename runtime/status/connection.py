@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 
-from . import protocol as say
+from . import protocol
 
 IDLE_S = 10.0
 """What a client gets to read an answer and to ask again."""
@@ -18,11 +18,11 @@ class Asked:
 
     __slots__ = ("_claim", "answer", "at", "client", "question")
 
-    def __init__(self, question: say.Question, client: Client) -> None:
+    def __init__(self, question: protocol.Question, client: Client) -> None:
         self.question = question
         self.client = client
         self.at = time.monotonic()
-        self.answer: say.Answer | None = None
+        self.answer: protocol.Answer | None = None
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
@@ -74,8 +74,8 @@ class Client:
         del self.received[: end + 1 if end >= 0 else len(self.received)]
         return found
 
-    def say(self, answer: say.Answer) -> None:
+    def reply(self, answer: protocol.Answer) -> None:
         """Answer, and give it time to read that."""
         self.asked = None
-        self.unsent = memoryview(say.encoded(answer))
+        self.unsent = memoryview(protocol.encoded(answer))
         self.due = time.monotonic() + IDLE_S

@@ -15,6 +15,8 @@ from itertools import chain, islice
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from lanes import Run, RunState, SessionLayout
 from lanes.core.execution import Execution
 from lanes.core.needs import Kind, needs_of
@@ -24,7 +26,7 @@ from locks._events import described, log
 
 from ..background import Background
 from ..inspect.run_report import guilty_lines, report_on
-from . import protocol as say
+from . import protocol
 from .protocol import text
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from ..statistics import AbandonedBody, Statistics
     from ..watch.watchdog import Blocked
 
-_T = TypeVar("_T")
+_Row = TypeVar("_Row", bound=msgspec.Struct)
 _What = Literal["drain", "restart"]
 _MOST_PLACES = 20
 _SETTLE_S = 5.0
@@ -82,10 +84,10 @@ class Handlers:
     def __init__(self, sup: Supervised) -> None:
         self._sup = sup
         self._since = _clock.clock.now()
-        self._orders: dict[int, say.Order] = {}
+        self._orders: dict[int, protocol.Order] = {}
         self._last_order = 0
 
-    def answer(self, question: say.Question, by: str) -> say.Answer:
+    def answer(self, question: protocol.Question, by: str) -> protocol.Answer:
         """Answer; never raises.
 
         Args:
@@ -93,25 +95,25 @@ class Handlers:
         """
         try:
             match question:
-                case say.Status():
-                    return say.Answer(status=self._picture())
-                case say.Stop():
+                case protocol.Status():
+                    return protocol.Answer(status=self._picture())
+                case protocol.Stop():
                     return self._stop(question, by)
-                case say.Stack():
+                case protocol.Stack():
                     return self._stack(question)
-                case say.Drain():
+                case protocol.Drain():
                     return self._drain(question, by)
-                case say.Restart():
+                case protocol.Restart():
                     return self._restart(by)
-                case say.Ping():
-                    return say.Answer(pong=pong(self._sup))
+                case protocol.Ping():
+                    return protocol.Answer(pong=pong(self._sup))
         except Exception as error:
             log("status_failed", level="error", error=described(error))
             return refused("failed", f"it could not be answered: {text(described(error))}")
 
     # Doing something
 
-    def _stop(self, question: say.Stop, by: str) -> say.Answer:
+    def _stop(self, question: protocol.Stop, by: str) -> protocol.Answer:
         run = self._sup.find(question.run)
         if run is None:
             return self._unknown(question.run)
@@ -121,24 +123,24 @@ class Handlers:
         state = run.state.value
         asked = run.cancel(question.reason)
         log("operator_asked", what="stop", run=run.id, lane=run.lane, reason=question.reason, by=by)
-        return say.Answer(
-            stopped=say.Stopped(
+        return protocol.Answer(
+            stopped=protocol.Stopped(
                 run=run.id, lane=text(run.lane), state=state, asked=asked, reason=text(run.reason or question.reason)
             )
         )
 
-    def _stack(self, question: say.Stack) -> say.Answer:
+    def _stack(self, question: protocol.Stack) -> protocol.Answer:
         run = self._sup.find(question.run)
         if run is None:
             return self._unknown(question.run)
-        return say.Answer(stack=say.Stood(run=run.id, text=say.stack_text(report_on(run))))
+        return protocol.Answer(stack=protocol.Stood(run=run.id, text=protocol.stack_text(report_on(run))))
 
-    def _unknown(self, run_id: int) -> say.Answer:
+    def _unknown(self, run_id: int) -> protocol.Answer:
         live = list(islice(self._sup._scheduler.board.live, _MOST_NAMED + 1))
         known = ", ".join(map(str, live[:_MOST_NAMED])) + (", …" if len(live) > _MOST_NAMED else "")
         return refused("unknown_run", f"run: {run_id} is not known here; live runs: {known or 'none'}", "run")
 
-    def _drain(self, question: say.Drain, by: str) -> say.Answer:
+    def _drain(self, question: protocol.Drain, by: str) -> protocol.Answer:
         sup = self._sup
         if sup.state not in ("running", "draining"):
             return refused("not_now", f"the supervisor is {sup.state}; it drains while it runs")
@@ -146,7 +148,7 @@ class Handlers:
         log("operator_asked", what="drain", timeout_s=timeout, by=by)
         return self._begin("drain", partial(sup.drain, timeout), timeout + self._grace() + _SETTLE_S)
 
-    def _restart(self, by: str) -> say.Answer:
+    def _restart(self, by: str) -> protocol.Answer:
         sup = self._sup
         if sup.state not in ("running", "draining"):
             return refused("not_now", f"the supervisor is {sup.state}; it restarts while it runs or drains")
@@ -154,24 +156,26 @@ class Handlers:
         within = sup.drain_timeout + 2 * self._grace() + 4 * sup.services_timeout + 2 * _SETTLE_S
         return self._begin("restart", sup.restart, within)
 
-    def _begin(self, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]], within_s: float) -> say.Answer:
+    def _begin(
+        self, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]], within_s: float
+    ) -> protocol.Answer:
         """Start what takes time; each later status reports what came of it."""
         self._last_order += 1
         number = self._last_order
-        self._orders[number] = say.Order(id=number, what=what, over=False)
-        for old in list(self._orders)[: -say.MOST_ORDERS]:
+        self._orders[number] = protocol.Order(id=number, what=what, over=False)
+        for old in list(self._orders)[: -protocol.MOST_ORDERS]:
             del self._orders[old]
         name = f"{what} asked for by an operator"
         # What it makes belongs to the supervisor, not to the connection.
         context = self._sup._scheduler.board.hooks.context.copy()
         Background().start(partial(self._see_through, number, what, call), name, context=context)
-        return say.Answer(started=say.Started(order=number, within_s=within_s))
+        return protocol.Answer(started=protocol.Started(order=number, within_s=within_s))
 
     async def _see_through(
         self, number: int, what: _What, call: Callable[[], Coroutine[Any, Any, DrainReport]]
     ) -> None:
         """A background task: it ends when the supervisor has done it, or cannot."""
-        ended = partial(say.Order, id=number, what=what, over=True)
+        ended = partial(protocol.Order, id=number, what=what, over=True)
         order = ended(error="it was cut short")
         try:
             report = await call()
@@ -192,19 +196,19 @@ class Handlers:
 
     # Looking
 
-    def _picture(self) -> say.Picture:
+    def _picture(self) -> protocol.Picture:
         sup, now = self._sup, _clock.clock.now()
         scheduler, statistics = sup._scheduler, sup.statistics()
-        lag, leases = statistics.loop_lag, statistics.leases
+        leases = statistics.leases
         lanes = nsmallest(
-            say.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
+            protocol.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
         runs = self._runs(leases.waiters, now)
-        left = dict(islice(scheduler.board.abandoned.items(), say.MOST_ABANDONED))
+        left = dict(islice(scheduler.board.abandoned.items(), protocol.MOST_ABANDONED))
         lines = guilty_lines(left)
         abandoned = [_abandoned(now, one, since, stack, lines[one]) for one, (since, stack) in left.items()]
-        held = nsmallest(say.MOST_LEASES, leases.holders, key=lambda right: -right.held_s)
-        return say.Picture(
+        held = nsmallest(protocol.MOST_LEASES, leases.holders, key=lambda right: -right.held_s)
+        return protocol.Picture(
             pid=os.getpid(),
             sessions=directory_of(sup),
             state=sup.state,
@@ -213,68 +217,39 @@ class Handlers:
             healthy=statistics.healthy,
             problems=[text(problem) for problem in statistics.problems],
             admission_slowed=text(statistics.admission_slowed),
-            loop_lag=say.Lag(p50=lag.p50, p99=lag.p99, max=lag.max),
+            loop_lag=_row(protocol.Lag, statistics.loop_lag),
             counts={str(state): number for state, number in statistics.runs.items()},
             parked=statistics.parked,
-            groups=[
-                say.GroupRow(
-                    name=text(name),
-                    running=group.running,
-                    slots=group.slots,
-                    queued=group.queued,
-                    oldest_wait_s=group.oldest_wait_s,
-                )
-                for name, group in statistics.groups.items()
-            ],
-            lanes=[
-                say.LaneRow(
-                    name=text(name),
-                    running=lane.running,
-                    capacity=lane.capacity,
-                    queued=lane.queued,
-                    oldest_wait_s=lane.oldest_wait_s,
-                )
-                for name, lane in lanes
-            ],
+            groups=[_row(protocol.GroupRow, group, name=text(name)) for name, group in statistics.groups.items()],
+            lanes=[_row(protocol.LaneRow, lane, name=text(name)) for name, lane in lanes],
             lanes_left_out=len(statistics.lanes) - len(lanes),
             runs=runs,
             runs_left_out=len(scheduler.board.live) - len(runs),
             abandoned=abandoned,
             abandoned_left_out=len(scheduler.board.abandoned) - len(abandoned),
-            leases=[
-                say.LeaseRow(
-                    path=text(right.path),
-                    right=right.right,
-                    holder=text(right.holder),
-                    epoch=right.epoch,
-                    held_s=right.held_s,
-                    remaining_s=right.remaining_s,
-                    waiting=right.waiting,
-                )
-                for right in held
-            ],
+            leases=[_row(protocol.LeaseRow, right, path=text(right.path), holder=text(right.holder)) for right in held],
             leases_left_out=len(leases.holders) - len(held),
             orders=list(self._orders.values()),
         )
 
-    def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[say.RunRow]:
+    def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[protocol.RunRow]:
         """Those that run come first: they are what the others wait for."""
         live = self._sup._scheduler.board.live.values()
         running = (one for one in live if one.run.state is RunState.RUNNING)
         queued = (one for one in live if one.run.state is not RunState.RUNNING)
-        chosen = list(islice(chain(running, queued), say.MOST_RUNS))
+        chosen = list(islice(chain(running, queued), protocol.MOST_RUNS))
         started = [one for one in chosen if one.run.started_at is not None and one.run.state is RunState.RUNNING]
         longest = set(nsmallest(_MOST_PLACES, started, key=attrgetter("run.started_at")))
         claims = {claim.holder.run_id: claim for claim in waiters}
         lines = guilty_lines(longest)
         return [self._run(one, lines.get(one, ""), claims.get(one.run.id), now) for one in chosen]
 
-    def _run(self, one: Execution, line: str, claim: WaitingClaim | None, now: float) -> say.RunRow:
+    def _run(self, one: Execution, line: str, claim: WaitingClaim | None, now: float) -> protocol.RunRow:
         run, queued = one.run, one.is_queued()
         started = None if queued else run.started_at
         limit = run.wait_deadline if queued else run.deadline
         wait = _wait(one, claim, now)
-        return say.RunRow(
+        return protocol.RunRow(
             id=run.id,
             lane=text(run.lane),
             session=None if run.session is None else text(run.session, 1100),
@@ -328,22 +303,27 @@ def _own_run(claim: WaitingClaim) -> int | None:
     return holder.run_id
 
 
-def _abandoned(now: float, execution: Execution, since: float, stack: str, line: str) -> say.AbandonedRow:
+def _row(kind: type[_Row], source: object, **texts: str) -> _Row:
+    """A row whose fields are those of `source` by the same names, but for the given ones."""
+    return kind(**{name: getattr(source, name) for name in kind.__struct_fields__ if name not in texts}, **texts)
+
+
+def _abandoned(now: float, execution: Execution, since: float, stack: str, line: str) -> protocol.AbandonedRow:
     run = execution.run
-    return say.AbandonedRow(
+    return protocol.AbandonedRow(
         id=run.id,
         lane=text(run.lane),
         session=None if run.session is None else text(run.session, 1100),
         reason=text(run.reason),
         abandoned_for_s=now - since,
         at=text(line),
-        stack=say.stack_text(stack),
+        stack=protocol.stack_text(stack),
     )
 
 
-def pong(sup: Supervised) -> say.Pong:
+def pong(sup: Supervised) -> protocol.Pong:
     """This process. Callable from any thread."""
-    return say.Pong(pid=os.getpid(), sessions=directory_of(sup))
+    return protocol.Pong(pid=os.getpid(), sessions=directory_of(sup))
 
 
 def directory_of(sup: Supervised) -> str:
@@ -351,6 +331,6 @@ def directory_of(sup: Supervised) -> str:
     return text(os.path.abspath(os.fspath(sup.layout.root)), 4200)
 
 
-def refused(kind: say.Kind, message: str, field: str = "") -> say.Answer:
+def refused(kind: protocol.Kind, message: str, field: str = "") -> protocol.Answer:
     """Nothing was done, and why."""
-    return say.Answer(error=say.Refused(kind=kind, message=message, field=field))
+    return protocol.Answer(error=protocol.Refused(kind=kind, message=message, field=field))

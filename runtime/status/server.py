@@ -35,8 +35,7 @@ from locks._loop import know_loop, poster
 
 from ..watch.frames import frame_of, name_of, place_of, run_of, stack_text
 from ..watch.watchdog import is_idle
-from . import protocol as say
-from . import socket_path
+from . import protocol, socket_path
 from .connection import Asked, Client
 from .handlers import Handlers, Supervised, directory_of, pong, refused
 from .protocol import text
@@ -105,12 +104,12 @@ class StatusServer:
             undo.callback(self._unlink)
             with _os.standard_streams_taken():
                 self._selector = undo.enter_context(selectors.DefaultSelector())
-                self._bell, self._waker = socket.socketpair()
-            undo.enter_context(self._bell)
+                self._wakeup, self._waker = socket.socketpair()
+            undo.enter_context(self._wakeup)
             undo.enter_context(self._waker)
-            for one in (self._bell, self._waker):
+            for one in (self._wakeup, self._waker):
                 one.setblocking(False)
-            for one in (self._bell, listener):
+            for one in (self._wakeup, listener):
                 self._selector.register(one, selectors.EVENT_READ)
             self._handlers, self._post, self._loop_thread = Handlers(self._sup), poster(), threading.get_ident()
             self._context = Context()
@@ -132,7 +131,7 @@ class StatusServer:
             return
         _open.discard(self)
         self._unlink()  # while it still listens: a process may replace a socket that refuses connections
-        self._ring()
+        self._wake()
         thread.join(_JOIN_S)
         if thread.is_alive():
             log("status_failed", level="error", error=f"the thread of {self.path} does not end")
@@ -144,7 +143,7 @@ class StatusServer:
             client.connection.close()
         self._clients.clear()
         self._selector.close()
-        for one in (listener, self._bell, self._waker):
+        for one in (listener, self._wakeup, self._waker):
             one.close()
 
     def _unlink(self) -> None:
@@ -156,21 +155,21 @@ class StatusServer:
     def _answer(self) -> None:
         """Answer all that is asked. One picture serves all that ask for one."""
         self._posted = False  # first: what is asked from here on is either seen below or posted again
-        status: say.Answer | None = None
+        status: protocol.Answer | None = None
         for _ in range(len(self._asked)):  # what comes meanwhile is for the next call: no client may keep the loop busy
             asked = self._asked.popleft()
             if self._closing or not asked.claim():
                 continue  # its client was told that the loop is frozen
-            if isinstance(asked.question, say.Status):
+            if isinstance(asked.question, protocol.Status):
                 status = status or self._handlers.answer(asked.question, asked.client.peer)
                 asked.answer = status
             else:
                 asked.answer = self._handlers.answer(asked.question, asked.client.peer)
             self._answered.append(asked)
-            self._ring()
+            self._wake()
 
-    def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # it rings already
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # a byte waits already
             self._waker.send(b"!")
 
     # On the thread
@@ -195,9 +194,9 @@ class StatusServer:
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _look_at(self, descriptor: int) -> None:
-        if descriptor == self._bell.fileno():
+        if descriptor == self._wakeup.fileno():
             with contextlib.suppress(BlockingIOError):
-                self._bell.recv(_CHUNK)
+                self._wakeup.recv(_CHUNK)
         elif (client := self._clients.get(descriptor)) is not None:
             self._attend(client)
         else:
@@ -222,8 +221,8 @@ class StatusServer:
     def _go_on(self, client: Client) -> None:
         while client.is_idle and not client.last and (line := client.line()) is not None:
             self._take(client, line)
-        if client.is_idle and not client.last and len(client.received) > say.LONGEST_LINE:
-            self._last_words(client, "bad_question", f"the line is longer than {say.LONGEST_LINE} bytes")
+        if client.is_idle and not client.last and len(client.received) > protocol.LONGEST_LINE:
+            self._last_words(client, "bad_question", f"the line is longer than {protocol.LONGEST_LINE} bytes")
         if client.is_over:
             self._hang_up(client)
         else:
@@ -232,14 +231,14 @@ class StatusServer:
     def _take(self, client: Client, line: bytes) -> None:
         """Take a question, to be answered here or by the loop."""
         try:
-            if len(line) > say.LONGEST_LINE:
-                raise say.BadQuestion(f"the line is longer than {say.LONGEST_LINE} bytes")
-            question = say.question_of(line)
-        except say.BadQuestion as error:
-            client.say(refused("bad_question", str(error), error.field))
+            if len(line) > protocol.LONGEST_LINE:
+                raise protocol.BadQuestion(f"the line is longer than {protocol.LONGEST_LINE} bytes")
+            question = protocol.question_of(line)
+        except protocol.BadQuestion as error:
+            client.reply(refused("bad_question", str(error), error.field))
             return
-        if isinstance(question, say.Ping):
-            client.say(say.Answer(pong=pong(self._sup)))
+        if isinstance(question, protocol.Ping):
+            client.reply(protocol.Answer(pong=pong(self._sup)))
             return
         client.asked = Asked(question, client)
         self._asked.append(client.asked)
@@ -252,14 +251,14 @@ class StatusServer:
         while self._answered:
             asked = self._answered.popleft()
             if asked.client.asked is asked and asked.answer is not None:
-                self._tell(asked.client, asked.answer)
+                self._reply(asked.client, asked.answer)
 
-    def _tell(self, client: Client, answer: say.Answer) -> None:
-        client.say(answer)
+    def _reply(self, client: Client, answer: protocol.Answer) -> None:
+        client.reply(answer)
         self._attend(client)  # most often the socket takes it at once
 
-    def _last_words(self, client: Client, kind: say.Kind, message: str) -> None:
-        client.say(refused(kind, message))
+    def _last_words(self, client: Client, kind: protocol.Kind, message: str) -> None:
+        client.reply(refused(kind, message))
         client.last = True
 
     def _look_around(self) -> None:
@@ -282,21 +281,21 @@ class StatusServer:
         if not asked.claim():
             if waited >= LONG_PATIENCE_S:
                 begun = f"the event loop has begun to answer, and is not through after {waited:.0f} s"
-                self._tell(client, refused("failed", f"{begun}: it may be done, and may not"))
+                self._reply(client, refused("failed", f"{begun}: it may be done, and may not"))
             return
         if blocked is not None:
             for_s, where, stack, run = blocked.for_s, blocked.place, blocked.stack, blocked.run
         else:
             for_s, where, stack, run = waited, place_of(frame), stack_text(frame), _run_named(frame)
-        frozen = say.Frozen(
+        frozen = protocol.Frozen(
             pid=os.getpid(),
             sessions=directory_of(self._sup),
             for_s=for_s,
             place=text(where),
-            stack=say.stack_text(stack),
+            stack=protocol.stack_text(stack),
             run=text(run),
         )
-        self._tell(client, say.Answer(frozen=frozen))
+        self._reply(client, protocol.Answer(frozen=frozen))
 
     def _accept(self) -> None:
         listener = self._listener

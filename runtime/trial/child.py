@@ -47,7 +47,7 @@ class Reporter:
         self._descriptor = descriptor
         self._mutex = threading.Lock()
 
-    def say(self, what: wire.Event) -> None:
+    def report(self, what: wire.Event) -> None:
         """Report it, before anything else happens."""
         left = memoryview(wire.line_of(what))
         with self._mutex:
@@ -61,13 +61,13 @@ class Reporter:
         """Report what goes into the ledger."""
 
         def sent(message: Sent) -> None:
-            self.say(wire.Posted(message.id))
+            self.report(wire.Posted(message.id))
 
         def told(message: Sent, what: Told, state: str) -> None:
-            self.say(wire.Outcome(message.id, what, state))
+            self.report(wire.Outcome(message.id, what, state))
 
         def acknowledged(key: str, what: Acknowledged) -> None:
-            self.say(wire.Promised(key, what.path, what.fingerprint))
+            self.report(wire.Promised(key, what.path, what.fingerprint))
 
         ledger.on_sent, ledger.on_told, ledger.on_acknowledged = sent, told, acknowledged
 
@@ -100,7 +100,7 @@ def _run(job: wire.Job, reporter: Reporter) -> int:
     assert options.sessions is not None
     result = Result(Ledger(), Survey(), options.backend, options.sessions, plans_abandoned=todo.plans_abandoned)
     reporter.listen(result.ledger)
-    result.on_restart = lambda took_s: reporter.say(wire.Restarted(took_s))
+    result.on_restart = lambda took_s: reporter.report(wire.Restarted(took_s))
     logging.configure(options.log_format)
     with Signals() as signals, opened_trace(options.trace) as trace:
         served = _Served(job, todo, options, result, reporter)
@@ -145,13 +145,13 @@ class _Served:
             await harness.serve(sup, self._work, self._result, signals, self._display)
         if trace is not None:
             trace.close()
-        self._reporter.say(self._ended(sup))
+        self._reporter.report(self._ended(sup))
         if self._result.abandoned:
             leave_now(self._result.exit_code)
 
     async def _display(self, sup: Supervisor) -> None:
-        self._reporter.say(wire.Ready())
-        await Probe(sup, lambda took_s, answer: self._reporter.say(wire.Probed(took_s, answer))).serve()
+        self._reporter.report(wire.Ready())
+        await Probe(sup, lambda took_s, answer: self._reporter.report(wire.Probed(took_s, answer))).serve()
 
     def _ended(self, sup: Supervisor) -> wire.Ended:
         result, ledger = self._result, self._result.ledger

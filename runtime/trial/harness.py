@@ -59,7 +59,7 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
     started = time.monotonic()
     stopping, hurry = anyio.CancelScope(), anyio.CancelScope()
     restarting = Restarting(sup, result, stopping)
-    signals.tell(lambda count: (stopping if count == 1 else hurry).cancel(), restart=restarting.ask)
+    signals.pass_to(lambda count: (stopping if count == 1 else hurry).cancel(), restart=restarting.ask)
     memory = Memory()
     async with anyio.create_task_group() as beside:
         _ = beside.start_soon(memory.serve)

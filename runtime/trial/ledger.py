@@ -115,7 +115,7 @@ class Ledger:
             self.shared["collected"] += 1
         before.append(sent)
         if run.outcome is not None:
-            self._tell(run)
+            self._note_outcome(run)
 
     def refused(self, sent: Sent) -> None:
         """Note a message that was not even accepted; its sender has the exception."""
@@ -154,10 +154,10 @@ class Ledger:
             self._note_overdue(run)
         if read_by_another and outcome.state is RunState.DONE:
             self.shared["steered"] += 1
-        self._tell(run)
+        self._note_outcome(run)
         self._changed()
 
-    def _tell(self, run: Run) -> None:
+    def _note_outcome(self, run: Run) -> None:
         """The senders of a run's messages have its outcome now."""
         outcome = run.outcome
         assert outcome is not None

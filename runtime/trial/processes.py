@@ -44,7 +44,7 @@ async def serve(plan: Plan, options: Options, result: Result, output: Output, si
     result.plans_abandoned = plan.plans_abandoned
     service = _Service(plan, options, result, output)
     async with anyio.create_task_group() as beside:
-        signals.tell(service.stop, restart=service.restart)
+        signals.pass_to(service.stop, restart=service.restart)
         _ = beside.start_soon(service.restart_at_times)
         _ = beside.start_soon(service.show)
         try:

@@ -29,19 +29,19 @@ async def early(signals: Signals) -> None:
         if count == 2:
             told.set()
 
-    signals.tell(tell, restart=lambda: say("restart"))
+    signals.pass_to(tell, restart=lambda: say("restart"))
     await told.wait()
 
 
 async def frozen(signals: Signals) -> None:
-    signals.tell(lambda count: say("never told"))
+    signals.pass_to(lambda count: say("never told"))
     say("frozen")
     while True:
         time.sleep(60)  # noqa: ASYNC251 -- on purpose
 
 
 async def fork(signals: Signals) -> None:
-    signals.tell(lambda count: say("never told"))
+    signals.pass_to(lambda count: say("never told"))
     fork_and_terminate()
     say(f"{len(signals.received)} received")
 

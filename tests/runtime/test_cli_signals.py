@@ -28,7 +28,7 @@ async def test_signals_from_before_the_loop_and_later_ones_are_told_in_order():
 
     with Signals(leave=told.append) as signals:
         signal.raise_signal(signal.SIGTERM)
-        signals.tell(tell)
+        signals.pass_to(tell)
         assert told == [1]
         signal.raise_signal(signal.SIGINT)
         with anyio.fail_after(5):

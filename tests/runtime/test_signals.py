@@ -50,7 +50,7 @@ def nobody(count: int) -> None:
 async def test_a_hangup_counts_like_the_others():
     told: list[int] = []
     with Signals() as signals:
-        signals.tell(told.append)
+        signals.pass_to(told.append)
         signal.raise_signal(signal.SIGHUP)
         await eventually(lambda: told == [1], within=LIMIT_S)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -96,7 +96,7 @@ def test_what_is_only_sent_on_purpose_is_heard_though_it_was_ignored(number):
 async def test_sigusr1_asks_for_a_restart_on_the_loop_and_does_not_count():
     asked: list[object] = []
     with Signals() as signals:
-        signals.tell(nobody, restart=lambda: asked.append(threading.current_thread()))
+        signals.pass_to(nobody, restart=lambda: asked.append(threading.current_thread()))
         signal.raise_signal(signal.SIGUSR1)
         assert asked == []  # not inside the handler
         await eventually(lambda: asked, within=LIMIT_S)
@@ -109,7 +109,7 @@ async def test_sigusr1_asks_for_a_restart_on_the_loop_and_does_not_count():
 async def test_several_before_the_loop_hears_of_them_ask_once():
     asked: list[str] = []
     with Signals() as signals:
-        signals.tell(nobody, restart=lambda: asked.append("restart"))
+        signals.pass_to(nobody, restart=lambda: asked.append("restart"))
         for _ in range(5):
             signal.raise_signal(signal.SIGUSR1)
         await eventually(lambda: asked, within=LIMIT_S)
@@ -121,7 +121,7 @@ async def test_one_that_came_before_anybody_was_there_to_tell_is_told():
     asked: list[str] = []
     with Signals() as signals:
         signal.raise_signal(signal.SIGUSR1)
-        signals.tell(nobody, restart=lambda: asked.append("restart"))
+        signals.pass_to(nobody, restart=lambda: asked.append("restart"))
         assert asked == ["restart"]
 
 
@@ -132,7 +132,7 @@ async def test_a_process_that_was_told_to_stop_does_not_restart(when):
         order = [signal.SIGTERM, signal.SIGUSR1]
         for number in order if when == "after" else reversed(order):
             signal.raise_signal(number)
-        signals.tell(told.append, restart=lambda: nobody(0))
+        signals.pass_to(told.append, restart=lambda: nobody(0))
         signal.raise_signal(signal.SIGUSR1)
         await eventually(lambda: len(lines) == 2, within=LIMIT_S)
     assert told == [1]
@@ -142,7 +142,7 @@ async def test_a_process_that_was_told_to_stop_does_not_restart(when):
 
 async def test_where_nothing_can_be_restarted_sigusr1_is_ignored():
     with capture_logs() as lines, Signals() as signals:
-        signals.tell(nobody)
+        signals.pass_to(nobody)
         signal.raise_signal(signal.SIGUSR1)
         await eventually(lambda: lines, within=LIMIT_S)
     assert [(line["event"], line["reason"]) for line in lines] == [("signal_ignored", "nothing here can be restarted")]
@@ -155,10 +155,10 @@ async def test_who_tells_anew_is_told_what_comes_and_nothing_twice():
     first: list[int] = []
     second: list[int] = []
     with Signals() as signals:
-        signals.tell(first.append)
+        signals.pass_to(first.append)
         signal.raise_signal(signal.SIGTERM)
         await eventually(lambda: first, within=LIMIT_S)
-        signals.tell(second.append)
+        signals.pass_to(second.append)
         signal.raise_signal(signal.SIGTERM)
         await eventually(lambda: second, within=LIMIT_S)
     assert (first, second) == ([1], [2])
@@ -172,7 +172,7 @@ async def test_an_error_of_who_is_told_is_logged_and_harms_nothing():
         raise ValueError("planned")
 
     with capture_logs() as lines, Signals() as signals:
-        signals.tell(fail)
+        signals.pass_to(fail)
         signal.raise_signal(signal.SIGTERM)
         await eventually(lambda: told == [1], within=LIMIT_S)
         signal.raise_signal(signal.SIGTERM)
@@ -182,7 +182,7 @@ async def test_an_error_of_who_is_told_is_logged_and_harms_nothing():
 
 async def test_when_the_block_was_left_nobody_is_told_any_more():
     with Signals() as signals:
-        signals.tell(nobody, restart=lambda: nobody(0))
+        signals.pass_to(nobody, restart=lambda: nobody(0))
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGUSR1)
     with capture_logs() as lines:
@@ -197,7 +197,7 @@ async def test_when_the_block_was_left_nobody_is_told_any_more():
 async def test_a_signal_that_comes_in_on_another_thread_is_told_on_the_loop(send):
     told: list[object] = []
     with Signals() as signals:
-        signals.tell(lambda count: told.append(threading.current_thread()))
+        signals.pass_to(lambda count: told.append(threading.current_thread()))
         await to_thread.run_sync(send, signal.SIGTERM)
         await eventually(lambda: told, within=LIMIT_S)
     assert told == [threading.current_thread()]
@@ -221,7 +221,7 @@ def test_inside_a_loop_they_lie_over_those_of_the_loop_and_give_them_back(backen
         of_the_loop = handlers()
         assert of_the_loop != before
         with Signals(required=True) as signals, anyio.fail_after(LIMIT_S):
-            signals.tell(told.append)
+            signals.pass_to(told.append)
             signal.raise_signal(signal.SIGINT)
             await eventually(lambda: told, within=LIMIT_S)
         assert handlers() == of_the_loop

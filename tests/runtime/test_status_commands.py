@@ -20,8 +20,7 @@ from anyio import to_thread
 from lanes import LaneSpec
 from runtime import Supervisor
 from runtime.cli.status import lines
-from runtime.status import client, socket_path
-from runtime.status import protocol as say
+from runtime.status import client, protocol, socket_path
 from tests import blocking
 from tests.command import LANES, lanes
 from tests.poll import eventually, eventually_sync
@@ -129,7 +128,7 @@ async def test_a_frozen_process_is_shown_with_the_line_that_blocks_it_and_nothin
     assert json.loads(as_json.stdout)["frozen"]["run"] == f"run {run.id} on lane session:a"
 
 
-def row(number: int, **changed: object) -> say.RunRow:
+def row(number: int, **changed: object) -> protocol.RunRow:
     fields: dict[str, object] = {
         "id": number,
         "lane": "main",
@@ -146,10 +145,10 @@ def row(number: int, **changed: object) -> say.RunRow:
         "reason": "",
         "at": "",
     }
-    return say.RunRow(**{**fields, **changed})  # type: ignore[arg-type]  # the fields above
+    return protocol.RunRow(**{**fields, **changed})  # type: ignore[arg-type]  # the fields above
 
 
-def picture(**changed: object) -> say.Picture:
+def picture(**changed: object) -> protocol.Picture:
     fields: dict[str, object] = {
         "pid": 7,
         "sessions": "/s",
@@ -159,10 +158,10 @@ def picture(**changed: object) -> say.Picture:
         "healthy": True,
         "problems": [],
         "admission_slowed": "",
-        "loop_lag": say.Lag(p50=0.0, p99=0.001, max=0.002),
+        "loop_lag": protocol.Lag(p50=0.0, p99=0.001, max=0.002),
         "counts": {"running": 1, "queued": 0},
         "parked": 0,
-        "groups": [say.GroupRow(name="main", running=1, slots=32, queued=0, oldest_wait_s=0.0)],
+        "groups": [protocol.GroupRow(name="main", running=1, slots=32, queued=0, oldest_wait_s=0.0)],
         "lanes": [],
         "lanes_left_out": 0,
         "runs": [],
@@ -173,7 +172,7 @@ def picture(**changed: object) -> say.Picture:
         "leases_left_out": 0,
         "orders": [],
     }
-    return say.Picture(**{**fields, **changed})  # type: ignore[arg-type]  # the fields above
+    return protocol.Picture(**{**fields, **changed})  # type: ignore[arg-type]  # the fields above
 
 
 def test_problems_come_first_and_what_is_past_its_deadline_is_stuck():
@@ -302,7 +301,7 @@ def test_a_process_that_is_stopped_is_said_not_to_answer(tmp_path):
         client.Client(str(tmp_path / "s"), within_s=0.05) as one,
         pytest.raises(client.NoAnswer, match=f"process {os.getpid()} does not answer within 0.05 s"),
     ):
-        one.ask(say.Status())
+        one.ask(protocol.Status())
 
 
 # Watching
