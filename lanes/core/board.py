@@ -78,7 +78,7 @@ class Board:
         self.loop: object = None
         """The event loop that serves; on a thread of its own, or sharing one as host or guest."""
         self.on_failure: Callable[[BaseException | None, bool], object] = _ignored
-        """Told when the scheduler ends everything by itself: for what, `None` for a cancellation from outside, and
+        """Called when the scheduler ends everything by itself: for what, `None` for a cancellation from outside, and
         whether that is raised out of the loop anyway."""
         self._idle: anyio.Event | None = None
         self._none_abandoned: anyio.Event | None = None

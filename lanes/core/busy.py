@@ -46,7 +46,7 @@ class Busy:
             raise _lane_busy(request, need)
 
     def target(self, request: Request, policy: WhenBusy) -> Execution | None:
-        """The run that the policy turns to: to take its place, or to be told the message."""
+        """The run that the policy turns to: to take its place, or to hand it the message."""
         if policy == "interrupt":
             if request.file is None and self.outdated(request, policy):
                 return None  # it takes the place of the run that waits, for which another one has been ended already
@@ -72,7 +72,7 @@ class Busy:
         return [one for one in waiting if one.policy == policy and one.is_queued()]
 
     def _underway(self, request: Request) -> Execution | None:
-        """Who runs where the request would have to wait, and was not asked to end yet."""
+        """The run that is under way where the request would have to wait, and was not asked to end yet."""
         if request.file is not None:
             front = self._board.turns.front(request.file)
             return front if front is not None and front.is_underway() else None
@@ -104,13 +104,13 @@ class Busy:
         return last
 
     def _last(self, request: Request) -> Execution | None:
-        """Who came last of those that the request would wait behind."""
+        """The last of the runs that the request would wait behind."""
         if request.file is not None:
             return self._board.turns.last(request.file)
         return next(reversed(request.lane.queued), None) if request.lane.queued else None
 
     def _may_share(self, request: Request, policy: WhenBusy, last: Execution) -> bool:
-        """Whether joining the last one keeps the policy: `reject` waits for nobody, `interrupt` goes next.
+        """Whether joining the last run keeps the policy: `reject` waits for no run, `interrupt` goes next.
 
         What a newer message may supersede is joined under the same policy only.
         """

@@ -1,7 +1,7 @@
 """What ends a run: a request, a deadline, a lost turn, the end of its body, the end of the process.
 
-Whatever asks a run to end goes through `end`, and the first cause decides. A run that has not started ends at once. One
-that is under way has its body cancelled, and ends when that has ended, or when its grace has passed: then it is
+Each cause goes through `end`, and the first one decides. A run that has not started ends at once. The body of a run
+that is under way is cancelled; the run ends when its body has ended, or when its grace has passed: then it is
 abandoned. Each of these is one synchronous change: no cancellation comes in between, and hooks, log lines and
 finalizers run after it.
 """
@@ -79,14 +79,14 @@ class Causes:
             execution.successor = successor
 
     def queue_timeout(self, execution: Execution) -> None:
-        """A run has waited for as long as it may: say for what."""
+        """A run has waited for as long as it may; the reason names what for."""
         self.end(execution, RunState.TIMED_OUT, queue_reason(execution))
 
     def deadline_came(self, execution: Execution) -> None:
         deadline = execution.run.deadline
         assert deadline is not None
         if deadline < execution.hard_deadline and execution in self._waits:
-            execution.progress()  # it has said what it waits for, and that has limits of its own
+            execution.progress()  # its body waits for another run, which has limits of its own
             deadline = execution.run.deadline
             assert deadline is not None
         if _clock.clock.now() < deadline:  # it was moved
@@ -176,7 +176,7 @@ class Causes:
 
     def body_died(self, execution: Execution, error: BaseException | None) -> None:
         """The task of a body has ended: report what it could not report by itself, since it had not begun, say."""
-        if not execution.over or execution in self._board.abandoned:
+        if execution.phase not in OVER or execution in self._board.abandoned:
             self.body_ended(execution, None, error)
             execution.forget()
         if execution in self._board.bodies:
@@ -194,8 +194,8 @@ class Causes:
     def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
         """A body raised `KeyboardInterrupt`: end everything else; returns whether it is to be raised out of the loop.
 
-        asyncio knows no other way to end a program. trio has one that ends each task in order: what waits raises it.
-        When the loop is being torn down already, raising it once more would cut that short.
+        asyncio knows no other way to end a program. On trio what waits for the supervisor raises it, so that each task
+        ends in order. When the loop is being torn down already, raising it once more would cut that short.
         """
         leaves = asyncio_runs() and not self._is_torn_down()
         self.end_all(f"the supervisor was interrupted (KeyboardInterrupt in {by.task_name})", but=by)

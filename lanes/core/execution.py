@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
+from locks import Fence, LockRegistry, Right, _clock, _effects
 from locks._loop import current_task, running_loop
 from locks.lowlevel import FileClaim, current_fence
 
@@ -20,20 +20,15 @@ from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import wrong_loop
 from ..run import Body, Run, RunState, _current
+from .owner import Owner
 from .phase import MOVES, OVER, QUEUED, UNDERWAY, Phase
 
 if TYPE_CHECKING:
     from ..checks import Priority
-    from ..layout import SessionLayout
     from ..message import Message
-    from ..queues.groups import Group
     from ..queues.lane import Lane
-    from ..queues.throttle import Pace
     from ..queues.timers import Timer
-    from ..queues.turns import Turns
     from ..spec import LaneSpec, WhenBusy
-    from .raised import Raised
-    from .task_host import TaskHost
 
 
 @dataclass(slots=True)
@@ -47,94 +42,6 @@ class Wait:
 
 
 NOT_HELD = -math.inf
-
-
-class World(Protocol):
-    """What an execution, its body and `needs` read of the board."""
-
-    registry: LockRegistry
-    tasks: TaskHost | None
-    starting: bool
-    """Whether queued work is started."""
-    groups: dict[str, Group[Execution]]
-    turns: Turns[Execution]
-    pace: Pace
-    services: Mapping[str, Any]
-    layout: SessionLayout
-    loop: object
-    new_scope: Callable[..., anyio.CancelScope]
-    """Makes a cancel scope on the running loop."""
-    new_event: Callable[[], anyio.Event]
-    late_events_dropped: int
-
-    def may_start(self, execution: Execution) -> bool:
-        """Whether it may be started at all."""
-
-
-class Owner(Protocol):
-    """What an execution reports to: its scheduler."""
-
-    @property
-    def board(self) -> World:
-        """What its scheduler holds."""
-
-    def submit(
-        self,
-        lane: str,
-        body: Body,
-        args: tuple[Any, ...],
-        *,
-        session: str | None = None,
-        turn: bool = True,
-        timeout: float | None = None,
-        priority: str | None = None,
-        bound_to: Execution | None = None,
-    ) -> Run:
-        """Queue a piece of work; see `Intake.submit`."""
-
-    def end(self, execution: Execution, state: RunState, reason: str) -> bool:
-        """End a queued or running execution for the given cause; returns whether this is the cause now."""
-
-    def finish(
-        self,
-        execution: Execution,
-        state: RunState,
-        reason: str,
-        *,
-        value: Any = None,
-        raised: Raised | None = None,
-    ) -> None:
-        """Give it its outcome, now."""
-
-    def park_if_failed(self, execution: Execution, state: RunState) -> None:
-        """Keep its work, if it ends in a way that its lane would have tried again."""
-
-    def queue_timeout(self, execution: Execution) -> None:
-        """It has waited for as long as it may."""
-
-    def deadline_came(self, execution: Execution) -> None:
-        """Its deadline has come, unless `progress()` has moved it."""
-
-    def turn_lost(self, execution: Execution, error: LeaseLost) -> None:
-        """Its session was taken from it."""
-
-    def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
-        """Its body has returned or raised."""
-
-    def body_died(self, execution: Execution, error: BaseException | None) -> None:
-        """The task of its body has ended."""
-
-    def wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:
-        """The task that waits for another process's turn has ended."""
-
-    def interrupted(self, by: Execution, error: KeyboardInterrupt) -> bool:
-        """The process is to end: end everything else; returns whether to raise that out of the loop."""
-
-    def message_read(self, execution: Execution, taken: Execution) -> None:
-        """Its body has read a message that was handed to it."""
-
-    async def wait_for(self, asking: Execution, run: Run, ended: anyio.Event) -> None:
-        """Wait for a run on behalf of another one; see `Waits.wait`."""
 
 
 class Execution:
@@ -161,7 +68,7 @@ class Execution:
     """Seconds that earlier attempts ran."""
     cause: tuple[RunState, str] | None = None
     successor: Execution | None = None
-    """Who superseded it."""
+    """The run that superseded it."""
     claim: FileClaim | None = None
     timer: Timer | None = None
     hold_timer: Timer | None = None
@@ -170,14 +77,14 @@ class Execution:
     _scope: anyio.CancelScope | None = None
     _body_scope: anyio.CancelScope | None = None
     parent: Execution | None = None
-    """The run that it ends with; `None` for those that nobody else bounds."""
+    """The run that it ends with; `None` for a run that no other one bounds."""
     children: dict[Execution, None] | None = None
     steered_into: Execution | None = None
-    """Whose inbox its message went into."""
+    """The run into whose inbox its message went."""
     wait: Wait | None = None
     """There while the task of its body waits for another run."""
     answering: list[Execution] | None = None
-    """Those whose messages the body has read from its inbox: they share its outcome."""
+    """The runs whose messages its body has read from its inbox: they share its outcome."""
     _inbox: Inbox | None = None
     killers: set[Callable[[], None]] | None = None
     """What ends the processes that it runs."""
@@ -186,7 +93,7 @@ class Execution:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: Owner[Execution],
         run: Run,
         lane: Lane[Execution],
         *,
@@ -222,7 +129,7 @@ class Execution:
         self.given_urgency = urgency
         """Its class, as submitted."""
         self.urgency = urgency
-        """Its class for admission: while it is queued, at least that of the most urgent who waits for its session."""
+        """Its class for admission: while it is queued, at least that of the most urgent behind it in its session."""
         self.policy: WhenBusy = policy
         """What it was taken under. A newer run of a policy in `ONLY_NEWEST` supersedes it while it waits under the
         same."""
@@ -272,16 +179,16 @@ class Execution:
 
     @property
     def inbox(self) -> Inbox:
-        """What is said to it while it runs."""
+        """The messages that were handed to it while it runs."""
         if self._inbox is None:
             self._inbox = Inbox()
             if self.cause is not None or self.phase in OVER:
-                self._inbox.shut()  # first looked for too late: nobody would ever close it
+                self._inbox.shut()  # made after the end, which closes the inboxes that there are
         return self._inbox
 
     @property
     def has_inbox(self) -> bool:
-        """Whether anybody has looked for its inbox, or put something into it."""
+        """Whether its inbox was made: its body asked for it, or a message was put into it."""
         return self._inbox is not None
 
     def unread(self) -> list[Execution]:
@@ -290,7 +197,7 @@ class Execution:
         return [one for one in left if isinstance(one, Execution)]  # as all are: `put` is called with nothing else
 
     def was_read(self) -> None:
-        """Take note that the body in whose inbox its message is has read it."""
+        """Note that the body that was handed its message has read it."""
         assert self.steered_into is not None
         self.owner.message_read(self.steered_into, self)
 
@@ -483,7 +390,7 @@ class Execution:
             self.claim = None  # afterwards: an exception in between leaves it for the next call
 
     def progress(self) -> None:
-        """Start the idle budget anew, within the hard deadline."""
+        """Start the idle budget again, within the hard deadline."""
         idle = self.spec.idle_timeout
         if idle is None or self.phase not in UNDERWAY or self.run.deadline is None:
             return
@@ -503,7 +410,7 @@ class Execution:
         """Cancel the body; it may clean up and write until its fence closes.
 
         It reads nothing more from now on. The cancellation comes when the present change is complete: it calls `cancel`
-        of whatever the body awaits, which may be a user's own future.
+        of what the body awaits, which may be a user's own future.
         """
         if self._inbox is not None:
             self._inbox.shut()
@@ -514,7 +421,7 @@ class Execution:
             self._scope.cancel()  # before the first step there is none: `conduct` sees the cause
 
     def shield_body(self) -> None:
-        """Let an abandoned body be: cancelling one that swallows it, again and again, would burn the loop."""
+        """Stop cancelling an abandoned body: one that swallows that, over and over, would burn the loop."""
         if self._body_scope is not None:
             self._body_scope.shield = True
 
@@ -583,7 +490,7 @@ class Execution:
 
         Cancelling the outer scope cancels the body, and nothing around it does, for it is a shield. The inner one is
         there to be shielded, so that an abandoned body is not cancelled over and over. A native cancellation of this
-        task that is still pending when the body has ended is nobody's: there is no `await` after that.
+        task that is still pending when the body has ended hits nothing: there is no `await` after that.
         """
         run, body = self.run, self.body
         if self.phase in OVER or body is None:
@@ -627,7 +534,7 @@ class Execution:
 
     def forget(self) -> None:
         """Let go of what the body was called with; its finalizers run when the present change is complete."""
-        if not self.began:  # else the frame of `conduct` names it all until the change is complete
+        if self.fence.task is None:  # else the frame of `conduct` names it all until the change is complete
             _effects.release(self.body, self.args, self.context, self.messages)
         self.body, self.args, self.context, self.messages = None, (), None, None
 

@@ -40,7 +40,7 @@ class Finishing:
         value: Any = None,
         raised: Raised | None = None,
     ) -> None:
-        """End a run, in whatever state it was, and let its successors go on."""
+        """End a run, from any phase, and let its successors go on."""
         run = execution.run
         self.close(execution, Phase.ABANDONED if execution in self._board.abandoned else Phase.ENDED)
         if run.attempt > 1 and run.started_at is None:
@@ -60,17 +60,17 @@ class Finishing:
         run._end(outcome)
         self._waits.ended(run)
         self._board.hooks.ended(run)
-        self._board.live.pop(run.id, None)  # not before: whatever interrupts this, what is live is told in the end
+        self._board.live.pop(run.id, None)  # not before: after an interrupt, `serve` ends what is live
         if execution.children:
             execution.ask_children_to_end(reason or "has ended")
         if execution.answering is not None:
-            self._tell_answered(execution, state, reason, value, raised)
+            self._end_answered(execution, state, reason, value, raised)
         self.leave(execution)
         if state is RunState.FAILED:
             log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
         self._board.wake_waiters()
 
-    def _tell_answered(
+    def _end_answered(
         self,
         execution: Execution,
         state: RunState,
@@ -78,7 +78,7 @@ class Finishing:
         value: Any = None,
         raised: Raised | None = None,
     ) -> None:
-        """Those whose messages the body has read share its outcome."""
+        """Have the runs whose messages the body has read share its outcome."""
         for answered in execution.take_answered():
             answered.share_cause(execution)
             self.finish(answered, state, reason, value=value, raised=raised)
@@ -105,12 +105,12 @@ class Finishing:
             execution.steered_into.inbox.discard(execution)
 
     def leave(self, execution: Execution) -> None:
-        """Give back place, slot and queue positions, and let the next ones in."""
+        """Give back place, slot and queue positions, and let the next runs in."""
         lane = execution.lane
         self.leave_lane(execution)
         if execution.has_inbox:
             self._steering.queue_unread(execution)
-        if execution.in_line and execution.file is not None:
+        if execution.file is not None and execution.steered_into is None:
             follower = self._board.turns.leave(execution.file, execution)
             if follower is not None:
                 self._starting.make_ready(follower)
@@ -127,7 +127,7 @@ class Finishing:
         self._board.bodies.pop(execution, None)
         execution.lane.forget(execution)
         if execution.lane.ready or execution.lane.ring is not None:
-            # Before anybody is let in: its place may be what another one of its lane lacked.
+            # Before another run is let in: its place may be what a run of its lane lacked.
             self._board.groups[execution.spec.group].offer(execution.lane)
 
     @_effects.change

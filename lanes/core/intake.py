@@ -2,7 +2,7 @@
 
 The order is that of the questions a sender would ask. Is anything taken at all? Is it allowed? Have I said this before
 (`dedupe`)? Does it join what waits already (`debounce`, `collect`)? Is the session busy, and what does that mean for it
-(`when_busy`)? Is there room, and who gives way if not (`when_full`)? Only then is there a run.
+(`when_busy`)? Is there room, and which run gives way if not (`when_full`)? Only then is there a run.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from ..spec import LaneSpec, WhenBusy
 from .board import Board
 from .busy import Busy
 from .causes import Causes
-from .execution import Execution, Owner
+from .execution import Execution
 from .history import DedupeKey, Said
 from .needs import would_start
 from .overflow import drop_oldest, lane_full
+from .owner import Owner
 from .phase import OVER
 from .request import Request
 from .start import Starting
@@ -40,7 +41,9 @@ _MOST_KEY_CHARS = 1024
 class Intake:
     """The way in of one scheduler. On the event loop's thread, as `submit` and `post` see to."""
 
-    def __init__(self, board: Board, starting: Starting, steering: Steering, causes: Causes, owner: Owner) -> None:
+    def __init__(
+        self, board: Board, starting: Starting, steering: Steering, causes: Causes, owner: Owner[Execution]
+    ) -> None:
         self._board = board
         self._starting = starting
         self._steering = steering
@@ -256,7 +259,7 @@ class Intake:
             now = execution.run.enqueued_at
             most = DEBOUNCE_AT_MOST * spec.debounce
             if spec.queue_timeout is not None:
-                # Else what is said without a pause would end in the queue, for want of quiet alone.
+                # Else a stream without a pause would end in the queue, only because it never paused.
                 most = max(spec.debounce, min(most, spec.queue_timeout / 2))
             execution.hold(now + spec.debounce, now + most)
         goes_next = execution.policy == "interrupt" and (bool(older) or self.busy.is_busy(request))
@@ -299,7 +302,7 @@ class Intake:
 
 
 def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:
-    """What the sender is told that says something else under the same key."""
+    """The refusal of another message under the same key."""
     return DedupeConflict(
         f"dedupe: {checks.shown(key)} is the key of run {run.id} on lane {request.lane.name!r}, whose message has "
         "another body; allowed: the same body, or another key",

@@ -19,7 +19,8 @@ from locks import Right, _clock
 
 from ..checks import Priority
 from ..run import RunState
-from .execution import Execution, World, execution_of
+from .execution import Execution, execution_of
+from .owner import World
 
 if TYPE_CHECKING:
     from ..queues.lane import Lane
@@ -133,7 +134,7 @@ def _lends(one: Execution) -> bool:
     return one.wait is not None and one.wait.run is not None
 
 
-def busy(board: World, lane: Lane[Execution], file: str | None) -> Need | None:
+def busy(board: World[Execution], lane: Lane[Execution], file: str | None) -> Need | None:
     """What a new run would wait for in its session, or, without one, on its lane; `None` when that is free."""
     if file is None:
         return next(iter(_place(lane)), None)
@@ -141,7 +142,9 @@ def busy(board: World, lane: Lane[Execution], file: str | None) -> Need | None:
     return Need(Kind.TURN, (front,)) if front is not None else None
 
 
-def would_start(board: World, lane: Lane[Execution], file: str | None, urgency: Priority, *, held: bool) -> bool:
+def would_start(
+    board: World[Execution], lane: Lane[Execution], file: str | None, urgency: Priority, *, held: bool
+) -> bool:
     """Whether a new run would start in the moment that it is submitted: no run is before it anywhere.
 
     Args:

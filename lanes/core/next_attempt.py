@@ -28,7 +28,7 @@ class Retrying:
         self._finishing = finishing
 
     def try_again(self, execution: Execution, state: RunState, raised: Raised | None) -> bool:
-        """Queue the next attempt of a run whose body has failed, if there is one to come."""
+        """Queue the next attempt of a run whose body has failed, if its lane allows one."""
         retry, run = execution.spec.retry, execution.run
         if retry is None or run.attempt >= retry.attempts or not self._board.may_start(execution):
             return False
@@ -72,10 +72,10 @@ class Retrying:
         self._starting.admit(lane)
 
     def _take_messages_along(self, execution: Execution, follower: Execution) -> None:
-        """What the failed attempt has read from its inbox, the next one must read again; unread ones first come too."""
+        """Hand the messages of the failed attempt to the next one: those that it has read, then the unread."""
         again = execution.answering or []
         for one in again:
-            # Its lane may have been retired meanwhile, and be there anew.
+            # Its lane may have been retired meanwhile, and made again.
             one.lane = self._board.lanes.setdefault(one.lane.name, one.lane)
             one.lane.enqueue(one)
         for one in [*again, *execution.unread()]:

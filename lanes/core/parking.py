@@ -26,17 +26,17 @@ class Parking:
         self._intake = intake
 
     def park_if_failed(self, execution: Execution, state: RunState) -> None:
-        """Keep what will not be tried again for somebody to decide, on a lane where things are tried again."""
+        """Keep a run for an operator to decide, if its lane tries runs again and has no attempt left for it."""
         retry = execution.spec.retry
         if retry is None or execution.body is None or execution.steered_into is not None:
             return
         overran = execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT
-        # One that had to be abandoned is not tried again, but its sender's work is not lost for that.
+        # A run that had to be abandoned is not tried again; its sender's work is kept all the same.
         if state is RunState.FAILED or (overran and retry.timeouts and execution.run.started_at is not None):
             self._park(execution)
 
     def _park(self, execution: Execution) -> None:
-        """Keep a run that will not be tried again, with what it takes to submit it anew."""
+        """Keep a run that will not be tried again, with what it takes to submit it again."""
         run, body, args = execution.run, execution.body, execution.args
         messages = None if execution.messages is None else [*execution.messages]
         for one in execution.answering or ():

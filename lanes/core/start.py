@@ -3,7 +3,8 @@
 `queue` puts an execution on its lane and, if it conducts a session, into the session's queue. At the front of its
 session, and not held back, it is *ready*; a ready one is admitted when its lane has a place and its group a slot;
 admitted, it takes the session's turn in the lock registry and starts. Another process may have that turn: then place
-and slot go back, and the run waits outside. One that has nobody before it anywhere takes a shorter way to the same end.
+and slot go back, and the run waits outside. A run that has none before it anywhere takes a shorter way to
+the same end.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .raised import Raised, raised_of
 
 
 class Starting:
-    """How runs start: the queues of sessions, and admission. What becomes of a run, its owner is told."""
+    """How runs start: the queues of sessions, and admission. It reports what becomes of a run to the run's owner."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -47,7 +48,7 @@ class Starting:
         """Put a new execution where it has to wait, and start it if it need not.
 
         Args:
-            first: before everybody who waits for its session, or for its lane.
+            first: before all that wait for its session, or for its lane.
         """
         run, lane = execution.run, execution.lane
         self._board.lanes[lane.name] = lane
@@ -74,7 +75,7 @@ class Starting:
             execution.timer = timers.at(execution.run.wait_deadline, owner.queue_timeout, execution)
 
     def _start_at_once(self, execution: Execution) -> None:
-        """Start a new execution that has nobody before it, without a way through the queues."""
+        """Start a new execution that has none before it, without a way through the queues."""
         lane = execution.lane
         if execution.file is not None:
             self._board.turns.join(execution.file, execution)
@@ -103,7 +104,7 @@ class Starting:
             self.lend_priority(file)
 
     def lend_priority(self, file: str) -> None:
-        """Give who is at the front of a session the class of the most urgent one that waits behind it."""
+        """Give the front of a session the class of the most urgent run that waits behind it."""
         front = self._board.turns.front(file)
         assert front is not None
         urgency = self._board.turns.most_urgent(file)
@@ -121,7 +122,7 @@ class Starting:
             self.admit(front.lane)  # what it was lent may be all that it lacked
 
     def _hold_back(self, execution: Execution) -> None:
-        """Somebody goes before one that was at the front of its session: it waits for its turn again."""
+        """Have the front of a session wait for its turn again: another run goes before it."""
         execution.lane.make_unready(execution)
         execution.urgency = execution.given_urgency
         self._board.timers.cancel(execution.hold_timer)
@@ -129,7 +130,7 @@ class Starting:
         self._board.groups[execution.spec.group].offer(execution.lane)
 
     def _pass_what_may_not_start(self, execution: Execution) -> None:
-        """Let a child of a running run go before work that is not started any more, and would keep both waiting."""
+        """Let a child of a running run go before work that does not start any more, and would keep both waiting."""
         file = execution.file
         assert file is not None
         front = self._board.turns.front(file)
@@ -138,7 +139,7 @@ class Starting:
             self.stand_in_line(execution, first=True)
 
     def make_ready(self, execution: Execution) -> None:
-        """One that has its session's turn before it, if it needs one: let it start when it may."""
+        """Let a run start when it may; nothing is before it in its session."""
         if execution.phase is not Phase.IN_LINE or not self._board.may_start(execution):
             return
         if execution.file is not None:
@@ -193,14 +194,14 @@ class Starting:
     # Admission
 
     def admit(self, lane: Lane[Execution]) -> None:
-        """Start whatever may start now in the lane's group."""
+        """Start the runs that may start now in the lane's group."""
         group = self._board.groups[lane.spec.group]
         group.offer(lane)
         self.admit_group(group)
 
     @_effects.change
     def admit_group(self, group: Group[Execution]) -> None:
-        """Start whatever may start now in a group."""
+        """Start the runs that may start now in a group."""
         self._to_admit[group] = None
         if self._admitting:
             return  # a run that fails at its start lets its successors in from the loop below: no recursion
@@ -216,7 +217,7 @@ class Starting:
             self._admitting = False
 
     def _next(self, group: Group[Execution]) -> tuple[Lane[Execution], Execution] | None:
-        """Who starts next in a group, at the pace that the process can keep."""
+        """The run that starts next in a group, at the pace that the process can keep."""
         if not self._board.pace.holds_back(group.spec.name):
             return group.admit()
         now, barred, soonest = _clock.clock.now(), list[Priority](), float("inf")
@@ -239,7 +240,7 @@ class Starting:
 
     @_effects.change
     def admit_all(self) -> None:
-        """Start whatever may start now, in all groups."""
+        """Start the runs that may start now, in all groups."""
         for group in self._board.groups.values():
             self.admit_group(group)
 
@@ -292,7 +293,7 @@ class Starting:
         self._board.tasks.start(
             self._wait_for_turn(execution, scope),
             f"turn for run {execution.run.id}",
-            self._board.hooks.context.copy(),  # with none of the variables of whatever happened to call
+            self._board.hooks.context.copy(),  # with none of the caller's variables
             partial(execution.owner.wait_died, execution, scope),
         )
         self._board.groups[lane.spec.group].offer(lane)  # its place is free again
@@ -322,7 +323,7 @@ class Starting:
         execution.wait_in_line(claim)
         self.make_ready(execution)
         if execution.phase in QUEUED:
-            # No place or no slot is free: no run may have to wait for one that only waits. Its place in the order of
+            # No place or no slot is free: no run may have to wait for a run that only waits. Its place in the order of
             # arrival is kept, so it is next again.
             execution.release_turn(self._board.registry)
 

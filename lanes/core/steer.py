@@ -1,4 +1,4 @@
-"""What is said to a run that is under way: into its inbox, read by its body, or left for the next one."""
+"""Messages to a run that is under way: into its inbox, read by its body, or left for the next run."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Steering:
 
     @_effects.change
     def message_read(self, execution: Execution, taken: Execution) -> None:
-        """A body has read a message from its inbox: whoever sent it gets what that body's run ends with."""
+        """Note that a body has read a message from its inbox: its sender gets what that body's run ends with."""
         self._board.timers.cancel(taken.timer)
         taken.lane.forget(taken)
         taken.read_by(execution)
 
     def queue_unread(self, execution: Execution) -> None:
-        """Queue the messages that a body has left unread, before everybody who waits but those who interrupted it."""
+        """Queue the messages that a body has left unread, before all that wait but the runs that interrupted it."""
         unread = execution.unread()
         for one in unread:
             one.wait_in_line()
@@ -61,5 +61,5 @@ class Steering:
         """Queue unread messages that need no turn, behind those that go ahead of them."""
         for one in reversed([*ahead, *unread]):
             self._starting.put_first(one)
-        for one in unread:  # the first one first: the place that has become free is for the first one that is ready
+        for one in unread:  # in order: the place that has become free is for the first
             self._starting.make_ready(one)
