@@ -49,7 +49,7 @@ class Permit(Protocol):
         """A session that it may read and append to.
 
         Raises:
-            InvalidSession: the key cannot name one.
+            InvalidSession: the key cannot name a session.
         """
 
     def submit(

@@ -1,23 +1,23 @@
-"""Who gets the next slot of a group.
+"""The next run for a slot of a group.
 
 Lanes that could start something stand in a ring per priority class; within a class they take turns. A class is *due*
 when the oldest run that it could start was submitted longer ago than the class's handicap; foreground always is. Of the
-due classes each gets a share of the slots, so neither starves the other, however much work one has. When none is due,
-the most urgent one goes first.
+due classes each gets a share of the slots, so no class starves another, however much work it has. When none is due,
+the most urgent class goes first.
 
-The shares are kept by stride scheduling: a class that is given a slot moves on by its stride, and the one that is least
-far goes next. A class that could take nothing for a while (nothing to do, or no slot that is not reserved) stays where
-it is, and so goes next when it can; then it catches up with the others, lest it has their share for all that time. It
-is the oldest run of the class that makes it due, not the one whose lane has its turn: else a lane that is always full
-of young work would hold its whole class back. Rejected: the longest waiting run of all goes first, after handicaps.
-Then a backlog of background work, once it is old, goes before every user's new message, to its end.
+The shares are kept by stride scheduling: a class that is given a slot moves on by its stride, and the class that is
+least far goes next. A class that could take nothing for a while (nothing to do, or no slot that is not reserved) stays
+where it is, and so goes next when it can; then it catches up with the others: it must not get their share for all that
+time. The oldest run of a class makes it due, not the run whose lane has its turn: else a lane that is always full of
+young work would hold its whole class back. Rejected: the longest waiting run of all goes first, after handicaps. Then a
+backlog of background work, once it is old, goes before every user's new message, to its end.
 
-Runs of the other classes together never hold more than `slots - reserve`. It is how many they hold that counts, not how
+Runs of the other classes together never hold more than `slots - reserve`. What counts is how many they hold, not how
 many are free: else foreground that fills every slot would starve them for ever.
 
-A run that waits for another one lends its slot to anyone. When that one has ended it takes the next free slot, before
-everybody who has not started: it is older than they are, and holds a turn that others wait for. If it is cut short
-instead, it goes on at once without a slot, and takes the next free one.
+A run that waits for another run lends its slot to any run. When the other run has ended, it takes the next free slot,
+before all runs that have not started: it is older than they are, and holds a turn that others wait for. If it is cut
+short instead, it goes on at once without a slot, and takes the next free slot.
 
 `docs/lanes.md` derives from this how long a run waits at most.
 """
@@ -59,13 +59,13 @@ class Group(Generic[W]):
         self.spec = spec
         self.holders: dict[W, Priority] = {}
         self.others = 0
-        """How many of them have taken their slots as another class than foreground."""
+        """The number of holders that have taken their slots as another class than foreground."""
         self.tally = Tally()
         self._rings: dict[Priority, OrderedDict[Lane[W], None]] = {p: OrderedDict() for p in Priority}
         self._ages: dict[Priority, list[tuple[float, int, Lane[W]]]] = {p: [] for p in Priority}
         """A heap of when the runs that lanes could start were submitted; entries that a lane has left are stale."""
         self._returning: OrderedDict[W, anyio.Event | None] = OrderedDict()
-        """Runs that have waited for another one and take a slot again; with what their bodies wait for, while they do.
+        """Runs that have waited for another run and take a slot again; with what their bodies wait for, while they do.
         A body that goes on without its slot stays here, and waits for nothing."""
         self._order = count()
         self._got = dict.fromkeys(Priority, 0)
@@ -99,7 +99,7 @@ class Group(Generic[W]):
         heapq.heappush(self._ages[lane.ring], (at, next(self._order), lane))
 
     def admit(self, barred: Collection[Priority] = ()) -> tuple[Lane[W], W] | None:
-        """Take a slot and a place for whoever is next; `None` when nobody may start now.
+        """Take a slot and a place for the next run; `None` when no run may start now.
 
         Args:
             barred: classes that may not start anything now.
@@ -130,7 +130,7 @@ class Group(Generic[W]):
             heapq.heapify(heap)
 
     def next_class(self, barred: Collection[Priority] = ()) -> Priority | None:
-        """The class of who would start next; `None` when nobody could."""
+        """The class of the run that would start next; `None` when no run could."""
         able = [p for p, ring in self._rings.items() if ring and p not in barred and self.has_slot(p)]
         if len(able) < 2:
             return able[0] if able else None
@@ -152,7 +152,7 @@ class Group(Generic[W]):
         self.others += execution.urgency is not Priority.FOREGROUND
 
     def give_back(self, execution: W) -> None:
-        """Free the slot of an execution, if it has one, or its claim on one."""
+        """Free the slot of an execution, or its claim on a slot; no effect without either."""
         if execution not in self.holders:
             event = self._returning.pop(execution, None)
             if event is not None:
@@ -161,7 +161,7 @@ class Group(Generic[W]):
         self.others -= self.holders.pop(execution) is not Priority.FOREGROUND
 
     def take_again(self, execution: W) -> None:
-        """Take a slot for a run that goes on after it had lent its own: now, or when the next one is free."""
+        """Take a slot for a run that goes on after it had lent its own: now, or when the next slot is free."""
         execution.want_slot()
         self._returning[execution] = None
         self.let_return()
@@ -186,7 +186,7 @@ class Group(Generic[W]):
         return event
 
     def waits_no_more(self, execution: W) -> None:
-        """Note that a run goes on, with a slot or without; without one, it still takes the next free one."""
+        """Note that a run goes on, with a slot or without; without a slot, it still takes the next free one."""
         if execution in self._returning:
             self._returning[execution] = None
 
@@ -195,18 +195,18 @@ class Group(Generic[W]):
         return self._returning.get(execution) is not None
 
     def has_slot(self, urgency: Priority) -> bool:
-        """Whether one of that class may take a slot now."""
+        """Whether a run of that class may take a slot now."""
         if len(self.holders) >= self.spec.slots:
             return False
         return urgency is Priority.FOREGROUND or self.others < self.spec.slots - self.spec.reserve
 
     def would_start(self, urgency: Priority) -> bool:
-        """Whether one more of that class would start at once: there is a slot, and nobody waits for one."""
+        """Whether a new run of that class would start at once: a slot is free, and no run waits for one."""
         return self.has_slot(urgency) and not self.has_work
 
     @property
     def has_work(self) -> bool:
-        """Whether anybody could go on or start if there were slots."""
+        """Whether a run could go on or start if there were slots."""
         foreground, normal, background = self._rings.values()
         return bool(foreground or normal or background or self._returning)
 

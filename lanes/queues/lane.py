@@ -13,10 +13,10 @@ from .waiter import W
 
 
 class Lane(Generic[W]):
-    """The queue of one lane, and who runs on it.
+    """The queue of a lane, and the runs on it.
 
     Invariants: an execution is in `queued` from being submitted until it starts or ends, first come first; in `running`
-    from its start until it ends or is abandoned. A ready one needs nothing but a place and a slot: then `queued` has
+    from its start until it ends or is abandoned. A ready run needs nothing but a place and a slot: then `queued` has
     its rank, and `ready` an entry with that rank. Other entries are stale.
     """
 
@@ -65,28 +65,28 @@ class Lane(Generic[W]):
         return len(self.queued) + self.joined
 
     def enqueue(self, execution: W) -> None:
-        """Take one into the queue."""
+        """Put a run into the queue, last."""
         self.queued[execution] = None
         self.joined += execution.joined
 
     def make_ready(self, execution: W) -> None:
-        """Queue for a place: by age, so that one who had to wait for another process does not wait twice."""
+        """Queue a run for a place: by age, so that a run that had to wait for another process does not wait twice."""
         if self.queued[execution] != execution.rank:
             self.queued[execution] = execution.rank
             heapq.heappush(self.ready, (execution.rank, execution))
 
     def make_unready(self, execution: W) -> None:
-        """Have it wait for something else than a place and a slot after all."""
+        """Note that a run waits for something else than a place and a slot after all."""
         self.queued[execution] = None
         self._drop_stale()
 
     def _drop_stale(self) -> None:
-        if len(self.ready) > 64 + 2 * len(self.queued):  # lest a full lane collects the cancelled for ever
+        if len(self.ready) > 64 + 2 * len(self.queued):  # else a full lane would collect cancelled runs for ever
             self.ready = [entry for entry in self.ready if self._is_valid(entry)]
             heapq.heapify(self.ready)
 
     def forget(self, execution: W) -> None:
-        """Let go of one that has ended or leaves to be tried again, wherever it stands."""
+        """Remove a run that has ended or leaves to be tried again, wherever it stands."""
         if execution in self.running:
             del self.running[execution]
         elif execution in self.queued:
@@ -95,7 +95,7 @@ class Lane(Generic[W]):
             self._drop_stale()
 
     def next(self) -> W | None:
-        """Who would start next; `None` when nobody is ready or the lane is full."""
+        """The run that would start next; `None` when no run is ready or the lane is full."""
         if len(self.running) >= self.spec.capacity:
             return None
         ready = self.ready
@@ -106,14 +106,14 @@ class Lane(Generic[W]):
         return None
 
     def least_urgent_before(self, rank: int) -> Priority:
-        """The class of the least urgent one that is ready, and starts before one of that rank."""
+        """The class of the least urgent ready run that starts before a run of that rank."""
         return max(
             (one.urgency for place, one in self.ready if place < rank and self._is_valid((place, one))),
             default=Priority.FOREGROUND,
         )
 
     def take(self) -> W:
-        """Move the one that `next` names to the running."""
+        """Move the run that `next` returns to the running ones."""
         execution = heapq.heappop(self.ready)[1]
         del self.queued[execution]
         self.joined -= execution.joined

@@ -1,8 +1,8 @@
 """Starting less when the process cannot keep up.
 
-When the event loop is late, or memory is short, one more run makes every run slower. So admission goes on, but slowly:
-at most one start in so many seconds for each class. Lanes in group `control` are not slowed. A *ramp* does the same for
-a while after a restart, when everything is overdue at once, with intervals that shrink to nothing. The
+When the event loop is late, or memory is short, each further run makes every run slower. So admission goes on, but
+slowly: at most one start in so many seconds for each class. Lanes in group `control` are not slowed. A *ramp* does the
+same for a while after a restart, when everything is overdue at once, with intervals that shrink to nothing. The
 watchdog calls `slow` and `restore`; the scheduler asks before each start.
 """
 

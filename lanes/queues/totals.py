@@ -58,8 +58,8 @@ class Totals:
     ran_s: float
     """Seconds that they ran, together."""
     longest_wait_s: float
-    """The longest that one of them waited."""
+    """The longest wait of a run, in seconds."""
     dropped: int
-    """How many were dropped from a full queue; their senders were told, and they count as cancelled."""
+    """How many were dropped from a full queue; their outcomes say so, and they count as cancelled."""
     retries: int
-    """How many attempts were followed by another one."""
+    """How many attempts were followed by another attempt."""

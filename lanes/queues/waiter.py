@@ -9,7 +9,7 @@ from ..run import Run
 
 
 class Waiter(Protocol):
-    """A run. Compared and hashed by identity; in a heap, of two with one rank the older run comes first."""
+    """A run. Compared and hashed by identity; in a heap, of two runs of one rank the older one comes first."""
 
     @property
     def run(self) -> Run: ...
