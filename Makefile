@@ -16,13 +16,21 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 
-.PHONY: run test check bench format clean
+# Up to four workers: `make test` and `make coverage` share it.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+
+.PHONY: run test coverage check bench format clean
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
 
 test: check
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+# Without the planted defects: what they run is not the product.
+coverage: $(STAMP)
+	COVERAGE_CORE=ctrace $(BIN)/pytest $(PARALLEL) --ignore-glob='*planted*' --cov=lanes --cov=locks --cov=runtime --cov-branch \
+		--cov-report=term-missing:skip-covered $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -37,7 +45,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last: an installation that was interrupted is done again.
