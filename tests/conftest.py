@@ -2,6 +2,7 @@
 
 - Async tests need no marker; they run on asyncio in debug mode, uvloop and trio, or on those that
   `@pytest.mark.backends` names.
+- The fixture `sup` is a running supervisor, in virtual time.
 - With the fixture `virtual` they run on asyncio and trio in virtual time: see `virtual.py`.
 - Signals, `umask` and environment are those of a terminal, whoever starts the tests: see `surroundings.py`.
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
@@ -14,12 +15,14 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import blocking, leaks, phases, surroundings, virtual
+from runtime import Supervisor
+from tests import blocking, leaks, phases, supervised, surroundings, virtual
 from tests.planted.server import Server
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -52,6 +55,17 @@ def _virtual() -> Iterator[virtual.VirtualClock]:
     """Virtual time for this test, asynchronous or not."""
     with virtual.virtual_time() as clock:
         yield clock
+
+
+@pytest.fixture
+async def sup(
+    request: pytest.FixtureRequest, virtual: virtual.VirtualClock, tmp_path: Path
+) -> AsyncIterator[Supervisor]:
+    """A supervisor of the test module's `LANES`, or of `supervised.LANES`; at the end of the test it must be empty."""
+    virtual.busy_limit = 100
+    async with Supervisor(tmp_path, lanes=getattr(request.module, "LANES", supervised.LANES)) as sup:
+        yield sup
+        supervised.assert_empty(sup)
 
 
 @pytest.fixture(scope="session")

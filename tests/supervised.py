@@ -11,12 +11,20 @@ import anyio
 import pytest
 from anyio import get_cancelled_exc_class, to_thread
 
-from lanes import RunContext
+from lanes import LaneSpec, RunContext
 from lanes.core.execution import Execution
 from runtime import Supervisor
 
 TICK = 1e-6
 """Less than anything that is configured, more than the rounding of an instant."""
+
+LANES = [LaneSpec(pattern, timeout=10.0, grace=2.0) for pattern in ("session:*", "side:*")]
+"""The lanes of the fixture `sup`, unless a module has `LANES` of its own."""
+
+
+async def sleeps(ctx: RunContext) -> None:
+    """A body that only its deadline or a cancellation ends."""
+    await anyio.sleep_forever()
 
 
 def about(expected: Any) -> Any:

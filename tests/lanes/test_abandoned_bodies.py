@@ -12,16 +12,7 @@ from runtime import AbandonedBodies, Supervisor
 from tests.poll import eventually
 from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone, texts
 
-LANES = [LaneSpec(pattern, timeout=10.0, grace=2.0) for pattern in ("session:*", "side:*")]
 KINDS = [Stubborn, Shielded, HungThread]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    virtual.busy_limit = 100
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
 
 
 async def writes(ctx, text="next"):

@@ -11,7 +11,7 @@ from lanes import GroupSpec, LaneSpec, Run, RunState
 from lanes.core.execution import Execution
 from lanes.queues.lane import Lane
 from runtime import Supervisor
-from tests.supervised import Shielded, assert_empty, gone
+from tests.supervised import Shielded, assert_empty, gone, sleeps
 
 
 def alive(kind):
@@ -22,10 +22,6 @@ def alive(kind):
 
 async def returns(ctx):
     return ctx.run.id
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 @pytest.mark.failure("E10", "E11")

@@ -13,13 +13,6 @@ from tests.supervised import about, assert_empty, texts
 LANES = [LaneSpec("session:*", timeout=10.0, grace=2.0)]
 
 
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
-
-
 async def half_open(ctx):
     """Calls a tool and is ended before it has answered; a half-open call would make a provider refuse for ever."""
     await ctx.session.append({"text": "question"})

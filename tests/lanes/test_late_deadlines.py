@@ -14,7 +14,7 @@ from lanes.core.loop_lag import Unwatched, late_reason
 from locks import Fence
 from runtime import Supervisor
 from runtime.inspect.run_report import report_on
-from tests.supervised import Shielded, about, assert_empty, gone
+from tests.supervised import Shielded, about, gone
 
 GRACE = 2.0
 LANES = [
@@ -22,14 +22,6 @@ LANES = [
     LaneSpec("idle:*", timeout=100.0, idle_timeout=10.0, grace=GRACE),
     LaneSpec("queue:*", timeout=100.0, queue_timeout=10.0, grace=GRACE),
 ]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    virtual.busy_limit = 100
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
 
 
 async def sleeps(ctx, seconds=math.inf):

@@ -14,7 +14,7 @@ from locks import DeadlockError, InvalidSession, LockRegistry, RunEnded
 from runtime import Supervisor
 from tests.peers import peer
 from tests.poll import eventually
-from tests.supervised import Shielded, about, assert_empty, gone, lines_of, path_of, texts
+from tests.supervised import Shielded, about, gone, lines_of, path_of, texts
 
 pytestmark = [pytest.mark.backends("asyncio", "trio"), pytest.mark.failure("E14")]
 
@@ -28,13 +28,6 @@ LANES = [
     LaneSpec("session:*", handler=answers, timeout=100.0, grace=2.0),
     LaneSpec("side:*", timeout=100.0, grace=2.0),
 ]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
 
 
 def ended(run):

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from lanes import InvalidLane, LaneFull, LaneSpec, Message, RetrySpec, RunCancelled, RunState, RunTimedOut
 from locks import LeaseLost, LeaseTimeout, LockRegistry, RunEnded
 from runtime import Supervisor
-from tests.supervised import Shielded, about, assert_empty, gone, texts
+from tests.supervised import Shielded, about, assert_empty, gone, sleeps, texts
 
 RETRY = RetrySpec(3, wait=2.0, max_wait=60.0, on=ConnectionError)
 pytestmark = pytest.mark.backends("asyncio", "trio")
@@ -238,10 +238,6 @@ async def test_what_was_asked_to_end_is_not_tried_again(sup, error):
 
 
 # Timeouts
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 @pytest.mark.parametrize("timeouts, attempts", [(False, 1), (True, 3)])

@@ -12,17 +12,9 @@ from anyio import get_cancelled_exc_class, to_thread
 from lanes import LaneSpec, Message, RunCancelled, RunState, current_run
 from locks import InvalidSession
 from runtime import Supervisor
-from tests.supervised import assert_empty, path_of, texts
+from tests.supervised import path_of, texts
 
-LANES = [LaneSpec(pattern, timeout=10.0, grace=2.0) for pattern in ("session:*", "side:*")]
 color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
 
 
 # Context variables and tasks

@@ -9,21 +9,9 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
 from runtime import Supervisor
-from tests.supervised import TICK, Shielded, Stubborn, about, assert_empty, gone, path_of, texts
+from tests.supervised import TICK, Shielded, Stubborn, about, assert_empty, gone, path_of, sleeps, texts
 
 LANES = [LaneSpec("session:*", timeout=10.0, grace=2.0)]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    virtual.busy_limit = 100
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 async def sleeps_for(ctx, seconds):

@@ -18,21 +18,9 @@ from lanes import (
     RunTimedOut,
 )
 from runtime import Supervisor
-from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone, path_of
+from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone, path_of, sleeps
 
 LANES = [LaneSpec("session:*", timeout=10.0, grace=2.0)]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    virtual.busy_limit = 100
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 async def test_a_body_that_returns_is_done_with_its_value(sup):

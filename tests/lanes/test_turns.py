@@ -10,7 +10,7 @@ from anyio import get_cancelled_exc_class, to_thread
 
 from lanes import LaneSpec, Run, RunState
 from runtime import Supervisor
-from tests.supervised import Shielded, Stubborn, about, assert_empty, gone, path_of, texts
+from tests.supervised import Shielded, Stubborn, about, assert_empty, gone, path_of, sleeps, texts
 
 OLD_WAIT = 0.6
 """The 60 s for which a waiter used to wait, scaled 1:100."""
@@ -19,18 +19,6 @@ LANES = [
     LaneSpec("session:*", timeout=10.0, grace=2.0),
     LaneSpec("side:*", timeout=10.0, grace=2.0, capacity=100),
 ]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    virtual.busy_limit = 100
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 async def answers(ctx, text, seconds=0.1):

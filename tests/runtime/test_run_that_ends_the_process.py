@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from lanes import LaneSpec, Run, RunState
 from locks import _clock
 from runtime import Supervisor
-from tests.supervised import Shielded, gone, lines_of, path_of
+from tests.supervised import Shielded, gone, lines_of, path_of, sleeps
 
 BACKENDS = pytest.mark.parametrize("backend", ["asyncio", "trio"])
 
@@ -97,10 +97,6 @@ class Scene:
         now = self.sup.statistics()
         assert (now.leases.held, now.leases.waiting, self.sup.runs()) == (0, 0, [])
         assert self.sup.state == "stopped"
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 async def cleans(ctx):

@@ -17,15 +17,11 @@ from lanes import LaneSpec, RunState
 from runtime import Supervisor
 from runtime.ending import Ending
 from tests.suites.test_ways_to_cancel import on_trio
-from tests.supervised import assert_empty
+from tests.supervised import assert_empty, sleeps
 
 pytestmark = pytest.mark.failure("X5")
 
 LANES = [LaneSpec("session:*", timeout=10.0, grace=0.2)]
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 class World:

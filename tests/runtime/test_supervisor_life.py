@@ -10,13 +10,9 @@ import pytest
 from lanes import Draining, LaneSpec, RunState
 from locks import DeadlockError, InvalidSession
 from runtime import AbandonedBodies, DrainReport, Supervisor
-from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone
+from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone, sleeps
 
 LANES = [LaneSpec("session:*", timeout=10.0, grace=2.0)]
-
-
-async def sleeps(ctx):
-    await anyio.sleep_forever()
 
 
 async def returns(ctx, value=None):

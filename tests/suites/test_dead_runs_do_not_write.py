@@ -9,21 +9,10 @@ import pytest
 from anyio import get_cancelled_exc_class, to_thread
 from structlog.testing import capture_logs
 
-from lanes import LaneSpec, RunState
+from lanes import RunState
 from locks import LeaseLost, RunEnded
-from runtime import Supervisor
 from tests import virtual as virtual_time
-from tests.supervised import HungThread, Shielded, about, assert_empty, gone, lines_of, path_of, texts
-
-LANES = [LaneSpec(pattern, timeout=10.0, grace=2.0) for pattern in ("session:*", "side:*")]
-
-
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    virtual.busy_limit = 100
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
+from tests.supervised import HungThread, Shielded, about, gone, lines_of, path_of, texts
 
 
 def ending(how):

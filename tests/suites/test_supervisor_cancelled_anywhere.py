@@ -17,13 +17,6 @@ pytestmark = pytest.mark.suite("C1")
 LANES = [LaneSpec(pattern, timeout=10.0, grace=2.0) for pattern in ("session:*", "side:*")]
 
 
-@pytest.fixture
-async def sup(virtual, tmp_path):
-    async with Supervisor(tmp_path, lanes=LANES) as sup:
-        yield sup
-        assert_empty(sup)
-
-
 async def works(ctx):
     await ctx.session.append({"text": "question"})
     await anyio.sleep(0.1)
