@@ -48,7 +48,7 @@ class Ending:
         self.lanes = Background()
         """The task whose children are the lanes."""
         self.services_left = True
-        """Whether the services have left when they were last told to."""
+        """Whether the services left when they last had to."""
         self._standing, self._scheduler, self._watchdog, self._bindings = standing, scheduler, watchdog, bindings
         self._services_timeout = services_timeout
         self._leave = anyio.Event()

@@ -52,7 +52,7 @@ from anyio._backends import _trio as anyio_trio
 from trio._core._run import GLOBAL_RUN_CONTEXT, Runner  # trio has no public way to ask for the next deadline
 
 from locks import _clock
-from runtime.watch import watchdog
+from runtime.watch import frames
 
 T = TypeVar("T")
 
@@ -325,7 +325,7 @@ class VirtualEventLoop(asyncio.SelectorEventLoop):
             await super().shutdown_default_executor()
 
 
-watchdog._IDLE.add((os.path.basename(__file__), "select"))  # a loop that waits in the selector below is idle
+frames._IDLE.add((os.path.basename(__file__), "select"))  # a loop that waits in the selector below is idle
 
 
 class _VirtualSelector(selectors.DefaultSelector):

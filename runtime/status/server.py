@@ -33,8 +33,7 @@ from locks import _os
 from locks._events import described, log
 from locks._loop import know_loop, poster
 
-from ..watch.frames import frame_of, name_of, place_of, run_of, stack_text
-from ..watch.watchdog import is_idle
+from ..watch.frames import frame_of, is_idle, name_of, place_of, run_of, stack_text
 from . import protocol, socket_path
 from .connection import Asked, Client
 from .handlers import Handlers, Supervised, directory_of, pong, refused

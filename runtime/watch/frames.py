@@ -14,6 +14,7 @@ import asyncio
 import gc
 import linecache
 import math
+import os
 import sys
 from contextvars import Context
 from types import FrameType
@@ -32,6 +33,16 @@ _EVENT_LIBRARIES = {"asyncio", "anyio", "trio", "concurrent"}
 _CONDUCT = Execution.conduct.__code__
 _PACKAGES = 1
 """The `distance` of installed packages: a program may be one."""
+_IDLE = {
+    ("selectors.py", "select"),
+    ("_io_epoll.py", "get_events"),
+    ("_io_kqueue.py", "get_events"),
+    ("_io_windows.py", "get_events"),
+    ("windows_events.py", "_poll"),
+    ("runners.py", "run"),  # uvloop waits in compiled code, without a frame
+    ("base_events.py", "run_forever"),
+}
+_RUNS_A_LOOP = {"run_until_complete", "run_forever"}
 
 
 def frame_of(thread: int) -> FrameType | None:
@@ -145,3 +156,11 @@ def stack_text(frame: FrameType | None) -> str:
 
 def _place(frame: FrameType) -> Place:
     return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def is_idle(frame: Any) -> bool:
+    """Whether the thread of an event loop waits there for something to do."""
+    code = frame.f_code
+    if (os.path.basename(code.co_filename), code.co_name) in _IDLE:
+        return True
+    return not _RUNS_A_LOOP.isdisjoint(code.co_names)  # uvloop again, as seen in its caller

@@ -34,7 +34,7 @@ from locks._events import described, log
 from locks._loop import Post, poster
 
 from ..quantiles import Quantiles, quantiles
-from .frames import code_of, frame_of, name_of, place_of, run_of, stack_text
+from .frames import code_of, frame_of, is_idle, name_of, place_of, run_of, stack_text
 from .limits import Keeper
 from .resources import ProcessStatistics, Resources
 
@@ -404,22 +404,3 @@ def _asleep_s() -> float:
         before, since_start, after = time.monotonic(), time.clock_gettime(boot), time.monotonic()
         if after - before < STOOD_STILL_S / 4:  # else this thread was held up between the two clocks
             return since_start - after
-
-
-_IDLE = {
-    ("selectors.py", "select"),
-    ("_io_epoll.py", "get_events"),
-    ("_io_kqueue.py", "get_events"),
-    ("_io_windows.py", "get_events"),
-    ("windows_events.py", "_poll"),
-    ("runners.py", "run"),  # uvloop waits in compiled code, without a frame
-    ("base_events.py", "run_forever"),
-}
-_RUNS_A_LOOP = {"run_until_complete", "run_forever"}
-
-
-def is_idle(frame: Any) -> bool:
-    code = frame.f_code
-    if (os.path.basename(code.co_filename), code.co_name) in _IDLE:
-        return True
-    return not _RUNS_A_LOOP.isdisjoint(code.co_names)  # uvloop again, as seen in its caller

@@ -23,9 +23,9 @@ from lanes.queues.throttle import Pace
 from locks import _clock
 from runtime import Limits, Supervisor
 from runtime.watch import watchdog as module
-from runtime.watch.frames import frame_of, name_of, place_of, run_of, stack_text
+from runtime.watch.frames import frame_of, is_idle, name_of, place_of, run_of, stack_text
 from runtime.watch.limits import Keeper
-from runtime.watch.watchdog import Watchdog, is_idle
+from runtime.watch.watchdog import Watchdog
 from tests.poll import eventually, eventually_sync
 from tests.virtual import VirtualAlarm
 
