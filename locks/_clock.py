@@ -81,10 +81,10 @@ class _Ringer:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, without a thread and without alarms."""
+        """Begin again, without a thread and without alarms."""
         self._mutex = threading.RLock()
         self._bell = threading.Lock()
-        """Unlocked once for any number of rings; whoever sleeps on it locks it again by waking up."""
+        """Unlocked once for any number of rings; the sleeping thread locks it again by waking up."""
         self._alarms: dict[int, weakref.ref[_ThreadAlarm]] = {}
         self._thread: threading.Thread | None = None
 

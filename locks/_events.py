@@ -1,8 +1,8 @@
 """Log lines of all floors: an event name in snake case plus fields, through structlog.
 
 A log line never harms what it reports on: an exception in the host's logging set-up is swallowed after one note on
-stderr, which nobody may be able to read. Only what ends the process, `KeyboardInterrupt` and `SystemExit`, goes on to
-whoever logs, as it does from any other line.
+stderr, which may have no reader. Only what ends the process, `KeyboardInterrupt` and `SystemExit`, goes on to
+the caller, as it does from any other line.
 
 structlog is imported by the first registry or event, not with this module, because that takes longer than a
 command line may take to answer `--help`.
@@ -20,8 +20,8 @@ from . import _effects
 _noted = False
 
 observers: tuple[Callable[[str, str, Mapping[str, Any]], object], ...] = ()
-"""Told each event, its level and its fields, on the thread that logs it, whatever the host's set-up shows. Replaced
-whole, never changed."""
+"""Called with each event, its level and its fields, on the thread that logs it, whatever the host's set-up shows.
+Replaced whole, never changed."""
 
 
 def prepare() -> None:
@@ -53,7 +53,7 @@ def _write(event: str, level: str, fields: Mapping[str, Any]) -> None:
 
 
 def _note(error: Exception) -> None:
-    """Say once per process on stderr, if anybody can read it, that log lines are lost."""
+    """Say once per process on stderr, if that is open, that log lines are lost."""
     global _noted  # noqa: PLW0603 -- one note per process is the point
     if _noted:
         return

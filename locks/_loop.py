@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 _spawned: set[asyncio.Task[None]] = set()
 """asyncio itself refers to its tasks weakly."""
 LOOK_S = 0.1
-"""How often a thread that waits for an event loop looks whether that has ended: a loop that has tells nobody."""
+"""How often a thread that waits for an event loop looks whether that has ended: a loop ends without a sign."""
 
 Post = Callable[[Callable[[], Any]], None]
 """Have the event loop call something soon; from any thread, without waiting."""
@@ -44,7 +44,7 @@ def poster() -> Post:
             try:
                 token.run_sync_soon(call)
             except finished:
-                return  # nobody is left to hear of it
+                return  # no task is left to run it
 
         return post_to_trio
 
@@ -54,7 +54,7 @@ def poster() -> Post:
         try:
             loop.call_soon_threadsafe(call)
         except RuntimeError:
-            return  # closed: nobody is left to hear of it
+            return  # closed: no task is left to run it
 
     return post_to_asyncio
 
@@ -92,9 +92,9 @@ def _spawn(body: Callable[[], Coroutine[Any, Any, None]], name: str, context: Co
 def from_thread(loop: object, post: Post, body: Callable[[], Coroutine[Any, Any, _T]], name: str) -> _T:
     """Run `body` as a task of an event loop, and block the calling thread until it has ended; returns what it returns.
 
-    The task is nobody's child, so no cancellation reaches the thread: a run that is cancelled may write through its
-    grace. (`anyio.from_thread.run` starts its task in the scope of whoever started the thread. On asyncio that scope
-    cancels it, again and again.)
+    The task has no parent, so no cancellation reaches the thread: a run that is cancelled may write through its
+    grace. (`anyio.from_thread.run` starts its task in the scope of the task that started the thread. On asyncio that
+    scope cancels it, again and again.)
 
     Raises:
         LoopEnded: the event loop has ended before `body` did.
@@ -151,7 +151,7 @@ def asyncio_runs() -> bool:
 
 
 def scope_type() -> Callable[..., CancelScope]:
-    """What makes a cancel scope on the running event loop; `CancelScope()` finds that out anew each time."""
+    """What makes a cancel scope on the running event loop; `CancelScope()` finds that out each time."""
     return type(CancelScope())
 
 
@@ -160,13 +160,13 @@ def cancel(scope: CancelScope) -> None:
 
     On asyncio anyio would go on telling that task, for ever and at every round of the loop.
     """
-    host = getattr(scope, "_host_task", None)  # trio's has none, and tells nobody who has gone
+    host = getattr(scope, "_host_task", None)  # trio's has none, and keeps no task that has gone
     if host is None or not host.done():
         scope.cancel()
 
 
 def event_type() -> Callable[[], Event]:
-    """What makes an event on the running event loop; `Event()` finds that out anew each time."""
+    """What makes an event on the running event loop; `Event()` finds that out each time."""
     return type(Event())
 
 

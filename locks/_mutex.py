@@ -1,7 +1,7 @@
 """A mutex that knows whose it is, so that what an exception left locked can be told from what another thread has.
 
 A signal handler may raise between any two steps of the main thread, also between having a mutex and the `try` or `with`
-that gives it back. An ordinary lock would then be locked for good, and nobody could say by whom.
+that gives it back. An ordinary lock would then be locked for good, by an unknown thread.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def _sync_fully(fd: int) -> None:
 
 
 def _seek_and_read(fd: int, length: int, offset: int) -> bytes:
-    # It moves the descriptor's position, which nobody minds: writers append, and each reader opens its own.
+    # It moves the descriptor's position, which harms nothing: writers append, and each reader opens its own.
     os.lseek(fd, offset, os.SEEK_SET)
     return os.read(fd, length)
 

@@ -41,7 +41,7 @@ class LeaseTimeout(LockError):
     path: str
     waited_s: float
     holder: Holder | None
-    """Who has it; `None` when that is another process, whose name is not known here."""
+    """The holder; `None` when that is another process, whose name is not known here."""
     remaining_s: float | None
     """How long that holder may still keep it, grace included; `None` when unknown."""
 
@@ -62,9 +62,9 @@ class LeaseLost(LockError):
 
     path: str
     holder: Holder
-    """Who has lost it."""
+    """The holder that has lost it."""
     by: Holder | None = None
-    """Who has it instead, where that is known."""
+    """The holder that has it instead, where that is known."""
 
 
 class Revoked(LeaseLost):

@@ -111,7 +111,7 @@ class Lease:
         if bound != math.inf:
             bound = _clock.clock.now() + (bound - current_time())
         claim = arbiter.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
-        claim.idle, claim.supersedes, claim.scope_ends = self._idle_timeout, self._supersede, scope_ends
+        claim.time.idle, claim.supersedes, claim.scope_ends = self._idle_timeout, self._supersede, scope_ends
         self._task = claim.identity if claim.fence is None else current_task()
         self._asked = claim
         try:
@@ -132,10 +132,10 @@ class Lease:
             scope.cancel()
 
     async def take_again(self, old: FileClaim) -> None:
-        """Take the right anew, for what is left of its time, after `old` was given back inside the block."""
+        """Take the right again, for what is left of its time, after `old` was given back inside the block."""
         arbiter, scope = self._arbiter, self._scope
         assert scope is not None
-        left = max(0.0, old.deadline - _clock.clock.now())
+        left = max(0.0, old.time.deadline - _clock.clock.now())
         claim = old.again()
         claim.supersedes = False
         self._asked, self._claim = (
@@ -145,8 +145,8 @@ class Lease:
             ),
         )
         if self._claim is claim:
-            claim.go_on_from(old)
-            arbiter.look_by(claim.deadline)
+            claim.time.go_on_from(old.time)
+            arbiter.look_by(claim.time.deadline)
         self._join(scope)
 
     async def __aexit__(
@@ -154,13 +154,13 @@ class Lease:
     ) -> Literal[False]:
         try:
             claim = self.claim
-            lost, late = claim.lost, _clock.clock.now() - claim.deadline
+            lost, late = claim.lost, _clock.clock.now() - claim.time.deadline
             if claim.handles == 1:
                 claim.scopes = claim.tasks = ()
             else:
                 self._unlist(claim)
             self._arbiter.release(claim, self._asked)
-            # Whether the cancellation came from this lease. (trio's scopes also say True when nothing was raised.)
+            # Whether the cancellation is this lease's own. (trio's scopes also say True when nothing was raised.)
             ours = self._scope is not None and bool(self._scope.__exit__(kind, error, traceback)) and error is not None
             self._scope = None
         except BaseException as raised:
@@ -171,14 +171,14 @@ class Lease:
         if lost is not None:
             name_successor(claim)  # in another process, it may have taken over since the loss
             raise lost
-        if ours or (late >= 0 and claim.expires):
+        if ours or (late >= 0 and claim.time.expires):
             late = max(0.0, late)  # its time may have been moved after it was cancelled
             message = f"{claim.holder} left the lease on {self.path} {late:.3f} s past its deadline"
             raise LeaseExpired(message, path=self.path, holder=claim.holder, overstayed_s=late)
         return False
 
     def _unlist(self, claim: FileClaim) -> None:
-        """Have the claim know nothing of the block any more."""
+        """Take the block out of the claim."""
         scope = self._scope
         claim.scopes = () if claim.handles == 1 else tuple(other for other in claim.scopes if other is not scope)
         if self._task is not None:
@@ -210,13 +210,13 @@ class Lease:
 
     @property
     def holder(self) -> Holder:
-        """Who holds it."""
+        """The holder's name."""
         return self.claim.holder
 
     @property
     def acquired_at(self) -> float:
         """When it was granted (`time.monotonic`)."""
-        return self.claim.acquired_at
+        return self.claim.time.acquired_at
 
     @property
     def deadline(self) -> float:
@@ -224,7 +224,7 @@ class Lease:
 
         It is taken when the lease is entered: moving an enclosing scope's deadline later does not move it.
         """
-        return self.claim.deadline
+        return self.claim.time.deadline
 
     @property
     def lost(self) -> LeaseLost | None:
@@ -232,13 +232,13 @@ class Lease:
         return self.claim.lost
 
     def progress(self) -> bool:
-        """Start `idle_timeout` anew, within `max_hold`; returns whether the deadline has moved. From any thread.
+        """Start `idle_timeout` again, within `max_hold`; returns whether the deadline has moved. From any thread.
 
-        Not after the deadline: a block that was told to end gets its grace, and no more.
+        Not after the deadline: a block that was cancelled gets its grace, and no more.
         """
         moved = self.claim.progress()
         if moved:
-            self._arbiter.look_by(self.claim.deadline)
+            self._arbiter.look_by(self.claim.time.deadline)
         return moved
 
     def end_by(self, at: float) -> None:

@@ -1,4 +1,4 @@
-"""Which directories live on another machine, so that the locks taken here keep nobody there out.
+"""Which directories live on another machine, so that the locks taken here exclude no process there.
 
 A network file system may pass locks on to its server, emulate them on each host, or do either by a mount option that
 cannot be seen from here; the same goes for directories that a virtual machine shares with its host. A session there can

@@ -1,9 +1,9 @@
 """Which process this is, and what another one is: identities that survive neither a reused number nor a restart.
 
-A process number alone names nobody: it is used again, it is 7 in every container, and after a restart of the container
-it is 7 once more. So an identity also says when the process was started, on which boot of which machine, and carries a
-random `instance`, which an interpreter makes once: an `exec` keeps number and start time, a fork keeps all but the
-number, and neither keeps the instance.
+A process number alone identifies no process: it is used again, it is 7 in every container, and after a restart of the
+container it is 7 once more. So an identity also says when the process was started, on which boot of which machine, and
+carries a random `instance`, which an interpreter makes once: an `exec` keeps number and start time, a fork keeps all
+but the number, and neither keeps the instance.
 
 Own code instead of `psutil` where there is a `/proc`: psutil has no start time in the clock ticks that lock files
 state, and takes a process that `hidepid` hides for one that does not exist. Elsewhere it is used, imported with the
@@ -13,7 +13,7 @@ What proves that a process is dead: the kernel finds no such number (`kill` says
 What proves nothing: a `/proc` that is not mounted, that hides the process, or that shows the processes of another PID
 namespace, in which the same numbers are other processes. Then a process counts as alive, and its start time as
 unknown. A start time is unknown as well where the process lives in another time namespace: the kernel tells it by the
-clock of whoever reads it, so the same process has a different one on each side.
+clock of the reader, so the same process has a different one on each side.
 
 Sources: proc_pid_stat(5); proc(5), "hidepid"; pid_namespaces(7), "/proc and PID namespaces"; time_namespaces(7).
 """
@@ -41,7 +41,7 @@ _wall_ahead_s = time.time() - time.monotonic()
 
 
 def carried_wall() -> float:
-    """What the wall clock would say if nobody had set it since this process was started.
+    """What the wall clock would say if it had not been set since this process was started.
 
     It stands still while the machine is suspended, as the monotonic clock does that carries it.
     """
@@ -74,7 +74,7 @@ class Shifts(NamedTuple):
 
 
 def me() -> Identity:
-    """This process. Computed once, and anew in a forked child. Callable from any thread."""
+    """This process. Computed once, and again in a forked child. Callable from any thread."""
     global _me  # noqa: PLW0603 -- once per process is the point
     known = _me
     if known is None:
@@ -91,7 +91,7 @@ def me() -> Identity:
 
 
 def shifts() -> Shifts:
-    """How the clocks of this process differ from those of the machine. Computed once, and anew in a forked child.
+    """How the clocks of this process differ from those of the machine. Computed once, and again in a forked child.
 
     Without a `/proc` it cannot be known, and counts as not at all. Callable from any thread.
     """

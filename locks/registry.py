@@ -1,4 +1,4 @@
-"""The registry: leases, appends and reads on session files, for everybody."""
+"""The registry, the users' face: leases, appends and reads on session files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .holder import Holder
 from .lease import Lease
 from .paths import checked_path
 from .rights.arbiter import Arbiter
+from .rights.census import count, held_rights
 from .rights.claim import ClaimState
 from .rights.fence import Fence, current_fence
 from .sidecar.guards import ForeignPolicy
-from .statistics import HeldRight, RegistryStatistics, count, held_rights
+from .statistics import HeldRight, RegistryStatistics
 from .transcript import OnError, Position, Records, encode_all
 from .transcript.store import Durability, FileStore
 
@@ -86,7 +87,7 @@ class LockRegistry:
             new_guard=None if self._policy is None else self._policy.guard,
             allow_network_fs=allow_network_fs,
         )
-        """Who may do what: the schedulers' way to the rights."""
+        """The schedulers' way to the rights."""
         self.store = FileStore(self.arbiter, durability)
         """The schedulers' way to the transcripts."""
         self.max_hold, self.grace, self.engine = self.arbiter.max_hold, self.arbiter.grace, self.arbiter.engine
@@ -116,7 +117,7 @@ class LockRegistry:
             max_hold: seconds to hold at most, instead of the registry's; with 0 the block ends at its first suspension.
             idle_timeout: seconds without `Lease.progress()` after which the block is cancelled, within `max_hold`; 0 as
                 there.
-            supersede: take over now from who holds it in this process, before everybody who waits here; the loser's
+            supersede: take over now from the holder in this process, before all that wait here; the loser's
                 block is cancelled, and its later appends raise `Superseded`, naming the winner. A holder in another
                 process is waited for.
 
@@ -228,9 +229,9 @@ class LockRegistry:
         return self.store.stream(checked_path(path), after=after, on_error=on_error)
 
     def revoke(self, path: str | os.PathLike[str], reason: str) -> int:
-        """Take turn and write lease of a session away from whoever holds them here; returns how many were held.
+        """Take turn and write lease of a session away from their holders here; returns how many were held.
 
-        The holders' blocks are cancelled, their later appends raise `Revoked`; who waits goes on at once.
+        The holders' blocks are cancelled, their later appends raise `Revoked`; the waiters go on at once.
         """
         text = checked_path(path)
         entry = self.arbiter.files.find(text)

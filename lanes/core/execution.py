@@ -377,7 +377,7 @@ class Execution:
             if not registry.arbiter.acquire_nowait(self.file, Right.TURN, claim):
                 return False
             self.claim = claim
-        claim.deadline = self.fence.deadline
+        claim.time.deadline = self.fence.deadline
         registry.arbiter.look_by(self.fence.end_at)
         return claim.lost is None
 

@@ -15,7 +15,7 @@ MOST_WAITING = 20
 
 
 class State(StrEnum):
-    """Whether somebody has a right."""
+    """Whether a right is held."""
 
     FREE = "free"
     HELD = "held"
@@ -59,7 +59,7 @@ class Finding:
     wrong: bool = False
     """Whether something should be done about it; not so where the next lease or turn does it by itself."""
     mendable: bool = False
-    """Whether `mend` can do something about it, if nobody comes in between."""
+    """Whether `mend` can do something about it, if no other process comes in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Inspection:
 
     @property
     def held(self) -> bool:
-        """Whether somebody works with the session now."""
+        """Whether a process works with the session now."""
         return any(one.kind in (Kind.HELD, Kind.LIVE_LOCK) for one in self.findings)
 
     def say(self, kind: Kind, text: str, *, wrong: bool = False, mendable: bool = False) -> None:

@@ -1,10 +1,10 @@
 """What stands in a directory of sessions, and what is wrong with it.
 
-Looking takes no lock, creates nothing and waits for nobody: the kernel says on a descriptor that may only be read
+Looking takes no lock, creates nothing and waits for nothing: the kernel says on a descriptor that may only be read
 whether a right is held, and files beside the session say by whom. Such an answer is about an instant, and a writer may
 come and go between two questions. So all that could be a writer's doing is looked at twice, around the question whether
-the right is free. What stood there unchanged while it was free, a lock file or half a line, is nobody's work in
-progress. Where somebody holds, nothing is called wrong but a broken line.
+the right is free. What stood there unchanged while it was free, a lock file or half a line, is no work in
+progress. Where a right is held, nothing is called wrong but a broken line.
 
 What a killed process left beside its session, and the next lease or turn clears away by itself, is told and not wrong.
 """
@@ -58,7 +58,7 @@ def sessions_in(directory: str) -> list[str]:
 def inspect(path: str) -> Inspection | None:
     """Look at one session and what stands beside it; `None` when there is nothing of it.
 
-    Opens only regular files, only for reading; takes no lock, waits for nobody, keeps a block of the file in memory at
+    Opens only regular files, only for reading; takes no lock, waits for nothing, keeps a block of the file in memory at
     a time. Reads the whole session, so it is for a worker thread where an event loop runs. What cannot be read is a
     finding. Callable from any thread. Never raises an `OSError`.
     """
@@ -152,7 +152,7 @@ def _look_at_rights(seen: Inspection, fd: int) -> None:
         if lock is None and named is None and seen.tail is None:
             settled = True
             break
-        # What was there before and after an instant at which nobody held the right is nobody's.
+        # What was there before and after an instant at which the right was free belongs to no live process.
         free = seen.write.state is State.FREE
         again, note_again = _lock_of(path, lock, locked=free)[0], note_of(path)[0]
         settled = _is_same(lock, again) and _is_same(named, note_again) and _os.fstat(fd).st_size == size

@@ -1,15 +1,15 @@
 """Mending one session: removing what is provably dead beside it, and seeing to its torn tail.
 
 Nothing is judged by what an inspection has seen. Both rights of the session are taken from all processes, without
-waiting, and the lock file that foreign gateways look at, and all is decided anew under these three; where one of them
+waiting, and the lock file that foreign gateways look at, and all is decided again under these three; where one of them
 is not to be had, everything stays as it is. A symbolic link is not gone through, and nothing is removed that could be
 the only copy of something.
 
 Lock files may outlive their session. Nothing is there to lock then, so an empty session is made for as long as it
-takes: whoever wants the session meanwhile finds it locked, and starts over once it is gone.
+takes: a process that wants the session meanwhile finds it locked, and starts over once it is gone.
 
-Rejected: holding the name of a lock file aside and putting it back if it was somebody's fresh one (for an instant, a
-live lock is not there); looking again right before the unlink (a process of ours may come in between).
+Rejected: holding the name of a lock file aside and putting it back if it was another program's fresh one (for an
+instant, a live lock is not there); looking again right before the unlink (a process of ours may come in between).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FLAGS = os.O_RDWR | os.O_APPEND | _os.O_NOFOLLOW | _os.O_NONBLOCK | _os.O_NOCTT
 
 
 def mend(path: str) -> Mended:
-    """Remove what is provably dead beside one session, and see to its torn tail, while nobody else may write.
+    """Remove what is provably dead beside one session, and see to its torn tail, while no other process may write.
 
     Takes turn and write lease of the session from all processes and the lock file, none of which it waits for, and
     gives them back. Broken lines stay. Makes no session that was not there. Blocks for as long as the disk does.
@@ -70,7 +70,7 @@ def _held(path: str) -> Iterator[tuple[Entry, bool]]:
     """Both rights of a session, from all processes; and whether it was made for that.
 
     Raises:
-        TranscriptError: somebody else has one.
+        TranscriptError: another process has one.
         OSError: it cannot be opened or locked, or has just come into being.
     """
     made = False
@@ -109,7 +109,7 @@ def _mend_held(entry: Entry, made: bool, mended: Mended) -> None:
     if before is None or before.verdict.stale:
         written = _take_lock_file(path, before)
     if isinstance(written, Found):
-        # If the session was made here, it stays: whoever holds the lock file may have opened it to write to it.
+        # If the session was made here, it stays: the owner of the lock file may have opened it to write to it.
         mended.left.append(f"{written} holds it: {written.verdict.reason}")
         return
     try:

@@ -7,12 +7,12 @@ It locks files of its own, `<file>.turn.flock` and `<file>.write.flock`, beside 
 What it keeps: one holder at a time, also among the registries of one process; a right is free when its holder has died;
 waiting is polling, so it is cancellable anywhere; order of arrival within a registry. What is weaker:
 
-- Processes have no order among each other: whoever polls at the right moment gets the right, so a process that takes
-  it again without a gap may keep others waiting for long. In return, a stopped waiter stands in nobody's way.
+- Processes have no order among each other: the one that polls at the right moment gets the right, so a process that
+  takes it again without a gap may keep others waiting for long. In return, a stopped waiter delays no other.
 - The lock is on a name, not on the file. Symlinks lead to one name; two hard links are two, and exclude each other in
   one process only.
 - Two empty files stay behind per session. They are harmless, and must not be removed while any process works with the
-  session: who holds the removed file and who makes it anew would both have the right.
+  session: the holder of the removed file and the process that creates it again would both have the right.
 - All processes of a session must use the same engine: this one and kernel locks do not see each other.
 - A forked child keeps nobody out and lets nobody in from `filelock` 4 on. With older versions it unlocks its parent's
   right as soon as it drops what it inherited: programs that fork need 4.
@@ -48,11 +48,11 @@ class NamedLock(Unordered):
         self._lock = lock
         self._directory = directory
         self._refused = refused
-        """What `filelock` raises when somebody else holds. It is an `OSError`, but no failure."""
+        """What `filelock` raises when the right is held elsewhere. It is an `OSError`, but no failure."""
 
     def try_lock(self) -> bool:
         """Take the right unless another process or registry has it."""
-        _os.stat(self._directory)  # a failure if it was removed; `filelock` would make it anew
+        _os.stat(self._directory)  # a failure if it was removed; `filelock` would create it again
         try:
             self._lock.acquire(blocking=False)
         except self._refused:

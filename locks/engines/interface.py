@@ -87,7 +87,7 @@ class LeaseEngine(Protocol):
 
 
 class Unordered:
-    """The ticket methods of a lock that has no queue between processes: whoever tries at the right moment gets it."""
+    """The ticket methods of a lock that has no queue between processes."""
 
     def is_free(self) -> bool:
         """Only trying tells."""

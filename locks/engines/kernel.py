@@ -4,7 +4,7 @@ The idea. Each right of a file is one lock byte far beyond its end. Whoever has 
 takes it back when the process dies, so there is nothing to clean up, ever. Such a lock has no queue: whoever asks at
 the right moment gets it, and a process that re-acquires without a gap starves all others (shares of 1 : 99 were
 measured). So a waiter also locks one byte at `base + arrival in monotonic nanoseconds` as its ticket, and takes the
-lock byte only when nobody holds a lower ticket. Safety rests on the lock byte alone; tickets only order.
+lock byte only when no other process holds a lower ticket. Safety rests on the lock byte alone; tickets only order.
 
 The arrival is an instant of the machine's monotonic clock. In a time namespace (`unshare --time`, a restored container)
 that clock is shifted, and a waiter there would come always first or always last; so the shift is taken off again.

@@ -3,7 +3,7 @@
 Polling alone hands a lock over in 0.7 ms on average, because an event loop's shortest sleep is a millisecond. So the
 waiter that is looked after first binds an abstract Unix datagram socket whose name says which file and which ticket it
 stands for, and who unlocks sends one empty datagram to the lowest ticket: exactly one process wakes. A datagram that
-nobody receives, or that nobody should have sent, does no harm: the lock byte decides, and everybody still polls.
+no process receives, or that no process should have sent, does no harm: the lock byte decides, and all still poll.
 
 Rejected: waking all waiters (inotify), which costs two thirds of the throughput. Source: unix(7), "abstract".
 """
@@ -46,7 +46,7 @@ class Bell:
 
 
 def ring(file_id: FileId, ticket: int) -> None:
-    """Wake whoever waits with a ticket, if it listens. Never blocks, never raises."""
+    """Wake the process that waits with a ticket, if it listens. Never blocks, never raises."""
     try:
         with _os.unix_socket(_KIND) as sender:
             sender.sendto(b"", _name(file_id, ticket))

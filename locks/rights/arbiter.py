@@ -1,4 +1,4 @@
-"""The arbiter: who holds which right of which file, and who waits for it.
+"""The arbiter: which claim holds which right of which file, and which claims wait for it.
 
 How it hangs together. `OpenFiles` has an `Entry` per file that is held or waited for, and nothing for all others. An
 entry has a `RightQueue` per right; a queue orders claims. All decisions are synchronous methods of the queue, taken
@@ -122,7 +122,7 @@ class Arbiter:
 
     @_effects.change
     def acquire_nowait(self, path: str, right: Right, claim: FileClaim) -> bool:
-        """Take a right if nobody has it or waits for it. Returns whether; if not, nothing is left behind.
+        """Take a right if it is free and no claim waits for it. Returns whether; if not, nothing is left behind.
 
         Raises:
             TranscriptError: the file cannot be opened or locked.
@@ -168,8 +168,8 @@ class Arbiter:
         Args:
             wait_timeout: seconds to wait at most; `None` waits as long as it takes.
             suspend: `False` to suspend only if there is something to wait for.
-            task: whose block it is for; whoever waits for that task in turn is refused. Take it out of the claim's
-                `tasks` before giving the claim back.
+            task: whose block it is for; a wait that would close a ring through that task is refused. Take it out of the
+                claim's `tasks` before giving the claim back.
             gives_up: whether `wait_timeout` is a limit of this wait, after which its task goes on, and not the deadline
                 of what it is for.
 
@@ -221,7 +221,7 @@ class Arbiter:
                 if got.fence is not None:
                     got.fence.check(path)  # the run may have ended while a task of it still waited
                 if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
-                    return got  # lost already: entering the block tells
+                    return got  # lost already: entering the block reports it
                 # Another file was renamed into its place: start over there, with the same arrival.
                 got.tasks = without(got.tasks, task)
                 self.release(got, asked)
@@ -296,7 +296,7 @@ class Arbiter:
     def end_claim_by(self, claim: FileClaim, at: float) -> None:
         """Cancel a claim's blocks now, and take away at `at` what they still hold."""
         if claim.state is ClaimState.HELD:
-            claim.end_by(at)
+            claim.time.end_by(at)
             self.grants.steward.look_by(at)
             for scope in claim.scopes:
                 cancel(scope)
@@ -381,7 +381,7 @@ class Arbiter:
     def _ask(self, path: str, right: Right, claim: FileClaim, asked: FileClaim) -> FileClaim:
         """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
         if claim.fence is not None:
-            claim.fence.check(path)  # a run that is over takes nothing any more
+            claim.fence.check(path)  # a run that has ended takes nothing any more
         for _ in range(_REPLACED_LIMIT):
             entry = self._enter(path)
             claim.entry, claim.path = entry, path
@@ -424,10 +424,10 @@ class Arbiter:
             raise
 
     def _join(self, entry: Entry, queue: FileQueue, claim: FileClaim, got: FileClaim) -> None:
-        """After a claim has joined a queue: let it in at once if that can be, else see that somebody looks after it."""
+        """After a claim has joined a queue: let it in at once if possible, else have its queue looked after."""
         if claim.supersedes:
             self.grants.supersede(queue, got)
-        self.grants.wake(self.grants.let_in(entry, queue))  # whoever is first: that may be another one
+        self.grants.wake(self.grants.let_in(entry, queue))  # the first of the queue, which may be another claim
         if claim.failed is not None:
             raise failure(claim.path, claim.failed)
         self.grants.room.update(entry, queue)

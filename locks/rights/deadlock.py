@@ -6,12 +6,12 @@ into `WaitGraph.elsewhere`. So the waits are a graph, in which some things need 
 (`AnyOf`) any of it. What needs nothing goes on, then what needs only such, and so on; what is left never goes on. A
 wait for a right is refused when it is left over, and waits for itself over any number of steps.
 
-A wait that has a time limit of its own is over then, whatever it waits for: it is not refused, and whoever waits for
-its task may wait. That is a `wait_timeout`, or a cancel scope with a deadline around the wait, inside the run, or
+A wait that has a time limit of its own is over then, whatever it waits for: it is not refused, and another task
+may wait for its task. That is a `wait_timeout`, or a cancel scope with a deadline around the wait, inside the run, or
 inside the block that others wait for. The deadlines of runs and of leases count only once they have passed: they would
-end a ring too, but by failing, later, and for somebody else.
+end a ring too, but by failing, later, and in another run.
 
-Not seen: a block whose task waits for something that nobody tells of, such as a child task; and limits that are in no
+Not seen: a block whose task waits for something that no source knows, such as a child task; and limits that are in no
 cancel scope, such as `asyncio.timeout`. Deadlines bound those.
 """
 
@@ -91,7 +91,7 @@ class WaitGraph:
     Invariant: a task is in it exactly while it waits in `Arbiter.acquire`.
 
     Args:
-        elsewhere: what tells of all other waits; whoever has it may change it at any time.
+        elsewhere: what reports all other waits; its owner may change it at any time.
     """
 
     def __init__(self, elsewhere: list[WaitSource]) -> None:
@@ -111,7 +111,7 @@ class WaitGraph:
             limit: see `_limits`.
 
         Raises:
-            DeadlockError: what it waits for is held by somebody who, over any number of steps, waits for it. Nothing
+            DeadlockError: the holder of what it waits for, over any number of steps, waits for it. Nothing
                 was noted.
         """
         self._waits[task] = claim
@@ -131,7 +131,7 @@ class WaitGraph:
         self._limits.pop(task, None)
 
     def _could_close(self, task: object, claim: FileClaim) -> bool:
-        """Whether whoever is in the way waits as well: mostly nobody does, and then there is nothing to search."""
+        """Whether a task in the way waits as well: mostly none does, and then there is nothing to search."""
         held = _holder_of(claim)
         owners = tasks_of(held) if held is not None else ()
         return task in owners or any(map(self.waits, owners))
@@ -213,14 +213,14 @@ def tasks_of(claim: FileClaim) -> tuple[object, ...]:
 
 
 def _holder_of(waiting: FileClaim) -> FileClaim | None:
-    """Who in this process has to give back what a claim waits for, if somebody does."""
+    """The claim in this process that has to give back what a claim waits for, if there is one."""
     if not waiting.waits() or waiting.queue is None:
         return None  # granted already; its task has not run since
     return in_the_way(waiting.queue)
 
 
 def in_the_way(queue: FileQueue) -> FileClaim | None:
-    """Who in this process has to give back a right before anybody else has it."""
+    """The claim in this process that has to give back a right before another has it."""
     holder = queue.holder
     if holder is None or holder.lost is not None or holder.revoke_pending is not None:
         return None  # another process has it, or it is just being passed on, whatever the holder's tasks wait for
@@ -230,7 +230,7 @@ def in_the_way(queue: FileQueue) -> FileClaim | None:
 def _was_told_to_end(held: FileClaim) -> bool:
     """Whether a claim is taken away within its grace, whatever its tasks wait for."""
     now = _clock.clock.now()
-    return now >= held.deadline or (held.fence is not None and now >= held.fence.deadline)
+    return now >= held.time.deadline or (held.fence is not None and now >= held.fence.deadline)
 
 
 def _back(last: object, first: object, led_by: dict[object, object]) -> list[object]:

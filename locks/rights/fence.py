@@ -68,7 +68,7 @@ class Fence:
         self.run_id = run_id
         self._holder: Holder | None = None
         self.began_at = _clock.clock.now()
-        """When its time began to count; whoever sets `deadline` and `end_at` sets it, too."""
+        """When its time began to count; it is set together with `deadline` and `end_at`."""
         self.deadline = deadline
         """When the run is asked to stop, on the clock of this package."""
         self.end_at = end_at
@@ -84,7 +84,7 @@ class Fence:
         self._closed: type[LeaseLost] | None = None
         self._by: Holder | None = None
         self._barred = _NOTHING
-        """Of which files it may write no more, and why; replaced whole, never changed."""
+        """The files that it may not write to any more, each with the reason; replaced whole, never changed."""
 
     def __repr__(self) -> str:
         state = self._closed.__name__ if self._closed else f"open for {self.end_at - _clock.clock.now():.3f} s"
@@ -116,8 +116,8 @@ class Fence:
     def close(self, kind: type[LeaseLost] = RunEnded, by: Holder | None = None) -> None:
         """Refuse every later write. The first cause stands.
 
-        Args:
-            by: who took over.
+                Args:
+        by: the holder that took over.
         """
         if self._closed is None:
             self._by = by
@@ -136,7 +136,7 @@ class Fence:
         self._barred = {**self._barred, path: why}
 
     def check(self, path: str) -> None:
-        """Raise if the run may not write any more, or no more to this file.
+        """Raise if the run may not write any more, or not to this file any more.
 
         Raises:
             RunEnded: the run has ended or overstayed, or the file is barred to it.

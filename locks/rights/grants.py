@@ -70,14 +70,14 @@ class Grants:
         return WaitingRoom(self.now_held, self.let_in, self._interrupted)
 
     def let_in(self, entry: Entry, queue: FileQueue) -> FileClaim | None:
-        """Let the admitted claim hold if its guard allows it; returns whom to wake."""
+        """Let the admitted claim hold if its guard allows it; returns the claim to wake."""
         first, guard = queue.admitted, queue.guard
         if first is None or guard is None:
             return None
         queue.guarded = first
         try:
-            # A file that was replaced has no guard any more: what stands beside the name belongs to the new one. Who
-            # waited gets the right all the same, sees that it is worth nothing, and starts over.
+            # A file that was replaced has no guard any more: what stands beside the name belongs to the new one. The
+            # waiter gets the right all the same, sees that it is worth nothing, and starts over.
             first.in_place = entry.is_at(first.path)
             entered = not first.in_place or guard.enter(first, self._grace)
         except Exception as error:
@@ -95,7 +95,7 @@ class Grants:
             return queue.hold(first)
 
     def wake(self, woken: FileClaim | None) -> None:
-        """Tell a claim that it now holds its right, or that it cannot go on waiting."""
+        """Report to a claim that it now holds its right, or that it cannot go on waiting."""
         if woken is None:
             return
         if woken.state is ClaimState.HELD:
@@ -139,11 +139,11 @@ class Grants:
             else:
                 self.go_on(entry, queue)
         else:
-            # A thread's write hangs in the kernel, and the loop has other sessions to serve: whoever has the mutex
-            # finishes this on leaving, as it does for the steward.
+            # A thread's write hangs in the kernel, and the loop has other sessions to serve: the thread that has the
+            # mutex finishes this on leaving, as it does for the steward.
             self.steward.revoke(claim, left_while_writing(claim))
             return
-        if claim.acquired_at:
+        if claim.time.acquired_at:
             for observer in self.observers:
                 observer(claim)
         self.files.drop_if_idle(entry)
@@ -157,7 +157,8 @@ class Grants:
             claim.fence.claims.pop(claim, None)
 
     def go_on(self, entry: Entry, queue: FileQueue) -> None:
-        """After a right was given up: take its guard down, unlock or pass on, and wake whoever has the right now.
+        """After a right was given up: take its guard down, unlock or pass on, and wake the claim that has the right
+        now.
 
         It goes by what the queue says alone, so it can be done again.
         """
@@ -213,7 +214,7 @@ class Grants:
 
     @_effects.change
     def settle(self, claim: FileClaim) -> None:
-        """After a right was taken away: tell the block, let the next one in, and log it. On the loop's thread."""
+        """After a right was taken away: cancel the block, let the next claim in, and log it. On the loop's thread."""
         try:
             self.do_settle(claim)
         except BaseException:
@@ -225,7 +226,7 @@ class Grants:
         assert error is not None and claim.entry is not None
         if claim.settled:
             return  # it was done when an exception was made up for, before what the steward had posted came
-        late_s, _ = claim.late_s()
+        late_s, _ = claim.time.late_s()
         claim.handles = 1
         for scope in claim.scopes:
             cancel(scope)
@@ -246,7 +247,7 @@ class Grants:
             claim.on_lost(error)
 
     def supersede(self, queue: FileQueue, winner: FileClaim) -> None:
-        """Take the right from who holds it here, for a claim that waits at the head of the queue."""
+        """Take the right from its holder here, for a claim that waits at the head of the queue."""
         loser = queue.holder
         if loser is not None and self.steward.take(loser, superseded(winner.path, loser, winner)):
             self.settle(loser)

@@ -46,7 +46,7 @@ def left_while_writing(claim: FileClaim) -> LeaseLost:
 
 
 def name_successor(claim: FileClaim) -> None:
-    """Have the error of a claim that was taken away say who has the right now, if somebody does."""
+    """Have the error of a claim that was taken away name the holder that the right has now, if it has one."""
     error, queue = claim.lost, claim.queue
     if error is None or queue is None or error.by is not None:
         return
@@ -63,7 +63,7 @@ def _here(queue: FileQueue) -> Named | None:
     claim = queue.holder
     if claim is None or claim.state is not ClaimState.HELD:
         return None
-    remaining_s = claim.remaining()
+    remaining_s = claim.time.remaining()
     left = "without a limit" if remaining_s is None else f"for at most {remaining_s:.3f} s more"
-    words = f"{claim.holder} holds it, since {_clock.clock.now() - claim.acquired_at:.3f} s, {left}"
+    words = f"{claim.holder} holds it, since {_clock.clock.now() - claim.time.acquired_at:.3f} s, {left}"
     return Named(claim.holder, remaining_s, words)

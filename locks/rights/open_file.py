@@ -1,4 +1,4 @@
-"""One session file as this process knows it while somebody holds or waits for one of its rights."""
+"""One session file as this process knows it while one of its rights is held or waited for."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class Entry:
         self.fd = fd
         self.file_id = file_id
         self.queues: dict[Right, FileQueue] = {}
-        """The rights that were asked for since somebody first did."""
+        """The rights that were asked for since the file was opened."""
         self._engine = engine
         self._grace = grace
         self._new_guard = new_guard
 
     @property
     def idle(self) -> bool:
-        """Whether nobody here holds or waits for either right, or needs the descriptor."""
+        """Whether neither right is held or waited for here, and no append needs the descriptor."""
         if self.pins:
             return False
         for queue in self.queues.values():  # noqa: SIM110 -- half the time of `all`, once per lease
@@ -120,7 +120,7 @@ class Entry:
     def is_at(self, path: str) -> bool:
         """Whether `path` still names this file; it does not once another was renamed into its place.
 
-        A file whose descriptor is not trusted any more is as good as replaced: whoever waits starts over with another.
+        A file whose descriptor is not trusted any more is as good as replaced: waiters start over with another.
 
         Raises:
             TranscriptError: the operating system does not say.
@@ -175,7 +175,7 @@ class Entry:
         return (found.st_dev, found.st_ino) == self.file_id
 
     def renew(self) -> None:
-        """Go on with another descriptor than one whose sync failed, where no lock hangs on it, once nobody writes."""
+        """Replace a descriptor whose sync failed, where no lock hangs on it, once no write is under way."""
         queue = self.queue(Right.WRITE)
         if queue.holder is None:
             with queue.mutex:

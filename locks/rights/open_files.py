@@ -26,7 +26,7 @@ class OpenFiles:
     """The entries of one registry.
 
     Invariants: an entry is in `_by_file` from being made until it is dropped, which closes it; every name in `_by_path`
-    leads to an entry that is in `_by_file`, or that was replaced and is still held by somebody.
+    leads to an entry that is in `_by_file`, or that was replaced and is still held.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class OpenFiles:
                 del self._by_path[path]
 
     def drop_if_idle(self, entry: Entry) -> None:
-        """Close a file that nobody holds or waits for."""
+        """Close a file of which no right is held or waited for."""
         if not entry.idle:
             return
         if entry.fd is not None:
@@ -142,7 +142,7 @@ class OpenFiles:
         self._by_path.clear()
 
     def _remember(self, file_id: FileId, queue: FileQueue) -> None:
-        """Keep which tickets do not move, lest each new claim waits for a stopped process again."""
+        """Keep which tickets do not move, so that a new claim does not wait for a stopped process again."""
         while len(self._passed_over) >= _REMEMBERED:
             del self._passed_over[next(iter(self._passed_over))]
         self._passed_over[file_id, queue.right] = queue.passed_over

@@ -1,4 +1,4 @@
-"""One right of one file: who has it, who waits for it, and whose turn it is between processes.
+"""One right of one file: its holder, its waiters, and which process is next.
 
 Every method is one synchronous state change. The caller holds the queue's mutex, and acts afterwards on what is
 returned: the claim that now holds the right, if any. Giving back and giving up waiting are the same method, so the
@@ -46,7 +46,7 @@ class RightQueue(Generic[ClaimT]):
     """The FIFO of one right.
 
     Invariants: `holder` is None or HELD or LOST; everything in `waiting` is WAITING, in the order in which it goes on;
-    `locked` is true exactly while the lock of all processes is ours: while somebody HELD, and while the first of
+    `locked` is true exactly while the lock of all processes is ours: while a claim HELD, and while the first of
     `waiting` is admitted; `ticket` is set exactly while the first of `waiting` competes with other processes, so never
     while `locked`.
     """
@@ -77,7 +77,7 @@ class RightQueue(Generic[ClaimT]):
         self.guard = guard
         """What else has to be had; `None` where the lock is enough."""
         self.guarded: ClaimT | None = None
-        """For whom the guard was entered, or is being entered: it goes before another has the right."""
+        """The claim that the guard was entered for, or is being entered for: it goes before another has the right."""
         self.mutex = Mutex()
         """Covers the state of the queue and its locks; of the write right, each write and the descriptor, too.
 
@@ -90,12 +90,12 @@ class RightQueue(Generic[ClaimT]):
 
     @property
     def competing(self) -> bool:
-        """Whether another process decides when we go on, so that someone has to poll."""
+        """Whether another process decides when the first of the queue goes on, so that a task has to poll."""
         return self.ticket is not None or (self.locked and self.holder is None)
 
     @property
     def admitted(self) -> ClaimT | None:
-        """Who has the lock of all processes, and not yet what guards the right."""
+        """The claim that has the lock of all processes, and not yet the guard of the right."""
         if self.locked and self.holder is None and self.waiting:
             return next(iter(self.waiting))
         return None
@@ -141,7 +141,7 @@ class RightQueue(Generic[ClaimT]):
             self.locked = self.holder is not None and self.holder.state is not ClaimState.LOST and lock.try_lock()
 
     def hold(self, claim: ClaimT) -> ClaimT:
-        """Let a claim have the right: nobody has it, and the lock is ours."""
+        """Let a claim have the right: it is free, and the lock is ours."""
         self.holder = claim
         claim.start(self.grace)
         if claim in self.waiting:
@@ -180,11 +180,11 @@ class RightQueue(Generic[ClaimT]):
             return None
         first = next(iter(self.waiting))
         if not self.ordered:
-            self.relock()  # after the steward gave it away: nobody can have come before
+            self.relock()  # after the steward gave it away: there is no order in which another could come first
         if self.lock is None or (self.locked and not self._must_yield(first)):
             self.next_poll = 0.0
             return self.hold(first) if self.guard is None else None
-        failed = self._compete()  # stand in the queue first, then unlock: nobody can overtake in between
+        failed = self._compete()  # stand in the queue first, then unlock: no process can overtake in between
         if self.locked:
             self._unlock()
         return failed
@@ -316,7 +316,7 @@ class RightQueue(Generic[ClaimT]):
     def _others_before(self, claim: ClaimT) -> bool:
         assert self.lock is not None
         if not self.lock.anyone_before(claim.arrived_at):
-            self.passed_over = _NONE  # whoever had those tickets has gone
+            self.passed_over = _NONE  # the owners of those tickets have gone
             return False
         if not self.passed_over:
             return True
@@ -327,7 +327,7 @@ class RightQueue(Generic[ClaimT]):
         if claim.fence is not None:
             self.waiting_runs[claim.fence] = claim
         if claim.supersedes:
-            self.waiting.move_to_end(claim, last=False)  # a ticket that was taken stands for whoever is first
+            self.waiting.move_to_end(claim, last=False)  # a ticket that was taken stands for the first claim
 
     def _leave(self, claim: ClaimT) -> None:
         if claim.fence is not None:
@@ -395,7 +395,7 @@ class RightQueue(Generic[ClaimT]):
         """Repeat a lock call that must not fail, and has: it may be that a signal handler has raised in it."""
         try:
             call()
-        except Exception as error:  # whatever an engine of somebody else's raises
+        except Exception as error:  # an engine of the user's may raise anything
             self.trouble = error
 
     def _watch(self, before: int, now: float) -> None:

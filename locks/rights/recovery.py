@@ -95,7 +95,7 @@ class Recovery:
                 if holder is None:
                     continue
                 holder.scopes, holder.tasks, holder.changed, holder.on_lost, holder.handles = (), (), None, None, 1
-                if holder.state is ClaimState.HELD and holder.next_due() == math.inf:
+                if holder.state is ClaimState.HELD and holder.time.next_due() == math.inf:
                     message = f"{holder.holder} lost {entry.path}: its event loop has ended"
                     self.grants.steward.take(holder, Revoked(message, path=entry.path, holder=holder.holder))
         self.grants.steward.unfinished = True

@@ -7,7 +7,7 @@ frozen, and leaves the rest (telling the block, granting to the next here) to th
 Its rules, each bought with a failure: it compares the claim with the holder inside the mutex (else it unlocks the next
 holder); it never waits for that mutex, because a write may hang in the kernel (it leaves a note, and the writer
 finishes the revocation on leaving); it calls nothing of the user's. When it comes late by as much as the grace, or by
-a second, everybody else was as late: a stopped process or a suspended machine starts the grace afresh.
+a second, the whole process was as late: a stopped process or a suspended machine starts the grace again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Steward:
     def watch(self, claim: FileClaim) -> None:
         """Begin to watch a claim that was granted."""
         self.held[claim] = None
-        self._alarm.ring_by(claim.next_due())
+        self._alarm.ring_by(claim.time.next_due())
 
     def look_by(self, at: float) -> None:
         """Look again at `at` at the latest: a deadline has moved forward."""
@@ -69,7 +69,7 @@ class Steward:
             return False
         mutex = queue.mutex
         if not mutex.take():
-            claim.revoke_pending = error  # whoever has the mutex now will see this after leaving it ...
+            claim.revoke_pending = error  # the thread that has the mutex now sees this after leaving it ...
             self._alarm.ring_by(_clock.clock.now() + _PENDING_RETRY_S)  # ... unless the write is another claim's, ...
             if not mutex.take():  # ... or it left in between
                 return False
@@ -110,16 +110,17 @@ class Steward:
         if claim.revoke_pending is not None:
             self.revoke(claim, claim.revoke_pending)
             return math.inf if claim.lost is not None else now + _PENDING_RETRY_S
-        late = now - claim.next_due()
-        if late >= claim.suspended_after():
+        time = claim.time
+        late = now - time.next_due()
+        if late >= time.suspended_after():
             # Not even this thread was here in time: the process was stopped, or the machine suspended.
             self._log("steward_late", level="warning", claim=repr(claim), late_s=round(late, 3))
-            claim.restart_grace(now)
-        if not claim.deadline_told and now >= claim.deadline:
-            claim.deadline_told = True
-            if claim.expires:  # else an enclosing scope or the run cancels the block by itself: two timers would race
+            time.restart_grace(now)
+        if not time.deadline_told and now >= time.deadline:
+            time.deadline_told = True
+            if time.expires:  # else an enclosing scope or the run cancels the block by itself: two timers would race
                 self.post(partial(_cancel_blocks, claim))
-        due = claim.next_due()
+        due = time.next_due()
         if now < due:
             return due
         assert claim.entry is not None

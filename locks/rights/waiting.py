@@ -1,8 +1,9 @@
 """How a registry's tasks wait, and how one of them looks after the files that other processes hold.
 
-The kernel wakes nobody when another process unlocks a byte, so someone must look. A task per file costs 11-22 % CPU for
-64 files, a thread per file cannot be cancelled, and a background task would need an owner that outlives its waiters. So
-the *leader*, one of the waiting tasks, looks after all files of its registry, and hands the office on when it leaves.
+The kernel wakes no waiter when another process unlocks a byte, so a task must look. A task per file costs 11-22 % CPU
+for 64 files, a thread per file cannot be cancelled, and a background task would need an owner that outlives its
+waiters. So the *leader*, one of the waiting tasks, looks after all files of its registry, and hands the office on when
+it leaves.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class WaitingRoom:
         """The one of the leader's tasks that looks."""
 
     def update(self, entry: Entry, queue: FileQueue) -> None:
-        """Note whether somebody must look after a queue, and see that somebody does. Call after each change to it."""
+        """Note whether a queue must be looked after, and see that a task does. Call after each change to it."""
         leader = self._leader
         if queue.competing:
             if queue not in self.competing and leader is not None and leader.changed is not None:
@@ -147,7 +148,7 @@ class WaitingRoom:
         """Sleep until the bell of the claim's ticket rings, or until an instant. A checkpoint.
 
         Only a look can grant anything to the head of a queue that competes, and only the leader looks, so nothing else
-        has to wake it. Once it is the head no more, its bell is taken away, and it gets its right as everybody does.
+        has to wake it. Once it is the head no more, its bell is taken away, and it gets its right as every waiter does.
         """
         queue = claim.queue
         if queue is None or queue.bell is None:
@@ -173,7 +174,7 @@ class WaitingRoom:
         A failing lock call is the error of the claim it was made for.
         """
         if leader.queue is not None:
-            leader.queue.listen()  # before the look, lest a wake-up comes in between
+            leader.queue.listen()  # before the look: a wake-up may come in between
         now, due = _clock.clock.now(), math.inf
         several = len(self.competing)
         soon, apart = (now + _TOGETHER_S, several * _BETWEEN_LOOKS_S) if several > 1 else (now, 0.0)
@@ -211,7 +212,7 @@ async def _rung(queue: FileQueue) -> None:
 
 
 def failure(path: str, error: Exception) -> TranscriptError:
-    """Why a waiter cannot go on, as a typed error with the path, whatever was raised, even by somebody else's code."""
+    """Why a waiter cannot go on, as a typed error with the path; an engine of the user's may raise anything."""
     if isinstance(error, TranscriptError):
         return error
     if isinstance(error, OSError):

@@ -99,7 +99,7 @@ class LockFile:
                 claim.path,
                 _terms(claim, grace),
                 self.other,
-                we_hold_s=claim.may_last(grace),
+                we_hold_s=claim.time.may_last(grace),
                 tries=self._tries,
             )
         except OSError as error:
@@ -178,14 +178,14 @@ class LockFile:
         return Disturbance(change.path, change.what, change.by)
 
     def abandon(self) -> None:
-        """Leave it to whoever has the lock now: it is recognised as ours, and reclaimed."""
+        """Leave it to the process that has the lock now: it is recognised as ours, and reclaimed."""
         written, self._written = self._written, None
         if written is not None:
             with suppress(OSError):  # the kernel lets go of a descriptor in any case
                 _os.close(written.fd)
 
     def forget(self) -> None:
-        """What was seen before somebody else had the lock says nothing any more."""
+        """What was seen before another process had the lock says nothing any more."""
         self.other = self._free_since = None
         self.next_try, self._tries = 0.0, 1
 
@@ -253,7 +253,7 @@ def _is_of(claim: Claim | None, instance: str | None, epoch: int | None) -> bool
 def _terms(claim: Claim, grace: float) -> Terms:
     named = claim.given_holder or claim.fence
     lane, run_id = (named.lane, named.run_id) if named is not None else (None, None)
-    return Terms(lane, run_id, claim.take_epoch(), round(min(claim.holds_at_most(grace) * 1000, MAX_HOLD_MS)))
+    return Terms(lane, run_id, claim.take_epoch(), round(min(claim.time.at_most(grace) * 1000, MAX_HOLD_MS)))
 
 
 def _cannot_take(session_path: str, error: OSError) -> TranscriptError:

@@ -36,7 +36,7 @@ class Written(NamedTuple):
     """Open for as long as it is held: see the module's text."""
     mode: int
     changed_ns: int
-    """Its `st_ctime_ns` when it was last looked at: it stays as it is while nobody touches the file."""
+    """Its `st_ctime_ns` when it was last looked at: it stays as it is while the file is not touched."""
 
 
 class Change(NamedTuple):
@@ -69,8 +69,8 @@ def fill(path: str, fd: int, data: bytes) -> Written | None:
             log("sidecar_left", level="warning", path=path, error=str(error))
         raise
     if made.st_nlink == 0:
-        # We were stopped between creating and writing, for so long that somebody took the empty file for a left-over.
-        # What was written went nowhere, and another one may hold the session by now.
+        # We were stopped between creating and writing, for so long that another program took the empty file for a
+        # left-over. What was written went nowhere, and another one may hold the session by now.
         _close(fd)
         return None
     return Written(path, (made.st_dev, made.st_ino), data, fd, made.st_mode, made.st_ctime_ns)

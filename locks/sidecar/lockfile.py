@@ -58,7 +58,7 @@ class Found:
     stamp: Stamp | None = None
     """What `lstat` said then."""
     we_hold_s: float = LONGEST_S
-    """How long whoever looked would have held it at most."""
+    """How long the process that looked would have held it at most."""
 
     @property
     def foreign(self) -> bool:
@@ -171,7 +171,7 @@ def find(
         we_hold_s: how long the caller would hold it at most.
 
     Raises:
-        TranscriptError: it is no small regular file, or cannot be read. It counts as held by somebody, never as free.
+        TranscriptError: it is no small regular file, or cannot be read. It counts as held, never as free.
     """
     path = path_of(session_path)
     try:
@@ -246,7 +246,7 @@ def _reclaim(session_path: str, found: Found) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    # Looked at again: what was judged may have gone, and what is there now may be somebody's fresh one.
+    # Looked at again: what was judged may have gone, and what is there now may be another program's fresh one.
     again = find(session_path, found, locked=True, we_hold_s=found.we_hold_s)
     if again is None or not again.is_same(found) or not again.verdict.stale:
         return

@@ -16,7 +16,7 @@ from ..checks import LARGEST_IDENTITY
 from ..process import Identity, me, shifts
 
 MAX_HOLD_MS = 30 * 60 * 1000
-"""Past this age a lock file is taken for a left-over by everybody, whatever it says itself."""
+"""Past this age a lock file is taken for a left-over by all, whatever it says itself."""
 
 _LONGEST_LANE = 3000  # bytes with escapes: readers take no more than 4096 for the whole
 _CUT_LANE = 480  # characters, of 6 bytes each at worst
@@ -46,7 +46,7 @@ class Payload:
     pid: int | None = None
     """1 to 2³¹ - 1."""
     created_at: float | None = None
-    """Seconds of the wall clock of whoever wrote it."""
+    """Seconds of the writer's wall clock."""
     max_hold_ms: int | None = None
     """1 and more."""
     starttime: int | None = None

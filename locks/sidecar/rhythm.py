@@ -1,9 +1,9 @@
 """When a foreign gateway that takes its lock file again and again is about to let go of it.
 
-Such a gateway has no queue. One that has more to do takes its file again within microseconds, and whoever looks every
-50 ms never sees the path free. But most of them hold for about as long each time. So once a waiter was overtaken, that
-is, once one foreign file has followed another while it waited, the holds are measured, and the waiter looks again and
-again around the instant at which the next one should end. No I/O here: instants in, instants out.
+Such a gateway has no queue. One that has more to do takes its file again within microseconds, and a waiter that looks
+every 50 ms never sees the path free. But most of them hold for about as long each time. So once a waiter was overtaken,
+that is, once one foreign file has followed another while it waited, the holds are measured, and the waiter looks again
+and again around the instant at which the next one should end. No I/O here: instants in, instants out.
 
 What is overtaken also counts: see `may_follow`.
 """

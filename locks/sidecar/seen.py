@@ -1,4 +1,4 @@
-"""Reading what stands beside a session: small regular files only, whatever somebody has put in their place."""
+"""Reading what stands beside a session: small regular files only, whatever stands in their place."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The idea. A foreign lock file is all that there is to go by, so it is judged as its own program judges it: is the owner
 gone, does another process have its number, is it older than it may get? A lock file of ours says nothing that the
-kernel lock does not say better: whoever holds that lock knows that nobody else does, and neither the number of a
+kernel lock does not say better: the holder of that lock knows that no other process has it, and neither the number of a
 process nor any age can make it more or less true.
 
 The wall clock may be set, by an hour or by fifty years, and lock files state wall time. So an age is taken against two
@@ -39,7 +39,7 @@ class Here:
     wall: float
     """The wall clock now, in seconds."""
     carried: float
-    """What it would be if nobody had set it since this process was started."""
+    """What it would be if it had not been set since this process was started."""
     is_alive: Callable[[int], bool]
     starttime: Callable[[int], int | None]
 

@@ -1,7 +1,7 @@
 """The note `<file>.turn`: who conducts a session, for people and for error messages. It decides nothing.
 
-So it may be missing, old or somebody else's, it may be overwritten in place, and no failure to write it is an error: a
-session must not stop because a name could not be written down.
+So it may be missing, old or another program's, it may be overwritten in place, and no failure to write it is an error:
+a session must not stop because a name could not be written down.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def write(session_path: str, terms: Terms) -> bool:
 
 
 def remove(session_path: str) -> None:
-    """Remove the note, whoever wrote it: called before the turn is given back. Never raises."""
+    """Remove the note, of any writer: called before the turn is given back. Never raises."""
     path = path_of(session_path)
     try:
         _os.unlink(path)

@@ -6,7 +6,7 @@ a refusal, never a file that others may read, or that those it was meant for may
 
 Until right before the rename the new file is its owner's alone, whatever a directory's default list gives to new files.
 All is carried over at once, so that a refusal comes before anything is written, and again at the end: the old file may
-have been closed to somebody meanwhile.
+have been closed to some user meanwhile.
 
 Not carried over: what the kernel takes off a file with each write anyway or computes from its content; and flags and
 project numbers of a file system (`chattr`), which say nothing about access, but for two that refuse a rename.
@@ -51,7 +51,7 @@ def carry_over(path: str, old: int, new: int) -> None:
 
     Args:
         path: the old file's, for errors.
-        old, new: open descriptors. The new file has to be its owner's alone; at no instant is it open to anybody whom
+        old, new: open descriptors. The new file has to be its owner's alone; at no instant is it open to a user whom
             the old one shuts out.
 
     Raises:

@@ -78,7 +78,7 @@ def _write_whole(entry: Entry, fd: int, path: str, data: bytes, size: int) -> No
         try:
             _os.ftruncate(fd, size)
         except OSError as second:
-            # The torn tail stays; the next append, whoever makes it, finds it and moves it away.
+            # The torn tail stays; the next append, of any process, finds it and moves it away.
             entry.note("append_roll_back_failed", path=path, size=size, error=str(second))
         if isinstance(error, OSError):
             raise cannot("append to", path, error) from error

@@ -1,9 +1,9 @@
 """`Lease.replace`: the steps of putting a new file in the place of a session's, and what moves along with it.
 
-The lock bytes belong to the inode, so a rename takes the session away from under whoever locked the old one. Therefore
+The lock bytes belong to the inode, so a rename takes the session away from under its holder. Therefore
 both rights are locked on the new file before it gets the name, and no turn of another process may be under way: it
-would go on with a lock on a file that nobody opens any more, beside whoever takes the turn of the new one. While such a
-turn lasts, the lease gives way, so that the turn can write and end.
+would go on with a lock on a file that no process opens any more, beside the holder of the turn of the new one. While
+such a turn lasts, the lease gives way, so that the turn can write and end.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _move(arbiter: Arbiter, syncs: GroupSync, entry: Entry, draft: Draft, locks:
 async def _give_way(arbiter: Arbiter, lease: Leased) -> FileClaim:
     """Let the turn of another process write and end; returns the turn, which then is ours, with the lease.
 
-    Others may append meanwhile, so what is kept is decided anew afterwards. Failed or cancelled, nothing is held.
+    Others may append meanwhile, so what is kept is decided again afterwards. Failed or cancelled, nothing is held.
     """
     claim = lease.claim
     if claim.handles > 1:
@@ -204,11 +204,11 @@ async def _give_way(arbiter: Arbiter, lease: Leased) -> FileClaim:
             "lease: the turn could not end",
             path=lease.path,
         )
-    left = claim.deadline - _clock.clock.now()
+    left = claim.time.deadline - _clock.clock.now()
     wait = None if left == math.inf else max(0.0, left)
     arbiter.release(claim)
     me = current_task()
-    turn = arbiter.new_claim(claim.given_holder, math.inf, fence=claim.fence, bound=claim.bound)
+    turn = arbiter.new_claim(claim.given_holder, math.inf, fence=claim.fence, bound=claim.time.bound)
     turn = await arbiter.acquire(lease.path, Right.TURN, turn, wait, task=me, gives_up=False)
     try:
         await lease.take_again(claim)

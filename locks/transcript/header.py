@@ -68,7 +68,7 @@ def key_in(line: bytes) -> str | None:
 def stays_first(line: bytes, ours: bytes | None = None) -> bool:
     """Whether a first line remains the first of the file when the records behind it are replaced.
 
-    That is a header, what may be one of another program, and what is no record: nobody has read it.
+    That is a header, what may be one of another program, and what is no record: it was never read.
     """
     try:
         record = decode(line.removesuffix(b"\n"))

@@ -1,14 +1,14 @@
-"""Writing a transcript anew, as compaction does: the new file is written aside, synced, and renamed into place.
+"""Replacing a transcript, as compaction does: the new file is written aside, synced, and renamed into place.
 
 A crash at any step leaves the old file or the new one, whole. Everything here is synchronous: `prepare` and
 `is_complete` are called with the file's mutex and its write lease held, `write_aside` in a worker thread with neither
 mutex nor haste.
 
-The thread may hang in the disk, and go on long after everybody has given it up and a later `replace` has begun. So it
-never touches a name: whoever has the lease creates and removes `<file>.new`, and the thread only has descriptors. What
-is found there was left by a crash.
+The thread may hang in the disk, and go on long after its task has given it up and a later `replace` has begun. So it
+never touches a name: the holder of the lease creates and removes `<file>.new`, and the thread only has descriptors.
+What is found there was left by a crash.
 
-What nobody could read is not replaced. A broken line in the part that is replaced is kept, byte by byte, behind the new
+What could not be read is not replaced. A broken line in the part that is replaced is kept, byte by byte, behind the new
 records and before all that is kept anyway. A first line that is a header, or may be one to another program, or is
 broken, stays the first. Blank lines go.
 
@@ -73,7 +73,7 @@ class Draft:
     _discarded: bool = False
 
     def begin_writing(self) -> bool:
-        """For the thread that writes: whether anybody still wants it to."""
+        """For the thread that writes: whether its task still wants it to."""
         with self._mutex:
             self._writing = not self._discarded
             return self._writing
@@ -157,7 +157,7 @@ def _begin(target: str, fd: int, keep_from: int, keep_to: int, first: bytes) -> 
     except OSError:
         let_go(new)
         with contextlib.suppress(OSError):
-            _os.unlink(path)  # nobody else creates one while we have the lease
+            _os.unlink(path)  # no other process creates one while we have the lease
         raise
     draft = Draft(path, target, -1, keep_from, keep_to, len(first), first, new, (made.st_dev, made.st_ino))
     try:
@@ -226,7 +226,7 @@ def write_aside(draft: Draft, data: bytes) -> None:
 
 
 def _add_first(draft: Draft, data: bytes) -> None:
-    """Add what stands before all that is kept: the first line, the new records, and lines that nobody could read."""
+    """Add what stands before all that is kept: the first line, the new records, and lines that could not be read."""
     if not draft.first:
         refuse_as_first(data, draft.target)
     elif _begins_with(data, draft.first):

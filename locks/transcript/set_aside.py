@@ -1,7 +1,7 @@
 """Taking a session's file away, as a reset does: the next append by anyone begins a new one.
 
 Only the run that conducts the session may do so, while it has the write right as well. The lock bytes belong to the
-inode, so they go with the file, and whoever waits for one of them here or in another process gets it in its turn, finds
+inode, so they go with the file. A waiter for one of them, here or in another process, gets it in its turn, finds
 that the file has lost its name, and starts over with the new one.
 
 Between the moment the name is gone and the end of that run, another process may create the new file and conduct it,
@@ -11,7 +11,7 @@ So nothing has to be locked in advance, unlike in `compaction`, after which a tu
 
 On a full disk no lock file can be written. Then the kernel's lock has to do: this is how room is made.
 
-What stands beside the name, `<file>.lock` and `<file>.turn`, belongs to whoever has the file of that name. It is
+What stands beside the name, `<file>.lock` and `<file>.turn`, belongs to the holder of the file of that name. It is
 removed first, while that is us: afterwards it could be a successor's. `<file>.torn` stays.
 
 Nothing is overwritten: an empty file takes the new name, and the session's is renamed over it. Rejected: to look and
@@ -98,7 +98,7 @@ def _take_name(claim: FileClaim, path: str, to: str | None, under: Fence) -> str
                     _os.rename(name, to)
             except BaseException:
                 if turn.guard is not None:
-                    turn.guard.enter(conducting, conducting.grace)  # the turn goes on; the write lease ends here
+                    turn.guard.enter(conducting, conducting.time.grace)  # the turn goes on; the write lease ends here
                 if to is not None:
                     with contextlib.suppress(OSError):  # an empty file stays
                         _os.unlink(to)

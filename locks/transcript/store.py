@@ -129,7 +129,7 @@ class FileStore:
     async def read(
         self, path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None
     ) -> Records:
-        """As `read`, for whoever gives files a header of their own: `header` is the one that this file would get."""
+        """As `LockRegistry.read`; `header` is the one that this file would get."""
         await checkpoint()
         records = read_short(path, last=last, on_error=on_error, header=header)
         if records is None:

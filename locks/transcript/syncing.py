@@ -3,7 +3,7 @@
 Who appends while a sync is under way shares the next, so a busy session pays the disk once per round, not once per
 record. A sync runs in a thread, on a descriptor of its own, so nothing has to stay open for it and no lock is held.
 
-After a failed sync nobody knows what the disk has: the kernel marks the pages clean, and a second try would succeed
+After a failed sync it is unknown what the disk has: the kernel marks the pages clean, and a second try would succeed
 without having written them. So the file's descriptor is not used again: what waits or comes later opens another one.
 Source: fsync(2), "EIO"; Rebello and others, "Can Applications Recover from fsync Failures?" (2020).
 """
@@ -98,11 +98,11 @@ class GroupSync:
 
 
 def _flush(owned: list[int], entry: Entry, path: str, *, link: bool) -> None:
-    """On a worker thread. Tells a failure through the entry, since whoever asked may have gone."""
+    """On a worker thread. Reports a failure through the entry, since the task that asked may have gone."""
     try:
         fd = owned.pop()
     except IndexError:
-        return  # whoever asked was cancelled first, and has closed it
+        return  # the task that asked was cancelled first, and has closed it
     try:
         _os.fdatasync(fd)
         if link:
@@ -134,7 +134,7 @@ def sync_directory(path: str) -> None:
 
 
 def not_synced(path: str, why: str) -> TranscriptError:
-    """The error for everybody who relied on a sync that failed."""
+    """The error for every append that relied on a sync that failed."""
     return TranscriptError(
         f"cannot sync {path}: {why}; what was appended last may be lost in a power cut, and the descriptor is not used "
         "again: read the file, and append once more what is missing",

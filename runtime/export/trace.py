@@ -186,7 +186,7 @@ class Trace:
         with self._lock:
             rows, track = self._remembered(self._files, path), f"{_stem(path)}: {right}"
             row = next((row for row in rows if row.name == track), None) or self._row(_SESSIONS, track, rows)
-            self._slice(row, name, self._us(claim.acquired_at), args)
+            self._slice(row, name, self._us(claim.time.acquired_at), args)
 
     def _logged(self, event: str, level: str, fields: Mapping[str, Any]) -> None:
         """A log line, on whichever thread."""

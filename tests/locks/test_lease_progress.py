@@ -9,7 +9,8 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, move_on_after, to_thread
 
 from locks import Fence, LeaseExpired, LeaseLost, LockRegistry, Revoked, Right
-from locks.lowlevel import FileClaim, current_fence
+from locks.lowlevel import current_fence
+from locks.rights.hold_time import HoldTime
 
 
 @pytest.fixture(params=["kernel", "none"])
@@ -274,17 +275,17 @@ async def test_an_end_that_comes_in_the_middle_of_a_progress_stands(registry, pa
     started = virtual.now()
     with pytest.raises(Revoked):
         async with registry.lease(path, idle_timeout=5) as lease:
-            limit = FileClaim._limit
+            limit = HoldTime._limit
 
-            def interrupted(claim, now):
+            def interrupted(time, now):
                 if between == "after":
-                    limit(claim, now)
+                    limit(time, now)
                 lease.end_by(started + 2)  # on the loop, while a thread is here
                 if between != "after":
-                    limit(claim, now)
+                    limit(time, now)
 
             await anyio.sleep(1)
-            monkeypatch.setattr(FileClaim, "_limit", interrupted)
+            monkeypatch.setattr(HoldTime, "_limit", interrupted)
             assert not lease.progress()
             with CancelScope(shield=True):
                 while lease.lost is None:

@@ -19,7 +19,7 @@ from lanes.spec_table import SpecTable
 from locks import BrokenLine, LockRegistry, TranscriptError, _os
 from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
-from locks.transcript import lines, reading, tolerant
+from locks.transcript import lines, prefix, reading, tolerant
 from runtime.trial import traffic
 from runtime.usage_error import UsageError
 from tests import ROOT
@@ -256,7 +256,7 @@ def test_whatever_json_texts_are_mangled_into_all_readers_agree_with_pythons_jso
     broken = [line for line, kind in zip(whole, kinds, strict=True) if kind == BROKEN]
     data = one_path.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_BLOCK", block)
+        patch.setattr(prefix, "BLOCK", block)
         patch.setattr(reading, "_FIRST_BLOCK", block)
         for read, skipped in ways(str(one_path)):
             assert same(read, records)

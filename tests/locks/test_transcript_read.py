@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from locks import BrokenLine, LockRegistry, Position, Records, TranscriptError, _os
-from locks.transcript import reading
+from locks.transcript import prefix, reading
 from locks.transcript.lines import NoRecord, decode
 
 
@@ -194,9 +194,9 @@ all_ways = pytest.mark.parametrize("read", WAYS, ids=["whole", "backwards", "str
 def small_blocks():
     """Blocks so small that a short file has many of them, and lines longer than a block."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "_BLOCK", 64)
+        patch.setattr(prefix, "BLOCK", 64)
         patch.setattr(reading, "_FIRST_BLOCK", 16)
-        patch.setattr(reading, "_WITNESS", 8)
+        patch.setattr(prefix, "_WITNESS", 8)
         yield
 
 

@@ -13,7 +13,7 @@ from locks import LeaseLost, _os
 from locks._os import FileId
 from locks.engines.kernel import KernelLock
 from locks.lowlevel import FileClaim
-from locks.rights import arbiter, claim, deadlock, open_file, queue, steward, waiting
+from locks.rights import arbiter, claim, deadlock, hold_time, open_file, queue, steward, waiting
 from locks.sidecar import guards, lockfile
 from locks.sidecar import staleness as judging
 from locks.transcript import appending, replacing, syncing
@@ -252,24 +252,24 @@ def superseded_unlocked() -> None:
 def suspended_revoked() -> None:
     """Revokes when the process goes on, as if it had been there all the time."""
 
-    def restart_grace(self: claim.Claim, now: float) -> None:
+    def restart_grace(self: hold_time.HoldTime, now: float) -> None:
         reached["suspended_revoked"] += 1
 
-    plant(claim.Claim, "restart_grace", restart_grace)
+    plant(hold_time.HoldTime, "restart_grace", restart_grace)
 
 
 def idle_beyond_max_hold() -> None:
     """Lets progress renew a lease for ever."""
-    limit = claim.Claim._limit
+    limit = hold_time.HoldTime._limit
 
-    def without_max_hold(self: claim.Claim, now: float) -> None:
+    def without_max_hold(self: hold_time.HoldTime, now: float) -> None:
         reached["idle_beyond_max_hold"] += 1
         max_hold = self.max_hold
         self.max_hold = max_hold if self.idle is None else math.inf
         limit(self, now)
         self.max_hold = max_hold
 
-    plant(claim.Claim, "_limit", without_max_hold)
+    plant(hold_time.HoldTime, "_limit", without_max_hold)
 
 
 def note_unread() -> None:
