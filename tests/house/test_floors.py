@@ -1,73 +1,55 @@
-"""Three floors: `runtime` stands on `lanes`, `lanes` on `locks`, and nothing leans on what is above it.
+"""Three floors: `runtime` stands on `lanes`, `lanes` on `locks`, and no floor imports what is above it.
 
-Read from the source, so that an import inside a function or for types only counts as well. Within the floors no two
-modules need each other in order to be imported.
+Inside each floor the folders have an order too, and no modules import each other in a circle. All of it is read from
+the source: an import inside a function, or for types only, counts as well.
 """
 
 from __future__ import annotations
 
-import ast
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import ROOT
+from tests.imports import FLOORS, circles, imports_of, modules_of
 
-FLOORS = ("locks", "lanes", "runtime")  # from the ground up
 OUTSIDE = ("tests", "benchmarks", "examples", "docs")
 
-Import = tuple[str, int, bool]
-"""The module that is imported, the line, and whether importing the importer needs it."""
-
-
-def modules_of(root: Path) -> dict[str, Path]:
-    """All modules of the floors, by name."""
-    found = {}
-    for floor in FLOORS:
-        for path in (root / floor).rglob("*.py"):
-            parts = path.relative_to(root).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports_of(name: str, path: Path, modules: dict[str, Path]) -> list[Import]:
-    """What the module `name` imports, anywhere in it."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-
-    def targets(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-            return
-        base = node.module or ""
-        if node.level:
-            above = package.split(".")[: len(package.split(".")) - node.level + 1]
-            base = ".".join([*above, base] if base else above)
-        for alias in node.names:
-            # A submodule, or a name that the package must have defined by then.
-            yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in modules else base
-
-    def walk(node: ast.AST, at_import: bool) -> Iterator[Import]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import | ast.ImportFrom):
-                for target in targets(child):
-                    yield target, child.lineno, at_import
-            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-                yield from walk(child, False)
-            elif isinstance(child, ast.If) and _is_for_types(child.test):
-                for part in child.body:
-                    yield from walk(ast.Module([part], []), False)
-                for part in child.orelse:
-                    yield from walk(ast.Module([part], []), at_import)
-            else:
-                yield from walk(child, at_import)
-
-    return list(walk(ast.parse(path.read_text(encoding="utf-8")), True))
-
-
-def _is_for_types(test: ast.expr) -> bool:
-    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+ORDER: dict[str, list[str]] = {
+    "locks": [
+        "_clock _effects _events _loop _mutex _os _threads checks errors file_kinds holder network paths process",
+        "engines",
+        "rights",
+        "sidecar transcript",
+        "doctor lease statistics",
+        "registry",
+        "lowlevel",
+    ],
+    "lanes": [
+        "checks errors events layout message retry run run_errors spec spec_table tracebacks",
+        "queues",
+        "body",
+        "core",
+    ],
+    "runtime": [
+        "background failures log mismatch quantiles usage_error",
+        "watch",
+        "inspect services statistics zombies",
+        "drain phase",
+        "calls status",
+        "process",
+        "ending",
+        "restart",
+        "life",
+        "supervisor",
+        "asgi export metrics",
+        "trial",
+        "cli",
+    ],
+}
+"""The rooms of each floor, from the ground up: each imports what stands on its own line or above. The package itself,
+which users import, comes last."""
 
 
 def upward(root: Path) -> list[str]:
@@ -83,34 +65,45 @@ def upward(root: Path) -> list[str]:
     return complaints
 
 
-def cycles(root: Path) -> list[str]:
-    """Every ring of modules each of which must be imported before the next, as `a -> b -> a`."""
+def level_of(module: str) -> int:
+    """On which line of its floor's order a module stands."""
+    floor, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    if not room:
+        return len(ORDER[floor])
+    (level,) = (level for level, rooms in enumerate(ORDER[floor]) if room in rooms.split())
+    return level
+
+
+def out_of_order(root: Path) -> list[str]:
+    """Every import from a room to one that comes later on the same floor, as `file:line: why`."""
     modules = modules_of(root)
-    needs = {
-        name: sorted({target for target, _, at_import in imports_of(name, path, modules) if at_import} & modules.keys())
+    return [
+        f"{path.relative_to(root)}:{line}: {name} imports {target}"
         for name, path in modules.items()
-    }
-    found, done = [], set()
-
-    def visit(name: str, trail: list[str]) -> None:
-        if name in trail:
-            found.append(" -> ".join([*trail[trail.index(name) :], name]))
-        elif name not in done:
-            for needed in needs[name]:
-                visit(needed, [*trail, name])
-            done.add(name)
-
-    for name in sorted(needs):
-        visit(name, [])
-    return found
+        for target, line, _ in imports_of(name, path, modules)
+        if target in modules
+        and target.partition(".")[0] == name.partition(".")[0]
+        and level_of(target) > level_of(name)
+    ]
 
 
 def test_no_floor_imports_what_is_above_it():
     assert upward(ROOT) == []
 
 
-def test_no_modules_need_each_other_to_be_imported():
-    assert cycles(ROOT) == []
+def test_no_room_imports_one_that_comes_later():
+    assert out_of_order(ROOT) == []
+
+
+def test_every_room_of_the_order_is_there():
+    names = [name.split(".") for name in modules_of(ROOT) if "." in name]
+    found = {floor: {room for above, room, *_ in names if above == floor} for floor in ORDER}
+    assert found == {floor: {room for rooms in lines for room in rooms.split()} for floor, lines in ORDER.items()}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles(ROOT) == []
 
 
 # The checks themselves
@@ -131,7 +124,8 @@ def house(tmp_path):
     add("runtime/cli/__init__.py", "import lanes.run\nfrom ..supervisor import Supervisor")
     add("runtime/supervisor.py", "from locks.lease import Lease")
     assert upward(tmp_path) == []
-    assert cycles(tmp_path) == []
+    assert out_of_order(tmp_path) == []
+    assert circles(tmp_path) == []
     return add
 
 
@@ -147,21 +141,40 @@ def house(tmp_path):
     ],
 )
 def test_an_upward_import_is_found(house, tmp_path, source):
-    house("locks/rights/steward.py", source)
-    assert [one.partition(" imports ")[0].rpartition(" ")[2] for one in upward(tmp_path)] == ["locks"]
+    house("locks/steward.py", source)
+    assert [found.partition(" imports ")[0].rpartition(" ")[2] for found in upward(tmp_path)] == ["locks"]
 
 
 @pytest.mark.parametrize(
-    "source", ["from . import lease", "from .lease import Lease", "import locks.lease", "from . import Lease"]
+    "source", ["from ..cli import main", "import runtime.cli", "if TYPE_CHECKING:\n    from ..cli import main"]
 )
-def test_a_cycle_is_found(house, tmp_path, source):
-    house("locks/_clock.py", source)
-    assert len(cycles(tmp_path)) == 1
+def test_an_import_of_a_later_room_is_found(house, tmp_path, source):
+    house("runtime/watch/watchdog.py", source)
+    assert out_of_order(tmp_path) == [
+        f"runtime/watch/watchdog.py:{1 + source.count(chr(10))}: runtime.watch.watchdog imports runtime.cli"
+    ]
 
 
 @pytest.mark.parametrize(
-    "source", ["def late():\n    from . import lease", "if TYPE_CHECKING:\n    from . import lease"]
+    "source, kind",
+    [
+        ("from . import lease", "hard"),
+        ("from .lease import Lease", "hard"),
+        ("import locks.lease", "hard"),
+        ("def late():\n    from . import lease", "lazy"),
+        ("if TYPE_CHECKING:\n    from .lease import Lease", "typing"),
+    ],
 )
-def test_an_import_that_is_not_needed_at_once_makes_no_cycle(house, tmp_path, source):
+def test_a_circle_is_found_whatever_the_import_is_for(house, tmp_path, source, kind):
     house("locks/_clock.py", source)
-    assert cycles(tmp_path) == []
+    assert f"locks/_clock.py:{1 + source.count(chr(10))}: {kind} import of locks.lease" in circles(tmp_path)
+    assert [found.partition(":")[0] for found in circles(tmp_path)] == ["locks/_clock.py"] + ["locks/lease.py"] * 2
+
+
+def test_a_circle_through_a_package_is_found(house, tmp_path):
+    house("locks/_clock.py", "from . import Lease")
+    assert {found.partition(":")[0] for found in circles(tmp_path)} == {
+        "locks/__init__.py",
+        "locks/_clock.py",
+        "locks/lease.py",
+    }
