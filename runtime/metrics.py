@@ -131,8 +131,9 @@ class _Loop:
 _Field = Callable[[Any], float]
 
 
-def _one(kind: type[_Family], name: str, text: str, field: _Field) -> _Metric:
-    return _Metric(kind, name, text, lambda source: [((), field(source))])
+def _one(kind: type[_Family], name: str, text: str, field: str | _Field) -> _Metric:
+    value = attrgetter(field) if isinstance(field, str) else field
+    return _Metric(kind, name, text, lambda source: [((), value(source))])
 
 
 def _by_group(kind: type[_Family], name: str, text: str, field: str) -> _Metric:
@@ -167,7 +168,7 @@ def _blocked(loop: _Loop) -> float:
 _COUNTER, _GAUGE = CounterMetricFamily, GaugeMetricFamily
 
 _OF_LOOP = (
-    _one(_GAUGE, "lanes_loop_answers", "1 if the event loop has answered this scrape.", lambda loop: loop.answers),
+    _one(_GAUGE, "lanes_loop_answers", "1 if the event loop has answered this scrape.", "answers"),
     _one(
         _GAUGE,
         "lanes_loop_blocked_seconds",
@@ -182,10 +183,7 @@ _OF_LOOP = (
         ("quantile",),
     ),
     _one(
-        _GAUGE,
-        "lanes_generation",
-        "Counts the restarts within this process, from 1; 0 before the start.",
-        lambda loop: loop.generation,
+        _GAUGE, "lanes_generation", "Counts the restarts within this process, from 1; 0 before the start.", "generation"
     ),
     _one(
         _GAUGE,
@@ -236,34 +234,19 @@ _OF_STATISTICS = (
     _by_group(_GAUGE, "lanes_slots", "Runs of a group that may run at a time.", "slots"),
     _by_group(_GAUGE, "lanes_reserved_slots", "Of the slots, those that only foreground runs may take.", "reserve"),
     _one(_GAUGE, "lanes_live_lanes", "Lanes that exist now.", lambda now: len(now.lanes)),
+    _one(_GAUGE, "lanes_abandoned_bodies", "Bodies that ignored their cancellation and still run.", "abandoned"),
     _one(
-        _GAUGE,
-        "lanes_abandoned_bodies",
-        "Bodies that ignored their cancellation and still run.",
-        lambda now: now.abandoned,
+        _GAUGE, "lanes_parked_runs", "Runs that have failed for the last time, kept for somebody to decide.", "parked"
     ),
-    _one(
-        _GAUGE,
-        "lanes_parked_runs",
-        "Runs that have failed for the last time, kept for somebody to decide.",
-        lambda now: now.parked,
-    ),
-    _one(
-        _COUNTER,
-        "lanes_late_writes_refused_total",
-        "Writes of dead runs that were refused.",
-        lambda now: now.late_writes_refused,
-    ),
-    _one(
-        _COUNTER, "lanes_late_events_dropped_total", "What dead runs have emitted.", lambda now: now.late_events_dropped
-    ),
+    _one(_COUNTER, "lanes_late_writes_refused_total", "Writes of dead runs that were refused.", "late_writes_refused"),
+    _one(_COUNTER, "lanes_late_events_dropped_total", "What dead runs have emitted.", "late_events_dropped"),
     _one(
         _GAUGE,
         "lanes_admission_slowed",
         "1 while runs are started slowly, because a limit is passed.",
         lambda now: bool(now.admission_slowed),
     ),
-    _one(_GAUGE, "lanes_healthy", "1 unless `statistics().problems` names a problem.", lambda now: now.healthy),
+    _one(_GAUGE, "lanes_healthy", "1 unless `statistics().problems` names a problem.", "healthy"),
     _by_right("lanes_leases_held", "Turns and write leases that are held.", lambda now: now.leases.holders),
     _by_right(
         "lanes_leases_waiting", "Who waits in this process for a turn or a write lease.", lambda now: now.leases.waiters
@@ -272,9 +255,9 @@ _OF_STATISTICS = (
         _GAUGE,
         "lanes_leases_competing",
         "Rights for which the first that waits here waits for another process.",
-        lambda now: now.leases.competing,
+        "leases.competing",
     ),
-    _one(_COUNTER, "lanes_leases_granted_total", "Rights granted.", lambda now: now.leases.granted),
-    _one(_COUNTER, "lanes_leases_revoked_total", "Rights taken away.", lambda now: now.leases.revoked),
-    _one(_COUNTER, "lanes_appends_total", "Writes acknowledged.", lambda now: now.leases.appended),
+    _one(_COUNTER, "lanes_leases_granted_total", "Rights granted.", "leases.granted"),
+    _one(_COUNTER, "lanes_leases_revoked_total", "Rights taken away.", "leases.revoked"),
+    _one(_COUNTER, "lanes_appends_total", "Writes acknowledged.", "leases.appended"),
 )
