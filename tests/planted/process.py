@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lanes import RunState
-from lanes.core import finish
+from lanes.core import causes
 from lanes.core.causes import Causes
 from lanes.core.execution import Execution
 from lanes.queues.throttle import Pace
@@ -106,7 +106,7 @@ def limits_only_slow() -> None:
 
 def late_reason_empty() -> None:
     """A deadline that fired late does not say so."""
-    finish.late_reason = nothing("late_reason_empty", "")  # type: ignore[attr-defined]  # where it is used
+    causes.late_reason = nothing("late_reason_empty", "")  # type: ignore[attr-defined]  # where it is used
 
 
 def grace_not_given_again() -> None:
