@@ -120,7 +120,7 @@ class Restarts:
             return False
         self._standing.move(Phase.RUNNING)
         # Much may be overdue, whether it is taken back or done.
-        self._scheduler.board.pace.ramp(_clock.clock.now(), RAMP_S)
+        self._scheduler.board.throttle.ramp(_clock.clock.now(), RAMP_S)
         self._scheduler.open()
         self._bindings.ready()
         return True

@@ -149,7 +149,7 @@ def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: in
         parked=len(scheduler.board.history.parked),
         late_writes_refused=scheduler.board.late_writes_refused,
         late_events_dropped=scheduler.board.late_events_dropped,
-        admission_slowed=scheduler.board.pace.why,
+        admission_slowed=scheduler.board.throttle.why,
         problems=(*problems(scheduler, max_abandoned), *watchdog.problems),
         loop_lag=watchdog.quantiles(),
         process=watchdog.statistics(),

@@ -103,7 +103,7 @@ class Supervisor:
         self._limits = limits or Limits()
         exits = on_zombie == "exit"
         self.watchdog = Watchdog(
-            Keeper(self._limits, self._scheduler.board.pace, self.request_restart),
+            Keeper(self._limits, self._scheduler.board.throttle, self.request_restart),
             look=SelfCheck(self._scheduler).look,
             abandoned=lambda: len(self._scheduler.board.abandoned),
             dead_s=self._limits.dead_s if exits else None,

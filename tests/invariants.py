@@ -108,7 +108,7 @@ def _of_groups(scheduler: Scheduler, live: list[Execution]) -> list[str]:
             and others <= group.spec.slots - group.spec.reserve,
             "it could start a run, and does not": group.next_class() is None
             or not scheduler.board.serving
-            or scheduler.board.pace.holds_back(name),
+            or scheduler.board.throttle.holds_back(name),
         }
         wrong += [f"group {name}: {what}" for what, holds in checks.items() if not holds]
     return wrong

@@ -270,7 +270,7 @@ class Schedule:
         while self.scheduler.board.live:
             await next(iter(self.scheduler.board.live.values())).run.wait()
         await self.scheduler.board.wait_abandoned()
-        if self.scheduler.board.pace.restore() or "pace" in self.scenario.acts:
+        if self.scheduler.board.throttle.restore() or "pace" in self.scenario.acts:
             await anyio.sleep(max(INTERVAL_S.values()))  # until admission has looked again
         await self.world.clock.settle()
         self._judge()
@@ -361,9 +361,9 @@ class Schedule:
     async def _pace(self, given: tuple[int, str, float, bool]) -> None:
         """Slow admission down, or no more."""
         if given[3]:
-            self.scheduler.board.pace.slow("on purpose")
+            self.scheduler.board.throttle.slow("on purpose")
         else:
-            self.scheduler.board.pace.restore()
+            self.scheduler.board.throttle.restore()
 
     async def _resubmit(self, given: tuple[int, str, float, bool]) -> None:
         parked = list(self.scheduler.board.history.parked)

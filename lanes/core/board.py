@@ -14,7 +14,7 @@ from locks import Fence, LockRegistry
 from ..layout import SessionLayout
 from ..queues.groups import Group
 from ..queues.lane import Lane
-from ..queues.throttle import Pace
+from ..queues.throttle import Throttle
 from ..queues.timers import Timers
 from ..queues.turns import Turns
 from ..run import Run
@@ -69,7 +69,7 @@ class Board:
         self._refusals = threading.Lock()
         self.timers = Timers()
         self.lateness: Lateness = Unwatched()
-        self.pace = Pace()
+        self.throttle = Throttle()
         self.hooks = hooks or Hooks(None, None, None)
         self.tasks: TaskHost | None = None
         """Where bodies are started; there while `serve` runs."""

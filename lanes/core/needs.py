@@ -39,7 +39,7 @@ class Kind(Enum):
     HELD = auto()  # a task, or another process, that is in no queue here has to give back the turn of its session
     PLACE = auto()  # a run on its lane has to end: the lane is full
     SLOT = auto()  # a run of its group has to give its slot back
-    PACE = auto()  # admission is slowed: the run starts soon
+    THROTTLE = auto()  # admission is slowed: the run starts soon
 
 
 class Need(NamedTuple):
@@ -105,8 +105,8 @@ def _needs_of_queued(one: Execution) -> list[Need]:
     if urgency == one.urgency:
         urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it overtakes no run of its lane
     needs += _slot(one, urgency)
-    if board.pace.holds_back(one.spec.group):
-        needs.append(Need(Kind.PACE))
+    if board.throttle.holds_back(one.spec.group):
+        needs.append(Need(Kind.THROTTLE))
     return needs
 
 
@@ -158,6 +158,6 @@ def would_start(
         and len(lane.running) < lane.spec.capacity
         and (not lane.queued or lane.next() is None)
         and (file is None or board.turns.front(file) is None)
-        and not board.pace.holds_back(lane.spec.group)
+        and not board.throttle.holds_back(lane.spec.group)
         and board.groups[lane.spec.group].would_start(urgency)
     )

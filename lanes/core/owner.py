@@ -14,7 +14,7 @@ from locks import LeaseLost, LockRegistry
 
 from ..layout import SessionLayout
 from ..queues.groups import Group
-from ..queues.throttle import Pace
+from ..queues.throttle import Throttle
 from ..queues.turns import Turns
 from ..queues.waiter import W
 from ..run import Body, Run, RunState
@@ -31,7 +31,7 @@ class World(Protocol[W]):
     """Whether queued work is started."""
     groups: dict[str, Group[W]]
     turns: Turns[W]
-    pace: Pace
+    throttle: Throttle
     services: Mapping[str, Any]
     layout: SessionLayout
     loop: object

@@ -35,7 +35,7 @@ class Scheduler:
     """Lanes, groups, turns and runs of one supervisor. To be used on the event loop's thread.
 
     `serve` must be running for anything to start or to time out. The board is for reading, but for its `services`,
-    `lateness`, `pace` and `on_failure`, which the supervisor sets.
+    `lateness`, `throttle` and `on_failure`, which the supervisor sets.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Scheduler:
         self._finishing = finishing = Finishing(board, starting, steering, waits)
         self._causes = causes = Causes(board, finishing, Retrying(board, starting, finishing), waits)
         self.intake = intake = Intake(board, starting, steering, causes, self)
-        board.pace.on_restore = starting.admit_all
+        board.throttle.on_restore = starting.admit_all
 
         # For the supervisor
         self.open, self.shut, self.admit_all = starting.open, starting.shut, starting.admit_all

@@ -218,13 +218,13 @@ class Starting:
 
     def _next(self, group: Group[Execution]) -> tuple[Lane[Execution], Execution] | None:
         """The run that starts next in a group, at the pace that the process can keep."""
-        if not self._board.pace.holds_back(group.spec.name):
+        if not self._board.throttle.holds_back(group.spec.name):
             return group.admit()
         now, barred, soonest = _clock.clock.now(), list[Priority](), float("inf")
         while (urgency := group.next_class(barred)) is not None:
-            at = self._board.pace.may_start_at(group.spec.name, urgency, now)
+            at = self._board.throttle.may_start_at(group.spec.name, urgency, now)
             if at <= now:
-                self._board.pace.started(group.spec.name, urgency, now)
+                self._board.throttle.started(group.spec.name, urgency, now)
                 return group.admit(barred)
             barred.append(urgency)
             soonest = min(soonest, at)

@@ -22,7 +22,7 @@ _RAMP_S = {Priority.FOREGROUND: 0.005, Priority.NORMAL: 0.01, Priority.BACKGROUN
 """The same at the foot of a ramp."""
 
 
-class Pace:
+class Throttle:
     """How fast runs are started.
 
     Invariant: `why` is empty exactly while admission is not slowed.

@@ -182,8 +182,8 @@ def _words(need: Need, one: Execution) -> str:
             return f"a place on lane {lane.name}: {places}, by {_briefs(need.runs)}"
         case Kind.SLOT:
             return f"a slot{'' if one.is_queued() else ' again'}: {_slots(one)}"
-        case Kind.PACE:
-            return f"admission, which is slowed: {one.owner.board.pace.reason}"
+        case Kind.THROTTLE:
+            return f"admission, which is slowed: {one.owner.board.throttle.reason}"
     return ""
 
 

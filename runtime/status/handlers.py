@@ -287,7 +287,7 @@ def _wait(one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
         Kind.HELD: f"the turn of session {run.session}",
         Kind.PLACE: f"a place on lane {one.lane.name}",
         Kind.SLOT: f"a slot of group {one.spec.group}{'' if one.is_queued() else ' again'}",
-        Kind.PACE: f"admission, which is slowed: {one.owner.board.pace.reason}",
+        Kind.THROTTLE: f"admission, which is slowed: {one.owner.board.throttle.reason}",
     }
     what = words.get(need.kind, "")
     if holder is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lanes.checks import seconds, whole
-from lanes.queues.throttle import Pace
+from lanes.queues.throttle import Throttle
 from locks._events import log
 
 from .resources import Usage
@@ -57,9 +57,9 @@ class Keeper:
     Invariant: `_since` is when the figures passed a limit and have not come back since; `None` while they are within.
     """
 
-    def __init__(self, limits: Limits, pace: Pace, restart: Callable[[str], object]) -> None:
+    def __init__(self, limits: Limits, throttle: Throttle, restart: Callable[[str], object]) -> None:
         self.limits = limits
-        self._pace = pace
+        self._throttle = throttle
         self._restart = restart
         self._near: set[str] = set()
         self._since: float | None = None
@@ -69,7 +69,7 @@ class Keeper:
         """The event loop was late; returns whether that was too much."""
         if lag_s <= self.limits.lag_s:
             return False
-        self._pace.slow(f"the event loop was {lag_s:.2f} s late; allowed: {self.limits.lag_s:g} s")
+        self._throttle.slow(f"the event loop was {lag_s:.2f} s late; allowed: {self.limits.lag_s:g} s")
         return True
 
     def look(self, now: float, usage: Usage, abandoned: int, worst_lag_s: float) -> None:
@@ -92,13 +92,13 @@ class Keeper:
             return
         self._since, self._asked = None, False
         if worst_lag_s <= limits.lag_s / 2:
-            self._pace.restore()
+            self._throttle.restore()
 
     def _passed(self, now: float, why: str) -> None:
         if self._since is None:
             self._since = now
             log("limit_passed", level="warning", reason=why)
-        self._pace.slow(why)
+        self._throttle.slow(why)
         after = self.limits.restart_after_s
         if after is not None and now - self._since >= after and not self._asked:
             self._asked = True

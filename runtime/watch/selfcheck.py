@@ -32,7 +32,7 @@ class SelfCheck:
 
     def look(self) -> list[str]:
         """Look once; what was found before too is wrong, and logged the first time."""
-        self._scheduler.board.pace.end_ramp(_clock.clock.now())
+        self._scheduler.board.throttle.end_ramp(_clock.clock.now())
         found = {*self._overdue(), *self._stuck()}
         wrong = sorted(found & self._suspects)
         for what in wrong:
@@ -58,5 +58,5 @@ class SelfCheck:
         return [
             f"work of group {name} is ready, there is room for it, and it does not start"
             for name, group in scheduler.board.groups.items()
-            if not scheduler.board.pace.holds_back(name) and group.next_class([]) is not None
+            if not scheduler.board.throttle.holds_back(name) and group.next_class([]) is not None
         ]

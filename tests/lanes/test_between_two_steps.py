@@ -183,7 +183,7 @@ async def test_a_ready_run_that_was_cancelled_is_not_started_by_what_a_hook_subm
     more: list[Run] = []
     cancelled = None
     async with Supervisor(tmp_path, lanes=[LaneSpec("work", capacity=10)], on_run_end=ended) as sup:
-        sup._scheduler.board.pace.slow("test")
+        sup._scheduler.board.throttle.slow("test")
         sup.submit("work", body, "first")
         cancelled = sup.submit("work", body, "cancelled")
         virtual.advance(10.0)  # one more may start by now, but the loop has had no time to see to it

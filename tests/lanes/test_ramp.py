@@ -7,7 +7,7 @@ import pytest
 
 from lanes import LaneSpec
 from lanes.checks import Priority
-from lanes.queues.throttle import Pace
+from lanes.queues.throttle import Throttle
 from runtime import Supervisor
 from runtime.restart import RAMP_S
 from tests.supervised import about, assert_empty
@@ -103,32 +103,32 @@ async def test_control_is_not_on_it(sup, virtual):
 
 
 def test_a_second_ramp_starts_from_its_own_foot():
-    pace = Pace()
-    pace.ramp(0.0, 2.0)
-    pace.started("main", Priority.FOREGROUND, 0.0)
-    assert pace.may_start_at("main", Priority.FOREGROUND, 0.0) == 0.005
-    assert pace.holds_back("main") and not pace.holds_back("control")
-    pace.ramp(100.0, 2.0)
-    assert pace.may_start_at("main", Priority.FOREGROUND, 100.0) <= 100.0
-    pace.started("main", Priority.FOREGROUND, 100.0)
-    assert pace.may_start_at("main", Priority.FOREGROUND, 100.0) == 100.005
-    assert pace.may_start_at("main", Priority.FOREGROUND, 102.0) <= 102.0
-    assert not pace.holds_back("main")
+    throttle = Throttle()
+    throttle.ramp(0.0, 2.0)
+    throttle.started("main", Priority.FOREGROUND, 0.0)
+    assert throttle.may_start_at("main", Priority.FOREGROUND, 0.0) == 0.005
+    assert throttle.holds_back("main") and not throttle.holds_back("control")
+    throttle.ramp(100.0, 2.0)
+    assert throttle.may_start_at("main", Priority.FOREGROUND, 100.0) <= 100.0
+    throttle.started("main", Priority.FOREGROUND, 100.0)
+    assert throttle.may_start_at("main", Priority.FOREGROUND, 100.0) == 100.005
+    assert throttle.may_start_at("main", Priority.FOREGROUND, 102.0) <= 102.0
+    assert not throttle.holds_back("main")
 
 
 def test_slowed_on_a_ramp_it_is_the_slower_of_both_and_restored_it_stays_on_the_ramp():
-    pace = Pace()
-    pace.ramp(0.0, 2.0)
-    pace.slow("the event loop was late")
-    pace.started("main", Priority.BACKGROUND, 0.0)
-    assert pace.may_start_at("main", Priority.BACKGROUND, 0.0) == 2.0
-    assert pace.restore()
-    assert pace.may_start_at("main", Priority.BACKGROUND, 0.0) == 0.025
-    assert pace.holds_back("main")
+    throttle = Throttle()
+    throttle.ramp(0.0, 2.0)
+    throttle.slow("the event loop was late")
+    throttle.started("main", Priority.BACKGROUND, 0.0)
+    assert throttle.may_start_at("main", Priority.BACKGROUND, 0.0) == 2.0
+    assert throttle.restore()
+    assert throttle.may_start_at("main", Priority.BACKGROUND, 0.0) == 0.025
+    assert throttle.holds_back("main")
 
 
 async def test_a_ramp_ends_although_nothing_was_started_on_it(sup):
     await sup.restart()
-    assert sup._scheduler.board.pace.holds_back("main")
+    assert sup._scheduler.board.throttle.holds_back("main")
     await anyio.sleep(RAMP_S + 2.0)
-    assert not sup._scheduler.board.pace.holds_back("main")
+    assert not sup._scheduler.board.throttle.holds_back("main")

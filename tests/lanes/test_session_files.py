@@ -116,6 +116,18 @@ async def test_a_layouts_own_header_is_the_first_line_and_no_record(virtual, tmp
         assert path_of(sup, "a").read_text().startswith('{"lanes.session":"a","by":"me"}\n')
 
 
+async def test_a_layouts_own_path_is_asked_once_for_a_run_and_its_session(virtual, tmp_path):
+    asked = []
+
+    def path(key):
+        asked.append(key)
+        return f"{key}.jsonl"
+
+    async with Supervisor(SessionLayout(tmp_path, path=path)) as sup:
+        await sup.run("session:a", body)
+    assert asked == ["a"]
+
+
 OUTSIDE = {
     "parent": lambda root: "../outside.jsonl",
     "detour": lambda root: "inside/../../outside.jsonl",

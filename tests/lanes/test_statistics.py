@@ -230,9 +230,9 @@ async def test_late_events_and_writes_are_counted(sup):
 
 
 async def test_why_admission_is_slowed_is_said(sup):
-    sup._scheduler.board.pace.slow("the event loop was 2.00 s late; allowed: 1 s")
+    sup._scheduler.board.throttle.slow("the event loop was 2.00 s late; allowed: 1 s")
     assert sup.statistics().admission_slowed == "the event loop was 2.00 s late; allowed: 1 s"
-    sup._scheduler.board.pace.restore()
+    sup._scheduler.board.throttle.restore()
     assert sup.statistics().admission_slowed == ""
 
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
 from lanes.checks import Priority
-from lanes.queues.throttle import INTERVAL_S, Pace
+from lanes.queues.throttle import INTERVAL_S, Throttle
 from runtime import Limits, Supervisor
 from runtime.watch.limits import Keeper
 from runtime.watch.resources import Usage
@@ -42,13 +42,13 @@ async def starts(sup, priority, count, **options):
 
 def slow(sup):
     """Slow admission down, for as long as the loop is not found to be well again: that takes a second."""
-    sup._scheduler.board.pace.slow("for a test")
+    sup._scheduler.board.throttle.slow("for a test")
 
 
 def keep_slow(sup):
     """Slow admission down for good."""
     slow(sup)
-    sup._scheduler.board.pace.restore = lambda: False
+    sup._scheduler.board.throttle.restore = lambda: False
 
 
 # What is slowed, and by how much
@@ -155,12 +155,12 @@ async def test_a_loop_that_is_late_within_the_limit_slows_nothing(sup, virtual):
 
 
 def test_short_memory_is_warned_of_then_slows_admission_until_there_is_enough_again():
-    pace = Pace()
-    keeper = Keeper(Limits(memory=100_000_000), pace, restart=lambda why: pytest.fail("nobody asked for a restart"))
+    throttle = Throttle()
+    keeper = Keeper(Limits(memory=100_000_000), throttle, restart=lambda why: pytest.fail("nobody asked for a restart"))
 
     def look(now, resident):
         keeper.look(now, Usage(resident, 10, 10), 0, 0.0)
-        return pace.why
+        return throttle.why
 
     with capture_logs() as logs:
         assert look(0, 79_000_000) == ""

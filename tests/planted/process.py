@@ -12,7 +12,7 @@ from lanes import RunState
 from lanes.core import causes
 from lanes.core.causes import Causes
 from lanes.core.execution import Execution
-from lanes.queues.throttle import Pace
+from lanes.queues.throttle import Throttle
 from locks import Fence
 from runtime import restart as restarts
 from runtime.drain import Drain, DrainReport
@@ -144,7 +144,7 @@ def fence_forgiven_twice() -> None:
 
 def ramp_ignored() -> None:
     """Everything that is overdue starts at once."""
-    Pace.ramp = nothing("ramp_ignored")  # type: ignore[method-assign]
+    Throttle.ramp = nothing("ramp_ignored")  # type: ignore[method-assign]
 
 
 def not_reopened() -> None:

@@ -7,7 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import InvalidLane, LaneSpec
-from lanes.queues.throttle import Pace
+from lanes.queues.throttle import Throttle
 from runtime import Limits, Supervisor
 from runtime.watch.limits import Keeper
 from runtime.watch.resources import Resources, Usage
@@ -24,8 +24,8 @@ class Kept:
 
     def __init__(self, **limits):
         self.asked: list[str] = []
-        self.pace, self.now = Pace(), 0.0
-        self.keeper = Keeper(Limits(**limits), self.pace, self.asked.append)
+        self.throttle, self.now = Throttle(), 0.0
+        self.keeper = Keeper(Limits(**limits), self.throttle, self.asked.append)
 
     def look(self, memory=0, descriptors=0, threads=0, abandoned=0, lag_s=0.0):
         self.now += 1.0
@@ -42,7 +42,7 @@ def test_near_a_limit_it_is_warned_of_once_and_again_only_after_it_was_far(name)
         kept.look(**{name: 69})
         kept.look(**{name: 90})
         assert len(named(logs, "limit_near")) == 2
-    assert kept.pace.why == ""
+    assert kept.throttle.why == ""
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_past_a_limit_admission_is_slow_and_at_full_speed_again_when_it_is_kept(
     kept = Kept(**{name: limit})
     with capture_logs() as logs:
         kept.look(**{name: limit})
-        assert kept.pace.why == "", "the limit itself is allowed"
+        assert kept.throttle.why == "", "the limit itself is allowed"
         for _ in range(3):
             kept.look(**{name: figure})
-        assert kept.pace.why == told
+        assert kept.throttle.why == told
         assert [entry["reason"] for entry in named(logs, "limit_passed")] == [told]
         kept.look(**{name: limit})
-        assert kept.pace.why == ""
+        assert kept.throttle.why == ""
     assert kept.asked == []
 
 
@@ -94,13 +94,13 @@ def test_abandoned_bodies_count_where_a_restart_is_wanted():
 def test_a_late_loop_is_slowed_down_until_it_is_well_within_its_limit():
     kept = Kept(lag_s=1.0)
     assert not kept.keeper.late(1.0)
-    assert kept.pace.why == ""
+    assert kept.throttle.why == ""
     assert kept.keeper.late(1.5)
-    assert kept.pace.why == "the event loop was 1.50 s late; allowed: 1 s"
+    assert kept.throttle.why == "the event loop was 1.50 s late; allowed: 1 s"
     kept.look(lag_s=0.6)
-    assert kept.pace.why
+    assert kept.throttle.why
     kept.look(lag_s=0.5)
-    assert kept.pace.why == ""
+    assert kept.throttle.why == ""
 
 
 @pytest.mark.parametrize("name", ["lag_s", "dead_s"])

@@ -91,8 +91,8 @@ async def test_a_stall_past_every_bound_is_no_failure_of_the_recovery(sup, virtu
 
 
 async def test_what_waits_for_its_pace_or_while_draining_is_no_defect(sup):
-    sup._scheduler.board.pace.restore = lambda: False
-    sup._scheduler.board.pace.slow("for a test")
+    sup._scheduler.board.throttle.restore = lambda: False
+    sup._scheduler.board.throttle.slow("for a test")
     runs = [sup.submit(f"work:{n}", returns, priority="background") for n in range(4)]
     with capture_logs() as logs:
         for run in runs:

@@ -19,7 +19,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec
-from lanes.queues.throttle import Pace
+from lanes.queues.throttle import Throttle
 from locks import _clock
 from runtime import Limits, Supervisor
 from runtime.watch import watchdog as module
@@ -215,9 +215,9 @@ class Watched:
         self.fed: list[float] = []
         self.asked: list[str] = []
         self.limits = options.pop("limits", Limits())
-        self.pace = Pace()
+        self.throttle = Throttle()
         self.dog = Watchdog(
-            Keeper(self.limits, self.pace, self.asked.append),
+            Keeper(self.limits, self.throttle, self.asked.append),
             look=options.pop("look", list),
             abandoned=lambda: 0,
             alive=lambda: self.fed.append(_clock.clock.now()),
@@ -271,7 +271,7 @@ async def test_a_process_that_stood_still_is_said_to_have_and_is_not_blocked(vir
         assert told["late_s"] == pytest.approx(30.0, abs=0.1)
         assert named(logs, "loop_blocked") == [] and watched.dog.blocked() is None
         assert max(watched.dog.samples) < 0.3, "nobody could have answered"
-        assert watched.pace.why == ""
+        assert watched.throttle.why == ""
         assert watched.dog.stood_still_s(began, virtual.now()) == pytest.approx(30.0, abs=0.2)
         assert watched.dog.stood_still_s(virtual.now() - 0.5, virtual.now()) == 0.0
 

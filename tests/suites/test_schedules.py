@@ -83,7 +83,7 @@ async def test_a_run_that_is_cancelled_in_the_instant_it_may_start_lets_its_foll
         await release.wait()
 
     async with Supervisor(tmp_path, lanes=[LaneSpec("slow:*", priority="normal")]) as sup:
-        sup._scheduler.board.pace.slow("on purpose")
+        sup._scheduler.board.throttle.slow("on purpose")
         sup.submit("slow:one", holds)
         leaves = sup.submit("slow:two", holds, session="a")
         follows = sup.submit("slow:three", holds, session="a")
