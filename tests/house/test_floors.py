@@ -20,9 +20,10 @@ ORDER: dict[str, list[str]] = {
     "locks": [
         "_clock _effects _events _loop _mutex _os _threads checks errors file_kinds holder network paths process",
         "engines",
+        "statistics",
         "rights",
         "sidecar transcript",
-        "doctor lease statistics",
+        "doctor lease",
         "registry",
         "lowlevel",
     ],
