@@ -120,7 +120,7 @@ class _Inner:
         self.started = False
         """Whether it was reported to the server that it may send requests."""
         self.failures: list[str] = []
-        """What the application says went wrong, in words. One that has not started has said something."""
+        """What the application reports as wrong, in words; not empty when it has not started."""
         self._startup: Message | None = startup
         self._shut_down = False
         self._from_server, self._to_server = receive, send
@@ -162,5 +162,5 @@ class _Inner:
 
 
 def _reason(what: str, error: Exception) -> str:
-    """What failed, with the notes that say more."""
+    """What failed, with the notes of the error."""
     return "; ".join((f"{what}: {described(error)}", *getattr(error, "__notes__", ())))

@@ -83,7 +83,7 @@ class Drain:
                     await self._scheduler.board.wait_idle()
 
     def report(self) -> DrainReport:
-        """What became of them."""
+        """What became of the runs that ran when the drain began, and of the queued ones."""
         zombies, left = self._scheduler.board.abandoned, self._left
         queued = (execution.run for lane in self._scheduler.board.lanes.values() for execution in lane.queued)
         return DrainReport(

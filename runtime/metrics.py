@@ -8,8 +8,8 @@ may be any number. A `CollectorRegistry` takes one supervisor: two have the same
 
 `statistics()` belongs to the event loop's thread, and most exporters scrape on one of their own (`start_http_server`).
 There, the question is posted to the loop, and waited for only for so long; while the loop is blocked it is not even
-posted. What needs no loop is told all the same: that it is blocked and for how long, its lag, what the process uses. A
-counter that is missing for a scrape is a gap to Prometheus, where a stale or made-up value would be a lie.
+posted. What needs no loop is exported all the same: that it is blocked and for how long, its lag, what the process
+uses. A counter that is missing for a scrape is a gap to Prometheus, where a stale or made-up value would be a lie.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class SupervisorCollector(Collector):
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """What can be told without the event loop."""
+    """What is known without the event loop."""
 
     watchdog: Watchdog
     generation: int

@@ -1,4 +1,4 @@
-"""What msgspec says about data that does not fit, taken apart. Its errors have no fields, so their text is read."""
+"""Errors of msgspec about data that does not fit, taken apart. They have no fields, so their text is read."""
 
 from __future__ import annotations
 

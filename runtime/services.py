@@ -1,7 +1,7 @@
 """One generation of services: entered in order before work is accepted, left in reverse order when it has ended.
 
 They live in a background task of their own, because an async context manager must be left in the task in which it was
-entered, and a supervisor may be started and stopped in different ones.
+entered, and a supervisor may be started and stopped in different tasks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Services:
     def __init__(self, factories: dict[str, ServiceFactory]) -> None:
         self._factories = factories
         self.made: dict[str, Any] = {}
-        """What they gave, by name; complete when `enter` has returned."""
+        """What the services gave, by name; complete when `enter` has returned."""
         self.name = ""
         """Of the background task."""
         self._task = Background()
@@ -127,7 +127,7 @@ class Services:
                     self._ready.set()
                     await self._leave.wait()
         except Exception as error:
-            if self._ready.is_set() and not self._leave.is_set():  # a task group of a service's own has ended this task
+            if self._ready.is_set() and not self._leave.is_set():  # a task group of a service has ended this task
                 log("service_failed", level="error", service="", error=f"while it was used: {described(error)}")
             raise
         except anyio.get_cancelled_exc_class():

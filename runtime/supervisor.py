@@ -48,7 +48,7 @@ class Supervisor:
             it, and the `async with` block is cancelled when it is to stop. Main thread only.
         status_socket: where `lanes status` and its like can ask: a path, or `True` for the place where they look.
         notify: whether to report to the service manager that the environment names (systemd's `NOTIFY_SOCKET`).
-        on_zombie: what `stop` and `restart` do with bodies that ignore their cancellation: `"raise"`, or `"exit"` the
+        on_zombie: what `stop` and `restart` do about bodies that ignore their cancellation: `"raise"`, or `"exit"` the
             process (70, and 75 from `restart`); with `"exit"`, a loop that is blocked for `limits.dead_s` seconds, and
             a stop or restart that overruns its bounds, end the process too.
         limits: what the process may use, and what happens then.

@@ -12,7 +12,7 @@ standard output is one object, a session a line:
 
 - `network_fs`: the type of the network file system, where locks of this host exclude no other host; else null.
 - A session: `file` (its name, also if only what belonged to it is left: then `exists` is false; with `--recursive`, its
-  path below DIR, and so for a directory that there is something to say about), `size` in bytes,
+  path below DIR, and so for a directory with a finding), `size` in bytes,
   `records`, `key` (null where no header names it), `broken` (how many lines are no records) and `broken_lines` (the
   first ones: `line`, `offset`, `reason`), `tail` (null, or `bytes` behind the last newline, and whether they are a
   `whole` record), `turn` and `write` (`state`: free, held or unknown; `holder`; `waiting` processes), `lock` (null, or

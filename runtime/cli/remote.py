@@ -15,7 +15,7 @@ _LONGEST = 2000
 
 
 class Refusal(Exception):
-    """The process says no, cannot answer, or has gone. The message is one line."""
+    """The process refuses, cannot answer, or has gone. The message is one line."""
 
 
 class IsFrozen(Exception):

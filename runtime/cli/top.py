@@ -59,7 +59,7 @@ def run(socket: str | None) -> int:
             shown.update(draw(watched.lines, console.height), refresh=True)
             if pressed(_EVERY_S) in _QUIT:
                 break
-            with contextlib.suppress(NoProcess):  # it has gone, which `lines` say
+            with contextlib.suppress(NoProcess):  # it has gone, which the lines show
                 watched.look()
     return 0
 
@@ -80,7 +80,7 @@ class Watched:
         """Ask again. Bounded.
 
         Raises:
-            NoProcess: it has gone, or never was there; the lines say so.
+            NoProcess: it has gone, or never was there; the lines show that.
         """
         try:
             if self._client is None:

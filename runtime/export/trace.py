@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _LANES, _SESSIONS, _PROCESS = 1, 2, 3
 """The groups of tracks; "processes" to the viewers."""
 _KEPT_TRACKS = 2000
-"""Lanes, and sessions, whose rows are remembered. One that comes back later gets new rows, of the same name."""
+"""Lanes, and sessions, whose rows are remembered. A lane that comes back later gets new rows, of the same name."""
 _LONGEST_TEXT = 4000
 
 
@@ -172,7 +172,7 @@ class Trace:
             del self._live[run.id]
             row.taken = False
 
-    # What else is told
+    # Rights and log lines
 
     def _given_back(self, claim: FileClaim) -> None:
         """A right was given back, or taken away and cleared up."""

@@ -51,7 +51,7 @@ def all_tasks() -> dict[int, Task]:
 
 
 def running_tasks() -> list[anyio.TaskInfo]:
-    """What anyio tells of the tasks of the running loop; nothing on a thread without one."""
+    """The tasks of the running loop as anyio knows them; none on a thread without a loop."""
     if running_loop() is None:
         return []  # its loop has ended
     context = copy_context()
@@ -74,7 +74,7 @@ def _run_of_task(task: Task) -> Run | None:
     """The run in the context of a task."""
     if hasattr(task.native, "get_context"):
         context = task.native.get_context()
-    else:  # trio; asyncio before Python 3.12, which tells it to the garbage collector alone
+    else:  # trio; asyncio before Python 3.12, where only the garbage collector knows it
         found = [getattr(task.native, "context", None), *gc.get_referents(task.native)]
         context = next((one for one in found if isinstance(one, Context)), None)
     return context.get(_current) if context is not None else None
@@ -88,7 +88,7 @@ def kin_of(tasks: dict[int, Task]) -> Kin:
     by_parent, by_run = defaultdict[int | None, list[Task]](list), defaultdict[Run | None, list[Task]](list)
     for task in tasks.values():
         by_parent[task.parent].append(task)
-        # One that has not begun may be the body of a run that this one has just submitted.
+        # A task that has not begun may be the body of a run that this run has just submitted.
         if getattr(task.coro, "cr_suspended", True) or is_running(task.coro):
             by_run[_run_of_task(task)].append(task)
     return by_parent, by_run

@@ -115,7 +115,7 @@ class Signals:
         """Put back the handlers of before, except where another one lies over ours."""
         for number, handler in self._before.items():
             if signal.getsignal(number) in (self._count, self._ask):
-                # One that was not installed from Python is not known, and was lost when ours took its place.
+                # A handler that was not installed from Python is unknown, and was lost when ours took its place.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _count(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler

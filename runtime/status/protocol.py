@@ -124,7 +124,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     parent: int | None
     reason: str
     at: str
-    """Where its body stands: file, line, function and the line itself; only told of those that have run longest."""
+    """Where its body stands: file, line, function and the line itself; only of the bodies that have run longest."""
 
 
 class AbandonedRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,7 +305,7 @@ def _explained(error: msgspec.ValidationError) -> BadQuestion:
 
 
 def answer_of(line: bytes) -> Answer:
-    """What a server said.
+    """The answer on a line.
 
     Raises:
         ValueError: no answer.

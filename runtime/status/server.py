@@ -158,7 +158,7 @@ class StatusServer:
         for _ in range(len(self._asked)):  # what comes meanwhile is for the next call: no client may keep the loop busy
             asked = self._asked.popleft()
             if self._closing or not asked.claim():
-                continue  # its client was told that the loop is frozen
+                continue  # its client has the answer that the loop is frozen
             if isinstance(asked.question, protocol.Status):
                 status = status or self._handlers.answer(asked.question, asked.client.peer)
                 asked.answer = status
@@ -362,7 +362,7 @@ def _run_named(frame: FrameType | None) -> str:
 def _after_fork() -> None:
     # Only the forking thread lives on in the child, which must not keep the parent's socket open: as long as it did,
     # the kernel would queue connections for a parent that is dead. The file is the parent's. The selector is closed
-    # without being told of anything: it is one object with the parent's.
+    # without unregistering anything: it is one object with the parent's.
     for server in list(_open):
         listener, server._listener, server._closing = server._listener, None, True
         if listener is not None:

@@ -18,7 +18,7 @@ class GenerationSecrets:
 
     Args:
         takes_s: seconds that the service takes to be entered, and to be left.
-        instance: tells the secrets of this process from those of others.
+        instance: distinguishes the secrets of this process from those of others.
     """
 
     def __init__(self, takes_s: float, instance: str) -> None:

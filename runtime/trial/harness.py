@@ -128,7 +128,7 @@ async def _drain(sup: Supervisor, result: Result, hurry: anyio.CancelScope) -> N
     log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=sup.drain_timeout)
     with hurry:
         _ = await sup.drain(sup.drain_timeout)
-    report = await sup.drain(0.0)  # at rest already, and what is queued still is: now it is said what that is
+    report = await sup.drain(0.0)  # at rest already, with the same runs queued: this reports which
     log_unstarted(report)
     result.not_started = [repr(run) for run in report.unstarted]
     sup.cancel(reason="only a new process helps" if result.new_process else "lanes run was told to stop")

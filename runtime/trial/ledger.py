@@ -42,7 +42,7 @@ class Sent:
     answered: bool = False
     """Whether a body has got to the end of answering it."""
     id: str = ""
-    """Stands in the records that are written about it; empty for what the harness says itself."""
+    """Stands in the records that are written about it; empty for messages of the harness itself."""
 
 
 class Ledger:
@@ -108,7 +108,7 @@ class Ledger:
             key = line.lane, line.conducted, line.dedupe
             if self._dedupe.get(key) == run.id:
                 self.shared["repeated"] += 1
-                sent.answered = True  # what was said first is answered, or the message that says so is not
+                sent.answered = True  # when the first message of that name is not answered, that one shows it
             self._dedupe[key] = run.id
         before = self._waiting.setdefault(run.id, [])
         if before and not sent.answered:

@@ -28,11 +28,11 @@ _DROPPED = "dropped meanwhile: "
 
 
 class ToolFailed(Exception):
-    """A tool of the scenario failed, as it was told to."""
+    """A tool of the scenario failed, as its message asks for."""
 
 
 def summarize(run: Run, messages: Sequence[Message]) -> Sent:
-    """The `on_drop` of lanes whose full queues are summarized: what is said to the model instead of the messages."""
+    """The `on_drop` of lanes whose full queues are summarized: what the model gets instead of the messages."""
     dropped = "; ".join(message.body.line.text.removeprefix(_DROPPED) for message in messages)
     return Sent(Line(lane=run.lane, text=_DROPPED + dropped))
 

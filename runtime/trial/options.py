@@ -29,5 +29,5 @@ class Options:
 
 
 def overrides_of(options: Options) -> Overrides:
-    """What the command line says instead of the scenario."""
+    """What the command line sets instead of the scenario."""
     return Overrides(scale=options.scale, seed=options.seed, duration=options.duration)

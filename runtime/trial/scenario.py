@@ -123,7 +123,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says instead of the file."""
+    """What the command line sets instead of the file."""
 
     scale: float | None = None
     seed: int | None = None

@@ -12,7 +12,7 @@ from .ledger import Acknowledged, Told
 from .report import Result
 
 _AGAIN = "cancelled"
-"""The state of a message whose sender was told to try again."""
+"""The state of a message whose sender is to send again."""
 
 
 class ServiceTotals:

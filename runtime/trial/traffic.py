@@ -52,7 +52,7 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     route: str | None = None
     """Where the answer goes; messages of different routes are never answered together."""
     dedupe: str | None = None
-    """The sender's name for it: said again under the same name, it is one message."""
+    """The sender's name for it: sent again under the same name, it is one message."""
     when_busy: WhenBusy | None = None
     """What to do when its session is busy, instead of the lane's policy."""
 

@@ -1,4 +1,4 @@
-"""From what msgspec says about data that does not fit to a line that names field, value, and what is allowed."""
+"""A line about data that does not fit: the field, its value, and what is allowed, from an error of msgspec."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Findings:
 
 
 def survey(root: str) -> Survey:
-    """Look at the directory before the start; one that does not exist has nothing in it."""
+    """Look at the directory before the start; a missing directory is empty."""
     found = Survey()
     for path in _transcripts(root):
         digest, size, number, tail = hashlib.blake2b(), 0, 0, b""

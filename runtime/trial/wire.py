@@ -17,7 +17,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     options: Options
     service: str
-    """Begins the name of each message, so that an answer can be told from those of other times."""
+    """Begins the name of each message, so that an answer is not taken for one of another time."""
     todo: list[int]
     """The messages of the plan, by number, that have no outcome yet."""
     elapsed_s: float

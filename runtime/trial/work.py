@@ -79,7 +79,7 @@ class Scenario:
             self._post_again(line)
 
     def _post(self, sent: Sent) -> None:
-        """Send one message; one that is refused counts as failed, for its sender has the error."""
+        """Send one message; a refused message counts as failed, for its sender has the error."""
         assert self._sup is not None
         line = sent.line
         try:
