@@ -377,8 +377,9 @@ class Execution:
             if not registry.arbiter.acquire_nowait(self.file, Right.TURN, claim):
                 return False
             self.claim = claim
+        else:  # it came while the run waited: the steward watches it by what the fence said then
+            registry.arbiter.look_by(self.fence.end_at)
         claim.time.deadline = self.fence.deadline
-        registry.arbiter.look_by(self.fence.end_at)
         return claim.lost is None
 
     def release_turn(self, registry: LockRegistry) -> None:
