@@ -21,7 +21,7 @@ from .lease import Lease
 from .registry import LockRegistry
 from .rights.fence import Fence
 from .statistics import HeldRight, RegistryStatistics, WaitingClaim
-from .transcript import BrokenLine, Position, Records
+from .transcript.records import BrokenLine, Position, Records
 
 __all__ = [
     "BrokenLine",

@@ -22,7 +22,9 @@ from .rights.claim import without
 from .rights.fence import Fence
 from .rights.messages import name_successor
 from .rights.open_file import FileClaim
-from .transcript import OnError, Position, Records, encode_all
+from .transcript.compaction import replace
+from .transcript.encoding import encode_all
+from .transcript.records import OnError, Position, Records
 from .transcript.store import FileStore
 
 
@@ -339,7 +341,7 @@ class Lease:
                 file stands.
         """
         instance_of("through", through, Position, none=True)
-        claim, data = self.claim, encode_all(records, self.path)
+        claim, data, syncs = self.claim, encode_all(records, self.path), self._store.syncs
         if self._right is Right.TURN:
             self.check()
             async with Lease(
@@ -353,7 +355,7 @@ class Lease:
                 fence=claim.fence,
                 header=self.header,
             ) as writing:
-                self._read_to = await self._store.replace(writing, data, through, self._read_to, under=claim)
+                self._read_to = await replace(self._arbiter, syncs, writing, data, through, self._read_to, under=claim)
         else:
-            self._read_to = await self._store.replace(self, data, through, self._read_to)
+            self._read_to = await replace(self._arbiter, syncs, self, data, through, self._read_to)
         return self._read_to

@@ -1,23 +1,13 @@
 """The schedulers' face: what a scheduler of runs needs of this package besides what users need."""
 
-from .paths import in_full
-from .rights.arbiter import Arbiter
-from .rights.claim import ClaimState
-from .rights.deadlock import AnyOf, WaitSource, name_of
-from .rights.fence import current_fence
-from .rights.open_file import FileClaim
-from .transcript import HEADER_KEY, encode_all, encode_header
-
-__all__ = [
-    "HEADER_KEY",
-    "AnyOf",
-    "Arbiter",
-    "ClaimState",
-    "FileClaim",
-    "WaitSource",
-    "current_fence",
-    "encode_all",
-    "encode_header",
-    "in_full",
-    "name_of",
-]
+from .paths import in_full as in_full
+from .rights.arbiter import Arbiter as Arbiter
+from .rights.deadlock import AnyOf as AnyOf
+from .rights.deadlock import name_of as name_of
+from .rights.deadlock import never_ending as never_ending
+from .rights.fence import current_fence as current_fence
+from .rights.open_file import FileClaim as FileClaim
+from .transcript.encoding import encode_all as encode_all
+from .transcript.encoding import encode_header as encode_header
+from .transcript.header import HEADER_KEY as HEADER_KEY
+from .transcript.store import FileStore as FileStore

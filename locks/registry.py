@@ -20,7 +20,8 @@ from .rights.claim import ClaimState
 from .rights.fence import Fence, current_fence
 from .sidecar.guards import ForeignPolicy
 from .statistics import HeldRight, RegistryStatistics
-from .transcript import OnError, Position, Records, encode_all
+from .transcript.encoding import encode_all
+from .transcript.records import OnError, Position, Records
 from .transcript.store import Durability, FileStore
 
 _live: weakref.WeakSet[LockRegistry] = weakref.WeakSet()
@@ -244,13 +245,7 @@ class LockRegistry:
 
     def statistics(self) -> RegistryStatistics:
         """What is held and waited for now, and totals."""
-        return count(
-            self.arbiter.files,
-            competing=len(self.arbiter.grants.room.competing),
-            granted=self.arbiter.grants.granted,
-            revoked=self.arbiter.grants.steward.revoked,
-            appended=self.store.appended,
-        )
+        return count(self.arbiter.grants, self.store.appended)
 
     def holders(self) -> list[HeldRight]:
         """Every right that is held in this process, with its holder."""

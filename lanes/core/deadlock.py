@@ -24,7 +24,7 @@ import anyio
 
 from locks import DeadlockError, Holder, _effects
 from locks._loop import current_task
-from locks.lowlevel import AnyOf, name_of
+from locks.lowlevel import AnyOf, name_of, never_ending
 
 from ..queues.groups import Group
 from ..run import Run
@@ -153,7 +153,7 @@ class Waits:
 
     def _stuck(self, asking: Execution) -> _Stuck | None:
         """Everything that can never end, with its needs, if the asking one is among it."""
-        stuck = self._board.registry.arbiter.never_ending(asking)
+        stuck = never_ending(asking, self._board.registry.arbiter.graph.needs)
         return stuck if asking in stuck else None
 
     # Reporting

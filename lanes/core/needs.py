@@ -81,8 +81,8 @@ def awaited_by(one: Execution) -> list[Need]:
 
 def _needs_of_body(one: Execution) -> list[Need]:
     needs, task, registry = awaited_by(one), one.fence.task, one.owner.board.registry
-    if task is not None and registry.arbiter.waits(task):  # it may be a registry that a search here does not know
-        needs += [Need(Kind.RIGHT, (holder,)) for holder in registry.arbiter.needs(task)]
+    if task is not None and registry.arbiter.graph.waits(task):  # it may be a registry that a search here does not know
+        needs += [Need(Kind.RIGHT, (holder,)) for holder in registry.arbiter.graph.rights_of(task)]
         needs.append(Need(Kind.BODY, (task,)))
     return needs
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..sidecar.lockfile import Found
-from ..transcript import BrokenLine
+from ..transcript.records import BrokenLine
 
 MOST_BROKEN = 5
 """Broken lines that are named; the rest is counted."""

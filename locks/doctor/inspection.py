@@ -27,10 +27,11 @@ from ..sidecar.lockfile import Found
 from ..sidecar.payload import parse
 from ..sidecar.seen import Seen, see
 from ..sidecar.staleness import LONGEST_S, Verdict
-from ..transcript import BrokenLine, read, stream
 from ..transcript.appending import tail_of
 from ..transcript.header import first_line, key_in
 from ..transcript.lines import Line
+from ..transcript.reading import read, stream
+from ..transcript.records import BrokenLine
 from ..transcript.replacing import SUFFIX as NEW
 from .findings import MOST_BROKEN, MOST_WAITING, Inspection, Kind, Standing, State, Tail
 

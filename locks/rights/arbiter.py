@@ -18,7 +18,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 
 from anyio import CancelScope, current_effective_deadline
@@ -33,9 +33,8 @@ from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, LockError, RunEnded, TranscriptError
 from ..holder import Holder
 from .claim import ClaimState, without
-from .deadlock import WaitGraph, WaitSource, in_the_way, never_ending
+from .deadlock import WaitGraph, WaitSource, in_the_way
 from .fence import Fence, current_fence
-from .grants import covering
 from .guard import NewGuard
 from .messages import timed_out
 from .open_file import Entry, FileClaim, FileQueue
@@ -45,6 +44,9 @@ from .waiting import failure
 
 _live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
 _REPLACED_LIMIT = 100
+_UNCOVERED = nullcontext()
+"""While a claim holds the right, joining and leaving the queue touch only fields of the loop's thread, so they skip the
+mutex: a hung write of a worker thread may have it, and the loop serves all other sessions."""
 
 
 class Arbiter:
@@ -81,6 +83,7 @@ class Arbiter:
         self.on_loop_left: Callable[[], object] | None = None
         """Called when the event loop has ended with something held or waited for."""
         self.graph = WaitGraph(self.wait_sources)
+        """Which task waits for which claim here."""
         self.loop: object = None
         self.new_scope: Callable[[], CancelScope] = CancelScope
         """Makes a cancel scope on the loop that the registry serves."""
@@ -131,7 +134,7 @@ class Arbiter:
         claim.entry, claim.path = entry, path
         try:
             claim.queue = queue = entry.queue(right)
-            with covering(queue):
+            with queue.mutex if queue.holder is None else _UNCOVERED:
                 taken = queue.try_ask(claim)
             if taken and claim.state is ClaimState.WAITING:
                 self.grants.let_in(entry, queue)
@@ -305,24 +308,6 @@ class Arbiter:
         """Have the steward look again at `at` at the latest: a run's fence got its instants."""
         self.grants.steward.look_by(at)
 
-    def never_ending(self, asking: object) -> dict[object, list[object]]:
-        """All that a task, or whatever else `wait_sources` know, waits for in vain, with what that needs in turn.
-
-        It has `asking` itself exactly when that can never go on.
-        """
-        return never_ending(asking, self.graph.needs)
-
-    def waits(self, task: object) -> bool:
-        """Whether a task waits for a right here, or for anything that `wait_sources` tell of."""
-        return self.graph.waits(task)
-
-    def needs(self, task: object) -> Iterator[object]:
-        """The tasks that have to go on before a task gets the right that it waits for here.
-
-        Empty when it waits for none, another process has it, or a time limit of its own ends the wait.
-        """
-        return self.graph.rights_of(task)
-
     def keepers(self, path: str, right: Right) -> Iterator[object]:
         """The tasks that have to go on before a right that is held here is given back, of a file by its usual name."""
         entry = self.files.known(path)
@@ -355,7 +340,8 @@ class Arbiter:
             self.grants.steward.post(partial(self.release, claim, asked))
 
     def _enter(self, path: str) -> Entry:
-        self.bind()
+        if current_loop() is not self.loop:
+            self.bind()
         if self.grants.steward.unfinished:
             self._recovery.finish()
         return self.files.get_or_open(path)
@@ -387,7 +373,7 @@ class Arbiter:
             claim.entry, claim.path = entry, path
             try:
                 claim.queue = queue = entry.queue(right)
-                with covering(queue):
+                with queue.mutex if queue.holder is None else _UNCOVERED:
                     got = queue.ask(claim)
                 if got.waits():
                     self._join(entry, queue, claim, got)

@@ -8,19 +8,21 @@ from typing import Literal
 from .. import _clock
 from ..engines.interface import Right
 from ..statistics import HeldRight, RegistryStatistics, WaitingClaim
+from .grants import Grants
 from .open_files import OpenFiles
 
 
-def count(files: OpenFiles, *, competing: int, granted: int, revoked: int, appended: int) -> RegistryStatistics:
+def count(grants: Grants, appended: int) -> RegistryStatistics:
     """Count what a registry holds now, beside its totals."""
+    files = grants.files
     queues = [queue for entry in files for queue in entry.queues.values()]
     return RegistryStatistics(
         sessions=len(files),
         held=sum(queue.holder is not None for queue in queues),
         waiting=sum(len(queue.waiting) for queue in queues),
-        competing=competing,
-        granted=granted,
-        revoked=revoked,
+        competing=len(grants.room.competing),
+        granted=grants.granted,
+        revoked=grants.steward.revoked,
         appended=appended,
         holders=tuple(held_rights(files)),
         waiters=tuple(_waiting(files)),

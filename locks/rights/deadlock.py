@@ -153,7 +153,10 @@ class WaitGraph:
             yield from source(node)
 
     def rights_of(self, task: object) -> Iterator[object]:
-        """The tasks that have to go on before a task gets the right that it waits for; none where it need not wait."""
+        """The tasks that have to go on before a task gets the right that it waits for here.
+
+        Empty when it waits for none, another process has it, or a time limit of its own ends the wait.
+        """
         claim = self._waits.get(task)
         held = _holder_of(claim) if claim is not None else None
         if claim is None or held is None:
@@ -169,12 +172,6 @@ class WaitGraph:
             around = math.inf if held.scope_ends is None else held.scope_ends
             if held.fence is not None or self._limits.get(owner, math.inf) >= around:
                 yield owner
-
-    def in_the_way(self, task: object) -> tuple[FileClaim, FileClaim] | None:
-        """What a task waits for, and what holds it in this process; `None` when there is nothing like that."""
-        claim = self._waits.get(task)
-        held = _holder_of(claim) if claim is not None else None
-        return (claim, held) if claim is not None and held is not None else None
 
     def _ring(self, task: object) -> list[_Step] | None:
         """The ring that has closed, from the one who asks back to itself; the shortest."""

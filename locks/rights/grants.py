@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 from .. import _effects
 from .._events import log
@@ -21,7 +20,6 @@ from .open_files import OpenFiles
 from .steward import Steward
 from .waiting import WaitingRoom
 
-_UNCOVERED = nullcontext()
 _A_WRITE_S = 0.02
 """Seconds that a release waits for a write of another thread; one that takes longer may hang."""
 
@@ -121,7 +119,7 @@ class Grants:
             self.files.drop_if_idle(entry)
             return
         if claim.state is ClaimState.WAITING and queue.holder is not None and queue.holder is not claim:
-            queue.withdraw(claim)  # without the mutex: see `covering`
+            queue.withdraw(claim)  # without the mutex: see `Arbiter._ask`
             self.room.update(entry, queue)
         elif queue.mutex.take(_A_WRITE_S) or self._freed(queue):
             woken = None
@@ -131,7 +129,9 @@ class Grants:
                     woken = queue.pass_on()
             finally:
                 queue.mutex.release()
-            self.unlist(claim)
+            self.steward.held.pop(claim, None)
+            if claim.fence is not None:
+                claim.fence.claims.pop(claim, None)
             if queue.guard is None:
                 self.room.update(entry, queue)
                 if woken is not None:
@@ -149,12 +149,6 @@ class Grants:
         self.files.drop_if_idle(entry)
         if queue.trouble is not None or entry.notes:
             self.report(entry, queue)
-
-    def unlist(self, claim: FileClaim) -> None:
-        """Watch a claim no more: it has been given back."""
-        self.steward.held.pop(claim, None)
-        if claim.fence is not None:
-            claim.fence.claims.pop(claim, None)
 
     def go_on(self, entry: Entry, queue: FileQueue) -> None:
         """After a right was given up: take its guard down, unlock or pass on, and wake the claim that has the right
@@ -251,12 +245,3 @@ class Grants:
         loser = queue.holder
         if loser is not None and self.steward.take(loser, superseded(winner.path, loser, winner)):
             self.settle(loser)
-
-
-def covering(queue: FileQueue) -> AbstractContextManager[object]:
-    """What to ask for a right in: the queue's mutex, unless a claim of this process holds the right.
-
-    While a claim holds the right, joining and leaving the queue touch only fields of the loop's thread, so they skip
-    the mutex: a hung write of a worker thread may have it, and the loop serves all other sessions.
-    """
-    return queue.mutex if queue.holder is None else _UNCOVERED

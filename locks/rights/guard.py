@@ -22,14 +22,18 @@ class Named(NamedTuple):
     words: str
 
 
-class Disturbance(NamedTuple):
-    """What others have done to a guard while it was held."""
+class Change(NamedTuple):
+    """What has become of a guard's file that we hold."""
 
     path: str
     what: str
     """In one word or two."""
     by: str
-    """Who did it, as far as that is known."""
+    """Who did it, as far as that is known: what stands there now may say so."""
+    foreign: bool = False
+    """Whether a foreign program has its file there now."""
+    ours: bool = False
+    """Whether what stands there is still what we wrote, and ours to remove."""
 
 
 class Guard(Protocol):
@@ -52,7 +56,7 @@ class Guard(Protocol):
     def leave(self) -> OSError | None:
         """Say that the right is free again; returns why that was not possible. Never raises."""
 
-    def disturbed(self) -> Disturbance | None:
+    def disturbed(self) -> Change | None:
         """What others have done to it while it is held, if that is news. Cheap; never raises.
 
         Called inside the file's mutex, by whichever thread writes for the claim that it was entered for.

@@ -136,14 +136,6 @@ class HoldTime:
             missed, what = self.deadline, "past its deadline"
         return max(0.0, _clock.clock.now() - missed), what
 
-    def overstayed(self) -> bool:
-        """Whether deadline and grace have passed while this process was running.
-
-        Much later, or before the deadline was reported, the process stood still: then the steward decides.
-        """
-        late = _clock.clock.now() - self.revoke_at
-        return self.deadline_told and 0.0 <= late < self.suspended_after()
-
     def remaining(self) -> float | None:
         """Seconds until the right is taken away at the latest, grace included; `None` without a limit."""
         revoke_at = self.revoke_at if self.fence is None else min(self.revoke_at, self.fence.end_at)

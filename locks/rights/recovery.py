@@ -54,7 +54,9 @@ class Recovery:
                 grants.files.drop_if_idle(entry)
             for claim in list(steward.held):
                 if claim.state is ClaimState.OVER:
-                    grants.unlist(claim)
+                    steward.held.pop(claim, None)
+                    if claim.fence is not None:
+                        claim.fence.claims.pop(claim, None)
             room.look_again()
             steward.look_by(_clock.clock.now())  # an alarm may not have been set
         except BaseException as error:

@@ -53,7 +53,7 @@ class WaitingRoom:
     def update(self, entry: Entry, queue: FileQueue) -> None:
         """Note whether a queue must be looked after, and see that a task does. Call after each change to it."""
         leader = self._leader
-        if queue.competing:
+        if queue.ticket is not None or (queue.locked and queue.holder is None):  # `competing`, without a call
             if queue not in self.competing and leader is not None and leader.changed is not None:
                 leader.changed.set()  # it may sleep until a foreign lock file is due again, ten times as long
             self.competing[queue] = entry

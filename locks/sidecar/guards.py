@@ -16,7 +16,7 @@ from ..engines.interface import Right
 from ..errors import TranscriptError
 from ..holder import Holder
 from ..rights.claim import Claim
-from ..rights.guard import Disturbance, Guard, Named
+from ..rights.guard import Change, Guard, Named
 from . import turn_note
 from .held import Written, change_of, release
 from .lockfile import Found, find, path_of, take
@@ -149,7 +149,7 @@ class LockFile:
         words = f"{found.who} holds it, since {found.held_s:.3f} s, for at most {found.remaining_s:.3f} s more"
         return Named(found.holder, found.remaining_s, words)
 
-    def disturbed(self) -> Disturbance | None:
+    def disturbed(self) -> Change | None:
         """What has become of it, if it is not what was written any more; once."""
         written = self._written
         if written is None or self._told:
@@ -175,7 +175,7 @@ class LockFile:
         self._told = True
         if change.foreign:
             self._policy.foreign_seen()
-        return Disturbance(change.path, change.what, change.by)
+        return change
 
     def abandon(self) -> None:
         """Leave it to the process that has the lock now: it is recognised as ours, and reclaimed."""
@@ -226,7 +226,7 @@ class TurnNote:
         self._path = None  # afterwards, as above
         return None
 
-    def disturbed(self) -> Disturbance | None:
+    def disturbed(self) -> Change | None:
         """Nothing: the note excludes no program, so a change of it is no news."""
         return None
 

@@ -20,6 +20,7 @@ from .. import _os
 from .._events import log
 from .._os import FileId
 from ..errors import TranscriptError
+from ..rights.guard import Change
 from .payload import parse
 from .seen import MOST_BYTES, Seen, see
 
@@ -37,20 +38,6 @@ class Written(NamedTuple):
     mode: int
     changed_ns: int
     """Its `st_ctime_ns` when it was last looked at: it stays as it is while the file is not touched."""
-
-
-class Change(NamedTuple):
-    """What has become of a lock file that we hold."""
-
-    path: str
-    what: str
-    """In one word or two."""
-    by: str
-    """Who did it, as far as that is known: what stands there now may say so."""
-    foreign: bool = False
-    """Whether a foreign program has its lock file there now."""
-    ours: bool = False
-    """Whether what stands there is still what we wrote, and ours to remove."""
 
 
 def fill(path: str, fd: int, data: bytes) -> Written | None:

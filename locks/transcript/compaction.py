@@ -33,13 +33,8 @@ _A_WRITE_S = 0.005
 class Leased(Protocol):
     """A write lease, as it is needed here."""
 
-    @property
-    def path(self) -> str:
-        """The transcript."""
-
-    @property
-    def header(self) -> bytes | None:
-        """The first line of a file that is still empty, if it gets one."""
+    path: str
+    header: bytes | None
 
     @property
     def claim(self) -> FileClaim:

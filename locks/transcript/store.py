@@ -22,7 +22,6 @@ from ..rights.claim import without
 from ..rights.fence import Fence
 from ..rights.open_file import Entry, FileClaim
 from .appending import append
-from .compaction import Leased, replace
 from .reading import Batches, read, read_short, stream
 from .records import OnError, Position, Records
 from .set_aside import set_aside
@@ -80,18 +79,6 @@ class FileStore:
     ) -> AsyncGenerator[Records, None]:
         """As `LockRegistry.stream`."""
         return _in_batches(Batches(stream(path, after=after, on_error=on_error)))
-
-    async def replace(
-        self,
-        lease: Leased,
-        data: bytes,
-        through: Position | None,
-        read_to: Position | None,
-        *,
-        under: FileClaim | None = None,
-    ) -> Position:
-        """As `Lease.replace`, with encoded records."""
-        return await replace(self._arbiter, self.syncs, lease, data, through, read_to, under=under)
 
     def write(self, claim: FileClaim, path: str, data: bytes, header: bytes | None = None) -> Position:
         """Append whole lines under a held write claim, checking inside the write that it is legal.

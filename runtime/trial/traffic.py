@@ -12,7 +12,7 @@ from lanes import InvalidLane, LaneError, SessionLayout
 from lanes.spec import WhenBusy
 from lanes.spec_table import SpecTable
 from locks import InvalidSession
-from locks.transcript import LONGEST_LINE, NoObject, NoRecord, decode
+from locks.transcript.lines import LONGEST_LINE, NoObject, NoRecord, decode
 
 from ..usage_error import UsageError
 from .validation import explain

@@ -18,7 +18,9 @@ from anyio import to_thread
 from lanes import SessionLayout
 from locks import LockRegistry, Position, TranscriptError
 from locks.engines.interface import Right
-from locks.transcript import encode, read, reading, replacing
+from locks.transcript import reading, replacing
+from locks.transcript.encoding import encode
+from locks.transcript.reading import read
 from runtime import Supervisor
 
 

@@ -349,7 +349,7 @@ def test_a_thread_and_a_process_that_allow_more_or_less_read_and_write_the_same(
 
 
 def lines_of(record):
-    from locks.transcript import encode
+    from locks.transcript.encoding import encode
 
     return encode(record, "a.jsonl")
 

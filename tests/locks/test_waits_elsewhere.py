@@ -262,7 +262,7 @@ async def test_a_source_that_was_taken_out_is_not_asked(registry, awaited, file,
 def in_the_way(registry, task):
     """The tasks that a task waits for, and for what whoever waits at all waits, behind whom."""
     waiting = [(waiter.path, waiter.behind) for waiter in registry.statistics().waiters]
-    return tuple(registry.arbiter.needs(task)), waiting
+    return tuple(registry.arbiter.graph.rights_of(task)), waiting
 
 
 async def test_a_scheduler_can_ask_who_is_in_the_way_of_a_task_before_it_awaits_it(registry, file, virtual):
@@ -279,7 +279,7 @@ async def test_a_scheduler_can_ask_who_is_in_the_way_of_a_task_before_it_awaits_
             group.start_soon(ask)
             await virtual.settle()
             assert in_the_way(registry, asking[0]) == ((me,), [(file(1), Holder("main", 7))])
-            assert tuple(registry.arbiter.needs(me)) == ()
+            assert tuple(registry.arbiter.graph.rights_of(me)) == ()
         # It holds now, and has not run since.
         assert in_the_way(registry, asking[0]) == ((), [])
     assert in_the_way(registry, asking[0]) == ((), [])

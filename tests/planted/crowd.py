@@ -17,7 +17,8 @@ from locks import Fence, _os
 from locks.doctor import mending
 from locks.engines.kernel import KernelLock
 from locks.lowlevel import FileClaim
-from locks.transcript import Position, appending, replacing
+from locks.transcript import appending, replacing, store
+from locks.transcript.records import Position
 from locks.transcript.store import FileStore
 from tests.planted.locks import plant
 
@@ -170,9 +171,7 @@ def acknowledged_before_the_write(reached: Reached) -> None:
         held[key] = data
         return Position.behind(data, _os.fstat(entry.descriptor()).st_size + len(data), key)
 
-    from locks import transcript
-
-    plant(transcript, "append", hold_back)
+    plant(store, "append", hold_back)
 
 
 @defect("doubled")
