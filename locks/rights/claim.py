@@ -133,12 +133,6 @@ class Claim:
         self.epoch = self.epoch or next(_epochs)
         return self.epoch
 
-    def start(self, grace: float) -> None:
-        """Begin to hold."""
-        self.epoch = self.epoch or next(_epochs)
-        self.time.start(grace)
-        self.state = ClaimState.HELD
-
     def progress(self) -> bool:
         """Start the idle time again, if it still holds; returns whether the deadline has moved. From any thread."""
         return self.state is ClaimState.HELD and self.time.progress()

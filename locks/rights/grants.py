@@ -69,9 +69,10 @@ class Grants:
 
     def let_in(self, entry: Entry, queue: FileQueue) -> FileClaim | None:
         """Let the admitted claim hold if its guard allows it; returns the claim to wake."""
-        first, guard = queue.admitted, queue.guard
-        if first is None or guard is None:
+        guard = queue.guard
+        if guard is None or not queue.locked or queue.holder is not None or not queue.waiting:  # `admitted`, in place
             return None
+        first = next(iter(queue.waiting))
         queue.guarded = first
         try:
             # A file that was replaced has no guard any more: what stands beside the name belongs to the new one. The

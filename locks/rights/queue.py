@@ -143,7 +143,9 @@ class RightQueue(Generic[ClaimT]):
     def hold(self, claim: ClaimT) -> ClaimT:
         """Let a claim have the right: it is free, and the lock is ours."""
         self.holder = claim
-        claim.start(self.grace)
+        claim.epoch = claim.epoch or claim.take_epoch()
+        claim.time.start(self.grace)
+        claim.state = ClaimState.HELD
         if claim in self.waiting:
             self._leave(claim)
         self.next_poll = math.inf

@@ -112,13 +112,13 @@ def no_lock() -> None:
 
 def no_grace() -> None:
     """Takes the right away at the deadline."""
-    start = claim.Claim.start
+    start = hold_time.HoldTime.start
 
-    def start_without(self: claim.Claim, grace: float) -> None:
+    def start_without(self: hold_time.HoldTime, grace: float) -> None:
         reached["no_grace"] += 1
         start(self, 0.0)
 
-    plant(claim.Claim, "start", start_without)
+    plant(hold_time.HoldTime, "start", start_without)
 
 
 def endless_grace() -> None:
