@@ -130,7 +130,7 @@ class Restarts:
         log_unstarted(Drain(self._scheduler).report())
         self._exits.now(EXIT_NEW_PROCESS, f"the restart failed: {error!r}")
         self._standing.move(Phase.STOPPING)
-        self._standing.failure = error
+        self._standing.failure = self._standing.failure or error
         self._bindings.stopping()
         await to_its_end(self._ending.end, "end after a restart that failed")
         self._standing.end_use()
@@ -219,7 +219,8 @@ class Restarts:
             )
         if old.error is not None:
             log("service_failed", level="error", service="", error=described(old.error))  # it has left, badly
-        if standing.is_in(Phase.STOPPING, Phase.STOPPED):  # new ones would be left by nothing
+        # Lanes that have ended by themselves end everything: services that were entered now would never be left.
+        if standing.is_in(Phase.STOPPING, Phase.STOPPED) or not self._scheduler.board.serving:
             raise Draining(_GIVEN_UP)
         standing.services = fresh = old.again()
         await fresh.enter(old.name, limit)

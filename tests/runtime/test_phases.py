@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 
 import anyio
@@ -149,3 +150,20 @@ async def sleeps(ctx, seconds):
 async def gives_up(sup):
     with pytest.raises(Draining, match="given up"):
         await sup.restart()
+
+
+@pytest.mark.backends("asyncio")
+async def test_a_restart_of_lanes_that_end_by_themselves_enters_no_new_services(virtual, tmp_path, moves):
+    slow = Slow()
+    sup = Supervisor(tmp_path, lanes=LANES, services={"slow": slow.service})
+    await sup.start()
+    async with anyio.create_task_group() as group:
+        group.start_soon(gives_up, sup)
+        await anyio.sleep(0.5)
+        for task in asyncio.all_tasks():
+            if task.get_name() == f"supervisor of {tmp_path}":
+                task.cancel()
+    assert (slow.there, sup.state, sup.generation) == (0, "stopped", 1)
+    with pytest.raises(RuntimeError, match="cancelled from outside"):
+        await sup.stop()
+    assert Phase.RESTARTING in moves and moves.count(Phase.RUNNING) == 1
