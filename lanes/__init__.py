@@ -20,14 +20,7 @@ from .message import Message
 from .queues.totals import Totals
 from .retry import RetrySpec
 from .run import Outcome, Run, RunState, current_run
-from .run_errors import (
-    RunAbandoned,
-    RunAbandonedAfterTimeout,
-    RunCancelled,
-    RunError,
-    RunSuperseded,
-    RunTimedOut,
-)
+from .run_errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, RunError, RunSuperseded, RunTimedOut
 from .spec import GroupSpec, LaneSpec
 
 __all__ = [

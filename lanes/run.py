@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 from weakref import WeakSet
 
 import anyio
@@ -75,18 +75,21 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, weakref=True):
     """How often the body was called at most: more than one where the lane has a `retry`."""
 
 
+class Options(TypedDict, total=False):
+    """What a piece of work may be submitted with; see `Supervisor.submit`."""
+
+    session: str | None
+    turn: bool
+    timeout: float | None
+    priority: str | None
+
+
 class Conductor(Protocol):
     """What a run needs of the scheduler until it has ended."""
 
-    def new_event(self) -> anyio.Event:
-        """An event of the event loop that serves."""
-
+    def new_event(self) -> anyio.Event: ...
     async def wait_for(self, run: Run, ended: anyio.Event) -> None:
-        """Wait for another run, in a task of this one. A checkpoint.
-
-        Raises:
-            DeadlockError: as `Run.wait`.
-        """
+        """Wait for another run, in a task of this one. A checkpoint."""
 
     def ask_to_end(self, state: RunState, reason: str) -> bool:
         """Ask this run to end; returns whether this is the cause now."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 
@@ -19,7 +19,7 @@ from ..body.context import RunContext
 from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import wrong_loop
-from ..run import Body, Run, RunState, _current
+from ..run import Body, Options, Run, RunState, _current
 from .owner import Owner
 from .phase import MOVES, OVER, QUEUED, UNDERWAY, Phase
 
@@ -462,29 +462,9 @@ class Execution:
         else:
             self.run._emit(event)
 
-    def submit(
-        self,
-        lane: str,
-        fn: Body,
-        args: tuple[Any, ...],
-        *,
-        detached: bool,
-        session: str | None,
-        turn: bool,
-        timeout: float | None,
-        priority: str | None,
-    ) -> Run:
+    def submit(self, lane: str, fn: Body, args: tuple[Any, ...], *, detached: bool, **options: Unpack[Options]) -> Run:
         """Queue a child of its run, or a run that goes on by itself. Raises as `Intake.submit`."""
-        return self.owner.submit(
-            lane,
-            fn,
-            args,
-            session=session,
-            turn=turn,
-            timeout=timeout,
-            priority=priority,
-            bound_to=None if detached else self,
-        )
+        return self.owner.submit(lane, fn, args, bound_to=None if detached else self, **options)
 
     async def conduct(self) -> None:
         """Run the body as a task of its own; contains everything it raises.

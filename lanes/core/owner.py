@@ -6,7 +6,7 @@ The execution's own class is a parameter here, so that this module is below it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 
 import anyio
 
@@ -17,7 +17,7 @@ from ..queues.groups import Group
 from ..queues.throttle import Throttle
 from ..queues.turns import Turns
 from ..queues.waiter import W
-from ..run import Body, Run, RunState
+from ..run import Body, Options, Run, RunState
 from .raised import Raised
 from .task_host import TaskHost
 
@@ -57,11 +57,8 @@ class Owner(Protocol[W]):
         body: Body,
         args: tuple[Any, ...],
         *,
-        session: str | None = None,
-        turn: bool = True,
-        timeout: float | None = None,
-        priority: str | None = None,
         bound_to: W | None = None,
+        **options: Unpack[Options],
     ) -> Run:
         """Queue a piece of work; see `Intake.submit`."""
 
