@@ -102,7 +102,7 @@ class _Ringer:
                 try:
                     thread.start()
                 except RuntimeError:
-                    alarm.due = math.inf  # no thread to be had now; the next one who asks tries again
+                    alarm.due = math.inf  # no thread to be had now; the next call tries again
                     return
                 self._thread = thread
         with suppress(RuntimeError):  # it has rung already

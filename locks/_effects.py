@@ -12,7 +12,7 @@ garbage collector calls come at any instant, and are not covered.
 
 Each thread has a queue of its own: threads log, and only the event loop's thread changes things.
 
-Rejected: calling hooks from a task of their own. Then a hook is told of a run some rounds of the loop later, and what
+Rejected: calling hooks from a task of their own. Then a hook hears of a run some rounds of the loop later, and what
 `on_drop` makes of dropped messages comes too late for the run that answers them.
 """
 
@@ -121,7 +121,7 @@ def is_marked(mark: object) -> bool:
 
 
 def refuse_endless(what: str) -> None:
-    """Raise where effects have set off effects too often: for ever, as far as anyone can tell.
+    """Raise where effects have set off effects too often: for ever, as it seems.
 
     Raises:
         RecursionError: nothing has changed.

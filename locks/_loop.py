@@ -1,4 +1,4 @@
-"""What differs between the two event loops and is needed below anyio: posting from a thread, and who is running.
+"""What differs between the two event loops and is needed below anyio: posting from a thread, and what is running.
 
 Which of them runs is asked at each call, never guessed: while trio is a guest of an asyncio program, both have a
 running loop on one thread, and their tasks take turns on it. trio says in a thread-local variable of `sniffio` when the

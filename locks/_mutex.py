@@ -1,4 +1,4 @@
-"""A mutex that knows whose it is, so that what an exception left locked can be told from what another thread has.
+"""A mutex that knows its thread, so that a lock that an exception left behind is not taken for another thread's.
 
 A signal handler may raise between any two steps of the main thread, also between having a mutex and the `try` or `with`
 that gives it back. An ordinary lock would then be locked for good, by an unknown thread.

@@ -245,7 +245,7 @@ def open(path: str, flags: int, mode: int = 0o777) -> int:  # noqa: A001 -- name
     except OSError:
         if flags & os.O_EXCL:
             with contextlib.suppress(OSError):
-                os.unlink(path)  # it was created just now, and the caller is told that it was not
+                os.unlink(path)  # it was created just now, and the caller gets an error
         raise
 
 

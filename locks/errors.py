@@ -104,7 +104,7 @@ class DeadlockError(LockError):
 
     path: str = ""
     chain: tuple[tuple[Holder, str, Holder], ...] = ()
-    """Who waits, for what, held by whom: the last one is the first one.
+    """Waiter, file and holder of each wait: the last holder is the first waiter.
 
     An empty path: the one waits for the other itself, as for the outcome of a run, and not for a file.
     """

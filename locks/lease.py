@@ -268,8 +268,8 @@ class Lease:
 
         Raises:
             LeaseLost: as `check`.
-            DeadlockError: under a turn, which takes a momentary write lease: who has that one waits for this task.
-                Nothing was written.
+            DeadlockError: under a turn, which takes a momentary write lease: the holder of that one waits for this
+                task. Nothing was written.
             TranscriptError: the record would not come back equal (the message names the place), or the operating system
                 refused; the file is as before, but for a sync that failed: the message says so.
         """

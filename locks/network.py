@@ -8,7 +8,7 @@ knows. So a type is refused unless it is known to be local: a list of remote one
 
 The type is that of the mount point nearest above the directory. A look at the mount table takes a fraction of a
 millisecond, so its answer is kept per device. Where there is no mount table, in a chroot without `/proc`, the number of
-the type that statfs(2) tells has to do; a number that stands for none of the remote ones counts as local there.
+the type that statfs(2) states has to do; a number that stands for none of the remote ones counts as local there.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def prepare() -> None:
 def network_file_system(path: str, device: int | None = None) -> str | None:
     """The type of the file system that a session lives on or would be created on, or `None` if that is local.
 
-    A type that is not known to be local is told like one that is known not to be. Microseconds once its device is
+    A type that is not known to be local is reported like one that is known not to be. Microseconds once its device is
     known. Where no type can be found out, it counts as local. Callable from any thread.
     """
     try:

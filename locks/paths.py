@@ -36,7 +36,7 @@ def in_full(field: str, path: str) -> str:
     """A path from the root, as it leads there now.
 
     Raises:
-        InvalidSession: it is relative, and the current directory was removed, or cannot be told.
+        InvalidSession: it is relative, and the current directory was removed, or is unknown.
     """
     if os.path.isabs(path):
         return path

@@ -12,7 +12,7 @@ first question, because a command line must answer `--help` faster than that.
 What proves that a process is dead: the kernel finds no such number (`kill` says ESRCH), or says that it is a zombie.
 What proves nothing: a `/proc` that is not mounted, that hides the process, or that shows the processes of another PID
 namespace, in which the same numbers are other processes. Then a process counts as alive, and its start time as
-unknown. A start time is unknown as well where the process lives in another time namespace: the kernel tells it by the
+unknown. A start time is unknown as well where the process lives in another time namespace: the kernel states it by the
 clock of the reader, so the same process has a different one on each side.
 
 Sources: proc_pid_stat(5); proc(5), "hidepid"; pid_namespaces(7), "/proc and PID namespaces"; time_namespaces(7).
@@ -120,7 +120,7 @@ def age_s() -> float | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with this number runs, as far as can be told from here. Never raises.
+    """Whether a process with this number runs, as far as it shows from here. Never raises.
 
     One that has ended and that its parent has not waited for is dead. One of which nothing can be known is alive.
     """
@@ -243,7 +243,7 @@ def _is_alive_elsewhere(pid: int) -> bool:
                 return False
         except (psutil.Error, OSError):
             return True
-    return _has_number(pid)  # a zombie as well, which nothing here can tell from a process that runs
+    return _has_number(pid)  # a zombie as well, which nothing here distinguishes from a process that runs
 
 
 def _after_fork() -> None:

@@ -128,7 +128,7 @@ class LockRegistry:
 
         Entering raises:
             LeaseTimeout: the wait budget passed.
-            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds, and
+            DeadlockError: the holder waits, over any number of steps, for something that the calling task holds, and
                 the wait has no time limit of its own, as `wait_timeout` is one.
             TranscriptError: the file cannot be opened or locked, or lives on a network file system.
         """
@@ -170,7 +170,7 @@ class LockRegistry:
         idle_timeout: float | None = None,
         supersede: bool = False,
     ) -> Lease:
-        """The turn of a session: who has it conducts the session. Others may still append.
+        """The turn of a session: its holder conducts the session. Others may still append.
 
         As `lease`, but a right of its own: its `append` takes a momentary write lease.
         """
@@ -189,8 +189,8 @@ class LockRegistry:
         Raises:
             LeaseLost: the momentary lease was taken away (`Revoked`, `Superseded`), or the calling run may not write
                 any more (`RunEnded`, `Superseded`). Nothing was written.
-            DeadlockError: who has the lease waits, over any number of steps, for something that the calling task holds.
-                Nothing was written.
+            DeadlockError: the holder of the lease waits, over any number of steps, for something that the calling task
+                holds. Nothing was written.
             TranscriptError: the record would not come back equal (the message names the place), or the operating system
                 refused; the file is as before, but for a sync that failed: the message says so.
             InvalidSession: the path cannot name a file.

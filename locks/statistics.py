@@ -38,7 +38,7 @@ class WaitingClaim:
 
 @dataclass(frozen=True, slots=True)
 class RegistryStatistics:
-    """What a registry holds at this instant, counted afresh, and its totals since it was made."""
+    """What a registry holds at this instant, counted now, and its totals since it was made."""
 
     sessions: int
     """Files that are held or waited for."""

@@ -20,7 +20,7 @@ class State(StrEnum):
     FREE = "free"
     HELD = "held"
     UNKNOWN = "unknown"
-    """Only trying would tell, because this system has no kernel locks; or the session cannot be opened."""
+    """Only a try would show it, because this system has no kernel locks; or the session cannot be opened."""
 
 
 class Kind(StrEnum):

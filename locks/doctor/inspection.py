@@ -6,7 +6,8 @@ come and go between two questions. So all that could be a writer's doing is look
 the right is free. What stood there unchanged while it was free, a lock file or half a line, is no work in
 progress. Where a right is held, nothing is called wrong but a broken line.
 
-What a killed process left beside its session, and the next lease or turn clears away by itself, is told and not wrong.
+What a killed process left beside its session, and the next lease or turn clears away by itself, is reported and not
+wrong.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def inspect(path: str) -> Inspection | None:
 
 
 def note_of(path: str) -> tuple[Found | None, str]:
-    """The note on who has the turn, told like a lock file; or why what stands there is none."""
+    """The note on the holder of the turn, reported like a lock file; or why what stands there is none."""
     where = turn_note.path_of(path)
     try:
         there = see(where)

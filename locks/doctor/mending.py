@@ -97,13 +97,13 @@ def _held(path: str) -> Iterator[tuple[Entry, bool]]:
             raise TranscriptError("it was replaced meanwhile", path=path)
         yield entry, made
     finally:
-        entry.close()  # unlocks, and wakes who waits
+        entry.close()  # unlocks, and wakes the waiters
 
 
 def _mend_held(entry: Entry, made: bool, mended: Mended) -> None:
     """Under both rights: have the lock file, then see to the rest."""
     path = entry.path
-    # A lock on a file that was just made says nothing about who has the one that had its name before.
+    # A lock on a file that was just made says nothing about the holder of the one that had its name before.
     before = lockfile.find(path, locked=not made)
     written: Written | Found | None = before
     if before is None or before.verdict.stale:

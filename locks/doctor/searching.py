@@ -1,8 +1,8 @@
 """Which sessions there are in a directory, and in those below it.
 
-Symbolic links to directories are told and not gone through, and a directory that is reached twice, as by a bind mount,
-is looked into once: so every walk ends, and no session is looked at twice. What cannot be listed is told, too; other
-file systems that are mounted below are looked into, and told where locks exclude no other host there.
+Symbolic links to directories are reported and not gone through, and a directory that is reached twice, as by a bind
+mount, is looked into once: so every walk ends, and no session is looked at twice. What cannot be listed is reported,
+too; other file systems that are mounted below are looked into, and reported where locks exclude no other host there.
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ class ProcessLock(Protocol):
         """Give the right back to whichever process asks next; nothing happens when it was not held."""
 
     def is_free(self) -> bool:
-        """Whether no other process has the right, as far as can be told without taking it."""
+        """Whether no other process has the right, as far as that shows without taking it."""
 
     def ticket_of(self, arrived_at: float) -> int:
-        """The ticket of one who arrived at an instant of the monotonic clock."""
+        """The ticket of a waiter that arrived at an instant of the monotonic clock."""
 
     def take_ticket(self, ticket: int) -> int:
         """Stand in the queue of all processes with this ticket, or the next that is free; returns it."""
@@ -90,7 +90,7 @@ class Unordered:
     """The ticket methods of a lock that has no queue between processes."""
 
     def is_free(self) -> bool:
-        """Only trying tells."""
+        """Only a try shows it."""
         return True
 
     def ticket_of(self, arrived_at: float) -> int:

@@ -10,7 +10,7 @@ The arrival is an instant of the machine's monotonic clock. In a time namespace 
 that clock is shifted, and a waiter there would come always first or always last; so the shift is taken off again.
 
 Rejected: `flock` (no ticket ranges, and an inherited descriptor shares it), POSIX `F_SETLK` (any `close` of the file in
-the process drops it), lock files (someone must decide whether their owner is dead), waking all waiters by inotify
+the process drops it), lock files (a person must decide whether their owner is dead), waking all waiters by inotify
 (costs two thirds of the throughput).
 
 Sources: fcntl_locking(2), "Open file description locks"; time_namespaces(7).
@@ -55,14 +55,14 @@ class KernelLock:
         return _os.ofd_conflict(self._fd, self._base, 1) is None
 
     def ticket_of(self, arrived_at: float) -> int:
-        """The ticket of one who arrived at `arrived_at`."""
+        """The ticket of a waiter that arrived at `arrived_at`."""
         on_the_machine = int(arrived_at * 1e9) - shifts().monotonic
         return self._base + 1 + min(max(on_the_machine, 0), _SPAN - 1)
 
     def take_ticket(self, ticket: int) -> int:
         """Stand in the queue of all processes with this ticket, or the next that is free; returns it."""
         while not _os.ofd_lock(self._fd, ticket):
-            ticket += 1  # someone arrived in the same nanosecond
+            ticket += 1  # another waiter arrived in the same nanosecond
         return ticket
 
     def drop_ticket(self, ticket: int) -> None:

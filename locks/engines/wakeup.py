@@ -2,8 +2,9 @@
 
 Polling alone hands a lock over in 0.7 ms on average, because an event loop's shortest sleep is a millisecond. So the
 waiter that is looked after first binds an abstract Unix datagram socket whose name says which file and which ticket it
-stands for, and who unlocks sends one empty datagram to the lowest ticket: exactly one process wakes. A datagram that
-no process receives, or that no process should have sent, does no harm: the lock byte decides, and all still poll.
+stands for, and the process that unlocks sends one empty datagram to the lowest ticket: exactly one process wakes. A
+datagram that no process receives, or that no process should have sent, does no harm: the lock byte decides, and all
+still poll.
 
 Rejected: waking all waiters (inotify), which costs two thirds of the throughput. Source: unix(7), "abstract".
 """

@@ -107,7 +107,7 @@ class Arbiter:
             bound: the instant at which the enclosing scope ends, for a claim that lives in one.
 
         Raises:
-            RuntimeError: no task runs, and no run is named: nothing says who would hold.
+            RuntimeError: no task runs, and no run is named: the right would have no holder.
         """
         if fence is None:
             fence = current_fence.get()
@@ -180,7 +180,7 @@ class Arbiter:
 
         Raises:
             LeaseTimeout: `wait_timeout` seconds passed.
-            DeadlockError: who has it waits, over any number of steps, for something that the calling task holds, and
+            DeadlockError: the holder waits, over any number of steps, for something that the calling task holds, and
                 no time limit of its own ends the wait.
             TranscriptError: the file cannot be opened or locked.
         """

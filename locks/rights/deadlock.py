@@ -174,7 +174,7 @@ class WaitGraph:
                 yield owner
 
     def _ring(self, task: object) -> list[_Step] | None:
-        """The ring that has closed, from the one who asks back to itself; the shortest."""
+        """The ring that has closed, from the task that asks back to itself; the shortest."""
         stuck = never_ending(task, self.needs)
         led_by: dict[object, object] = {}
         todo = deque([task])
@@ -265,7 +265,7 @@ def name_of(task: object) -> str | None:
 
 
 def _told(ring: list[_Step], chain: Chain) -> str:
-    """The ring in words. Tasks may all have one name, so each is told by the epoch of what it holds in the ring."""
+    """The ring in words. Tasks may all have one name, so each is named by the epoch of what it holds in the ring."""
     steps = []
     own = _epoch(ring[-1].held)
     for step, (waiter, path, other) in zip(ring, chain, strict=True):

@@ -108,7 +108,7 @@ class Fence:
         self.end_at = min(self.end_at, at)
 
     def restart_grace(self, now: float) -> None:
-        """Start the grace afresh, if the deadline has passed: the process stood still, and the run with it."""
+        """Start the grace again, if the deadline has passed: the process stood still, and the run with it."""
         if self.deadline <= now and not self._closed:
             # The deadline moves along: it is what the next one measures the grace from.
             self.end_at, self.deadline = max(self.end_at, now + self.end_at - self.deadline), now

@@ -108,7 +108,7 @@ class Entry:
     def share(self) -> None:
         """Another registry of this process may want the file from now on, without an engine between them.
 
-        Callable from any thread. Either this finds a queue that is being made, or who makes it finds `several` set.
+        Callable from any thread. Either this finds a queue that is being made, or its maker finds `several` set.
         """
         for queue in list(self.queues.values()):
             self._share(queue)

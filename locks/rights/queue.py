@@ -208,7 +208,7 @@ class RightQueue(Generic[ClaimT]):
         return True
 
     def relock(self) -> bool:
-        """Take the lock again after the steward gave it away; only who has it may touch what guards the right."""
+        """Take the lock again after the steward gave it away; only its holder may touch what guards the right."""
         if not self.locked and self.lock is not None:
             try:
                 self.locked = self.lock.try_lock()
@@ -342,7 +342,7 @@ class RightQueue(Generic[ClaimT]):
         try:
             return self._others_before(first)
         except Exception:
-            return True  # competing is safe, and tells the waiter what is wrong
+            return True  # competing is safe, and reports the error to the waiter
 
     def _compete(self) -> ClaimT | None:
         """Take a ticket for the first of the queue; returns it if that failed."""

@@ -31,7 +31,7 @@ class Steward:
     """Watches what one registry holds.
 
     Args:
-        settle: called on the loop after a claim was lost; tells its block and lets the next one in.
+        settle: called on the loop after a claim was lost; cancels its block and lets the next claim in.
         finish: called on the loop while there is something `unfinished`.
     """
 

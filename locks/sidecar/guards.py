@@ -167,7 +167,7 @@ class LockFile:
                 return None
             change = change_of(written)
         except OSError:
-            return None  # leaving will tell
+            return None  # leaving reports it
         if change is None:
             # A backup has given it a second name, for one: no harm.
             self._written = written._replace(changed_ns=found.st_ctime_ns)
@@ -206,7 +206,7 @@ class LockFile:
 
 
 class TurnNote:
-    """The note `<file>.turn`, which says who conducts a session: names for people, no lock."""
+    """The note `<file>.turn`, which names the conductor of a session: for people, no lock."""
 
     def __init__(self) -> None:
         self.next_try = 0.0

@@ -67,7 +67,7 @@ def change_of(written: Written) -> Change | None:
     """What has become of a lock file of ours; `None` when it is there as it was written.
 
     Raises:
-        OSError: that cannot be told.
+        OSError: that is unknown.
     """
     try:
         there = _os.lstat(written.path)

@@ -88,7 +88,7 @@ class Found:
 
     @property
     def began_at(self) -> float:
-        """When its hold began, as far as can be told, on the clock of this package."""
+        """When its hold began, as far as is known, on the clock of this package."""
         return self.looked_at - self.verdict.age_s
 
     @property
@@ -122,7 +122,7 @@ def take(
     we_hold_s: float = LONGEST_S,
     tries: int = 1,
 ) -> Written | Found:
-    """Create the lock file of a session, reclaiming a stale one; or find whose it is.
+    """Create the lock file of a session, reclaiming a stale one; or find its owner.
 
     Args:
         before: what was found the last time, so that it is known for how long it has been there.

@@ -30,7 +30,7 @@ _second: tuple[int, str] = (-1, "")
 
 
 class Terms(NamedTuple):
-    """What a lock file says besides who the process is."""
+    """What a lock file says besides the identity of the process."""
 
     lane: str | None
     run_id: int | str | None
@@ -107,7 +107,8 @@ def _lines_of(process: Identity) -> tuple[str, str]:
     global _prepared  # noqa: PLW0603 -- once per process is the point
     # Compared by identity: a forked child has another one, and must not write its parent's name.
     if _prepared is None or _prepared[0] is not process:
-        # In a time namespace of its own it is not what readers elsewhere find, who would take this for a dead process.
+        # In a time namespace of its own it is not what readers elsewhere find, and they would take this for a dead
+        # process.
         told = process.starttime is not None and not shifts().boottime
         starttime = f',\n  "starttime": {process.starttime}' if told else ""
         between = (

@@ -8,8 +8,8 @@ process nor any age can make it more or less true.
 The wall clock may be set, by an hour or by fifty years, and lock files state wall time. So an age is taken against two
 clocks, the wall as it is now and the wall as this process has carried it along since its start, and the smaller one
 counts; an instant in the future has the age 0. A clock that was set after this process was started can make no lock
-look older than it is. It can make it look younger, and lest that wedge a session, the time for which somebody has
-watched the very same file, by the monotonic clock, counts as well: it is at least that old.
+look older than it is. It can make it look younger, and so that this cannot wedge a session, the time for which a
+process has watched the very same file, by the monotonic clock, counts as well: it is at least that old.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Verdict:
     reason: str
     """In words for an operator; follows upon "it is stale: " or "it is held: "."""
     age_s: float
-    """How old it is, as far as can be told."""
+    """How old it is, as far as is known."""
     limit_s: float
     """How old it may get by its own word."""
 

@@ -28,7 +28,7 @@ def path_of(session_path: str) -> str:
 
 
 def write(session_path: str, terms: Terms) -> bool:
-    """Note who has the turn of a session; returns whether that worked. Never raises."""
+    """Write down the holder of the turn of a session; returns whether that worked. Never raises."""
     path = path_of(session_path)
     try:
         fd = _os.open(path, _WRITE, 0o600)

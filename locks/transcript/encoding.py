@@ -5,8 +5,8 @@ that two keys may become one, a set in any order, bytes as base64, and `Raw` as 
 refused. Accepted is what JSON has, and what is said in JSON in one way only: tuples as arrays, dataclasses and the
 structs of msgspec as objects; times, UUIDs, decimals and enums as the text or the value that they stand for.
 
-The usual record, of texts and numbers in dicts and lists, is told by the types of its values; everything else is looked
-at value by value.
+The usual record, of texts and numbers in dicts and lists, is known by the types of its values; everything else is
+looked at value by value.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _digits(number: int) -> bytes:
 
 
 def _is_usual(record: dict[str, Any], data: bytes) -> bool:
-    """Whether it holds nothing but what comes back equal, as far as that can be told by types."""
+    """Whether it holds nothing but what comes back equal, as far as types show."""
     found: list[Any] = [record]
     numbers = False
     for one in found:  # which grows by what is inside

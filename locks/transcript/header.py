@@ -1,6 +1,6 @@
 """The first line of a transcript: whether it is a header, which is no record, and whether it stays the first.
 
-A line that names the session by the key `lanes.session` is a header to all who read. A program that gives its files a
+A line that names the session by the key `lanes.session` is a header to all readers. A program that gives its files a
 header of another kind says so by the one that it would write itself (`SessionLayout(header=…)`): a first line that has
 all fields of that one, and the value of one of them, is a header too.
 

@@ -5,9 +5,9 @@ inode, so they go with the file. A waiter for one of them, here or in another pr
 that the file has lost its name, and starts over with the new one.
 
 Between the moment the name is gone and the end of that run, another process may create the new file and conduct it,
-although the turn of the old one is still held. That is harmless: the two have no byte in common, and who set the file
-aside writes nothing more that belongs to a turn. (Within the process, the scheduler starts the next turn afterwards.)
-So nothing has to be locked in advance, unlike in `compaction`, after which a turn goes on.
+although the turn of the old one is still held. That is harmless: the two have no byte in common, and the run that set
+the file aside writes nothing more that belongs to a turn. (Within the process, the scheduler starts the next turn
+afterwards.) So nothing has to be locked in advance, unlike in `compaction`, after which a turn goes on.
 
 On a full disk no lock file can be written. Then the kernel's lock has to do: this is how room is made.
 

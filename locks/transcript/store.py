@@ -227,8 +227,8 @@ class FileStore:
 
         Raises:
             LeaseLost: that run does not conduct the file of that name, or may not write any more. The file stays.
-            DeadlockError: who has the write right waits, over any number of steps, for something that the calling task
-                holds. The file stays.
+            DeadlockError: the holder of the write right waits, over any number of steps, for something that the calling
+                task holds. The file stays.
             TranscriptError: something is called `to` already; the file has several names (hard links); a block of the
                 run holds the write lease; or the operating system refused. The file stays, but for a sync that failed:
                 the message says so.
@@ -251,7 +251,7 @@ class FileStore:
             self._unpin(entry)
 
     def _unpin(self, entry: Entry) -> None:
-        entry.pins = max(0, entry.pins - 1)  # 0 already, if the loop of who waited has ended
+        entry.pins = max(0, entry.pins - 1)  # 0 already, if the loop of the waiters has ended
         self._arbiter.files.drop_if_idle(entry)
         if entry.notes:
             self._arbiter.grants.report(entry)

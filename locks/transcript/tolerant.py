@@ -1,8 +1,8 @@
 """Parsing JSON as Python's `json` takes it, without recursion: for the lines that the fast parser refuses.
 
 The fast parser, msgspec's, is strict, and its recursion uses up the stack of its caller, so it refuses a deep line or
-takes it depending on who calls. This one keeps its own stack. It takes what other programs leave in transcripts: halves
-of surrogate pairs, as escapes or as bytes, NaN and infinities, numbers that are too large for a float.
+takes it depending on its caller. This one keeps its own stack. It takes what other programs leave in transcripts:
+halves of surrogate pairs, as escapes or as bytes, NaN and infinities, numbers that are too large for a float.
 
 Rejected: `json.loads`, which recurses too, and whose limit of digits is a setting of the process.
 """
