@@ -35,6 +35,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import operator
 import os
 import select
 import selectors
@@ -66,6 +67,8 @@ BUSY_LIMIT = 10_000
 """Rounds of the event loop without a pause, after which time creeps on although somebody is running."""
 
 _RINGS_AT_ONCE = 10_000
+_IN_ORDER = operator.attrgetter("due", "number")
+"""By when alarms ring, then in the order in which they were made."""
 _NEAR = 0.001
 _ROUNDS_ON_ARRIVAL = 100
 
@@ -156,7 +159,7 @@ class VirtualClock:
 
     def _next_alarm(self) -> VirtualAlarm | None:
         with self._mutex:
-            return min(self._alarms, key=lambda alarm: (alarm.due, alarm.number), default=None)
+            return min(self._alarms, key=_IN_ORDER, default=None)
 
     def _next_instant(self, timer: float) -> float:
         alarm = self._next_alarm()

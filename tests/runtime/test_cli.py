@@ -107,8 +107,8 @@ def test_traffic_is_checked_to_its_last_line_before_anything_exists(here, capsys
 def run_without_rights(here, prepare, *arguments):
     """The command in a child that `prepare` has taken something from, after its imports."""
     child = (
-        "import sys, runtime.trial.start; from runtime.cli import main; from tests import command, test_cli;"
-        f" {prepare}; sys.exit(main(sys.argv[1:]))"
+        "import sys, runtime.trial.start; from runtime.cli import main; from tests import command;"
+        f" from tests.runtime import test_cli; {prepare}; sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.run(
         [sys.executable, "-c", child, *arguments],
