@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from pathlib import Path
@@ -25,6 +26,15 @@ LANES = [LaneSpec(pattern, timeout=10.0, grace=2.0) for pattern in ("session:*",
 async def sleeps(ctx: RunContext) -> None:
     """A body that only its deadline or a cancellation ends."""
     await anyio.sleep_forever()
+
+
+def on_trio() -> bool:
+    """Whether the running event loop is trio's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
 
 
 def about(expected: Any) -> Any:

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from locks import LeaseLost, LeaseTimeout, LockRegistry
 from locks.sidecar import lockfile
-from tests.locks.test_sidecar_files import foreign, ours, put
+from tests.lock_files import foreign, ours, put
 
 pytestmark = pytest.mark.failure("Y8")
 

@@ -24,11 +24,11 @@ from locks import LeaseExpired, LeaseTimeout, LockRegistry, Revoked, Right, Tran
 from locks.engines.interface import Unordered
 from tests import blocking
 from tests.children.engine_contender import OwnEngine, OwnLock, engine_called
+from tests.contention import overlaps
 from tests.leaks import descriptors
 from tests.peers import peer
 from tests.poll import eventually, eventually_sync
 from tests.suites.test_cancel_sweep import OPERATIONS, sweep
-from tests.suites.test_contention import overlaps
 
 EVERY = ["kernel", "filelock", "none", "own"]
 SHARED = ["kernel", "filelock", "own"]

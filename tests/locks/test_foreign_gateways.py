@@ -18,10 +18,10 @@ from structlog.testing import capture_logs
 
 from locks import Fence, LeaseExpired, LeaseTimeout, LockRegistry, Right, _os, process
 from locks.sidecar import lockfile
-from tests.locks.test_sidecar_files import dead, foreign, ours
+from tests.contention import PROCESSES, Interval, check, compete, overlaps, result
+from tests.lock_files import dead, foreign, ours
 from tests.peers import peer
 from tests.poll import eventually
-from tests.suites.test_contention import PROCESSES, Interval, check, compete, overlaps, result
 
 GAP_S = 0.06
 

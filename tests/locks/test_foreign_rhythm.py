@@ -13,7 +13,7 @@ from anyio import create_task_group
 from locks import LockRegistry, _os, process
 from locks.sidecar import rhythm
 from locks.sidecar.rhythm import POLL_S, TRIES, Rhythm
-from tests.locks.test_sidecar_files import foreign
+from tests.lock_files import foreign
 
 pytestmark = pytest.mark.failure("Y9")
 

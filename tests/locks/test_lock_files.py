@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from locks import Fence, LeaseLost, LockError, LockRegistry, Revoked, Right, Superseded, TranscriptError, _os, process
 from locks.sidecar import turn_note
-from tests.locks.test_sidecar_files import ODD, dead, foreign, ours, put
+from tests.lock_files import ODD, dead, foreign, ours, put
 
 KEYS = ["pid", "createdAt", "maxHoldMs", "starttime", "host", "bootId", "instance", "lane", "runId", "epoch"]
 

@@ -15,7 +15,7 @@ from locks import _os, process
 from locks.process import Shifts
 from locks.sidecar.payload import Terms, encode, parse
 from tests import ROOT
-from tests.locks.test_sidecar_files import foreign
+from tests.lock_files import foreign
 from tests.namespaces import with_clocks_ahead, without_proc
 from tests.peers import peer
 from tests.poll import eventually

@@ -21,9 +21,9 @@ from locks.doctor.searching import search
 from runtime import Supervisor
 from tests import blocking
 from tests.command import LANES, lanes, result_of, started
-from tests.locks.test_inspection import DEAD, RECORD, beside, everything, foreign, holding, ours
 from tests.peers import peer
 from tests.poll import eventually_sync
+from tests.sessions_on_disk import DEAD, RECORD, beside, everything, foreign, holding, ours
 
 SESSION_KEYS = [
     "file",

@@ -15,9 +15,9 @@ from locks.doctor.inspection import inspect
 from runtime import Supervisor
 from tests.children.prompt import GRACE, RUNS, TIMEOUT
 from tests.command import lanes, records, started
-from tests.locks.test_inspection import everything
 from tests.peers import peer
 from tests.poll import eventually, eventually_sync
+from tests.sessions_on_disk import everything
 from tests.suites.test_kill_harness import Life
 from tests.supervised import path_of
 

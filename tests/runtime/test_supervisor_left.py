@@ -16,8 +16,7 @@ from structlog.testing import capture_logs
 from lanes import LaneSpec, RunState
 from runtime import Supervisor
 from runtime.ending import Ending
-from tests.suites.test_ways_to_cancel import on_trio
-from tests.supervised import assert_empty, sleeps
+from tests.supervised import assert_empty, on_trio, sleeps
 
 pytestmark = pytest.mark.failure("X5")
 

@@ -39,9 +39,9 @@ import pytest
 from locks import LockRegistry
 from tests import ROOT
 from tests.command import LANES, lanes
+from tests.contention import Interval, overlaps
+from tests.kill_judge import Verdict, judge
 from tests.poll import eventually_sync
-from tests.suites.test_contention import Interval, overlaps
-from tests.suites.test_kill_writers import Verdict, judge
 
 LONG = bool(os.environ.get("LANES_LONG"))
 ROUNDS = 100 if LONG else 1

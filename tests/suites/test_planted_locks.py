@@ -13,10 +13,10 @@ import sys
 import pytest
 
 from tests import ROOT
+from tests.contention import overlaps
+from tests.kill_judge import judge
 from tests.planted.locks import DEFECTS
 from tests.poll import eventually_sync
-from tests.suites.test_contention import overlaps
-from tests.suites.test_kill_writers import judge
 
 GUARDS = {
     "no_tail_seal": "transcript_append::a_torn_tail_is_moved_aside_before_the_next_append",

@@ -24,7 +24,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, to_thread
 
 from locks import LeaseLost, LeaseTimeout, LockRegistry, Revoked, TranscriptError, _os
-from tests.locks.test_sidecar_files import foreign
+from tests.lock_files import foreign
 from tests.peers import peer
 from tests.poll import eventually
 

@@ -22,7 +22,7 @@ from anyio import CancelScope, create_task_group, get_cancelled_exc_class
 
 from lanes import Draining, GroupSpec, LaneSpec, RetrySpec, RunState
 from runtime import Supervisor
-from tests.supervised import assert_empty, path_of, texts
+from tests.supervised import assert_empty, on_trio, path_of, texts
 
 pytestmark = pytest.mark.suite("C3")
 
@@ -94,14 +94,6 @@ async def cut_short(way: str, operation: Callable[[], Awaitable[Any]], virtual, 
     except* SiblingFailed:
         assert way == "sibling"
     assert seen == ["cancelled"]
-
-
-def on_trio() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return True
-    return False
 
 
 def native_cancel() -> Callable[[], Any]:

@@ -19,8 +19,7 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RetrySpec, RunState
 from runtime import Supervisor
-from tests.suites.test_ways_to_cancel import on_trio
-from tests.supervised import assert_empty
+from tests.supervised import assert_empty, on_trio
 
 pytestmark = [pytest.mark.failure("X3", "X4"), pytest.mark.suite("C3")]
 
