@@ -9,6 +9,7 @@ from typing import Any, Self, get_args
 
 from lanes import GroupSpec, LaneSpec, Parked, Run, SessionLayout
 from lanes.checks import callback, choice, seconds, whole
+from lanes.core.board import Board
 from lanes.core.hooks import Hook, Hooks
 from lanes.core.scheduler import Scheduler
 from lanes.run import Body
@@ -94,11 +95,13 @@ class Supervisor:
         self.services_timeout = seconds("services_timeout", services_timeout)
         choice("on_zombie", on_zombie, get_args(OnZombie))
         self._scheduler = Scheduler(
-            SpecTable(lanes, groups),
-            self.registry,
-            self.layout,
-            keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),
-            hooks=_hooks(on_run_start=on_run_start, on_run_end=on_run_end, on_wait=on_wait),
+            Board(
+                SpecTable(lanes, groups),
+                self.registry,
+                self.layout,
+                keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),
+                hooks=_hooks(on_run_start=on_run_start, on_run_end=on_run_end, on_wait=on_wait),
+            )
         )
         self._limits = limits or Limits()
         exits = on_zombie == "exit"

@@ -29,6 +29,7 @@ from lanes import (
     RunContext,
     SessionLayout,
 )
+from lanes.core.board import Board
 from lanes.core.hooks import Hooks
 from lanes.core.reset import begin
 from lanes.core.scheduler import Scheduler
@@ -189,7 +190,9 @@ class Play:
         ]
         hooks = Hooks(self._on_start, self._on_end, None)
         self.scheduler = scheduler = Scheduler(
-            SpecTable(specs, walk.groups), registry, SessionLayout(self._root), keep_outcomes=walk.keep, hooks=hooks
+            Board(
+                SpecTable(specs, walk.groups), registry, SessionLayout(self._root), keep_outcomes=walk.keep, hooks=hooks
+            )
         )
         self.host = Host(scheduler)
         self._files = {session: scheduler.board.layout.file_of(session) for session in SESSIONS}

@@ -29,6 +29,7 @@ from anyio import get_cancelled_exc_class
 from anyio.lowlevel import checkpoint
 
 from lanes import GroupSpec, LaneError, LaneSpec, Message, RetrySpec, Run, RunContext, RunError, RunState, SessionLayout
+from lanes.core.board import Board
 from lanes.core.execution import Execution
 from lanes.core.hooks import Hooks
 from lanes.core.scheduler import Scheduler
@@ -142,7 +143,7 @@ class World:
         )
         table = SpecTable(scenario.lanes(self._handler, self._dropped), groups)
         hooks = Hooks(self._started, self._ended, None)
-        self.scheduler = Scheduler(table, self.registry, SessionLayout(root), keep_outcomes=20, hooks=hooks)
+        self.scheduler = Scheduler(Board(table, self.registry, SessionLayout(root), keep_outcomes=20, hooks=hooks))
         self.host = Host(self.scheduler)
         self.now: Schedule | None = None
 

@@ -74,32 +74,13 @@ class Intake:
             Draining, DeadlockError, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: no run exists.
             RecursionError: hooks set off hooks without an end; no run exists.
         """
-        request = self.request(lane, body, args, session, turn, timeout, priority, bound_to)
-        return self.admit(request, request.spec.when_busy)
-
-    def request(
-        self,
-        lane: str,
-        body: Body,
-        args: tuple[Any, ...],
-        session: str | None = None,
-        turn: bool = True,
-        timeout: float | None = None,
-        priority: str | None = None,
-        bound_to: Execution | None = None,
-    ) -> Request:
-        """Work that is asked for, checked; nothing has changed. User code may be asked: the layout's `path`.
-
-        Raises:
-            What `submit` raises, but for `LaneBusy` and `LaneFull`.
-        """
         if not callable(body):
             raise InvalidLane(
                 f"fn: {checks.shown(body)} cannot be called; allowed: an async function that takes the context"
             )
-        request = self.checked(lane, None, body, session, turn, timeout, priority, bound_to)
+        request = self.checked(lane, body, session, turn, timeout, priority, bound_to)
         request.args = args
-        return request
+        return self.admit(request, request.spec.when_busy)
 
     def post(
         self,
@@ -124,7 +105,7 @@ class Intake:
                 f"lane {checks.shown(lane)} has no handler; post needs LaneSpec(handler=...), or use submit"
             )
         given = message_of(message)
-        request = self.checked(lane, spec, spec.handler, session, True, timeout, priority, None)
+        request = self.checked(lane, spec.handler, session, timeout=timeout, priority=priority, spec=spec)
         request.messages = [given]
         policy = request.spec.when_busy
         if when_busy is not None:
@@ -144,18 +125,22 @@ class Intake:
     def checked(
         self,
         lane: str,
-        spec: LaneSpec | None,
         body: Body,
-        session: str | None,
-        turn: bool,
-        timeout: float | None,
-        priority: str | None,
-        bound_to: Execution | None,
+        session: str | None = None,
+        turn: bool = True,
+        timeout: float | None = None,
+        priority: str | None = None,
+        bound_to: Execution | None = None,
+        *,
+        spec: LaneSpec | None = None,
     ) -> Request:
-        """Check what is asked for; see `request`.
+        """Work that is asked for, checked; nothing has changed. User code may be asked: the layout's `path`.
 
         Args:
             spec: the lane's, if the caller has looked it up.
+
+        Raises:
+            What `submit` raises, but for `LaneBusy` and `LaneFull`.
         """
         board = self._board
         if running_loop() is not board.loop and board.serving:

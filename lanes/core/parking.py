@@ -63,7 +63,7 @@ class Parking:
         urgency: Priority,
     ) -> Run:
         turn = turn or session is None
-        request = self._intake.checked(lane, None, body, session, turn, timeout, urgency.name.lower(), None)
+        request = self._intake.checked(lane, body, session, turn, timeout, urgency.name.lower())
         request.args, request.messages = args, messages
         self._intake.busy.compare_routes(request, "queue")
         return self._admit_again(request, parked)

@@ -37,7 +37,7 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     """
     file = scheduler.board.layout.file_of(key)
     body = partial(_put_away, registry=scheduler.board.registry, file=file, archive=archive)
-    request = scheduler.intake.request(CONTROL, body, (), session=key)
+    request = scheduler.intake.checked(CONTROL, body, key)
     request.goes_first = True
     return _begin(scheduler, request, key, file)
 

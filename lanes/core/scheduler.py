@@ -10,19 +10,16 @@ import contextvars
 
 import anyio
 
-from locks import LockRegistry, _effects
+from locks import _effects
 from locks._events import described, log
 from locks._loop import current_loop, current_task, event_type, know_loop, scope_type
 
-from ..layout import SessionLayout
 from ..run import RunState
-from ..spec_table import SpecTable
 from .board import Board
 from .causes import FROM_OUTSIDE, Causes
 from .deadlock import Waits
 from .execution import Execution
 from .finish import Finishing
-from .hooks import Hooks
 from .intake import Intake
 from .next_attempt import Retrying
 from .parking import Parking
@@ -38,16 +35,8 @@ class Scheduler:
     `lateness`, `throttle` and `on_failure`, which the supervisor sets.
     """
 
-    def __init__(
-        self,
-        specs: SpecTable,
-        registry: LockRegistry,
-        layout: SessionLayout,
-        *,
-        keep_outcomes: int = 1000,
-        hooks: Hooks | None = None,
-    ) -> None:
-        self.board = board = Board(specs, registry, layout, keep_outcomes=keep_outcomes, hooks=hooks)
+    def __init__(self, board: Board) -> None:
+        self.board = board
         starting = Starting(board)
         steering = Steering(board, starting)
         self.waits = waits = Waits(board, starting.admit_group)
@@ -62,12 +51,9 @@ class Scheduler:
         self.submit, self.message_read, self.wait_for = intake.submit, steering.message_read, waits.wait
         self.finish, self.park_if_failed = finishing.finish, Parking(board, intake).park_if_failed
         self.end, self.interrupted = causes.end, causes.interrupted
-        self.queue_timeout, self.deadline_came, self.turn_lost = (
-            causes.queue_timeout,
-            causes.deadline_came,
-            causes.turn_lost,
-        )
-        self.body_ended, self.body_died, self.wait_died = causes.body_ended, causes.body_died, causes.wait_died
+        self.queue_timeout, self.deadline_came = causes.queue_timeout, causes.deadline_came
+        self.turn_lost, self.wait_died = causes.turn_lost, causes.wait_died
+        self.body_ended, self.body_died = causes.body_ended, causes.body_died
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Hold the tasks of the bodies, until cancelled: then it ends all runs, and waits for them within their grace.
@@ -91,7 +77,7 @@ class Scheduler:
                     await self._come_to_rest()
         finally:
             self.board.tasks, self.board.task = None, None
-            self._tell_the_rest()
+            self._end_the_rest()
             self.board.registry.arbiter.wait_sources.remove(self.waits.needs)
 
     async def _serve_timers(self) -> None:
@@ -115,17 +101,17 @@ class Scheduler:
             except (KeyboardInterrupt, anyio.get_cancelled_exc_class()) as error:
                 log("supervisor_cancelled_again", level="warning", error=described(error))
 
-    def _tell_the_rest(self) -> None:
+    def _end_the_rest(self) -> None:
         """No task is left: what has no outcome yet would never get one."""
         self.board.accepting = self.board.starting = False
         for execution in sorted(self.board.live.values(), reverse=True):
             try:
-                self._finish_untold(execution)
+                self._finish_left(execution)
             except Exception as error:
                 log("run_not_ended", level="error", run=execution.run.id, error=described(error))
 
     @_effects.change
-    def _finish_untold(self, execution: Execution) -> None:
+    def _finish_left(self, execution: Execution) -> None:
         if execution.run.outcome is None:
             self._finishing.finish(execution, RunState.CANCELLED, "the supervisor has ended")
         elif self.board.live.pop(execution.run.id, None) is not None:

@@ -107,7 +107,7 @@ def fence_not_checked(reached: Reached) -> None:
 @defect("overlapping")
 def reset_waits_for_nobody(reached: Reached) -> None:
     """A reset puts the file away while another process conducts or writes."""
-    request = Intake.request
+    request = Intake.checked
 
     def request_without_turn(self: Intake, lane: str, *args: Any, **options: Any) -> Any:
         if lane == CONTROL:
@@ -124,7 +124,7 @@ def reset_waits_for_nobody(reached: Reached) -> None:
             _os.rename(path, to)
         return True
 
-    plant(Intake, "request", request_without_turn)
+    plant(Intake, "checked", request_without_turn)
     plant(FileStore, "set_aside", set_aside)
 
 

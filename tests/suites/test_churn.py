@@ -24,6 +24,7 @@ import pytest
 import structlog
 
 from lanes import LaneSpec, Outcome, RunState, SessionLayout
+from lanes.core.board import Board
 from lanes.core.hooks import Hooks
 from lanes.core.scheduler import Scheduler
 from lanes.spec_table import SpecTable
@@ -72,11 +73,13 @@ class Churn:
     def __init__(self, root) -> None:
         self.registry = LockRegistry(engine="none", sidecar=False)
         self.scheduler = Scheduler(
-            SpecTable([LaneSpec("session:*", handler=answer, queue_limit=None)], ()),
-            self.registry,
-            SessionLayout(root),
-            keep_outcomes=0,
-            hooks=Hooks(None, None, None),
+            Board(
+                SpecTable([LaneSpec("session:*", handler=answer, queue_limit=None)], ()),
+                self.registry,
+                SessionLayout(root),
+                keep_outcomes=0,
+                hooks=Hooks(None, None, None),
+            )
         )
         self.host = Host(self.scheduler)
         self.root = root
