@@ -89,15 +89,13 @@ class KernelLock:
 
         The kernel names some conflicting lock, not the lowest, so the range is narrowed downwards until it is empty.
         """
-        return self._lowest(ticket, ignored)
+        return self.lowest(ignored, ticket)
 
-    def lowest(self, ignored: Collection[int]) -> int | None:
+    def lowest(self, ignored: Collection[int], before: int | None = None) -> int | None:
         """The lowest ticket that another process holds, leaving out `ignored`."""
-        return self._lowest(self._base + 1 + _SPAN, ignored)
-
-    def _lowest(self, end: int, ignored: Collection[int]) -> int | None:
         lowest_found: int | None = None
-        todo = [(self._base + 1, end)]  # the lowest range last
+        first = self._base + 1
+        todo = [(first, first + _SPAN if before is None else before)]  # the lowest range last
         while todo:
             start, end = todo.pop()
             if start >= end or (found := _os.ofd_conflict(self._fd, start, end - start)) is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -26,7 +27,6 @@ _LARGEST_PID = (1 << 31) - 1
 
 _encoder = msgspec.json.Encoder()
 _prepared: tuple[Identity, str, str] | None = None
-_second: tuple[int, str] = (-1, "")
 
 
 class Terms(NamedTuple):
@@ -67,11 +67,12 @@ def encode(terms: Terms, created_at: float) -> bytes:
     """
     lane, run_id, epoch, max_hold_ms = terms
     before, between = _lines_of(me())
+    run = f"{run_id:d}" if isinstance(run_id, int) else _quoted(run_id, _LONGEST_RUN_ID, _CUT_RUN_ID)
     seconds, ms = divmod(int(created_at * 1000), 1000)
     return (
         f"{before}{_in_utc(seconds)}.{ms:03d}Z"
         f'",\n  "maxHoldMs": {min(max(max_hold_ms, 1), MAX_HOLD_MS)}{between}{_quoted(lane)}'
-        f',\n  "runId": {_named(run_id)},\n  "epoch": {epoch}\n}}\n'
+        f',\n  "runId": {run},\n  "epoch": {epoch}\n}}\n'
     ).encode()
 
 
@@ -119,17 +120,9 @@ def _lines_of(process: Identity) -> tuple[str, str]:
     return _prepared[1:]
 
 
+@lru_cache(1)  # most lock files of a second are written by the same process
 def _in_utc(seconds: int) -> str:
-    global _second  # noqa: PLW0603 -- most lock files of a second are written by the same process
-    known, text = _second
-    if known != seconds:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-        _second = seconds, text
-    return text
-
-
-def _named(run_id: int | str | None) -> str:
-    return f"{run_id:d}" if isinstance(run_id, int) else _quoted(run_id, _LONGEST_RUN_ID, _CUT_RUN_ID)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def _quoted(text: str | None, longest: int = _LONGEST_LANE, cut: int = _CUT_LANE) -> str:
