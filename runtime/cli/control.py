@@ -8,15 +8,14 @@ from runtime.status import protocol
 from runtime.status.client import Client, Found, successor
 
 from ..trial.output import Output
-from ..usage_error import UsageError, one_line
-from .remote import IsFrozen, Refusal, asked, lasting, talk
+from ..usage_error import UsageError
+from .remote import IsFrozen, Refusal, asked, lasting, printable, talk
 
 _EVERY_S = 0.1
 _LONGEST_DRAIN_S = 1e9
 _LONGEST_REASON = 1000
 _SUCCESSOR_S = 15.0
 """Time for a service manager to start a new process, before it is reported that none came."""
-_LONGEST = 2000
 
 
 def stop(socket: str | None, run: int, reason: str) -> int:
@@ -35,7 +34,7 @@ def stop(socket: str | None, run: int, reason: str) -> int:
         assert found is not None
         before = "" if found.asked else " before"
         text = f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
-        output.result(_line(text))
+        output.result(printable(text))
 
     return talk(socket, do)
 
@@ -46,7 +45,7 @@ def stack(socket: str | None, run: int) -> int:
     def do(client: Client, output: Output) -> None:
         found = asked(client, protocol.Stack(run=run)).stack
         assert found is not None
-        output.result("\n".join(map(_line, found.text.splitlines())))
+        output.result("\n".join(map(printable, found.text.splitlines())))
 
     return talk(socket, do)
 
@@ -64,9 +63,8 @@ def drain(socket: str | None, timeout: float | None) -> int:
         process = asked(client, protocol.Ping()).pong
         started = asked(client, protocol.Drain(timeout=timeout)).started
         assert process is not None and started is not None
-        output.line(
-            _line(f"process {process.pid}, sessions {process.sessions}, drains: {lasting(started.within_s)} at most")
-        )
+        bound = f"{lasting(started.within_s)} at most"
+        output.line(printable(f"process {process.pid}, sessions {process.sessions}, drains: {bound}"))
         order, _ = _over(client, started)
         if order.error:
             raise Refusal(f"the drain failed: {order.error}")
@@ -85,7 +83,7 @@ def restart(socket: str | None) -> int:
         started = asked(client, protocol.Restart()).started
         assert before is not None and started is not None
         bound = f"{lasting(started.within_s)} at most"
-        output.line(_line(f"process {before.pid}, sessions {before.sessions}, restarts: {bound}"))
+        output.line(printable(f"process {before.pid}, sessions {before.sessions}, restarts: {bound}"))
         try:
             order, picture = _over(client, started)
         except _Gone as gone:
@@ -145,7 +143,3 @@ def _successor(before: protocol.Pong, path: str) -> Found | None:
             return after
         time.sleep(_EVERY_S)
     return None
-
-
-def _line(text: str) -> str:
-    return one_line(text, _LONGEST)

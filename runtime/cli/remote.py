@@ -41,7 +41,7 @@ def talk(socket: str | None, do: Callable[[Client, Output], object], *, json: bo
         try:
             do(client, output)
         except Refusal as error:
-            complain(one_line(str(error), _LONGEST))
+            complain(printable(str(error)))
             return _NO
         except IsFrozen as error:
             output.result(
@@ -75,11 +75,16 @@ def frozen_lines(frozen: protocol.Frozen) -> list[str]:
     whose = frozen.run or "code of no run"
     return [
         f"process {frozen.pid} is FROZEN: its event loop has been blocked for {lasting(frozen.for_s)} by {whose}",
-        f"  at {one_line(frozen.place, _LONGEST) or 'a place that is not known'}",
-        f"  sessions: {one_line(frozen.sessions, _LONGEST)}",
+        f"  at {printable(frozen.place) or 'a place that is not known'}",
+        f"  sessions: {printable(frozen.sessions)}",
         "Nothing was done: until that line is through, nothing starts, ends or answers in this process.",
-        *(one_line(line, _LONGEST) for line in frozen.stack.splitlines()),
+        *(printable(line) for line in frozen.stack.splitlines()),
     ]
+
+
+def printable(text: str) -> str:
+    """What a process has sent, as one line of a bounded length."""
+    return one_line(text, _LONGEST)
 
 
 def lasting(seconds: float) -> str:

@@ -13,10 +13,8 @@ from runtime.status import protocol
 from runtime.status.client import Client
 
 from ..trial.output import Output
-from ..usage_error import one_line
-from .remote import asked, lasting, talk
+from .remote import asked, lasting, printable, talk
 
-_LONGEST = 2000
 _WIDEST = 48
 _MOST = 15
 _PLACES = 5
@@ -68,7 +66,7 @@ def lines(picture: protocol.Picture, most: int = _MOST) -> list[str]:
     report += _section("WAITING, the longest first", [(*_who(run), _waits(run), "") for run in waiting], most)
     if picture.runs_left_out:
         report += ["", f"… and {picture.runs_left_out} more runs"]
-    return [one_line(line, _LONGEST) for line in report]
+    return [printable(line) for line in report]
 
 
 def head(picture: protocol.Picture) -> list[str]:

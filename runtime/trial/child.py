@@ -23,7 +23,7 @@ from runtime.supervisor import Supervisor
 from ..usage_error import UsageError
 from . import harness, wire
 from .generation_secrets import NAME, GenerationSecrets
-from .ledger import Acknowledged, Ledger, Sent, Told
+from .ledger import Ledger
 from .model_bodies import ModelBodies
 from .options import Options, overrides_of
 from .output import complain, leave_now, repair
@@ -59,17 +59,9 @@ class Reporter:
 
     def listen(self, ledger: Ledger) -> None:
         """Report what goes into the ledger."""
-
-        def sent(message: Sent) -> None:
-            self.report(wire.Posted(message.id))
-
-        def told(message: Sent, what: Told, state: str) -> None:
-            self.report(wire.Outcome(message.id, what, state))
-
-        def acknowledged(key: str, what: Acknowledged) -> None:
-            self.report(wire.Promised(key, what.path, what.fingerprint))
-
-        ledger.on_sent, ledger.on_told, ledger.on_acknowledged = sent, told, acknowledged
+        ledger.on_sent = lambda sent: self.report(wire.Posted(sent.id))
+        ledger.on_told = lambda sent, told, state: self.report(wire.Outcome(sent.id, told, state))
+        ledger.on_acknowledged = lambda key, what: self.report(wire.Promised(key, what.path, what.fingerprint))
 
 
 def main() -> int:

@@ -48,13 +48,12 @@ class Figures:
 
     def as_json(self) -> dict[str, Any]:
         """Under the names that machines rely on; `restarts` and `doubled` are always among them."""
-        probe = quantiles(self.probes_s)
         return {
             "processes": self.processes,
             "new_processes": self.replaced,
             "died": self.died,
             "probes": len(self.probes_s),
-            "probe_ms": {name: round(getattr(probe, name) * 1000, 3) for name in ("p50", "p99", "max")},
+            "probe_ms": milliseconds(quantiles(self.probes_s)),
             "away_s": round(self.away_s, 3),
             "overlaps": self.overlaps,
             "old_secrets": self.old_uses,
@@ -75,6 +74,11 @@ class Figures:
         yield f"  probe        {_figures(probe)}{_over(probe.max, PROBE_WITHIN_S, 'max')}   ({answers})"
         if over := _over(lag.p99, LAG_WITHIN_S, "p99"):
             yield f"  loop lag    {over}"
+
+
+def milliseconds(figures: Quantiles) -> dict[str, float]:
+    """Seconds, for machines."""
+    return {name: round(getattr(figures, name) * 1000, 3) for name in ("p50", "p99", "max")}
 
 
 def _over(found: float, limit: float, which: str) -> str:

@@ -12,6 +12,8 @@ from lanes.spec import WhenBusy
 from .traffic import BEHAVIOURS, Behaviour, Line
 
 _MOST_LINES = 1_000_000
+_TAKEN_OVER = ("fails", "turn", "context_mb", "again", "when_busy")
+"""The fields of a load that each of its messages has as they are."""
 
 
 class InvalidLoad(Exception):
@@ -105,14 +107,10 @@ def _lines(load: Load, rng: random.Random, duration: float, where: str) -> list[
                 text=_filled(load.text, of_its_own),
                 think=_drawn(load.think, rng),
                 behave=rng.choices([*weights], [*weights.values()])[0],
-                fails=load.fails,
                 hold=None if load.hold is None else _drawn(load.hold, rng),
-                turn=load.turn,
-                context_mb=load.context_mb,
-                again=load.again,
                 route=load.routes[number % len(load.routes)] if load.routes else None,
                 dedupe=None if load.dedupe is None else _filled(load.dedupe, of_its_own),
-                when_busy=load.when_busy,
+                **{name: getattr(load, name) for name in _TAKEN_OVER},
             )
         )
     return found

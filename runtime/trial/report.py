@@ -12,7 +12,7 @@ from runtime.quantiles import Quantiles, quantiles
 from runtime.statistics import Statistics
 from runtime.watch.watchdog import EXIT_NEW_PROCESS
 
-from .figures import Figures
+from .figures import Figures, milliseconds
 from .ledger import Ledger
 from .verdict import Findings, Survey
 
@@ -115,9 +115,9 @@ class Result:
                 "interleaved": self.interleaved,
                 "late_writes_refused": self.late_writes_refused,
                 "stuck_sessions": len(self.stuck),
-                "recovery_ms": _milliseconds(quantiles(self.ledger.recoveries_s)),
-                "wait_ms": _milliseconds(quantiles(self.ledger.waits_s)),
-                "loop_lag_ms": _milliseconds(self.loop_lag),
+                "recovery_ms": milliseconds(quantiles(self.ledger.recoveries_s)),
+                "wait_ms": milliseconds(quantiles(self.ledger.waits_s)),
+                "loop_lag_ms": milliseconds(self.loop_lag),
                 "rss_mb": round(self.rss_mb, 1),
                 "duration_s": round(self.duration_s, 3),
                 "backend": self.backend,
@@ -209,10 +209,6 @@ def policies(now: Statistics, ledger: Ledger) -> dict[str, int]:
         "parked": now.parked,
     }
     return {name: number for name, number in found.items() if number}
-
-
-def _milliseconds(figures: Quantiles) -> dict[str, float]:
-    return {name: round(getattr(figures, name) * 1000, 3) for name in ("p50", "p99", "max")}
 
 
 def _figures(figures: Quantiles) -> str:
