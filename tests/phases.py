@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lanes.core.execution import Execution
+from lanes.core.needs import needs_of
 from lanes.core.phase import MOVES, QUEUED, UNDERWAY, Phase
 from lanes.core.scheduler import Scheduler
 from lanes.run import RunState
@@ -75,6 +76,10 @@ def complaints(one: Execution) -> list[str]:
     state = one.run.state
     if (one.phase in QUEUED and state is not RunState.QUEUED) or (one.phase in UNDERWAY and state != RunState.RUNNING):
         wrong.append(f"{one!r} is {one.phase.name}")
+    if one.phase in QUEUED - {Phase.NEW, Phase.HELD_BACK} and not needs_of(
+        one
+    ):  # a timer may be due, and not have rung
+        wrong.append(f"{one!r} is {one.phase.name}, and nothing keeps it from starting")
     return wrong
 
 
