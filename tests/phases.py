@@ -50,10 +50,11 @@ def facts(one: Execution) -> frozenset[str]:
     scheduler, file, lane = one.owner, one.file, one.lane
     assert isinstance(scheduler, Scheduler)
     group = scheduler.board.groups[one.spec.group]
+    line = scheduler.board.turns._by_file.get(file) if file is not None else None
     has = {
         "a position on its lane": one in lane.queued,
         "a rank": lane.is_ready(one),
-        "a position in line": file is not None and one in list(scheduler.board.turns.of(file)),
+        "a position in line": line is not None and one in line.order,
         "a timer": one.hold_timer is not None and one.hold_timer.call is not None,
         "a wait outside": one.turn_scope is not None,
         "a position in an inbox": one.steered_into is not None and one in one.steered_into.inbox._unread,
