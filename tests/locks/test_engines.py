@@ -478,8 +478,8 @@ async def test_filelock_does_not_tell_two_hard_links_between_registries(path, tm
 
 
 async def test_filelock_is_unlocked_by_whichever_thread_revokes(path):
-    lock = a_registry("filelock")._files._engine.lock(path, -1, (0, 0), Right.WRITE)
-    other = a_registry("filelock")._files._engine.lock(path, -1, (0, 0), Right.WRITE)
+    lock = a_registry("filelock").arbiter.files._engine.lock(path, -1, (0, 0), Right.WRITE)
+    other = a_registry("filelock").arbiter.files._engine.lock(path, -1, (0, 0), Right.WRITE)
     assert lock.try_lock()
     assert not other.try_lock()
     await to_thread.run_sync(lock.unlock)
@@ -518,7 +518,7 @@ async def test_a_lock_file_that_cannot_be_opened_is_an_error_with_the_path(path,
 async def test_filelock_does_not_make_a_directory_anew_that_was_removed(path, tmp_path):
     directory = tmp_path / "sessions"
     directory.mkdir()
-    lock = a_registry("filelock")._files._engine.lock(str(directory / "a.jsonl"), -1, (0, 0), Right.WRITE)
+    lock = a_registry("filelock").arbiter.files._engine.lock(str(directory / "a.jsonl"), -1, (0, 0), Right.WRITE)
     assert lock.try_lock()
     lock.unlock()
     (directory / "a.jsonl.write.flock").unlink()
