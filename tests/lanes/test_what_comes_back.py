@@ -23,6 +23,8 @@ from locks.transcript.encoding import encode
 from locks.transcript.reading import read
 from runtime import Supervisor
 
+pytestmark = pytest.mark.backends("asyncio", "trio")  # files and values: what uvloop does otherwise has no part in it
+
 
 @pytest.fixture
 def path(tmp_path):

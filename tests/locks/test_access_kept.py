@@ -18,6 +18,8 @@ from tests.faults import NAMES
 from tests.peers import peer
 from tests.poll import eventually
 
+pytestmark = pytest.mark.backends("asyncio", "trio")  # files and values: what uvloop does otherwise has no part in it
+
 ROOT = os.geteuid() == 0
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 NAMED, MEMBERS, ELSE = 1001, 100, 4242

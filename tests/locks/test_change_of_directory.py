@@ -20,6 +20,8 @@ from runtime.export.trace import Trace
 from runtime.status.client import Client
 from tests.poll import eventually
 
+pytestmark = pytest.mark.backends("asyncio", "trio")  # files and values: what uvloop does otherwise has no part in it
+
 RECORD = b'{"n":1}\n'
 
 

@@ -17,6 +17,7 @@ import runtime
 from lanes import LaneSpec, WrongThread
 from locks import LockRegistry
 from runtime import Supervisor
+from tests.poll import eventually
 
 
 async def as_guest(main: Callable[[], Awaitable[Any]]) -> Any:
@@ -147,8 +148,7 @@ async def test_a_supervisor_works_as_a_guest_and_refuses_its_host(tmp_path):
             host.call_soon_threadsafe(from_the_host)
             first = await sup.post("session:x", 1).result()
             second = await trio.to_thread.run_sync(lambda: sup.post_threadsafe("session:x", 2).result_sync(5))
-            while not refused:
-                await trio.sleep(0.001)
+            await eventually(lambda: refused)
             return [first, second, [one["n"] for one in await sup.registry.read(sup.layout.file_of("x"))]]
 
     host = asyncio.get_running_loop()

@@ -14,6 +14,8 @@ from anyio import create_task_group, fail_after
 from locks import InvalidSession, LeaseLost, LeaseTimeout, LockRegistry, TranscriptError
 from tests import leaks
 
+pytestmark = pytest.mark.backends("asyncio", "trio")  # files and values: what uvloop does otherwise has no part in it
+
 
 @pytest.fixture(params=["kernel", "none"])
 def registry(request):

@@ -20,6 +20,8 @@ from tests.peers import peer
 from tests.poll import eventually
 from tests.suspensions import sweep
 
+pytestmark = pytest.mark.backends("asyncio", "trio")  # files and values: what uvloop does otherwise has no part in it
+
 HEADER = b'{"lanes.session":"a"}\n'
 
 
