@@ -115,13 +115,12 @@ MESSAGES = [
 LOSSES = {
     "nothing": ("", 8, ""),
     "a message that joins a waiting one is forgotten": (
-        "from lanes.core.intake import Intake\n"
-        "join = Intake._join\n"
-        "def forget(*args):\n"
-        "    joined = join(*args)\n"
-        "    if joined is not None: joined.messages.pop()\n"
-        "    return joined\n"
-        "Intake._join = forget",
+        "from lanes.core.execution import Execution\n"
+        "join = Execution.join\n"
+        "def forget(self, *args):\n"
+        "    join(self, *args)\n"
+        "    self.messages.pop()\n"
+        "Execution.join = forget",
         8,
         "unanswered   'eight': its run was done without it",
     ),
