@@ -299,14 +299,14 @@ class Starting:
         self._board.groups[lane.spec.group].offer(lane)  # its place is free again
 
     async def _wait_for_turn(self, execution: Execution, scope: anyio.CancelScope) -> None:
-        file, failure = execution.file, None
+        file, registry, failure = execution.file, self._board.registry, None
         assert file is not None
         with scope:
             if execution.over:
                 return  # it was cancelled before this task began
             try:
-                claim = execution.turn_claim(self._board.registry)
-                await self._board.registry.arbiter.acquire(file, Right.TURN, claim)
+                # What it holds may be another claim than it asked with: the file may have been replaced meanwhile.
+                claim = await registry.arbiter.acquire(file, Right.TURN, execution.turn_claim(registry))
             except Exception as error:
                 failure = raised_of(error)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 import anyio
 import pytest
 from anyio import to_thread
+from structlog.testing import capture_logs
 
 from lanes import GroupSpec, LaneSpec, RunState
 from locks import LockRegistry
@@ -195,3 +197,22 @@ async def test_a_run_that_waits_for_a_slot_does_not_keep_its_session_from_other_
             pass
         await waiting.result()
         await busy.result()
+
+
+@pytest.mark.failure("G8")
+async def test_a_run_conducts_the_file_that_took_the_place_of_the_one_it_waited_for(virtual, tmp_path):
+    # The wait begins again at the new file: the turn that the run has, and gives back, is that one's.
+    async with Supervisor(tmp_path, lanes=LANES) as sup:
+        elsewhere, path = LockRegistry(), path_of(sup, "a")
+        with capture_logs() as logs:
+            async with elsewhere.turn(path) as turn:
+                await turn.append({"text": "question"})
+                run = sup.submit("session:a", answers)
+                await virtual.settle()  # it waits for the turn of that file
+                os.rename(path, tmp_path / "moved.jsonl")
+            assert await run.result() == run.id
+        assert [line["event"] for line in logs if line["event"] == "lease_revoked"] == []
+        assert texts(sup, "a") == ["next question"]
+        async with elsewhere.turn(path, wait_timeout=0):
+            pass
+        assert_empty(sup)
