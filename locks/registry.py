@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -23,13 +22,6 @@ from .statistics import HeldRight, RegistryStatistics
 from .transcript.encoding import encode_all
 from .transcript.records import OnError, Position, Records
 from .transcript.store import Durability, FileStore
-
-_live: weakref.WeakSet[LockRegistry] = weakref.WeakSet()
-
-
-def live_registries() -> list[LockRegistry]:
-    """Every registry of this process that is still referenced; for leak checks."""
-    return list(_live)
 
 
 class LockRegistry:
@@ -93,7 +85,6 @@ class LockRegistry:
         """The schedulers' way to the transcripts."""
         self.max_hold, self.grace, self.engine = self.arbiter.max_hold, self.arbiter.grace, self.arbiter.engine
         self.durability = durability
-        _live.add(self)
 
     def __repr__(self) -> str:
         now = self.statistics()

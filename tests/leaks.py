@@ -54,13 +54,13 @@ async def leaked_tasks(before: Mapping[object, str]) -> list[str]:
 
 
 def busy_registries() -> list[tuple[object, str]]:
-    """All lock registries that are not empty, and how."""
-    module = sys.modules.get("locks.registry")
+    """The arbiters of all lock registries that are not empty, and how. A lease keeps no registry alive, but that."""
+    module, census = sys.modules.get("locks.rights.arbiter"), sys.modules.get("locks.rights.census")
     found = []
-    for registry in module.live_registries() if module is not None else ():
-        statistics = registry.statistics()
+    for arbiter in module.live_arbiters() if module is not None and census is not None else ():
+        statistics = census.count(arbiter.grants, 0)
         if statistics.held or statistics.waiting:
-            found.append((registry, f"held={statistics.held} waiting={statistics.waiting}"))
+            found.append((arbiter, f"held={statistics.held} waiting={statistics.waiting}"))
     return found
 
 

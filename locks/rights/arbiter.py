@@ -49,6 +49,11 @@ _UNCOVERED = nullcontext()
 mutex: a hung write of a worker thread may have it, and the loop serves all other sessions."""
 
 
+def live_arbiters() -> list[Arbiter]:
+    """Every arbiter of this process that is still referenced, if only by a lease; for leak checks."""
+    return list(_live)
+
+
 class Arbiter:
     """Grants rights on session files to claims, in order of arrival, to one event loop at a time.
 
@@ -421,7 +426,7 @@ class Arbiter:
 
 def _after_fork() -> None:
     """A forked child has every descriptor and no thread: it must let go, without unlocking for its parent."""
-    for arbiter in list(_live):
+    for arbiter in live_arbiters():
         arbiter.lose_all("the process was forked")
 
 

@@ -116,8 +116,8 @@ class Fence:
     def close(self, kind: type[LeaseLost] = RunEnded, by: Holder | None = None) -> None:
         """Refuse every later write. The first cause stands.
 
-                Args:
-        by: the holder that took over.
+        Args:
+            by: the holder that took over.
         """
         if self._closed is None:
             self._by = by
