@@ -14,6 +14,7 @@ from .holder import Holder
 from .lease import Lease
 from .paths import checked_path
 from .rights.arbiter import Arbiter
+from .rights.arbiter import live_arbiters as live_arbiters
 from .rights.census import count, held_rights
 from .rights.claim import ClaimState
 from .rights.fence import Fence, current_fence

@@ -55,10 +55,12 @@ async def leaked_tasks(before: Mapping[object, str]) -> list[str]:
 
 def busy_registries() -> list[tuple[object, str]]:
     """The arbiters of all lock registries that are not empty, and how. A lease keeps no registry alive, but that."""
-    module, census = sys.modules.get("locks.rights.arbiter"), sys.modules.get("locks.rights.census")
+    module = sys.modules.get("locks.registry")
+    if module is None:
+        return []
     found = []
-    for arbiter in module.live_arbiters() if module is not None and census is not None else ():
-        statistics = census.count(arbiter.grants, 0)
+    for arbiter in module.live_arbiters():
+        statistics = module.count(arbiter.grants, 0)
         if statistics.held or statistics.waiting:
             found.append((arbiter, f"held={statistics.held} waiting={statistics.waiting}"))
     return found
