@@ -161,9 +161,9 @@ class Causes:
         if execution.cause is None and _clock.clock.now() >= execution.fence.end_at:
             self.end(execution, RunState.TIMED_OUT, "")  # it kept the loop, and its turn was taken from it meanwhile
         if execution.cause is None and cancelled:
+            execution.note_cause(RunState.CANCELLED, FROM_OUTSIDE)
             if self._is_torn_down():
                 self._end_queued()  # before this one's end lets the next one in
-            execution.note_cause(RunState.CANCELLED, FROM_OUTSIDE)
         if execution.cause is None:
             if raised is None:
                 self._finishing.finish(execution, RunState.DONE, "", value=value)

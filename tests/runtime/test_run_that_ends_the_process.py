@@ -437,6 +437,28 @@ def test_a_supervisor_whose_task_is_cancelled_lets_go_of_everything_without_bein
 
 
 @pytest.mark.failure("X4")
+def test_a_task_that_is_cancelled_before_its_first_step_while_the_lanes_are_cancelled_ends_at_once(tmp_path):
+    scene = Scene(tmp_path)
+
+    async def main():
+        await scene.sup.start()
+        run = scene.sup.submit("side", returns_soon)
+        scene.runs.append(run)
+        (task,) = (one for one in asyncio.all_tasks() if one.get_name() == f"run {run.id} on lane side")
+        task.cancel()
+        asyncio.get_running_loop().call_soon(scene.sup._scheduler.board.task.cancel)  # behind its first step
+        outcome = await run.wait()
+        assert (outcome.state, outcome.reason) == (RunState.CANCELLED, "cancelled from outside the supervisor")
+        assert outcome.ran_s < 0.1, "nothing waits for a body that has never begun"
+        await scene.sup.stop_requested()
+        with pytest.raises(RuntimeError, match="cancelled from outside"):
+            await scene.sup.stop()
+
+    asyncio.run(main())
+    scene.assert_all_told()
+
+
+@pytest.mark.failure("X4")
 def test_a_body_that_ignores_the_end_of_a_cancelled_supervisor_is_abandoned_after_its_grace(tmp_path):
     scene, body = Scene(tmp_path), Shielded()
 
