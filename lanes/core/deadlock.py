@@ -68,8 +68,8 @@ class Waits:
             return
         group = self._board.groups[asking.spec.group]
         self._begin(asking, run, task)
-        self._lend(asking, group)
         try:
+            self._lend(asking, group)  # the hooks of what starts by it may end the process
             await ended.wait()
             turn = group.turn_of(asking)
             if turn is not None and not self._waits_in_vain(asking):

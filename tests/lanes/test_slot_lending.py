@@ -9,7 +9,7 @@ import anyio
 import pytest
 from anyio import get_cancelled_exc_class
 
-from lanes import GroupSpec, LaneSpec, RunState
+from lanes import GroupSpec, LaneSpec, RetrySpec, RunState
 from lanes.core.phase import Phase
 from runtime import Supervisor
 from tests.supervised import Shielded, about, assert_empty, gone
@@ -396,3 +396,27 @@ async def test_the_counts_never_drift(virtual, tmp_path, seed):
         assert_empty(supervisor)
         assert_nothing_lent(supervisor)
     assert failures == []
+
+
+async def test_a_wait_that_an_interrupt_of_a_hook_cuts_short_is_over(virtual, tmp_path):
+    def interrupts(run):
+        if run.lane == "work:other" and not caught:
+            raise KeyboardInterrupt
+
+    async def body(ctx):
+        if not caught:
+            with pytest.raises(KeyboardInterrupt) as error:
+                await other.wait()  # lends its slot, by which the other run starts
+            caught.append(error.type)
+            raise OSError("again")
+        return "value"
+
+    caught: list[type[BaseException]] = []
+    lanes = [LANE("work:*"), LANE("again", retry=RetrySpec(2, wait=0.1))]
+    async with Supervisor(tmp_path, lanes=lanes, groups=[GroupSpec("tight", 1)], on_run_start=interrupts) as sup:
+        run, other = sup.submit("again", body), sup.submit("work:other", sleeps)
+        with anyio.fail_after(5):
+            assert await run.result() == "value"
+            await other.result()
+        assert_empty(sup)
+        assert_nothing_lent(sup)
