@@ -1,4 +1,4 @@
-"""Who may write a session file: turn and write leases, fair within and between processes, and transcripts.
+"""Turn and write leases on session files, fair within and between processes, and transcripts.
 
 Usable alone: `LockRegistry().lease(path)`.
 """

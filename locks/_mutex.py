@@ -10,7 +10,7 @@ from _thread import RLock
 
 
 class Mutex(RLock):  # type: ignore[misc]  # final for typeshed alone
-    """A mutex for `with`, and for threads that must not wait. Nobody takes it twice: `take` refuses that."""
+    """A mutex for `with`, and for threads that must not wait. No thread takes it twice: `take` refuses that."""
 
     __slots__ = ()
 

@@ -10,7 +10,7 @@ from .checks import identity_or_none, text_or_none
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a right, in words an operator knows.
+    """The holder of a right, in words an operator knows.
 
     Raises:
         ValueError: a field cannot be written down as what it is.

@@ -1,4 +1,4 @@
-"""Run one coroutine function beside everything else, without a task group of the caller's.
+"""A background task: one coroutine function that runs beside all others, without a task group of the caller.
 
 A supervisor may be started in one task and stopped in another, and may have to leave abandoned bodies behind; a task
 group of the caller's allows neither. So its own task group lives in a background task, and this is the only place

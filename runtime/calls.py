@@ -1,4 +1,4 @@
-"""What a host asks of the work of a supervisor, beyond one call of its scheduler."""
+"""Calls of `Supervisor` that take more than a call of the scheduler: from threads, `run`, `cancel`, `reset`, parking."""
 
 from __future__ import annotations
 

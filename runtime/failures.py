@@ -1,4 +1,4 @@
-"""Several steps of which each is taken, also when another one raises."""
+"""Steps of an end, such as those of `ending`: each step is taken, also when an earlier step has raised."""
 
 from __future__ import annotations
 

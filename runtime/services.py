@@ -1,5 +1,7 @@
 """One generation of services: entered in order before work is accepted, left in reverse order when it has ended.
 
+`restart` and `ending` decide when a generation is left, and what a service that does not end means.
+
 They live in a background task of their own, because an async context manager must be left in the task in which it was
 entered, and a supervisor may be started and stopped in different tasks.
 """

@@ -1,4 +1,4 @@
-"""What a supervisor holds at an instant: frozen, counted afresh from the state itself."""
+"""`Supervisor.statistics()`: what a supervisor holds at an instant, frozen, counted from the state at each call."""
 
 from __future__ import annotations
 

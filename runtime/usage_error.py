@@ -1,4 +1,4 @@
-"""What is wrong with what the user gave: always one line, always exit code 2, always before anything is started."""
+"""An error of the user: one line, raised before anything is started. `runtime.cli.main` makes exit code 2 of it."""
 
 from __future__ import annotations
 

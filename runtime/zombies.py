@@ -1,4 +1,4 @@
-"""What becomes of a supervisor whose bodies ignore their cancellation: an error, or the end of the process."""
+"""Abandoned bodies at the end of a supervisor (`on_zombie`): an error, or the end of the process with its exit code."""
 
 from __future__ import annotations
 

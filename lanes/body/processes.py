@@ -1,6 +1,6 @@
 """A program that a run starts: it leads a process group of its own, its output is bounded, and it ends with the call.
 
-A group is signalled by the number of its leader, and the system gives that number to someone else once the leader is
+A group is signalled by the number of its leader, and the system gives that number to another process once the leader is
 reaped and its group has gone. So everything depends on the order: see that the leader has ended *without* reaping it,
 kill what is left of its group while the dead leader still bears the number, reap it, and never signal again. Therefore
 the process is started by `subprocess`, in a thread because the start waits for a disk, and its end is read from a

@@ -1,4 +1,4 @@
-"""What a scheduler holds, and how to look at it. Nothing here decides anything."""
+"""What a scheduler holds, and questions that are answered from it. Nothing here starts, ends or changes a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs in the way of a request, and what its policy makes of them (`when_busy`, `debounce`)."""
+"""The runs in the way of a request, by its policy (`when_busy`, `debounce`). `intake` acts on what is found here."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ A run counts as waiting while the task that runs its body waits: what its child 
 It does not count while a time limit of its own ends the wait, a cancel scope with a deadline inside the body: then the
 body goes on, whatever it waits for. The run's own budgets are no such limits; they end it by failing.
 
-A run that goes on takes a slot again, and does not wait for one where that would never end: it goes on without.
+A run that goes on takes a slot again. Where the wait for a slot would never end, the run goes on without a slot.
 
 Not seen: a body that waits for one of its own child tasks; a ring that is closed by no wait, but by a run that is put
 before another one; a ring through a right in another lock registry, as two supervisors have that do not share one; and

@@ -1,4 +1,4 @@
-"""Runs that are over: what is still known of them, which messages came before, and which failed runs are parked."""
+"""Runs that are over: their outcomes, the keys of `dedupe`, and failed runs that are parked (`parking` parks them)."""
 
 from __future__ import annotations
 

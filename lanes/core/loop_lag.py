@@ -1,4 +1,4 @@
-"""What is known about an event loop that was late. A scheduler by itself knows nothing; a watchdog does."""
+"""How late the event loop was, as the scheduler asks for it: the watchdog answers, and without one the loop is in time."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """What a run waits for, and whether a new one would start at once: the one answer, read by all that report it.
 
-The deadlock detector searches it (`deadlock`), `lanes status` shows the first need of each run, `lanes stack` all needs
-of one, and a queue timeout and `LaneBusy` name the run that is in the way.
+The deadlock detector searches it (`deadlock`). `lanes status` shows the first need of each run, in words of
+`runtime.status.handlers`; `lanes stack` shows all needs of a run, in words of `runtime.inspect.run_report`. A queue
+timeout (`outcomes`) and `LaneBusy` (`busy`) name the run that is in the way.
 
 `needs_of` gives a list, in the order in which an operator asks. All of its members must come true, each by any one of
 the runs and tasks in it. A body that waits for a right needs the tasks that have to give it back, and keeps its slot; a

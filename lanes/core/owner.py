@@ -1,6 +1,6 @@
 """What an execution needs of its scheduler, stated from the side of the execution.
 
-The execution's own class is a parameter here, so that this module is below it.
+`Scheduler` implements it. `execution` imports this module, so the class of executions is a type parameter here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a body raised, asked for all that its run's end needs, before the change of state that ends the run."""
+"""What a body has raised: its text, frames and `retryable`, read before the change of state that ends the run."""
 
 from __future__ import annotations
 

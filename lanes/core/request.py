@@ -1,4 +1,4 @@
-"""Work that is asked for, checked, before there is a run."""
+"""A request for work: the checked arguments of a `post` or `submit`, from which `intake` makes a run."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Every run that names the session is ended, with that reason. The reset itself is a run on lane `control`: it takes the
 turn before every later run, so what is posted meanwhile finds the new session. Every older run that lives on, for
-another session, is barred from writing to this one: its late announcements belong to the old one. An older reset goes
-on: it goes first, and its caller learns where that file is.
+another session, is barred from writing to this one: its late announcements belong to the old one. An older reset of the
+same session is not ended: it takes its turn first, and its caller gets the path of the file that it set aside.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ async def _put_away(ctx: RunContext, *, registry: LockRegistry, file: str, archi
 
 
 def _removed_if_empty(archive: str) -> bool:
-    """Remove an empty file: taking the turn of a session that nobody has written to creates its file.
+    """Remove an empty file: taking the turn of a session without records creates its file.
 
     Judged when the file has lost its name, not before: until then a record could still come.
     """

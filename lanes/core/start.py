@@ -1,10 +1,10 @@
 """From a queued run to a body that runs: readiness, places and slots, turns.
 
 `queue` puts an execution on its lane and, if it conducts a session, into the session's queue. At the front of its
-session, and not held back, it is *ready*; a ready one is admitted when its lane has a place and its group a slot;
-admitted, it takes the session's turn in the lock registry and starts. Another process may have that turn: then place
-and slot go back, and the run waits outside. A run that has none before it anywhere takes a shorter way to
-the same end.
+session, and not held back, a run is *ready*. A ready run is admitted when its lane has a place and its group a slot:
+it takes the session's turn in the lock registry and starts. When another process has that turn, place and slot go
+back, and the run waits outside. A run that finds no other run before it (`needs.would_start`) starts at once. Whether
+anything is started at all, for example while the supervisor drains, is `Board.may_start`.
 """
 
 from __future__ import annotations

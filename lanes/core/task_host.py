@@ -1,9 +1,9 @@
-"""Tasks that stand each by itself: the bodies of runs, and what waits for their turns.
+"""The tasks of bodies, and of waits for turns: each task is independent of all others.
 
-No body may end another one, or what the bodies stand in. A task group ends as a whole: a child that is cancelled by
-`task.cancel()` of asyncio takes all others along, also when it had asked for that itself and has returned meanwhile, or
-had not begun yet. So on asyncio these tasks are in no task group. A callback of the loop reports what a task died of,
-however it died, also before its first step.
+No body may end another body, or the scope that the bodies run in. A task group ends as a whole: a child that is
+cancelled by `task.cancel()` of asyncio takes all others along, also when it had asked for that itself and has returned
+meanwhile, or had not begun yet. So on asyncio these tasks are in no task group. A callback of the loop reports what a
+task died of, however it died, also before its first step.
 
 On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). So a task that is started here
 has to wait in a shielded scope of its own, by which the scheduler ends it; a nursery that was cancelled is replaced.

@@ -68,7 +68,7 @@ class Standing:
 
     state: State = State.UNKNOWN
     holder: Found | None = None
-    """Who has it, by the file that says so."""
+    """Its holder, according to the file that names it."""
     waiting: int = 0
     """Processes that wait for it, counted up to `MOST_WAITING`."""
 

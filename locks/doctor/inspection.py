@@ -272,7 +272,7 @@ def _tell_of_torn(seen: Inspection) -> None:
 
 
 def _look_at_orphans(seen: Inspection) -> None:
-    """What is beside a session that is not there. Nobody has the turn of what is not there."""
+    """What is beside a session that is not there. No process has the turn of such a session."""
     path, seen.exists = seen.path, False
     seen.lock, why_no_lock = _lock_of(path)
     named, why_no_note = note_of(path)

@@ -14,11 +14,11 @@ waiting is polling, so it is cancellable anywhere; order of arrival within a reg
 - Two empty files stay behind per session. They are harmless, and must not be removed while any process works with the
   session: the holder of the removed file and the process that creates it again would both have the right.
 - All processes of a session must use the same engine: this one and kernel locks do not see each other.
-- A forked child keeps nobody out and lets nobody in from `filelock` 4 on. With older versions it unlocks its parent's
+- A forked child excludes no process and admits none from `filelock` 4 on. With older versions it unlocks its parent's
   right as soon as it drops what it inherited: programs that fork need 4.
 
-Rejected: `SoftFileLock`, to which `filelock` resorts by itself where the file system has no `flock`; somebody must then
-decide whether a lock file's owner is dead. A file system without locks is an error here.
+Rejected: `SoftFileLock`, to which `filelock` resorts by itself where the file system has no `flock`; then a person
+must decide whether a lock file's owner is dead. A file system without locks is an error here.
 
 Sources: the documentation of `filelock`, "Trust boundaries"; flock(2).
 """

@@ -105,19 +105,19 @@ class Unordered:
         """There is no queue to leave."""
 
     def anyone_before(self, arrived_at: float) -> bool:
-        """Nobody is known to wait."""
+        """No process is known to wait."""
         return False
 
     def count_before(self, ticket: int, most: int) -> int:
-        """Nobody is known to wait."""
+        """No process is known to wait."""
         return 0
 
     def lowest_before(self, ticket: int, ignored: Collection[int]) -> int | None:
-        """Nobody is known to wait."""
+        """No process is known to wait."""
         return None
 
     def lowest(self, ignored: Collection[int]) -> int | None:
-        """Nobody is known to wait."""
+        """No process is known to wait."""
         return None
 
     def bell(self, ticket: int) -> Bell | None:
@@ -125,7 +125,7 @@ class Unordered:
         return None
 
     def wake(self, ticket: int) -> None:
-        """Nobody listens."""
+        """No waiter listens."""
 
     def follow(self, fd: int, file_id: FileId) -> Self:
         """For a lock that goes by the name of the file."""

@@ -1,8 +1,8 @@
 """Exclusion between processes: Linux open-file-description locks on the session file itself.
 
-The idea. Each right of a file is one lock byte far beyond its end. Whoever has the byte has the right, and the kernel
-takes it back when the process dies, so there is nothing to clean up, ever. Such a lock has no queue: whoever asks at
-the right moment gets it, and a process that re-acquires without a gap starves all others (shares of 1 : 99 were
+The idea. Each right of a file is one lock byte far beyond its end. The process that has the byte has the right, and the
+kernel takes it back when the process dies, so there is nothing to clean up. Such a lock has no queue: a process that
+asks at the right moment gets it, and a process that re-acquires without a gap starves all others (shares of 1 : 99 were
 measured). So a waiter also locks one byte at `base + arrival in monotonic nanoseconds` as its ticket, and takes the
 lock byte only when no other process holds a lower ticket. Safety rests on the lock byte alone; tickets only order.
 

@@ -42,7 +42,7 @@ class Bell:
             return  # nothing more
 
     def close(self) -> None:
-        """Nobody waits with this ticket any more."""
+        """No claim waits with this ticket any more."""
         self.socket.close()
 
 

@@ -1,1 +1,1 @@
-"""Who may use a session file: claims, queues, and the arbiter that decides. No bytes of a transcript."""
+"""Rights on session files: claims, their queues, and the arbiter that decides. No bytes of a transcript."""

@@ -1,10 +1,11 @@
 """Waits that can never end: found before they begin.
 
 A task that waits for a right waits for *all* blocks that share it to be left, each by the task that runs it. Tasks wait
-for other things as well, which others know: a scheduler knows which run awaits which. Whoever knows puts a `WaitSource`
-into `WaitGraph.elsewhere`. So the waits are a graph, in which some things need all that they wait for and some
-(`AnyOf`) any of it. What needs nothing goes on, then what needs only such, and so on; what is left never goes on. A
-wait for a right is refused when it is left over, and waits for itself over any number of steps.
+for other things as well: a scheduler knows which run awaits which run, and puts a `WaitSource` into
+`WaitGraph.elsewhere`. So the waits are a graph, in which some nodes need all that they wait for and some (`AnyOf`) any
+of it. The search takes away the nodes that need nothing, then those that need only nodes taken away, and so on; the
+nodes that are left never go on. A wait for a right is refused when it is left, and waits for itself over any number of
+steps.
 
 A wait that has a time limit of its own is over then, whatever it waits for: it is not refused, and another task
 may wait for its task. That is a `wait_timeout`, or a cancel scope with a deadline around the wait, inside the run, or
@@ -253,7 +254,7 @@ def _chain(ring: list[_Step], asked: FileClaim, waits: dict[object, FileClaim]) 
 
 
 def _name(task: object, waits: dict[object, FileClaim]) -> Holder:
-    """Who a task is that is waited for itself: as what it waits for is called, else by its own name."""
+    """The name of a task that is waited for: the name of what it waits for, else its own."""
     claim = waits.get(task)
     return claim.holder if claim is not None else Holder(task=name_of(task) or "")
 

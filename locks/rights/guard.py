@@ -1,6 +1,7 @@
-"""What guards a right besides the lock of all processes, as the queues need it: `sidecar` has the guards.
+"""The interface of a guard: what a queue asks of the files beside a session. `sidecar.guards` implements it.
 
-A guard is entered by the process that has that lock, on the event loop's thread and outside the file's mutex.
+A guard is entered by the process that has the lock between processes, on the event loop's thread and outside the file's
+mutex.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Change(NamedTuple):
     what: str
     """In one word or two."""
     by: str
-    """Who did it, as far as that is known: what stands there now may say so."""
+    """The program that did it, as far as it is known: the file that is there now may name it."""
     foreign: bool = False
     """Whether a foreign program has its file there now."""
     ours: bool = False

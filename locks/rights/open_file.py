@@ -49,7 +49,7 @@ class Entry:
     fresh = True
     """Nothing was awaited since the file was looked up."""
     pins = 0
-    """Who needs the descriptor without holding a right: appends that wait for the disk."""
+    """What needs the descriptor without holding a right: appends that wait for the disk."""
     notes: tuple[tuple[str, dict[str, Any]], ...] = ()
     """Events to log once the mutex is free: a host's log handler may do anything."""
     sealed_size = 0

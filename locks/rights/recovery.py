@@ -1,7 +1,8 @@
 """What an exception, an event loop that has ended, or a fork leaves undone, done afterwards.
 
-A signal handler may raise between any two lines on the main thread. Whatever was changed by then stands, so nothing
-here goes by where the exception came: each queue is looked at, and each step is harmless where nothing is left to do.
+A signal handler may raise between any two lines on the main thread. What was changed by then stays changed. Nothing
+here depends on the line at which the exception came: each queue is examined, and each step does nothing where nothing
+is left to do.
 """
 
 from __future__ import annotations

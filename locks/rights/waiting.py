@@ -2,8 +2,8 @@
 
 The kernel wakes no waiter when another process unlocks a byte, so a task must look. A task per file costs 11-22 % CPU
 for 64 files, a thread per file cannot be cancelled, and a background task would need an owner that outlives its
-waiters. So the *leader*, one of the waiting tasks, looks after all files of its registry, and hands the office on when
-it leaves.
+waiters. So one of the waiting tasks, the *leader*, looks after all files of its registry. When it leaves, another
+waiting task becomes the leader.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A lock file of ours while it is held: written, watched, removed; and what others have done to it meanwhile.
 
-Nobody but its owner may touch a live lock file, and some do: a foreign gateway that takes it for a left-over, a
+Only its owner may touch a live lock file, but others do: a foreign gateway that takes it for a left-over, a
 clean-up script, a person. Nothing here can prevent that, and the right stays ours, because our own processes go by the
 kernel lock. But it has to be said, because from then on foreign programs are not kept out.
 
@@ -28,7 +28,7 @@ _REMOVALS = 4  # at once and three times more
 
 
 class Written(NamedTuple):
-    """A lock file of ours, held. Whoever has it must `release` it."""
+    """A lock file of ours, held. Its holder must `release` it."""
 
     path: str
     file_id: FileId
@@ -181,7 +181,7 @@ def _seen(written: Written, seen: Seen) -> Change:
 
 
 def _writer(data: bytes) -> tuple[str, bool]:
-    """Who wrote what stands there now, and whether that is a foreign program."""
+    """The writer of what is there now, and whether that is a foreign program."""
     payload = parse(data)
     if payload is None:
         return "unreadable content", False

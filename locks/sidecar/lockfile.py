@@ -43,7 +43,7 @@ _warned = False
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Somebody's lock file, and what to think of it."""
+    """A lock file that was found, and whether it is stale."""
 
     path: str
     file_id: FileId
@@ -67,13 +67,13 @@ class Found:
 
     @property
     def holder(self) -> Holder:
-        """Who wrote it, as far as it says; the number of a process that is not named is 0."""
+        """Its writer, as far as it says; the number of a process that is not named is 0."""
         payload = self.payload or Payload()
         return Holder(payload.lane, payload.run_id, payload.pid or 0)
 
     @property
     def who(self) -> str:
-        """Who wrote it, in words."""
+        """Its writer, in words."""
         payload = self.payload
         if payload is None:
             return "an unreadable lock file"

@@ -58,7 +58,7 @@ def remove(session_path: str) -> None:
 
 
 def read(session_path: str) -> Payload | None:
-    """Who has the turn according to the note; `None` when it says nothing. Never raises."""
+    """The holder of the turn according to the note; `None` when it says nothing. Never raises."""
     try:
         seen = see(path_of(session_path))
     except (OSError, TranscriptError):

@@ -1,4 +1,4 @@
-"""Who may do what with a file, carried over to the file that takes its place.
+"""Owner, group, mode and access lists of a file, carried over to the file that takes its place.
 
 A compaction writes a new file and renames it over the old one, so all that decides about access has to be on the new
 one before it has the name: owner, group, mode, access control list, extended attributes. What cannot be carried over is

@@ -1,4 +1,4 @@
-"""Taking a session's file away, as a reset does: the next append by anyone begins a new one.
+"""Taking a session's file away, as a reset does: the next append, of any process, begins a new file.
 
 Only the run that conducts the session may do so, while it has the write right as well. The lock bytes belong to the
 inode, so they go with the file. A waiter for one of them, here or in another process, gets it in its turn, finds

@@ -210,7 +210,7 @@ class FileStore:
         return from_thread(loop, self._arbiter.grants.steward.post, append, f"append to {path}")
 
     async def set_aside(self, path: str, to: str | None, *, under: Fence) -> bool:
-        """Rename a session's file, or remove it; the next append by anyone begins a new one. A checkpoint.
+        """Rename a session's file, or remove it; the next append, of any process, begins a new file. A checkpoint.
 
         It waits for the write right in order of arrival, like an append. Who waits for a right of the file, here or in
         another process, starts over with the new one; what conducts it goes on holding the turn of the old one, and

@@ -1,7 +1,7 @@
 """Reaching the disk: one `fdatasync` for all appends that wait for one.
 
-Who appends while a sync is under way shares the next, so a busy session pays the disk once per round, not once per
-record. A sync runs in a thread, on a descriptor of its own, so nothing has to stay open for it and no lock is held.
+An append that comes while a sync is under way shares the next, so a busy session pays the disk once per round, not once
+per record. A sync runs in a thread, on a descriptor of its own, so nothing has to stay open for it and no lock is held.
 
 After a failed sync it is unknown what the disk has: the kernel marks the pages clean, and a second try would succeed
 without having written them. So the file's descriptor is not used again: what waits or comes later opens another one.

@@ -1,5 +1,7 @@
 """SIGINT, SIGTERM, SIGHUP: drain first, then at once, then out. SIGUSR1: restart.
 
+The third signal is decided here; what the first and the second do is `Life.signalled` in `runtime.life`.
+
 The handlers are Python's own kind and run between two bytecodes of the main thread, so the third signal ends the
 process also when the event loop is frozen in Python code; a receiver inside the loop could not. All else is done by the
 loop: a handler only notes what has come and posts, because it may interrupt anything, the writing of a log line

@@ -1,10 +1,10 @@
 """Where the status socket of a process is, and how its place is taken: one server a path, and none loses it.
 
-A socket stays in the file system when its process is killed, so a path that exists may be anybody's: a live server's,
-a dead one's, or no socket at all. Only a socket of our own user to which the kernel refuses connections is removed.
-A process looks, removes and binds under a lock on the directory, and listens before it unlocks: else two processes that
-start at a time both find the dead socket, and the second removes the first one's fresh one. That lock is the kernel's
-and leaves no file behind.
+A socket stays in the file system when its process is killed, so a path that exists may be the socket of a live server,
+that of a dead one, or no socket at all. Only a socket of our own user to which the kernel refuses connections is
+removed. A process looks, removes and binds under a lock on the directory, and listens before it unlocks: else two
+processes that start at a time both find the dead socket, and the second removes the first one's fresh one. That lock is
+the kernel's and leaves no file behind.
 
 Rejected: asking a pid in the socket's name whether it lives, because numbers are used again; sockets without a file
 (Linux's abstract names), because those have no owner and no mode.
