@@ -1,4 +1,4 @@
-"""Calls of `Supervisor` that take more than a call of the scheduler: from threads, `run`, `cancel`, `reset`, parking."""
+"""Calls of `Supervisor` that take more than a call of the scheduler: from threads, `run`, `cancel`, `reset`, parked."""
 
 from __future__ import annotations
 

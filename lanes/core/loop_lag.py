@@ -1,4 +1,4 @@
-"""How late the event loop was, as the scheduler asks for it: the watchdog answers, and without one the loop is in time."""
+"""How late the event loop was, as the scheduler asks for it: a watchdog answers; without one, the loop is in time."""
 
 from __future__ import annotations
 
