@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,24 +19,6 @@ pytestmark = pytest.mark.failure("Y8")
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch):
     monkeypatch.setattr(lockfile, "_warned", False)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
-def lock(path):
-    return Path(path + ".lock")
-
-
-@pytest.fixture
-def other():
-    """A process that lives."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        yield child
-        child.kill()
 
 
 def rewrite(lock: Path) -> None:

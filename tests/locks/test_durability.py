@@ -87,11 +87,6 @@ def disk(monkeypatch):
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
 def registry():
     return LockRegistry(durability="sync", sidecar=False)
 

@@ -41,11 +41,6 @@ ordered_engines = pytest.mark.parametrize("engine", ORDERED)
 both_rights = pytest.mark.parametrize("right", RIGHTS)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 def a_registry(engine, **options):
     return LockRegistry(engine=engine_called(engine) if isinstance(engine, str) else engine, **options)
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,24 +28,6 @@ GAP_S = 0.06
 @pytest.fixture(autouse=True)
 def _new_process(monkeypatch):
     monkeypatch.setattr(lockfile, "_warned", False)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
-def lock(path):
-    return Path(path + ".lock")
-
-
-@pytest.fixture
-def other():
-    """A process that lives."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        yield child
-        child.kill()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 import anyio
@@ -19,24 +18,6 @@ pytestmark = pytest.mark.failure("Y9")
 
 GAP_S = 0.0015
 """What a gateway needs between removing its file and taking it again."""
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
-def lock(path):
-    return Path(path + ".lock")
-
-
-@pytest.fixture
-def other():
-    """A process that lives."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        yield child
-        child.kill()
 
 
 @pytest.fixture

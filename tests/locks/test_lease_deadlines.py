@@ -19,11 +19,6 @@ def registry(request, virtual):
     return LockRegistry(max_hold=10.0, grace=2.0, engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 async def test_a_block_is_cancelled_at_its_deadline_and_says_so(registry, path, virtual):
     started = virtual.now()
     with pytest.raises(LeaseExpired) as caught:

@@ -18,11 +18,6 @@ def registry(request):
     return LockRegistry(engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 class Boom(Exception):
     pass
 

@@ -18,11 +18,6 @@ def registry(request, virtual):
     return LockRegistry(max_hold=100.0, grace=2.0, engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 async def test_each_progress_starts_the_idle_time_anew(registry, path, virtual):
     started = virtual.now()
     with pytest.raises(LeaseExpired):

@@ -22,11 +22,6 @@ def registry(request, virtual):
     return LockRegistry(max_hold=300.0, grace=2.0, engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 @pytest.mark.parametrize("right", ["lease", "turn"])
 async def test_waiters_are_served_in_order_of_arrival(registry, path, right, virtual):
     served = []

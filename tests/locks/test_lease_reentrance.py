@@ -17,11 +17,6 @@ def registry(request):
     return LockRegistry(engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 def a_run(number=1):
     return Fence(lane="main", run_id=number)
 

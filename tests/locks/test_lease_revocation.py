@@ -21,11 +21,6 @@ def registry(request):
     return LockRegistry(engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 @pytest.mark.failure("B1")
 async def test_a_revoked_holder_is_cancelled_refused_and_followed_and_the_file_is_not_interleaved(registry, path):
     lines = []

@@ -23,16 +23,6 @@ KEYS = ["pid", "createdAt", "maxHoldMs", "starttime", "host", "bootId", "instanc
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
-def lock(path):
-    return Path(path + ".lock")
-
-
-@pytest.fixture
 def note(path):
     return Path(turn_note.path_of(path))
 

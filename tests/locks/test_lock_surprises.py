@@ -13,11 +13,6 @@ from locks import LockRegistry, TranscriptError, Unordered, _os
 from locks.sidecar import lockfile
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 class Surprise(Exception):
     """Nothing that anybody catches."""
 

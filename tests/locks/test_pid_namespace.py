@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from anyio import create_task_group, fail_after
@@ -37,16 +36,6 @@ def unshare() -> tuple[str, ...]:
 @pytest.fixture
 def apart():
     return unshare()
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
-def lock(path):
-    return Path(path + ".lock")
 
 
 @pytest.mark.failure("B8")

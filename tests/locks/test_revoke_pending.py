@@ -22,11 +22,6 @@ def registry(request, virtual):
     return LockRegistry(max_hold=10.0, grace=2.0, engine=request.param)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 class Disk:
     """Writes of records that say `slow` hang until `thaw`."""
 

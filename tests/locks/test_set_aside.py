@@ -31,11 +31,6 @@ def registry(request):
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
 def archive(path):
     return path + ".archived"
 

@@ -20,11 +20,6 @@ from tests.peers import peer
 from tests.poll import eventually
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 @pytest.mark.failure("C5")
 @pytest.mark.parametrize("by", ["own", "scope"])
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

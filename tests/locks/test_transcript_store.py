@@ -35,11 +35,6 @@ def store(made):
     return made[1]
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
 async def test_what_was_appended_is_read_in_order_from_any_task_and_thread(store, path):
     await store.append(path, b'{"n":1}\n{"n":2}\n', header=HEADER)
     await to_thread.run_sync(lambda: store.append_sync(path, b'{"n":3}\n', header=HEADER))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -29,24 +28,6 @@ def proc_gone():
 @pytest.fixture
 def clocks_ahead():
     return with_clocks_ahead(100_000)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
-def lock(path):
-    return Path(path + ".lock")
-
-
-@pytest.fixture
-def other():
-    """A process that lives."""
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
-        yield child
-        child.kill()
 
 
 @pytest.fixture

@@ -14,11 +14,6 @@ from tests.leaks import descriptors
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "session.jsonl")
-
-
-@pytest.fixture
 def rare_polls(monkeypatch):
     """Nobody looks by himself for a thousand seconds."""
     monkeypatch.setattr("locks.rights.queue.POLL_LISTENING_S", 1000.0)
