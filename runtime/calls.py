@@ -11,7 +11,6 @@ from lanes import Draining, InvalidLane, Parked, Run, RunState, WrongThread, cur
 from lanes.core.reset import begin as begin_reset
 from lanes.core.reset import concerns
 from lanes.core.scheduler import Scheduler
-from lanes.run import Body
 from locks import DeadlockError, _effects
 from locks._loop import LOOK_S, know_loop, loop_has_ended, on_loop_thread
 
@@ -52,9 +51,8 @@ class Calls:
                 if (not self._scheduler.board.serving or loop_has_ended(self._scheduler.board.loop)) and done.cancel():
                     raise Draining("the supervisor does not accept work: it has stopped") from None
 
-    async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
-        """Submit, wait, and return what the body returned; cancelling the waiter cancels the run. A checkpoint."""
-        run = self._scheduler.intake.submit(lane, fn, args, **options)
+    async def result_of(self, run: Run) -> Any:
+        """Wait, and return what the body returned; cancelling the waiter cancels the run. A checkpoint."""
         try:
             return await run.result()
         except DeadlockError:

@@ -20,11 +20,7 @@ from .watch.watchdog import Watchdog
 
 
 class Ending:
-    """Takes down everything that a supervisor has. On the event loop's thread.
-
-    Args:
-        services_timeout: seconds that the services get to leave; twice that, when they have to be cancelled.
-    """
+    """Takes down everything that a supervisor has. On the event loop's thread."""
 
     STEPS = (
         "tell_queued",
@@ -37,20 +33,12 @@ class Ending:
     )
     """The methods that `end` calls, in this order."""
 
-    def __init__(
-        self,
-        standing: Standing,
-        scheduler: Scheduler,
-        watchdog: Watchdog,
-        bindings: Bindings,
-        services_timeout: float,
-    ) -> None:
+    def __init__(self, standing: Standing, scheduler: Scheduler, watchdog: Watchdog, bindings: Bindings) -> None:
         self.lanes = Background()
         """The task whose children are the lanes."""
         self.services_left = True
         """Whether the services left when they last had to."""
         self._standing, self._scheduler, self._watchdog, self._bindings = standing, scheduler, watchdog, bindings
-        self._services_timeout = services_timeout
         self._leave = anyio.Event()
         scheduler.board.on_failure = self._lanes_failed
 
@@ -122,7 +110,7 @@ class Ending:
 
     async def leave_services(self) -> None:
         """Have the services leave."""
-        self.services_left = await self._standing.services.leave(self._services_timeout)
+        self.services_left = await self._standing.services.leave(self._standing.services_timeout)
 
     async def stop_watchdog(self) -> None:
         """Watch the event loop no more."""

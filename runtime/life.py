@@ -14,7 +14,7 @@ from locks._events import log
 from locks._loop import current_task, has_ended, on_loop_thread, poster
 
 from .background import to_its_end
-from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
+from .drain import SETTLE_S, Drain, DrainReport, log_unstarted, refuse_inside
 from .ending import Ending
 from .failures import Failures
 from .phase import STATES, Phase, Standing
@@ -36,7 +36,6 @@ class Life:
 
     Args:
         root: the directory of the sessions.
-        services_timeout: seconds that entering all services may take, and leaving them.
     """
 
     def __init__(
@@ -47,12 +46,11 @@ class Life:
         watchdog: Watchdog,
         bindings: Bindings,
         exits: Exits,
-        services_timeout: float,
     ) -> None:
-        self.ending = Ending(standing, scheduler, watchdog, bindings, services_timeout)
-        self.restarts = Restarts(standing, scheduler, bindings, self.ending, exits, services_timeout)
+        self.ending = Ending(standing, scheduler, watchdog, bindings)
+        self.restarts = Restarts(standing, scheduler, bindings, self.ending, exits)
         self._root, self._standing, self._scheduler, self._exits = root, standing, scheduler, exits
-        self._watchdog, self._bindings, self._services_timeout = watchdog, bindings, services_timeout
+        self._watchdog, self._bindings = watchdog, bindings
         self._starting: anyio.CancelScope | None = None
         self._drain: Drain | None = None
         self._hurried = False
@@ -70,7 +68,7 @@ class Life:
         try:
             with anyio.CancelScope() as self._starting:
                 await self._bindings.take(root, self.signalled)
-                await standing.services.enter(f"supervisor of {root}: services", self._services_timeout)
+                await standing.services.enter(f"supervisor of {root}: services", standing.services_timeout)
             self._starting = None
             if standing.stop_asked.is_set():
                 raise SystemExit(128 + self._bindings.signal)
@@ -99,13 +97,14 @@ class Life:
             if (failure := standing.take_failure()) is not None:
                 raise failure
             return report
+        refuse_inside(self._scheduler, "stop")
         standing.move(Phase.STOPPING)
         failures = Failures()
         with failures.kept("notify"):
             self._bindings.stopping()
         grace = max((spec.grace for spec in self._scheduler.board.specs.lanes.values()), default=0.0)
         changes = 7 if self.restarts.under_way else 2  # times that services may have to leave or enter
-        bound = drain_timeout + 2 * grace + 2 * SETTLE_S + changes * self._services_timeout
+        bound = drain_timeout + 2 * grace + 2 * SETTLE_S + changes * standing.services_timeout
         with failures.kept("hard_limit"):
             self._exits.limit(_clock.clock.now() + bound, EXIT_ABANDONED, "the stop did not end in time")
         with failures.kept("give_up_restart"):
@@ -129,7 +128,7 @@ class Life:
             self._exits.for_runs(zombies, EXIT_ABANDONED)
             raise AbandonedBodies(zombies)
         if not self.ending.services_left:  # the event loop would wait for them when it ends
-            late = f"the services did not leave within {2 * self._services_timeout:g} s"
+            late = f"the services did not leave within {2 * standing.services_timeout:g} s"
             self._exits.now(EXIT_ABANDONED, late)
         return report
 

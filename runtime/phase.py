@@ -56,13 +56,15 @@ STATES: dict[Phase, State] = {
 class Standing:
     """Where one supervisor stands, for the parts that start, restart and end it. On the event loop's thread."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, services_timeout: float) -> None:
         self.phase = Phase.NEW
         """Changed by `move` alone."""
         self.generation = 0
         """Counts the restarts in this process, from 1 for the first start."""
         self.services = services
         """Those of the present generation."""
+        self.services_timeout = services_timeout
+        """Seconds that they get to be entered, and to leave; twice that, when they have to be cancelled."""
         self.to_loop: Post | None = None
         """Calls a function on the event loop, from any thread; `None` before the start."""
         self.stop_asked = anyio.Event()

@@ -41,16 +41,10 @@ class Restarts:
     """
 
     def __init__(
-        self,
-        standing: Standing,
-        scheduler: Scheduler,
-        bindings: Bindings,
-        ending: Ending,
-        exits: Exits,
-        services_timeout: float,
+        self, standing: Standing, scheduler: Scheduler, bindings: Bindings, ending: Ending, exits: Exits
     ) -> None:
         self._standing, self._scheduler, self._bindings = standing, scheduler, bindings
-        self._ending, self._exits, self._services_timeout = ending, exits, services_timeout
+        self._ending, self._exits = ending, exits
         self._scope: anyio.CancelScope | None = None
         self._over: anyio.Event | None = None
         self._opened = False
@@ -132,8 +126,10 @@ class Restarts:
         self._standing.move(Phase.STOPPING)
         self._standing.failure = self._standing.failure or error
         self._bindings.stopping()
-        await to_its_end(self._ending.end, "end after a restart that failed")
-        self._standing.end_use()
+        try:
+            await to_its_end(self._ending.end, "end after a restart that failed")
+        finally:  # also where this task was cancelled meanwhile, or a step of the end has failed
+            self._standing.end_use()
 
     async def _next_generation(self, drain_timeout: float) -> DrainReport:
         """Take all steps. A checkpoint; cancelled while runs finish, admission reopens and they are undisturbed.
@@ -158,7 +154,7 @@ class Restarts:
         )
         scheduler.shut()
         grace = max((spec.grace for spec in scheduler.board.specs.lanes.values()), default=0.0)
-        bound = began + drain_timeout + 2 * grace + SETTLE_S + 7 * self._services_timeout + _MARGIN_S
+        bound = began + drain_timeout + 2 * grace + SETTLE_S + 7 * standing.services_timeout + _MARGIN_S
         self._exits.limit(bound, EXIT_NEW_PROCESS, "the restart did not end in time")
         try:
             report = await self._come_to_rest(drain_timeout)
@@ -211,8 +207,8 @@ class Restarts:
 
     async def _change_services(self) -> None:
         """The steps that cannot be taken back. The services' own time limits bound them."""
-        standing, limit = self._standing, self._services_timeout
-        old = standing.services
+        standing = self._standing
+        old, limit = standing.services, standing.services_timeout
         if not await old.leave(limit):
             raise ServicesStuck(
                 f"the services of generation {standing.generation} did not leave within {2 * limit:g} s"

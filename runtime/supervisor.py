@@ -20,7 +20,7 @@ from locks import LockRegistry, _clock
 from .calls import Calls
 from .drain import DrainReport, refuse_inside
 from .life import Life
-from .phase import STATES, Phase, Standing, State
+from .phase import STATES, Standing, State
 from .process.bindings import Bindings
 from .services import ServiceFactory, Services
 from .statistics import AbandonedBody, Statistics, take
@@ -92,7 +92,7 @@ class Supervisor:
         self.layout = sessions if isinstance(sessions, SessionLayout) else SessionLayout(os.fspath(sessions))
         self.registry = registry if registry is not None else LockRegistry()
         self.drain_timeout = seconds("drain_timeout", drain_timeout, zero=True)
-        self.services_timeout = seconds("services_timeout", services_timeout)
+        self._standing = Standing(Services(dict(services or {})), seconds("services_timeout", services_timeout))
         choice("on_zombie", on_zombie, get_args(OnZombie))
         self._scheduler = Scheduler(
             Board(
@@ -112,7 +112,6 @@ class Supervisor:
             dead_s=self._limits.dead_s if exits else None,
         )
         self._scheduler.board.lateness = self.watchdog
-        self._standing = Standing(Services(dict(services or {})))
         self._calls = Calls(self._scheduler, self._standing)
         self._bindings = Bindings(
             self,
@@ -130,7 +129,6 @@ class Supervisor:
             self.watchdog,
             self._bindings,
             Exits(self.watchdog, exits),
-            self.services_timeout,
         )
 
     def __repr__(self) -> str:
@@ -147,6 +145,15 @@ class Supervisor:
     def generation(self) -> int:
         """Counts the restarts in this process, from 1 for the first start."""
         return self._standing.generation
+
+    @property
+    def services_timeout(self) -> float:
+        """Seconds that entering all services may take, and leaving them."""
+        return self._standing.services_timeout
+
+    @services_timeout.setter
+    def services_timeout(self, given: float) -> None:
+        self._standing.services_timeout = seconds("services_timeout", given)
 
     # Life
 
@@ -175,8 +182,6 @@ class Supervisor:
                 the process ends instead.
             Exception: a service failed in a restart, so everything has stopped already; raised once.
         """
-        if not self._standing.is_in(Phase.NEW, Phase.STOPPED):
-            refuse_inside(self._scheduler, "stop")
         return await self._life.stop(self._drain_s(drain_timeout))
 
     async def stop_requested(self) -> None:
@@ -335,7 +340,7 @@ class Supervisor:
         Raises:
             What `submit` and `Run.result` raise.
         """
-        return await self._calls.run(lane, fn, *args, **options)
+        return await self._calls.result_of(self.submit(lane, fn, *args, **options))
 
     # Ending work
 

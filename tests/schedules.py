@@ -116,10 +116,13 @@ class Host(Calls):
     """The host's calls, without a supervisor's lag meter, which would wake fifty times per second of virtual time."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        super().__init__(scheduler, Standing(Services({})))
+        super().__init__(scheduler, Standing(Services({}), 60.0))
 
     def submit(self, lane: str, fn: Body, *args: Any, **options: Any) -> Run:
         return self._scheduler.intake.submit(lane, fn, args, **options)
+
+    async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
+        return await self.result_of(self.submit(lane, fn, *args, **options))
 
     def post(self, lane: str, message: Any, **options: Any) -> Run:
         return self._scheduler.intake.post(lane, message, **options)

@@ -174,7 +174,7 @@ def services_not_left() -> None:
         reached["services_not_left"] += 1
         old = self._standing.services
         self._standing.services = fresh = old.again()
-        await fresh.enter(old.name, self._services_timeout)
+        await fresh.enter(old.name, self._standing.services_timeout)
         self._scheduler.board.services = fresh.made
 
     Restarts._change_services = change  # type: ignore[method-assign]

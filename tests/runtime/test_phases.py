@@ -62,7 +62,7 @@ def test_each_phase_has_its_moves_and_its_state_and_ends():
 @pytest.mark.parametrize("before", Phase)
 @pytest.mark.parametrize("after", Phase)
 def test_a_move_that_the_table_does_not_have_names_both_phases(before, after):
-    standing = Standing(Services({}))
+    standing = Standing(Services({}), 60.0)
     standing.phase = before
     if after is before or after in MOVES[before]:
         standing.move(after)

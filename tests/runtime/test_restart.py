@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from lanes import Draining, LaneSpec, RetrySpec, Run, RunState
 from locks import DeadlockError, RunEnded
 from runtime import AbandonedBodies, Supervisor
+from runtime.ending import Ending
 from runtime.restart import Restarts
 from runtime.services import ServicesStuck
 from tests.supervised import Shielded, about, assert_empty, gone, texts
@@ -494,6 +495,33 @@ async def test_a_step_that_fails_for_good_stops_all_and_everybody_is_told(
     release.set()
     await virtual.settle()
     assert service.open == []
+
+
+@pytest.mark.failure("G4")
+async def test_when_a_step_of_that_end_fails_too_the_block_is_left_all_the_same(
+    virtual, tmp_path, service, monkeypatch
+):
+    give_back = Ending.give_back
+
+    async def fails(self):
+        await give_back(self)
+        raise OSError("no socket")
+
+    monkeypatch.setattr(Ending, "give_back", fails)
+    service.entering[2] = raises
+    sup = Supervisor(tmp_path, lanes=LANES, services={"db": service})
+
+    began = virtual.now()
+
+    async def block():
+        async with sup:
+            sup.request_restart("for a test")
+            await anyio.sleep(60.0)
+
+    with capture_logs() as logs, pytest.raises(ConnectionError, match="no model"):
+        await block()
+    assert sup.state == "stopped" and virtual.now() == about(began)
+    assert len(named(logs, "restart_failed")) == 1
 
 
 # Zombies

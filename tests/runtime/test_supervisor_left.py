@@ -14,6 +14,7 @@ import trio
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec, RunState
+from locks import DeadlockError
 from runtime import Supervisor
 from runtime.ending import Ending
 from tests.supervised import assert_empty, on_trio, sleeps
@@ -149,6 +150,21 @@ async def test_a_block_that_is_left_while_the_task_that_entered_it_goes_on_stops
             await task
 
     await both()
+    await world.assert_left()
+
+
+async def test_a_block_that_is_left_inside_a_run_which_its_stop_would_wait_for_is_refused_at_once(world):
+    generator = fixture(world)
+    sup = await in_a_task_of_its_own(generator.__anext__)
+
+    async def leaves(ctx):
+        with pytest.raises(DeadlockError, match=rf"stop\(\) waits for run {ctx.run.id} on lane main, which awaits it"):
+            await generator.__anext__()
+        return "goes on"
+
+    assert await sup.run("main", leaves) == "goes on"
+    assert sup.state == "running"
+    await sup.stop()
     await world.assert_left()
 
 

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 
-from lanes import Draining, LaneSpec, RunState
+from lanes import Draining, InvalidLane, LaneSpec, RunState
 from locks import DeadlockError, InvalidSession
 from runtime import AbandonedBodies, DrainReport, Supervisor
+from runtime.services import ServicesStuck
 from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone, sleeps
 
 LANES = [LaneSpec("session:*", timeout=10.0, grace=2.0)]
@@ -45,6 +46,17 @@ async def fails():
 
 
 # Services
+
+
+async def test_the_time_of_the_services_is_the_one_that_the_supervisor_has_now(virtual, tmp_path):
+    sup = Supervisor(tmp_path, services={"slow": service("slow", [], enter=lambda: anyio.sleep(3.0))})
+    with pytest.raises(InvalidLane, match="services_timeout: 0 is no duration"):
+        sup.services_timeout = 0
+    sup.services_timeout = 2.0
+    began = virtual.now()
+    with pytest.raises(ServicesStuck, match="did not start within 2 s"):
+        await sup.start()
+    assert (sup.services_timeout, virtual.now()) == (2.0, about(began + 2.0))
 
 
 async def test_services_are_entered_in_order_and_left_in_reverse_around_all_work(virtual, tmp_path):
@@ -253,6 +265,19 @@ async def test_a_cancelled_drain_cancels_the_runs_at_once_and_gives_them_their_g
     assert (run.state, cleaned) == (RunState.CANCELLED, [run.id])
     await sup.stop()
     assert_empty(sup)
+
+
+async def test_run_takes_what_submit_takes_also_of_a_supervisor_that_overrides_it(tmp_path):
+    class Careful(Supervisor):
+        def submit(self, lane, fn, *args, **options):
+            assert options.pop("careful")
+            return super().submit(lane, fn, *args, **options)
+
+    async with Careful(tmp_path, lanes=LANES) as sup:
+        assert await sup.run("session:a", returns, 7, careful=True) == 7
+        with pytest.raises(TypeError, match=r"Supervisor\.submit\(\) got an unexpected keyword argument 'bound_to'"):
+            await sup.run("session:a", returns, careful=True, bound_to=None)
+        assert_empty(sup)
 
 
 @pytest.mark.failure("E4")
