@@ -88,7 +88,9 @@ class Turns(Generic[W]):
 
     def leave(self, file: str, execution: W) -> W | None:
         """Leave the queue, from any place; returns the run that has come to the front by it."""
-        queue = self._by_file[file]
+        queue = self._by_file.get(file)
+        if queue is None or execution not in queue.order:
+            return None  # an interrupt came before it had joined, or after it had left
         first = next(iter(queue.order)) is execution
         del queue.order[execution]
         queue.line = None

@@ -13,6 +13,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from lanes import LaneSpec, Run, RunState
+from lanes.core.start import Starting
 from locks import _clock
 from runtime import Supervisor
 from tests.supervised import Shielded, gone, lines_of, path_of, sleeps
@@ -340,6 +341,30 @@ def test_ctrl_c_while_a_run_goes_on_or_ends_tells_all_however_often_it_is_presse
         anyio.run(main, backend=backend)
     assert {type(error) for error in members(caught.value)} == {KeyboardInterrupt}
     assert pressed
+    scene.assert_all_told()
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+def test_ctrl_c_before_a_run_has_joined_the_queue_of_its_session_tells_all(backend, tmp_path, ctrl_c, monkeypatch):
+    scene, limit_wait = Scene(tmp_path), Starting.limit_wait
+
+    def pressing(self, execution):
+        limit_wait(self, execution)
+        ctrl_c()
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            monkeypatch.setattr(Starting, "limit_wait", pressing)
+            try:
+                scene.sup.submit("session:b", sleeps)
+            finally:
+                scene.runs.append(max(scene.sup.runs(), key=lambda run: run.id))
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 -- its kind is asserted below
+        anyio.run(main, backend=backend)
+    assert {type(error) for error in members(caught.value)} == {KeyboardInterrupt}
     scene.assert_all_told()
 
 
