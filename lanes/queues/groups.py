@@ -85,7 +85,7 @@ class Group(Generic[W]):
         """Note what a lane could start; to be called whenever that may have changed."""
         execution = lane.next()
         if lane.ring is not None and (execution is None or lane.ring is not execution.urgency):
-            del self._rings[lane.ring][lane]
+            self._rings[lane.ring].pop(lane, None)  # an interrupt may have come between the ring and the lane
             self._left(lane)
         if execution is None:
             return

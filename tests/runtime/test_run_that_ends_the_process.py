@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from lanes import LaneSpec, Run, RunState
 from lanes.core.start import Starting
+from lanes.queues.groups import Group
 from locks import _clock
 from runtime import Supervisor
 from tests.supervised import Shielded, gone, lines_of, path_of, sleeps
@@ -359,6 +360,31 @@ def test_ctrl_c_before_a_run_has_joined_the_queue_of_its_session_tells_all(backe
             monkeypatch.setattr(Starting, "limit_wait", pressing)
             try:
                 scene.sup.submit("session:b", sleeps)
+            finally:
+                scene.runs.append(max(scene.sup.runs(), key=lambda run: run.id))
+
+    with pytest.raises(BaseException) as caught:  # noqa: PT011 -- its kind is asserted below
+        anyio.run(main, backend=backend)
+    assert {type(error) for error in members(caught.value)} == {KeyboardInterrupt}
+    scene.assert_all_told()
+
+
+@BACKENDS
+@pytest.mark.failure("X3")
+def test_ctrl_c_while_a_lane_leaves_the_ring_of_its_group_tells_all(backend, tmp_path, ctrl_c, monkeypatch):
+    scene = Scene(tmp_path)
+
+    def pressing(self, lane):
+        monkeypatch.undo()
+        ctrl_c()
+
+    async def main():
+        async with scene.sup:
+            await scene.everything_waits()
+            scene.sup._scheduler.board.throttle.slow("so that the run takes the way through the ring")
+            monkeypatch.setattr(Group, "_left", pressing)
+            try:
+                scene.sup.submit("session:c", sleeps)
             finally:
                 scene.runs.append(max(scene.sup.runs(), key=lambda run: run.id))
 
