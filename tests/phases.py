@@ -77,9 +77,8 @@ def complaints(one: Execution) -> list[str]:
     state = one.run.state
     if (one.phase in QUEUED and state is not RunState.QUEUED) or (one.phase in UNDERWAY and state != RunState.RUNNING):
         wrong.append(f"{one!r} is {one.phase.name}")
-    if one.phase in QUEUED - {Phase.NEW, Phase.HELD_BACK} and not needs_of(
-        one
-    ):  # a timer may be due, and not have rung
+    needs_nothing = next(needs_of(one), None) is None
+    if needs_nothing and one.phase in QUEUED - {Phase.NEW, Phase.HELD_BACK}:  # a timer may be due, and not have rung
         wrong.append(f"{one!r} is {one.phase.name}, and nothing keeps it from starting")
     return wrong
 

@@ -4,7 +4,8 @@ The deadlock detector searches it (`deadlock`). `lanes status` shows the first n
 `runtime.status.handlers`; `lanes stack` shows all needs of a run, in words of `runtime.inspect.run_report`. A queue
 timeout (`outcomes`) and `LaneBusy` (`busy`) name the run that is in the way.
 
-`needs_of` gives a list, in the order in which an operator asks. All of its members must come true, each by any one of
+`needs_of` gives them in the order in which an operator asks, each worked out when it is asked for: of thousands of
+queued runs `lanes status` needs the first one each. All of them must come true, each by any one of
 the runs and tasks in it. A body that waits for a right needs the tasks that have to give it back, and keeps its slot; a
 body that waits for another run has lent its slot, and needs one again when that run has ended. A queued run needs the
 run right before it in its session, or what has the session's turn in the lock registry; a place on its lane; and a slot
@@ -13,6 +14,7 @@ for itself, or for a run that goes before it on its lane. What no run or task he
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,13 +60,14 @@ class Need(NamedTuple):
         return [one for one in self.any_of if isinstance(one, Execution)]
 
 
-def needs_of(one: Execution) -> list[Need]:
+def needs_of(one: Execution) -> Iterator[Need]:
     """All that has to come before a run can go on, or can start; nothing where it goes on by itself."""
     if one.over:
-        return []
+        return
     if one.steered_into is not None:
-        return [Need(Kind.READER, (one.steered_into,))]
-    return _needs_of_body(one) if one.run.state is RunState.RUNNING else _needs_of_queued(one)
+        yield Need(Kind.READER, (one.steered_into,))
+    else:
+        yield from _needs_of_body(one) if one.run.state is RunState.RUNNING else _needs_of_queued(one)
 
 
 def awaited_by(one: Execution) -> list[Need]:
@@ -88,27 +91,28 @@ def _needs_of_body(one: Execution) -> list[Need]:
     return needs
 
 
-def _needs_of_queued(one: Execution) -> list[Need]:
-    board, urgency, needs = one.owner.board, one.urgency, list[Need]()
+def _needs_of_queued(one: Execution) -> Iterator[Need]:
+    board, urgency = one.owner.board, one.urgency
     if board.tasks is None or not board.may_start(one):
-        needs.append(Need(Kind.ADMISSION))
+        yield Need(Kind.ADMISSION)
     if one.held_until > _clock.clock.now():
-        needs.append(Need(Kind.INSTANT))
+        yield Need(Kind.INSTANT)
     if one.in_line and one.file is not None:
         ahead, at_front = board.turns.place(one.file, one)
         urgency = min(urgency, at_front)  # a run that waits for its turn lends it its priority
         if ahead is not None:
-            needs.append(Need(Kind.TURN, (ahead,)))
+            yield Need(Kind.TURN, (ahead,))
         else:
             held = [Need(Kind.HELD, (task,)) for task in board.registry.arbiter.keepers(one.file, Right.TURN)]
-            needs += held or ([Need(Kind.HELD)] if one.turn_scope is not None else [])
-    needs += _place(one.lane)
-    if urgency == one.urgency:
-        urgency = max(urgency, one.lane.least_urgent_before(one.rank))  # it overtakes no run of its lane
-    needs += _slot(one, urgency)
+            yield from held or ([Need(Kind.HELD)] if one.turn_scope is not None else [])
+    yield from _place(one.lane)
+    slot = _slot(one, urgency)
+    yield from slot
+    if urgency == one.urgency and urgency is not Priority.BACKGROUND:  # it overtakes no run of its lane
+        before = one.lane.least_urgent_before(one.rank)
+        yield from (need for need in _slot(one, max(urgency, before)) if need not in slot)
     if board.throttle.holds_back(one.spec.group):
-        needs.append(Need(Kind.THROTTLE))
-    return needs
+        yield Need(Kind.THROTTLE)
 
 
 def _place(lane: Lane[Execution]) -> list[Need]:

@@ -107,10 +107,14 @@ class Lane(Generic[W]):
 
     def least_urgent_before(self, rank: int) -> Priority:
         """The class of the least urgent ready run that starts before a run of that rank."""
-        return max(
-            (one.urgency for place, one in self.ready if place < rank and self._is_valid((place, one))),
-            default=Priority.FOREGROUND,
-        )
+        least, look_at = Priority.FOREGROUND, [0]
+        while look_at:
+            at = look_at.pop()
+            if at < len(self.ready) and self.ready[at][0] < rank:  # else no run below it in the heap goes before
+                if self._is_valid(self.ready[at]):
+                    least = max(least, self.ready[at][1].urgency)
+                look_at += (2 * at + 1, 2 * at + 2)
+        return least
 
     def take(self) -> W:
         """Move the run that `next` returns to the running ones."""

@@ -147,7 +147,7 @@ def test_an_exec_keeps_number_and_start_time_but_not_the_instance():
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
     heavy = "{'psutil', 'structlog', 'json'}"
-    code = f"import sys; from locks.sidecar import lockfile, note; print(*sys.modules.keys() & {heavy})"
+    code = f"import sys; from locks.sidecar import lockfile, turn_note; print(*sys.modules.keys() & {heavy})"
     assert said_by(code) == []
 
 
