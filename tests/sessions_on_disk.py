@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from locks import process
@@ -41,8 +41,9 @@ def everything(directory: str | Path) -> dict[str, tuple[int, bytes, int]]:
     found = {}
     for name in os.listdir(directory):
         path = Path(directory, name)
-        there = path.lstat()
-        found[name] = (there.st_mode, path.read_bytes() if stat.S_ISREG(there.st_mode) else b"", there.st_mtime_ns)
+        with suppress(FileNotFoundError):  # a live process removes its lock files
+            there = path.lstat()
+            found[name] = (there.st_mode, path.read_bytes() if stat.S_ISREG(there.st_mode) else b"", there.st_mtime_ns)
     return found
 
 
