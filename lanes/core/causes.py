@@ -83,6 +83,7 @@ class Causes:
         self.end(execution, RunState.TIMED_OUT, queue_reason(execution))
 
     def deadline_came(self, execution: Execution) -> None:
+        """End a run at its deadline, unless `progress()` or a wait for another run has moved the deadline."""
         deadline = execution.run.deadline
         assert deadline is not None
         if deadline < execution.hard_deadline and execution in self._waits:

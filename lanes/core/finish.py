@@ -121,6 +121,7 @@ class Finishing:
             del self._board.lanes[lane.name]
 
     def leave_lane(self, execution: Execution) -> None:
+        """Give back a run's place, its slot and its wait outside, and let the next run of its lane be offered."""
         if execution.turn_scope is not None:
             execution.stop_waiting_outside()
         self._board.groups[execution.spec.group].give_back(execution)

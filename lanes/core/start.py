@@ -84,6 +84,7 @@ class Starting:
         self._start(lane, execution)
 
     def stand_in_line(self, execution: Execution, *, first: bool = False) -> None:
+        """Put a run into the queue of its session, last or as the next one; without a session it is ready at once."""
         file = execution.file
         execution.wait_in_line()
         if first:

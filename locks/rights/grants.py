@@ -103,6 +103,7 @@ class Grants:
             woken.changed.set()
 
     def now_held(self, claim: FileClaim) -> None:
+        """Note a claim that holds its right with its run, and wake its waiter."""
         if claim.fence is not None:
             claim.fence.claims[claim] = None
             claim.on_run_end = self._end_claim
@@ -217,6 +218,7 @@ class Grants:
             raise
 
     def do_settle(self, claim: FileClaim) -> None:
+        """The steps of `settle`; each can be repeated."""
         error = claim.lost
         assert error is not None and claim.entry is not None
         if claim.settled:

@@ -105,10 +105,12 @@ class _Ping:
         self.seen: dict[tuple[str, object], tuple[int, str]] = {}
 
     def waited(self, now: float) -> float:
+        """Seconds since the question, without those for which the event loop is not to blame."""
         return now - self.sent - self.forgiven
 
     @property
     def why(self) -> str:
+        """Whose code has kept the event loop most often while the question waited, as far as that was seen."""
         if not self.seen:
             return "the event loop was late"
         (run, _), (often, place) = max(self.seen.items(), key=lambda item: item[1][0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import textwrap
 import time
@@ -190,7 +189,6 @@ def test_a_leaked_descriptor_fails_the_test(run):
     result.stdout.fnmatch_lines(["*leaked descriptors: *pipe:*", "*leaked descriptors: *forgotten*"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("locks.registry") is None, reason="there is no registry yet")
 def test_a_leaked_lease_fails_the_test(run):
     result = run(
         """

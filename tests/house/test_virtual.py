@@ -242,6 +242,7 @@ async def test_a_thread_may_hang_on_purpose(virtual):
     async with anyio.create_task_group() as group:
         group.start_soon(hang)
         await anyio.sleep(60)
+        assert virtual.now() == START + 60  # time has passed beside the thread
         let_go.set()
         virtual.threads_hold = True
 

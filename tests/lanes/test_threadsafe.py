@@ -198,12 +198,17 @@ async def test_a_bad_wait_is_refused(sup, timeout):
 
 async def test_all_threads_that_wait_are_woken(sup):
     release = anyio.Event()
-    run = sup.submit("side:a", waits, release)
+    run, results = sup.submit("side:a", waits, release), []
+
+    async def wait():
+        results.append(await in_thread(run.result_sync, 15))
+
     async with anyio.create_task_group() as group:
         for _ in range(20):
-            group.start_soon(in_thread, run.result_sync, 15)
+            group.start_soon(wait)
         await eventually(lambda: len(run._threads or ()) == 20)
         release.set()
+    assert results == [await run.result()] * 20
 
 
 # While the supervisor stops
