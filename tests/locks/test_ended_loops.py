@@ -12,20 +12,16 @@ import trio
 
 from locks import LeaseTimeout, LockRegistry, Revoked, Right
 from tests import blocking
+from tests.poll import eventually
 
 MAX_HOLD, GRACE = 0.2, 0.1
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "s.jsonl")
-
-
-def left(*coroutines):
-    """A loop that is closed while these tasks go on; what must be kept so that they are not collected."""
+def left(*coroutines, when):
+    """A loop that is closed while these tasks go on, once `when()` is true; what must not be collected yet."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(one) for one in coroutines]
-    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.run_until_complete(eventually(when, within=10))
     loop.close()
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio complains of it, rightly, and not of us
@@ -48,7 +44,12 @@ async def use(registry, path, wait_timeout=5.0):
 @pytest.mark.parametrize("engine", ["kernel", "none"])
 def test_the_next_loop_gets_what_an_ended_one_has_held_at_its_deadline_and_grace(path, backend, engine):
     registry = LockRegistry(max_hold=MAX_HOLD, grace=GRACE, engine=engine)
-    tasks = left(hold(registry.lease(path)), hold(registry.lease(path)), hold(registry.turn(path)))
+    tasks = left(
+        hold(registry.lease(path)),
+        hold(registry.lease(path)),
+        hold(registry.turn(path)),
+        when=lambda: (registry.statistics().held, registry.statistics().waiting) == (2, 1),
+    )
     assert anyio.run(use, registry, path, backend=backend) == 1
     assert anyio.run(use, registry, path + ".other", backend=backend) == 1
     anyio.run(_turn, registry, path, backend=backend)
@@ -64,7 +65,7 @@ async def _turn(registry, path):
 @pytest.mark.failure("Y6")
 def test_what_an_ended_loop_has_held_is_not_taken_before_its_time(path):
     registry = LockRegistry(max_hold=30.0)
-    tasks = left(hold(registry.lease(path)))
+    tasks = left(hold(registry.lease(path)), when=lambda: registry.statistics().held == 1)
     with pytest.raises(LeaseTimeout):
         asyncio.run(use(registry, path, wait_timeout=0.05))
     assert asyncio.run(use(registry, path + ".other")) == 1
@@ -76,7 +77,7 @@ def test_what_an_ended_loop_has_held_is_not_taken_before_its_time(path):
 @pytest.mark.failure("Y6")
 def test_what_an_ended_loop_has_held_without_a_deadline_is_taken_at_once(path):
     registry = LockRegistry(max_hold=float("inf"))
-    tasks = left(hold(registry.lease(path)))
+    tasks = left(hold(registry.lease(path)), when=lambda: registry.statistics().held == 1)
     assert asyncio.run(use(registry, path)) == 1
     del tasks
 
@@ -88,13 +89,12 @@ def test_waiters_for_another_registry_leave_no_ticket_when_their_loop_ends(path)
     async def both():
         async with other.lease(path):
             waiter = asyncio.create_task(hold(ours.lease(path)))
-            await asyncio.sleep(0.05)
             waiters.append(waiter)
             waiter._log_destroy_pending = False  # type: ignore[attr-defined]
             await asyncio.sleep(3600)
 
     waiters: list[asyncio.Task[None]] = []
-    tasks = left(both()) + waiters
+    tasks = left(both(), when=lambda: ours.statistics().competing == 1) + waiters
     assert asyncio.run(use(ours, path + ".other")) == 1
     now = ours.statistics()
     assert (now.sessions, now.waiting, now.competing) == (0, 0, 0)
@@ -112,7 +112,7 @@ def test_a_thread_of_an_ended_loop_may_write_until_its_lease_is_over(path):
             leases.append(lease)
             await asyncio.sleep(3600)
 
-    tasks = left(enter())
+    tasks = left(enter(), when=lambda: leases)
     leases[0].append_sync({"by": "thread"})
     assert asyncio.run(use(registry, path)) == 2
     with pytest.raises(Revoked):
