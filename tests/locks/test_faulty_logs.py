@@ -141,7 +141,7 @@ async def overstay(registry):
                 while not got: await anyio.sleep(0.01)
     except LeaseLost: got.append("lost")
 async def wait(registry):
-    await anyio.sleep(0.02)
+    while not registry.statistics().held: await anyio.sleep(0.001)
     async with registry.lease(path, wait_timeout=5): got.append("next")
 async def main():
     registry = LockRegistry(max_hold=0.1, grace=0.05)
