@@ -18,6 +18,7 @@ from .measure import Figure, quiet, table
 from .path import figures as path
 from .process import figures as surroundings
 from .restarts import figures as restarts
+from .sessions import figures as sessions
 from .soak import figures as soak
 from .throughput import figures as throughput
 
@@ -29,7 +30,7 @@ def locks() -> list[Figure]:
 
 def lanes() -> list[Figure]:
     """The figures of the lane scheduler."""
-    return [*throughput(), *latency(), *footprint()]
+    return [*throughput(), *sessions(), *latency(), *footprint()]
 
 
 def process() -> list[Figure]:

@@ -43,13 +43,13 @@ async def _figures(backend: str) -> list[Figure]:
                 await ratio(
                     f"submit → result / a bare start_soon ({backend})",
                     partial(_one_at_a_time, sup),
-                    _tasks_one_at_a_time,
+                    tasks_one_at_a_time,
                     bound=1.6,
                 ),
                 await ratio(
                     f"{RUNS:,} fresh lanes with a run each / {RUNS:,} bare start_soon ({backend})",
                     partial(_fresh_lanes, sup),
-                    _tasks_together,
+                    tasks_together,
                     bound=3.0,
                 ),
             ]
@@ -82,7 +82,7 @@ async def _set(done: anyio.Event) -> None:
     done.set()
 
 
-async def _tasks_one_at_a_time() -> float:
+async def tasks_one_at_a_time() -> float:
     async def body() -> None:
         async with anyio.create_task_group() as group:
             for _ in range(RUNS):
@@ -102,7 +102,7 @@ async def _fresh_lanes(sup: Supervisor) -> float:
     return await per_operation(RUNS, body)
 
 
-async def _tasks_together() -> float:
+async def tasks_together() -> float:
     async def body() -> None:
         async with anyio.create_task_group() as group:
             events = [anyio.Event() for _ in range(RUNS)]
