@@ -93,6 +93,33 @@ def examine(**given: Any) -> int:
     return doctor.run(doctor.Options(**given))
 
 
+@cli.command("bench", context_settings=_SETTINGS)
+@click.argument("questions", nargs=-1, metavar="[QUESTION]...")
+@click.option("--list", "list", is_flag=True, help="Show the questions and the peers, and exit.")
+@click.option("--peers", metavar="NAME,...", help="Only these, and the floor of each question.")
+@click.option("--html", metavar="FILE", help="Write one page with all pictures.")
+@click.option("--json", metavar="FILE", help="Write every sample.")
+@click.option("--compare", metavar="OLD.json", help="Print what differs from an earlier run beyond noise.")
+@click.option("--budget", type=float, metavar="SECONDS", help="How long to measure; 280, with --full 3600.")
+@click.option("--full", is_flag=True, help="Measure larger sizes, longer, and more often.")
+def bench(**given: Any) -> int:
+    """Compare locks and lanes with those of other libraries, on this machine.
+
+    Each QUESTION, by default all of them, is measured for each peer in turn, in several rounds. A peer is a library's
+    lock or task group; the extra `bench` installs them, and a missing one is skipped by name.
+
+    \b
+    Exit codes:
+      0        measured; a peer that failed, or let two holders in, is reported in its row
+      1        nothing could be measured, or a lock of this package let two holders in
+      2        the input cannot be used; nothing was measured
+      130 143  Ctrl-C or SIGTERM cut it short; what was measured is printed
+    """
+    from ..bench import start  # noqa: PLC0415 -- as above
+
+    return start.run(start.Options(**given))
+
+
 _socket = click.option(
     "--socket",
     metavar="PATH",

@@ -46,6 +46,7 @@ ORDER: dict[str, list[str]] = {
         "supervisor",
         "asgi export metrics",
         "trial",
+        "bench",
         "cli",
     ],
 }

@@ -1,0 +1,175 @@
+"""Measures the questions, each in rounds over all its cells, within a time budget.
+
+Each question gets a share of the time that is left, by what its rounds usually take. A round takes all cells in turn.
+A cell of the first round is left out when the time is over, or when it would take longer than what is left: a larger
+size is estimated from the smaller one before. Further rounds are made while there is time for a whole one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from .peers.interface import Peer
+from .questions.interface import Cell, NotMeasured, Question, Sample, Scale
+from .results import Answer, LeftOut, Result, Row
+from .workers import COMMAND, Workers
+
+LONGEST_CELL_S = 60.0
+
+Progress = Callable[[str, float], None]
+"""Called with the question and the share of the whole time that is over, 0 to 1."""
+
+
+@dataclass(slots=True)
+class Measuring:
+    """One run of the suite: fills `result`, also when it is interrupted."""
+
+    result: Result
+    peers: Sequence[Peer]
+    scale: Scale
+    progress: Progress
+    now: Callable[[], float] = time.monotonic
+    command: Sequence[str] = COMMAND
+    """What starts a worker."""
+    longest_cell_s: float = LONGEST_CELL_S
+    """A worker that has not answered by then is ended."""
+    _known: dict[tuple[Any, ...], Sample] = field(default_factory=dict)
+    """What workers answered: questions about the same contention share its runs."""
+
+    def run(self, questions: Sequence[Question]) -> None:
+        """Answer all questions, as far as the time allows."""
+        began = self.now()
+        end = began + self.result.budget_s
+        for index, question in enumerate(questions):
+            share = question.seconds / sum(later.seconds for later in questions[index:])
+            until = self.now() + max(0.0, end - self.now()) * share
+            asking = _Asking(self, question, until, partial(self._tell, question.name, began))
+            try:
+                asking.run()
+            finally:
+                self.result.left_out += asking.left_out()
+        self.progress("", 1.0)
+
+    def _tell(self, question: str, began: float) -> None:
+        self.progress(question, min(1.0, (self.now() - began) / max(self.result.budget_s, 1e-9)))
+
+    def sample(self, question: Question, cell: Cell, workers: Workers, round_: int) -> Sample:
+        """One sample of a cell.
+
+        Raises:
+            NotMeasured: the peer failed.
+        """
+
+        def ask(function: str, **arguments: Any) -> Sample:
+            key = (cell.peer.kind, cell.peer.name, cell.backend, round_, function, *sorted(arguments.items()))
+            if key not in self._known:
+                self._known[key] = workers.ask(cell, function, within_s=self.longest_cell_s, **arguments)
+            return self._known[key]
+
+        return question.take(cell, ask, self.scale)
+
+
+class _Asking:
+    """One question."""
+
+    def __init__(self, measuring: Measuring, question: Question, until: float, tell: Callable[[], None]) -> None:
+        self._measuring, self._question, self._until, self._tell = measuring, question, until, tell
+        self._answer = Answer(question.title, question.unit, question.better, question.floor, question.x)
+        self._rows: dict[tuple[Any, ...], Row] = {}
+        self._took: dict[Cell, float] = {}
+        self._left_out: dict[tuple[Peer, str, str], list[int]] = {}
+        """By peer, event loop and reason: the sizes."""
+        self._cells = question.cells(tuple(measuring.peers), measuring.scale)
+
+    def run(self) -> None:
+        """All rounds; the first cells of a round are others each time, lest a peer always comes first."""
+        self._measuring.result.questions[self._question.name] = self._answer
+        self._cells = [cell for cell in self._cells if not self._missing(cell)]
+        with Workers(self._measuring.command) as workers:
+            for round_ in range(self._question.rounds):
+                if round_ > 0:
+                    if self._measuring.now() + sum(self._took.values()) > self._until:
+                        break
+                    self._cells = [cell for cell in self._cells if cell in self._took]
+                for cell in self._in_turn(round_):
+                    if round_ > 0 or self._in_time(cell):
+                        self._take(cell, workers, round_)
+                    self._tell()
+
+    def left_out(self) -> list[LeftOut]:
+        """What was not measured, one entry per peer, event loop and reason."""
+        found = []
+        for (peer, backend, why), sizes in self._left_out.items():
+            at = f"{', '.join(f'{size:,}' for size in sizes)} {self._question.x}: " if sizes else ""
+            on = "" if backend == "blocking" else f" ({backend})"
+            found.append(LeftOut(self._question.name, peer.name, f"{at}{why}{on}"))
+        return found
+
+    def _in_turn(self, round_: int) -> list[Cell]:
+        """The cells of a round, small sizes first, each size beginning with another peer than the round before."""
+        found = []
+        for size in dict.fromkeys(cell.x for cell in self._cells):
+            cells = [cell for cell in self._cells if cell.x == size]
+            first = round_ % len(cells)
+            found += cells[first:] + cells[:first]
+        return found
+
+    def _take(self, cell: Cell, workers: Workers, round_: int) -> None:
+        began = self._measuring.now()
+        try:
+            sample = self._measuring.sample(self._question, cell, workers, round_)
+        except NotMeasured as error:
+            self._took.pop(cell, None)  # not in the next round either
+            self._leave_out(cell, str(error))
+            return
+        self._took[cell] = self._measuring.now() - began
+        self._note(cell, sample)
+
+    def _note(self, cell: Cell, sample: Sample) -> None:
+        for metric, value in sample.values.items():
+            row = self._row(cell, metric)
+            row.samples.append(value)
+            row.violations += sample.violations
+            row.note = sample.note or row.note
+        if not sample.values:
+            self._row(cell, "").note = sample.note
+
+    def _row(self, cell: Cell, metric: str) -> Row:
+        key = (cell.peer.name, cell.backend, cell.x, metric)
+        if key not in self._rows:
+            self._rows[key] = row = Row(cell.peer.name, cell.backend, metric, cell.x)
+            self._answer.rows.append(row)
+        return self._rows[key]
+
+    def _in_time(self, cell: Cell) -> bool:
+        """Whether there is time for a cell of the first round; if not, it is noted as left out."""
+        left = self._until - self._measuring.now()
+        if left <= 0:
+            self._leave_out(cell, "the time was over; --budget SECONDS gives more")
+            return False
+        before = [
+            (one.x, took) for one, took in self._took.items() if (one.peer, one.backend) == (cell.peer, cell.backend)
+        ]
+        if cell.x is not None and before:
+            size, took = before[-1]
+            expected = took * cell.x / (size or 1) if self._question.grows else took
+            if expected > left:
+                self._leave_out(
+                    cell, f"would take about {expected:.0f} s of {left:.0f} s left; --budget SECONDS gives more"
+                )
+                return False
+        return True
+
+    def _missing(self, cell: Cell) -> bool:
+        if cell.peer.missing:
+            self._leave_out(cell, f"{cell.peer.needs} is not installed; the extra `bench` has it")
+        return cell.peer.missing
+
+    def _leave_out(self, cell: Cell, why: str) -> None:
+        sizes = self._left_out.setdefault((cell.peer, cell.backend, why), [])
+        if cell.x is not None:
+            sizes.append(cell.x)

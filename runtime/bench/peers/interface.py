@@ -1,0 +1,70 @@
+"""What a peer is. A new peer is one entry in `PEERS`, with an adapter that has these methods."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, Protocol
+
+Kind = Literal["inside", "between", "jobs"]
+"""Locks of one process; locks between processes; what runs jobs (task groups, schedulers, lanes)."""
+Backend = Literal["asyncio", "trio", "blocking"]
+"""The event loop, or none: a blocking peer stops its thread while it waits."""
+
+
+class Locks(Protocol):
+    """Locks by key, as one process on one event loop uses them."""
+
+    def hold(self, key: str) -> AbstractAsyncContextManager[Any]:
+        """Wait for the lock of `key`, then hold it for the block. Between processes, `key` is the path of a file."""
+
+
+class BlockingLocks(Protocol):
+    """As `Locks`, for a peer that blocks its thread."""
+
+    def hold(self, key: str) -> AbstractContextManager[Any]:
+        """As `Locks.hold`."""
+
+
+Job = Callable[[], Awaitable[None]]
+
+
+class Jobs(Protocol):
+    """What runs jobs."""
+
+    async def run(self, job: Job) -> None:
+        """Start one job, and wait until it has ended."""
+
+    async def backlog(self, job: Job, count: int) -> None:
+        """Submit `count` jobs that run one at a time, and wait until all have ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """A lock or task group of a library.
+
+    Invariant: `make` imports the library, so that a missing one is missed by its own peers only.
+    """
+
+    name: str
+    kind: Kind
+    make: Callable[[], Any]
+    """Makes `Locks`, `BlockingLocks` (backend "blocking") or an async context manager of `Jobs`."""
+    backends: tuple[Backend, ...]
+    about: str
+    """One line for people: how it waits, or what it promises beyond the others."""
+    needs: str | None = None
+    """The distribution that it belongs to, if it is not one that is always there."""
+
+    @property
+    def missing(self) -> bool:
+        """Whether its distribution is not installed."""
+        if self.needs is None:
+            return False
+        try:
+            version(self.needs)
+        except PackageNotFoundError:
+            return True
+        return False

@@ -1,0 +1,10 @@
+"""All questions, in the order in which they are asked and shown."""
+
+from __future__ import annotations
+
+from .contention import HANDOFF, PROCESSES, SHARES
+from .cost import COST, FILE_COST
+from .interface import Question
+from .waiters import WAITERS
+
+QUESTIONS: tuple[Question, ...] = (COST, WAITERS, FILE_COST, HANDOFF, SHARES, PROCESSES)

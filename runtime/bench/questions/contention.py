@@ -1,0 +1,226 @@
+"""Greedy processes that want one file's lock: handoff, throughput, shares, and how throughput grows with processes.
+
+Each process takes the lock without a gap and holds it for a millisecond. A process is forked from the worker, which has
+imported the peer: with all imports, eight processes would take longer to start than to measure.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Any, NoReturn
+
+import anyio
+import msgspec
+
+from ..checker import overlaps
+from ..peers.interface import Backend, BlockingLocks, Locks, Peer
+from .interface import Ask, Cell, NotMeasured, Question, Sample, Scale
+
+HOLD_S = 0.001
+_PROCESSES = 8
+_START_S = 0.05
+_PAUSE_AFTER_ERROR_S = 0.01
+
+
+class Holds(msgspec.Struct):
+    """What one process did."""
+
+    holds: list[tuple[float, float, float]] = []
+    """When it asked, got the lock, and gave it back."""
+    failed: int = 0
+    """Attempts that raised."""
+    error: str = ""
+
+
+class Contention(msgspec.Struct):
+    """What all processes did."""
+
+    per_process: list[Holds]
+    seconds: float
+
+    @property
+    def violations(self) -> int:
+        """Holds that overlap."""
+        return overlaps((got, gave) for _, got, gave in self._all())
+
+    def _all(self) -> list[tuple[float, float, float]]:
+        return [hold for one in self.per_process for hold in one.holds]
+
+    def _gaps(self) -> list[float]:
+        """How long the lock was free between two processes, in order. A process that takes it twice is none."""
+        holds = sorted((got, gave, index) for index, one in enumerate(self.per_process) for _, got, gave in one.holds)
+        return sorted(max(0.0, later[0] - earlier[1]) for earlier, later in pairwise(holds) if earlier[2] != later[2])
+
+    def sample(self) -> Sample:
+        """All its metrics.
+
+        Raises:
+            NotMeasured: nobody ever held the lock twice in all.
+        """
+        holds = sorted(self._all(), key=lambda hold: hold[1])
+        failed = sum(one.failed for one in self.per_process)
+        errors = next((one.error for one in self.per_process if one.error), "")
+        note = f"{failed} attempts failed: {errors}" if failed else ""
+        if len(holds) < 2:
+            raise NotMeasured(note or "no process got the lock twice")
+        counts = [len(one.holds) for one in self.per_process]
+        gaps = self._gaps()
+        waits = [got - asked for asked, got, _ in holds]
+        values = {
+            "holds per second": len(holds) / self.seconds,
+            "longest wait": max(waits) * 1e3,
+            "longest wait ÷ median wait": max(waits) / max(median(waits), 1e-9),
+            "1 - Jain's index": 1 - sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts)),
+        }
+        if gaps:
+            values |= {
+                "handoff p50": median(gaps) * 1e3,
+                "handoff p99": gaps[int(len(gaps) * 0.99)] * 1e3,
+                "handoff max": gaps[-1] * 1e3,
+            }
+        if min(counts):
+            values["most holds ÷ fewest"] = max(counts) / min(counts)
+        else:
+            note = "; ".join(filter(None, (f"{counts.count(0)} processes never got the lock", note)))
+        return Sample(values, self.violations, note)
+
+
+def measure(peer: Peer, backend: Backend, *, processes: int, seconds: float) -> Sample:
+    """In the worker: all metrics of so many processes."""
+    return contend(peer, backend, processes=processes, seconds=seconds).sample()
+
+
+def contend(peer: Peer, backend: Backend, *, processes: int, seconds: float) -> Contention:
+    """Fork so many processes, let them contend, and collect what they did.
+
+    Raises:
+        NotMeasured: one of them died.
+    """
+    peer.make()  # imports the library, once for all
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "session.jsonl")
+        start = time.monotonic() + _START_S * (1 + processes / 4)
+        children = [
+            _forked(peer, backend, path, os.path.join(directory, f"{number}.json"), start, seconds)
+            for number in range(processes)
+        ]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if any(codes):
+            raise NotMeasured(f"{sum(map(bool, codes))} of {processes} processes died: exit codes {codes}")
+        found = []
+        for number in range(processes):
+            with open(os.path.join(directory, f"{number}.json"), "rb") as file:
+                found.append(msgspec.json.decode(file.read(), type=Holds))
+        return Contention(found, seconds)
+
+
+def _forked(peer: Peer, backend: Backend, path: str, report: str, start: float, seconds: float) -> int:
+    child = os.fork()
+    if child == 0:
+        _child(peer, backend, path, report, start, seconds)
+    return child
+
+
+def _child(peer: Peer, backend: Backend, path: str, report: str, start: float, seconds: float) -> NoReturn:
+    code = 1
+    try:
+        holds = Holds()
+        if backend == "blocking":
+            _blocking(peer.make(), path, holds, start, start + seconds)
+        else:
+            anyio.run(partial(_async, peer, path, holds, start, start + seconds), backend=backend)
+        with open(report, "wb") as file:
+            file.write(msgspec.json.encode(holds))
+        code = 0
+    finally:
+        os._exit(code)  # not back into the worker's loop
+
+
+@contextmanager
+def _noted(holds: Holds) -> Iterator[None]:
+    """An attempt that raises is counted, and the process goes on: a time limit of the peer's own, for one."""
+    try:
+        yield
+    except Exception as error:
+        holds.failed += 1
+        holds.error = f"{type(error).__name__}: {error}"[:100]
+        time.sleep(_PAUSE_AFTER_ERROR_S)
+
+
+def _blocking(locks: BlockingLocks, path: str, holds: Holds, start: float, end: float) -> None:
+    time.sleep(max(0.0, start - time.monotonic()))
+    while (asked := time.monotonic()) < end:
+        with _noted(holds), locks.hold(path):
+            got = time.monotonic()
+            time.sleep(HOLD_S)
+            holds.holds.append((asked, got, time.monotonic()))
+
+
+async def _async(peer: Peer, path: str, holds: Holds, start: float, end: float) -> None:
+    locks: Locks = peer.make()
+    async with locks.hold(path + ".warm-up"):
+        pass
+    await anyio.sleep(max(0.0, start - time.monotonic()))
+    while (asked := time.monotonic()) < end:
+        with _noted(holds):
+            async with locks.hold(path):
+                got = time.monotonic()
+                time.sleep(HOLD_S)  # noqa: ASYNC251 -- the hold is the same for all peers
+                holds.holds.append((asked, got, time.monotonic()))
+
+
+def _metrics(*names: str) -> Any:
+    def take(cell: Cell, ask: Ask, scale: Scale) -> Sample:
+        processes = _PROCESSES if cell.x is None else cell.x
+        found = ask("contention:measure", processes=processes, seconds=4.0 if scale.full else 1.0)
+        return Sample(
+            {name: found.values[name] for name in names if name in found.values}, found.violations, found.note
+        )
+
+    return take
+
+
+HANDOFF = Question(
+    name="handoff",
+    title="How long is a lock free between two processes, from one's release to the next one's entry?",
+    unit="ms",
+    kind="between",
+    take=_metrics("handoff p50", "handoff p99", "handoff max"),
+    floor="flock",
+    x="processes",
+    sizes=lambda scale: (2, 8),
+    grows=False,
+    seconds=25,
+    rounds=3,
+)
+SHARES = Question(
+    name="shares",
+    title="Do eight processes that all want the lock get it equally often, and soon?",
+    unit="×",
+    kind="between",
+    take=_metrics("most holds ÷ fewest", "1 - Jain's index", "longest wait ÷ median wait"),
+    floor="flock",
+    seconds=1,  # the runs of eight processes are those of `handoff`
+    rounds=3,
+)
+PROCESSES = Question(
+    name="processes",
+    title="How many times a second is the lock held, 1 ms each time, by so many processes that all want it?",
+    unit="holds/s",
+    kind="between",
+    take=_metrics("holds per second"),
+    better="higher",
+    floor="flock",
+    x="processes",
+    sizes=lambda scale: (1, 2, 4, 8, 16),
+    grows=False,
+    seconds=60,
+    rounds=3,
+)

@@ -1,0 +1,180 @@
+"""`lanes bench`: checks what it was asked for, measures, prints and writes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..trial.output import Output
+from ..usage_error import UsageError
+from . import compare, results, text
+from .machine import machine, versions
+from .measure import Measuring, Progress
+from .peers import PEERS
+from .peers.interface import Peer
+from .questions import QUESTIONS
+from .questions.interface import Question, Scale
+
+BUDGET_S, FULL_BUDGET_S = 280.0, 3_600.0
+_LONGEST_BUDGET_S = 7 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line, parsed."""
+
+    questions: Sequence[str] = ()
+    peers: str | None = None
+    html: str | None = None
+    json: str | None = None
+    compare: str | None = None
+    budget: float | None = None
+    full: bool = False
+    list: bool = False
+
+
+def run(options: Options) -> int:
+    """Measure; returns the exit code.
+
+    Raises:
+        UsageError: a question or peer is unknown, a file cannot be read or written, or the budget is no time; nothing
+            was measured.
+    """
+    output = Output(json=False)
+    if options.list:
+        for line in _listing():
+            output.result(line)
+        return int(output.failed)
+    questions = _questions(options)
+    peers = _peers(options, questions)
+    budget_s = _budget_s(options)
+    old = None if options.compare is None else results.load(options.compare)
+    for name in ("json", "html"):
+        _check_writable(f"--{name}", getattr(options, name))
+    result = results.Result(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        versions=versions(),
+        argv=sys.argv[1:],
+        budget_s=budget_s,
+    )
+    interrupted = False
+    with _progress() as progress:
+        try:
+            Measuring(result, peers, Scale(options.full), progress).run(questions)
+        except KeyboardInterrupt:
+            interrupted = True  # what was measured until then is still worth printing
+    for part in text.report(result):
+        output.result(part + "\n")
+    if old is not None:
+        output.result("\n".join(compare.lines(old, result)))
+    if options.json is not None:
+        Path(options.json).write_bytes(results.encode(result))
+    if options.html is not None:
+        output.line(_write_html(options.html, result))
+    if interrupted:
+        raise KeyboardInterrupt
+    return int(output.failed or not any(True for _ in result.rows()) or _ours_violated(result))
+
+
+def _ours_violated(result: results.Result) -> bool:
+    return any(row.violations and row.peer.startswith("lanes") for _, _, row in result.rows())
+
+
+def _questions(options: Options) -> list[Question]:
+    by_name = {question.name: question for question in QUESTIONS}
+    for name in options.questions:
+        if name not in by_name:
+            raise UsageError(f"QUESTION: {name!r} is unknown; allowed: {', '.join(by_name)}")
+    if options.questions:
+        return [question for question in QUESTIONS if question.name in options.questions]
+    return [question for question in QUESTIONS if options.full or not question.only_full]
+
+
+def _peers(options: Options, questions: Sequence[Question]) -> list[Peer]:
+    """The peers asked for, and the floors of the questions: without its floor a peer's figures say little."""
+    if options.peers is None:
+        return list(PEERS)
+    asked = [name.strip() for name in options.peers.split(",") if name.strip()]
+    allowed = dict.fromkeys(peer.name for peer in PEERS)
+    for name in asked:
+        if name not in allowed:
+            raise UsageError(f"--peers: {name!r} is unknown; allowed: {', '.join(allowed)}")
+    if not asked:
+        raise UsageError(f"--peers: {options.peers!r} names no peer; allowed: {', '.join(allowed)}")
+    floors = {(question.kind, question.floor) for question in questions}
+    return [peer for peer in PEERS if peer.name in asked or (peer.kind, peer.name) in floors]
+
+
+def _budget_s(options: Options) -> float:
+    if options.budget is None:
+        return FULL_BUDGET_S if options.full else BUDGET_S
+    if not 0 < options.budget <= _LONGEST_BUDGET_S:
+        raise UsageError(
+            f"--budget: {options.budget!r} is not allowed; allowed: seconds above 0, up to {_LONGEST_BUDGET_S:g}"
+        )
+    return options.budget
+
+
+def _check_writable(option: str, path: str | None) -> None:
+    """Find out before minutes of measuring. A file that was not there is not left behind."""
+    if path is None:
+        return
+    new = not os.path.lexists(path)
+    try:
+        with open(path, "ab"):
+            pass
+        if new:
+            os.unlink(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UsageError(f"{option}: {path}: cannot be written: {reason}") from None
+
+
+def _write_html(path: str, result: results.Result) -> str:
+    """Write the page; returns what to say about it."""
+    return f"--html: {path}: not written for {len(result.questions)} questions: this version draws no pictures yet"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal's standard error; else a line there as each question begins."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        shown: set[str] = set()
+
+        def tell(question: str, _: float) -> None:
+            if question and question not in shown:
+                shown.add(question)
+                print(f"lanes bench: {question}", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    from rich.console import Console  # noqa: PLC0415 -- for a terminal only
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bar  # noqa: PLC0415
+
+    with Bar(
+        TextColumn("{task.description:16}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda question, done: bar.update(task, description=question, completed=done)
+
+
+def _listing() -> Iterator[str]:
+    yield "Questions:"
+    for question in QUESTIONS:
+        full = " (with --full, or by name)" if question.only_full else ""
+        yield f"  {question.name:16} {question.title}{full}"
+    yield "Peers:"
+    for peer in PEERS:
+        missing = f" (not installed: {peer.needs})" if peer.missing else ""
+        yield f"  {peer.name:24} {peer.kind:8} {peer.about}{missing}"

@@ -1,0 +1,98 @@
+"""A result as text: a table per question, what was left out, and what the peers are."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from .peers import PEERS
+from .results import Answer, Result, Row
+
+_WIDTH = 150
+
+
+def report(result: Result) -> Iterator[str]:
+    """All of it, in pieces of one question each."""
+    machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.machine.items())
+    yield f"{result.versions['python']}; {machine}"
+    yield "Each value: the median of its samples ± half of their range; ×: its ratio to the floor, round by round."
+    for name, answer in result.questions.items():
+        if answer.rows:
+            yield "\n".join(_question(name, answer))
+    if result.left_out:
+        yield "\n".join(["Left out:", *(f"  {one.question}: {one.peer}: {one.why}" for one in result.left_out)])
+    yield "\n".join(["Peers:", *_peers(result)])
+
+
+def number(value: float) -> str:
+    """Three digits, without an exponent."""
+    if value != 0 and abs(value) < 100:
+        return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.6f}"
+    return f"{value:,.0f}"
+
+
+def _question(name: str, answer: Answer) -> Iterator[str]:
+    floor = f"; floor: {answer.floor}" if answer.floor else ""
+    by = f", by {answer.x}" if answer.x else ""
+    yield f"{name}: {answer.title}"
+    yield f"({answer.unit}{by}; {answer.better} is better{floor})"
+    yield _drawn(_table(answer))
+    for row in answer.rows:
+        at = "" if row.x is None else f", {row.x:,.0f} {answer.x}"
+        subject = f"{row.peer} ({row.backend}{at})"
+        if row.violations and row.metric == answer.rows[0].metric:
+            yield f"  EXCLUSION VIOLATED: {subject} let another holder in {row.violations:,} times"
+        if row.note and row.metric in ("", answer.rows[0].metric):
+            yield f"  {subject}: {row.note}"
+
+
+def _table(answer: Answer) -> Table:
+    metrics = list(dict.fromkeys(row.metric for row in answer.rows if row.samples))
+    sizes = sorted({row.x for row in answer.rows if row.x is not None})
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column("peer")
+    table.add_column("loop")
+    if sizes:
+        if len(metrics) > 1:
+            table.add_column("metric")
+        for size in sizes:
+            table.add_column(f"{size:,.0f}", justify="right")
+    else:
+        for metric in metrics:
+            table.add_column(metric, justify="right")
+    found = {(row.peer, row.backend, row.x, row.metric): row for row in answer.rows}
+    for peer, backend in dict.fromkeys((row.peer, row.backend) for row in answer.rows):
+        if not sizes:
+            table.add_row(peer, backend, *(_cell(answer, found.get((peer, backend, None, name))) for name in metrics))
+            continue
+        for metric in metrics:
+            cells = [_cell(answer, found.get((peer, backend, size, metric))) for size in sizes]
+            table.add_row(peer, backend, *([metric] if len(metrics) > 1 else []), *cells)
+    return table
+
+
+def _cell(answer: Answer, row: Row | None) -> str:
+    if row is None or row.median is None:
+        return "–"
+    spread = (max(row.samples) - min(row.samples)) / 2
+    ratio = answer.ratio(row)
+    value = f"{number(row.median)} ±{number(spread)}" if len(row.samples) > 1 else number(row.median)
+    return value if ratio is None else f"{value} {ratio:5.2f}×"
+
+
+def _peers(result: Result) -> Iterator[str]:
+    measured = {row.peer for _, _, row in result.rows()}
+    for peer in PEERS:
+        if peer.name in measured:
+            kind = {"inside": "in one process", "between": "between processes", "jobs": "jobs"}[peer.kind]
+            yield f"  {peer.name} ({kind}): {peer.about}"
+
+
+def _drawn(table: Table) -> str:
+    sink = io.StringIO()
+    Console(file=sink, width=_WIDTH, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in sink.getvalue().splitlines() if line.strip())

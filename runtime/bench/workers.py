@@ -1,0 +1,133 @@
+"""The worker processes, as seen from the process that asks: one per peer and event loop, kept for one question."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from .questions.interface import Cell, NotMeasured, Sample
+from .worker import Answered, Asked
+
+_CHUNK = 1 << 16
+_START_S = 60.0
+COMMAND = (sys.executable, "-m", "runtime.bench.worker")
+"""What starts a worker."""
+
+
+class Worker:
+    """One process. It leads a process group, so that whatever it started ends with it."""
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._rest = b""
+        self._ready = False
+
+    def ask(self, asked: Asked, within_s: float) -> Sample:
+        """The sample.
+
+        Raises:
+            NotMeasured: the peer failed, its process died, or it did not answer in time; it is closed then.
+        """
+        assert self._process.stdin is not None
+        if not self._ready:
+            self._line(_START_S)  # imports are not the peer's time
+            self._ready = True
+        try:
+            self._process.stdin.write(msgspec.json.encode(asked) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._died() from None
+        answered = msgspec.json.decode(self._line(within_s), type=Answered)
+        if answered.sample is None:
+            raise NotMeasured(answered.error)
+        return answered.sample
+
+    def _line(self, within_s: float) -> bytes:
+        assert self._process.stdout is not None
+        until = time.monotonic() + within_s
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                self.close()
+                raise NotMeasured(f"no answer within {within_s:g} s")
+            chunk = os.read(self._process.stdout.fileno(), _CHUNK)
+            if not chunk:
+                raise self._died()
+            self._rest += chunk
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def _died(self) -> NotMeasured:
+        self.close()
+        code = self._process.returncode
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return NotMeasured(f"its process ended: {how}")
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """End it, and what it started."""
+        if self._process.stdout is not None and not self._ended():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _ended(self) -> bool:
+        """Whether it ends by itself, as after a crash, so that its own exit code is known."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.2)
+        return self.closed
+
+
+class Workers:
+    """The workers of one question."""
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        self._command = command
+        self._workers: dict[tuple[str, str, str], Worker] = {}
+
+    def ask(self, cell: Cell, function: str, *, within_s: float, **arguments: Any) -> Sample:
+        """The sample of a cell, from its own worker.
+
+        Raises:
+            NotMeasured: as `Worker.ask`. The next question to that peer gets a new process.
+        """
+        key = (cell.peer.kind, cell.peer.name, cell.backend)
+        worker = self._workers.get(key)
+        if worker is None or worker.closed:
+            worker = self._workers[key] = Worker(self._command)
+        return worker.ask(Asked(function, cell.peer.kind, cell.peer.name, cell.backend, arguments), within_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for worker in self._workers.values():
+            worker.close()

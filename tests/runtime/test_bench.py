@@ -1,0 +1,188 @@
+"""`lanes bench`: what it refuses, what it leaves out, and peers that misbehave."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from runtime.bench import compare, results, text
+from runtime.bench.checker import Witness, overlaps
+from runtime.bench.measure import Measuring
+from runtime.bench.peers import PEERS, peer_of
+from runtime.bench.questions.cost import COST
+from runtime.bench.questions.interface import Scale
+from runtime.bench.questions.waiters import WAITERS
+from runtime.bench.results import Answer, Result, Row
+from runtime.cli import main
+from tests.children import bench_worker as bad
+
+QUICK = replace(COST, take=lambda cell, ask, scale: ask("cost:measure", pairs=10), rounds=2)
+"""The smallest question: what is tested is not the figure."""
+
+
+def measured(*peers, budget_s=60.0, questions=(QUICK,), **options):
+    result = Result(started="", machine={"cores": 1}, versions={"python": ""}, budget_s=budget_s)
+    command = (sys.executable, "-m", "tests.children.bench_worker")
+    Measuring(result, peers, Scale(), lambda *_: None, command=command, **options).run(questions)
+    return result
+
+
+def rows_of(result, question=QUICK):
+    return {(row.peer, row.backend): row for row in result.questions[question.name].rows}
+
+
+# Refusals: nothing is measured
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["speed"], "QUESTION: 'speed' is unknown; allowed: cost, waiters,"),
+        (["--peers", "flock,redis"], "--peers: 'redis' is unknown; allowed: asyncio.Lock,"),
+        (["--peers", " , "], "names no peer; allowed: asyncio.Lock,"),
+        (["--budget", "0"], "--budget: 0.0 is not allowed; allowed: seconds above 0"),
+        (["--budget", "nan"], "--budget: nan is not allowed"),
+        (["--json", "/no/such/directory/a.json"], "--json: /no/such/directory/a.json: cannot be written: No such file"),
+        (["--html", "/"], "--html: /: cannot be written: Is a directory"),
+        (["--compare", "/no/such.json"], "/no/such.json: cannot be read: No such file"),
+    ],
+)
+def test_input_that_cannot_be_used_is_refused_before_anything_is_measured(capsys, arguments, said):
+    assert main(["bench", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("lanes: ") and said in printed.err
+    assert printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"schema": "lanes-bench/1"}', b"\xff"])
+def test_a_file_that_is_no_result_is_refused(tmp_path, capsys, content):
+    (tmp_path / "old.json").write_bytes(content)
+    assert main(["bench", "--compare", str(tmp_path / "old.json")]) == 2
+    assert "old.json: is no result of `lanes bench --json`" in capsys.readouterr().err
+
+
+def test_a_result_of_another_schema_is_refused(tmp_path, capsys):
+    old = Result(schema="lanes-bench/9", started="", machine={}, versions={}, budget_s=1)
+    (tmp_path / "old.json").write_bytes(results.encode(old))
+    assert main(["bench", "--compare", str(tmp_path / "old.json")]) == 2
+    assert "schema 'lanes-bench/9' is not allowed; allowed: 'lanes-bench/1'" in capsys.readouterr().err
+
+
+def test_checking_that_a_file_can_be_written_leaves_nothing_behind(tmp_path):
+    assert main(["bench", "--json", str(tmp_path / "a.json"), "--budget", "-1"]) == 2
+    assert main(["bench", "--json", str(tmp_path / "a.json"), "--html", "/"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+# Peers that misbehave: reported, and the run goes on
+
+
+def test_a_peer_that_lets_all_in_is_reported():
+    result = measured(bad.LETS_ALL_IN, peer_of("inside", "anyio.Lock"))
+    rows = rows_of(result)
+    assert rows["lets all in", "asyncio"].violations > 0
+    assert rows["anyio.Lock", "asyncio"].violations == 0 and len(rows["anyio.Lock", "asyncio"].samples) == 2
+    printed = "\n".join(text.report(result))
+    assert printed.count("EXCLUSION VIOLATED") == 1
+    assert "EXCLUSION VIOLATED: lets all in (asyncio) let another holder in" in printed
+
+
+def test_a_peer_that_crashes_or_raises_is_left_out_and_the_run_goes_on():
+    result = measured(bad.DIES, bad.RAISES, bad.PRINTS)
+    assert {one.peer: one.why for one in result.left_out} == {
+        "dies": "its process ended: exit code 3 (asyncio)",
+        "raises": "RuntimeError: the lock is broken (asyncio)",
+    }
+    assert len(rows_of(result)["prints", "asyncio"].samples) == 2
+
+
+def test_a_peer_that_hangs_is_ended_and_left_out():
+    result = measured(bad.HANGS, longest_cell_s=0.1)
+    assert [one.why for one in result.left_out] == ["no answer within 0.1 s (asyncio)"]
+
+
+def test_a_missing_peer_is_skipped_by_name():
+    missing = replace(peer_of("inside", "asyncio.Lock"), name="absent", needs="no-such-distribution")
+    result = measured(missing)
+    assert [(one.peer, one.why) for one in result.left_out] == [
+        ("absent", "no-such-distribution is not installed; the extra `bench` has it (asyncio)")
+    ]
+
+
+def test_what_the_time_was_too_short_for_is_left_out_by_name():
+    result = measured(peer_of("inside", "trio.Lock"), budget_s=1e-9, questions=(QUICK, WAITERS))
+    assert [(one.question, one.peer, one.why) for one in result.left_out] == [
+        ("cost", "trio.Lock", "the time was over; --budget SECONDS gives more (trio)"),
+        ("waiters", "trio.Lock", "2, 10, 100, 1,000 waiters: the time was over; --budget SECONDS gives more (trio)"),
+    ]
+    assert "Left out:\n  cost: trio.Lock: the time was over" in "\n".join(text.report(result))
+
+
+# The result
+
+
+def test_the_command_measures_prints_and_writes(tmp_path, capsys):
+    path = tmp_path / "found.json"
+    assert main(["bench", "cost", "--peers", "asyncio.Lock", "--budget", "3", "--json", str(path)]) == 0
+    result = results.load(str(path))
+    assert {row.peer for row in result.questions["cost"].rows} == {"asyncio.Lock", "anyio.Lock"}  # and the floor
+    printed = capsys.readouterr().out
+    assert "cost: What does taking a free lock and giving it back cost, in one process?" in printed
+    assert msgspec.json.decode(path.read_bytes())["schema"] == "lanes-bench/1"
+
+
+def test_every_peer_has_its_own_name_and_its_library_is_found_or_named():
+    names = [(peer.kind, peer.name) for peer in PEERS]
+    assert len(names) == len(set(names))
+    assert not [peer.name for peer in PEERS if peer.missing]  # the extra `dev` has all
+
+
+def test_ratios_are_taken_round_by_round():
+    floor, row = Row("floor", "blocking", "m", samples=[1, 2, 4]), Row("a", "asyncio", "m", samples=[2, 6, 8])
+    assert Answer("", "s", "lower", floor="floor", rows=[floor, row]).ratio(row) == 2
+
+
+def test_a_comparison_reports_what_differs_beyond_noise():
+    def result(*samples):
+        rows = [Row("floor", "asyncio", "m", samples=[1.0, 1.0, 1.0]), Row("a", "asyncio", "m", samples=list(samples))]
+        answers = {"q": Answer("", "µs", "lower", floor="floor", rows=rows)}
+        return Result(started="then", machine={}, versions={}, budget_s=1, questions=answers)
+
+    assert compare.changes(result(1, 2, 3), result(2, 3, 4)) == []
+    (change,) = compare.changes(result(1, 2, 3), result(4, 5, 6))
+    assert change.line() == "  WORSE  q: a (asyncio), m: 2 → 5 × the floor"
+    (change,) = compare.changes(result(4, 5, 6), result(1, 2, 3))
+    assert change.better
+
+
+# The checker
+
+
+def test_the_witness_counts_entries_while_another_holder_is_in():
+    witness = Witness()
+    witness.enter("a")
+    witness.enter("b")
+    witness.leave("a")
+    witness.enter("a")
+    assert witness.violations == 0
+    witness.enter("a")
+    witness.enter("a")
+    assert witness.violations == 2
+
+
+@pytest.mark.parametrize(
+    "holds, found",
+    [
+        ([], 0),
+        ([(0, 1), (1, 2)], 0),
+        ([(1, 3), (0, 2)], 1),
+        ([(0, 9), (1, 2), (3, 4)], 2),
+        ([(0, 2), (1, 3), (2.5, 4)], 2),
+    ],
+)
+def test_overlapping_holds_are_counted(holds, found):
+    assert overlaps(holds) == found
