@@ -2,11 +2,12 @@
 
 Each question gets a share of the time that is left, by what its rounds usually take. A round takes all cells in turn.
 A cell of the first round is left out when the time is over, or when it would take longer than what is left: a larger
-size is estimated from the smaller one before. Further rounds are made while there is time for a whole one.
+size is estimated from the smaller ones before. Further rounds are made while there is time for a whole one.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,14 +45,15 @@ class Measuring:
         """Answer all questions, as far as the time allows."""
         began = self.now()
         end = began + self.result.budget_s
-        for index, question in enumerate(questions):
-            share = question.seconds / sum(later.seconds for later in questions[index:])
-            until = self.now() + max(0.0, end - self.now()) * share
-            asking = _Asking(self, question, until, partial(self._tell, question.name, began))
-            try:
-                asking.run()
-            finally:
-                self.result.left_out += asking.left_out()
+        with Workers(self.command) as workers:
+            for index, question in enumerate(questions):
+                share = question.seconds / sum(later.seconds for later in questions[index:])
+                until = self.now() + max(0.0, end - self.now()) * share
+                asking = _Asking(self, question, until, partial(self._tell, question.name, began))
+                try:
+                    asking.run(workers)
+                finally:
+                    self.result.left_out += asking.left_out()
         self.progress("", 1.0)
 
     def _tell(self, question: str, began: float) -> None:
@@ -85,20 +87,22 @@ class _Asking:
         """By peer, event loop and reason: the sizes."""
         self._cells = question.cells(tuple(measuring.peers), measuring.scale)
 
-    def run(self) -> None:
+    def run(self, workers: Workers) -> None:
         """All rounds; the first cells of a round are others each time, lest a peer always comes first."""
         self._measuring.result.questions[self._question.name] = self._answer
         self._cells = [cell for cell in self._cells if not self._missing(cell)]
-        with Workers(self._measuring.command) as workers:
-            for round_ in range(self._question.rounds):
-                if round_ > 0:
-                    if self._measuring.now() + sum(self._took.values()) > self._until:
-                        break
-                    self._cells = [cell for cell in self._cells if cell in self._took]
-                for cell in self._in_turn(round_):
-                    if round_ > 0 or self._in_time(cell):
-                        self._take(cell, workers, round_)
-                    self._tell()
+        self._tell()
+        if self._measuring.now() < self._until:
+            workers.prepare(self._cells)
+        for round_ in range(self._question.rounds):
+            if round_ > 0:
+                if self._measuring.now() + sum(self._took.values()) > self._until:
+                    break
+                self._cells = [cell for cell in self._cells if cell in self._took]
+            for cell in self._in_turn(round_):
+                if round_ > 0 or self._in_time(cell):
+                    self._take(cell, workers, round_)
+                self._tell()
 
     def left_out(self) -> list[LeftOut]:
         """What was not measured, one entry per peer, event loop and reason."""
@@ -150,19 +154,24 @@ class _Asking:
         left = self._until - self._measuring.now()
         if left <= 0:
             self._leave_out(cell, "the time was over; --budget SECONDS gives more")
-            return False
+        elif self._expected_s(cell) > left:
+            self._leave_out(cell, "would take longer than the time left; --budget SECONDS gives more")
+        else:
+            return True
+        return False
+
+    def _expected_s(self, cell: Cell) -> float:
+        """How long a cell will take: it goes on growing as between the two sizes before it."""
         before = [
             (one.x, took) for one, took in self._took.items() if (one.peer, one.backend) == (cell.peer, cell.backend)
         ]
-        if cell.x is not None and before:
-            size, took = before[-1]
-            expected = took * cell.x / (size or 1) if self._question.grows else took
-            if expected > left:
-                self._leave_out(
-                    cell, f"would take about {expected:.0f} s of {left:.0f} s left; --budget SECONDS gives more"
-                )
-                return False
-        return True
+        if cell.x is None or not before:
+            return 0.0
+        (size, took), (smaller, faster) = before[-1], before[-2] if len(before) > 1 else before[-1]
+        if smaller is None or size is None or size <= smaller or took <= faster:
+            return took
+        power = math.log(took / faster) / math.log(size / smaller)
+        return float(took * (cell.x / size) ** power)
 
     def _missing(self, cell: Cell) -> bool:
         if cell.peer.missing:

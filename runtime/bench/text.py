@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .peers import PEERS
+from .questions import QUESTIONS
 from .results import Answer, Result, Row
 
 _WIDTH = 150
@@ -85,9 +86,10 @@ def _cell(answer: Answer, row: Row | None) -> str:
 
 
 def _peers(result: Result) -> Iterator[str]:
-    measured = {row.peer for _, _, row in result.rows()}
+    kinds = {question.name: question.kind for question in QUESTIONS}
+    measured = {(kinds.get(name), row.peer) for name, _, row in result.rows()}
     for peer in PEERS:
-        if peer.name in measured:
+        if (peer.kind, peer.name) in measured:
             kind = {"inside": "in one process", "between": "between processes", "jobs": "jobs"}[peer.kind]
             yield f"  {peer.name} ({kind}): {peer.about}"
 

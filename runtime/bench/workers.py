@@ -1,4 +1,4 @@
-"""The worker processes, as seen from the process that asks: one per peer and event loop, kept for one question."""
+"""The worker processes, as seen from the process that asks: one per peer and event loop."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ class Worker:
         self._rest = b""
         self._ready = False
 
+    def start(self) -> None:
+        """Wait until it has started: its imports are not the peer's time.
+
+        Raises:
+            NotMeasured: it ended, or takes too long.
+        """
+        if not self._ready:
+            self._line(_START_S)
+            self._ready = True
+
     def ask(self, asked: Asked, within_s: float) -> Sample:
         """The sample.
 
@@ -44,9 +54,7 @@ class Worker:
             NotMeasured: the peer failed, its process died, or it did not answer in time; it is closed then.
         """
         assert self._process.stdin is not None
-        if not self._ready:
-            self._line(_START_S)  # imports are not the peer's time
-            self._ready = True
+        self.start()
         try:
             self._process.stdin.write(msgspec.json.encode(asked) + b"\n")
             self._process.stdin.flush()
@@ -105,7 +113,7 @@ class Worker:
 
 
 class Workers:
-    """The workers of one question."""
+    """The workers of one run; those of one kind of peers at a time."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
@@ -117,11 +125,24 @@ class Workers:
         Raises:
             NotMeasured: as `Worker.ask`. The next question to that peer gets a new process.
         """
+        asked = Asked(function, cell.peer.kind, cell.peer.name, cell.backend, arguments)
+        return self._worker(cell).ask(asked, within_s)
+
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """Start the workers of these cells, all at once, and end those of other kinds of peers."""
+        kinds = {cell.peer.kind for cell in cells}
+        for key in [key for key in self._workers if key[0] not in kinds]:
+            self._workers.pop(key).close()
+        for worker in [self._worker(cell) for cell in cells]:
+            with contextlib.suppress(NotMeasured):  # the cell itself will report it
+                worker.start()
+
+    def _worker(self, cell: Cell) -> Worker:
         key = (cell.peer.kind, cell.peer.name, cell.backend)
         worker = self._workers.get(key)
         if worker is None or worker.closed:
             worker = self._workers[key] = Worker(self._command)
-        return worker.ask(Asked(function, cell.peer.kind, cell.peer.name, cell.backend, arguments), within_s)
+        return worker
 
     def __enter__(self) -> Self:
         return self

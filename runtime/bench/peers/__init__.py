@@ -5,8 +5,9 @@ from __future__ import annotations
 from .between import BETWEEN
 from .inside import INSIDE
 from .interface import Kind, Peer
+from .jobs import JOBS
 
-PEERS: tuple[Peer, ...] = (*INSIDE, *BETWEEN)
+PEERS: tuple[Peer, ...] = (*INSIDE, *BETWEEN, *JOBS)
 
 
 def peer_of(kind: Kind, name: str) -> Peer:

@@ -18,7 +18,11 @@ class Locks(Protocol):
     """Locks by key, as one process on one event loop uses them."""
 
     def hold(self, key: str) -> AbstractAsyncContextManager[Any]:
-        """Wait for the lock of `key`, then hold it for the block. Between processes, `key` is the path of a file."""
+        """Wait for the lock of `key`, then hold it for the block.
+
+        Every key is the path of a file in a directory that is there: locks on files need it, and ours makes its file
+        even when it excludes tasks of one process only.
+        """
 
 
 class BlockingLocks(Protocol):

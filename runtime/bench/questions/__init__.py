@@ -5,6 +5,19 @@ from __future__ import annotations
 from .contention import HANDOFF, PROCESSES, SHARES
 from .cost import COST, FILE_COST
 from .interface import Question
+from .jobs import BACKLOG, JOB
+from .keys import MEMORY, SESSIONS
 from .waiters import WAITERS
 
-QUESTIONS: tuple[Question, ...] = (COST, WAITERS, FILE_COST, HANDOFF, SHARES, PROCESSES)
+QUESTIONS: tuple[Question, ...] = (
+    COST,
+    WAITERS,
+    SESSIONS,
+    MEMORY,
+    FILE_COST,
+    HANDOFF,
+    SHARES,
+    PROCESSES,
+    JOB,
+    BACKLOG,
+)

@@ -1,7 +1,6 @@
 """Greedy processes that want one file's lock: handoff, throughput, shares, and how throughput grows with processes.
 
-Each process takes the lock without a gap and holds it for a millisecond. A process is forked from the worker, which has
-imported the peer: with all imports, eight processes would take longer to start than to measure.
+Each process takes the lock without a gap and holds it for a millisecond.
 """
 
 from __future__ import annotations
@@ -9,23 +8,23 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
 import anyio
 import msgspec
 
 from ..checker import overlaps
+from ..forks import together
 from ..peers.interface import Backend, BlockingLocks, Locks, Peer
 from .interface import Ask, Cell, NotMeasured, Question, Sample, Scale
 
 HOLD_S = 0.001
 _PROCESSES = 8
-_START_S = 0.05
 _PAUSE_AFTER_ERROR_S = 0.01
 
 
@@ -106,41 +105,16 @@ def contend(peer: Peer, backend: Backend, *, processes: int, seconds: float) -> 
     peer.make()  # imports the library, once for all
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "session.jsonl")
-        start = time.monotonic() + _START_S * (1 + processes / 4)
-        children = [
-            _forked(peer, backend, path, os.path.join(directory, f"{number}.json"), start, seconds)
-            for number in range(processes)
-        ]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        if any(codes):
-            raise NotMeasured(f"{sum(map(bool, codes))} of {processes} processes died: exit codes {codes}")
-        found = []
-        for number in range(processes):
-            with open(os.path.join(directory, f"{number}.json"), "rb") as file:
-                found.append(msgspec.json.decode(file.read(), type=Holds))
-        return Contention(found, seconds)
 
+        def work(_: int, ready: Callable[[], float]) -> Holds:
+            holds = Holds()
+            if backend == "blocking":
+                _blocking(peer.make(), path, holds, ready, seconds)
+            else:
+                anyio.run(partial(_async, peer.make(), path, holds, ready, seconds), backend=backend)
+            return holds
 
-def _forked(peer: Peer, backend: Backend, path: str, report: str, start: float, seconds: float) -> int:
-    child = os.fork()
-    if child == 0:
-        _child(peer, backend, path, report, start, seconds)
-    return child
-
-
-def _child(peer: Peer, backend: Backend, path: str, report: str, start: float, seconds: float) -> NoReturn:
-    code = 1
-    try:
-        holds = Holds()
-        if backend == "blocking":
-            _blocking(peer.make(), path, holds, start, start + seconds)
-        else:
-            anyio.run(partial(_async, peer, path, holds, start, start + seconds), backend=backend)
-        with open(report, "wb") as file:
-            file.write(msgspec.json.encode(holds))
-        code = 0
-    finally:
-        os._exit(code)  # not back into the worker's loop
+        return Contention(together(processes, work, Holds, directory), seconds)
 
 
 @contextmanager
@@ -154,21 +128,24 @@ def _noted(holds: Holds) -> Iterator[None]:
         time.sleep(_PAUSE_AFTER_ERROR_S)
 
 
-def _blocking(locks: BlockingLocks, path: str, holds: Holds, start: float, end: float) -> None:
+def _blocking(locks: BlockingLocks, path: str, holds: Holds, ready: Callable[[], float], seconds: float) -> None:
+    with locks.hold(path + ".warm-up"):
+        pass
+    start = ready()
     time.sleep(max(0.0, start - time.monotonic()))
-    while (asked := time.monotonic()) < end:
+    while (asked := time.monotonic()) < start + seconds:
         with _noted(holds), locks.hold(path):
             got = time.monotonic()
             time.sleep(HOLD_S)
             holds.holds.append((asked, got, time.monotonic()))
 
 
-async def _async(peer: Peer, path: str, holds: Holds, start: float, end: float) -> None:
-    locks: Locks = peer.make()
+async def _async(locks: Locks, path: str, holds: Holds, ready: Callable[[], float], seconds: float) -> None:
     async with locks.hold(path + ".warm-up"):
         pass
+    start = ready()
     await anyio.sleep(max(0.0, start - time.monotonic()))
-    while (asked := time.monotonic()) < end:
+    while (asked := time.monotonic()) < start + seconds:
         with _noted(holds):
             async with locks.hold(path):
                 got = time.monotonic()
@@ -196,7 +173,6 @@ HANDOFF = Question(
     floor="flock",
     x="processes",
     sizes=lambda scale: (2, 8),
-    grows=False,
     seconds=25,
     rounds=3,
 )
@@ -206,7 +182,6 @@ SHARES = Question(
     unit="×",
     kind="between",
     take=_metrics("most holds ÷ fewest", "1 - Jain's index", "longest wait ÷ median wait"),
-    floor="flock",
     seconds=1,  # the runs of eight processes are those of `handoff`
     rounds=3,
 )
@@ -220,7 +195,6 @@ PROCESSES = Question(
     floor="flock",
     x="processes",
     sizes=lambda scale: (1, 2, 4, 8, 16),
-    grows=False,
     seconds=60,
     rounds=3,
 )

@@ -29,7 +29,7 @@ def measure(peer: Peer, backend: Backend, *, pairs: int) -> Sample:
         else:
             took_s = anyio.run(partial(_async, peer.make(), path, pairs), backend=backend)
         if peer.kind == "inside":
-            violations = anyio.run(_crowd, peer.make(), backend=backend)
+            violations = anyio.run(_crowd, peer.make(), path, backend=backend)
         else:
             violations = contend(peer, backend, processes=2, seconds=_TOGETHER_S).violations
     return Sample({"take and give back": took_s / pairs * 1e6}, violations)
@@ -57,16 +57,16 @@ async def _async(locks: Locks, path: str, pairs: int) -> float:
     return time.perf_counter() - began
 
 
-async def _crowd(locks: Locks) -> int:
+async def _crowd(locks: Locks, key: str) -> int:
     """The violations of a few tasks that want the same lock: the loop that is timed has no second task."""
     witness = Witness()
 
     async def wait() -> None:
         for _ in range(_TURNS):
-            async with locks.hold("crowd"):
-                witness.enter("crowd")
+            async with locks.hold(key):
+                witness.enter(key)
                 await checkpoint()
-                witness.leave("crowd")
+                witness.leave(key)
 
     async with anyio.create_task_group() as group:
         for _ in range(_CROWD):

@@ -64,8 +64,6 @@ class Question:
     x: str | None = None
     sizes: Callable[[Scale], tuple[int, ...]] | None = None
     """With `x`: the sizes, from small to large."""
-    grows: bool = True
-    """Whether a cell takes longer by as much as its size is larger; else about as long."""
     seconds: float
     """How long one round takes, about: the share of the time budget goes by it."""
     rounds: int = 5

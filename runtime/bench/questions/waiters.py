@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 from functools import partial
 
@@ -19,17 +21,19 @@ def measure(peer: Peer, backend: Backend, *, waiters: int) -> Sample:
     """In the worker: microseconds per handoff among so many tasks. Each holder suspends once, so each entry is one."""
     witness = Witness()
     turns = max(2, _LEAST_HANDOFFS // waiters)
-    took_s = anyio.run(partial(_crowd, peer.make(), witness, waiters, turns), backend=backend)
+    with tempfile.TemporaryDirectory() as directory:
+        key = os.path.join(directory, "crowd")
+        took_s = anyio.run(partial(_crowd, peer.make(), key, witness, waiters, turns), backend=backend)
     return Sample({"handoff": took_s / (waiters * turns) * 1e6}, witness.violations)
 
 
-async def _crowd(locks: Locks, witness: Witness, waiters: int, turns: int) -> float:
+async def _crowd(locks: Locks, key: str, witness: Witness, waiters: int, turns: int) -> float:
     async def wait(turns: int) -> None:
         for _ in range(turns):
-            async with locks.hold("crowd"):
-                witness.enter("crowd")
+            async with locks.hold(key):
+                witness.enter(key)
                 await checkpoint()
-                witness.leave("crowd")
+                witness.leave(key)
 
     await wait(10)  # warm up
     began = time.perf_counter()

@@ -1,0 +1,84 @@
+"""What a job costs, alone and from a backlog that runs one at a time."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ..checker import Witness
+from ..peers.interface import Backend, Peer
+from .interface import Ask, Cell, Question, Sample, Scale
+
+_JOBS, _JOBS_FULL = 1_000, 5_000
+
+
+def alone(peer: Peer, backend: Backend, *, jobs: int) -> Sample:
+    """In the worker: microseconds from starting a job that does nothing to knowing that it has ended."""
+    return Sample({"start and end": anyio.run(partial(_alone, peer, jobs), backend=backend) / jobs * 1e6})
+
+
+async def _alone(peer: Peer, jobs: int) -> float:
+    async def job() -> None:
+        pass
+
+    async with peer.make() as runner:
+        for _ in range(jobs // 10):  # warm up
+            await runner.run(job)
+        began = time.perf_counter()
+        for _ in range(jobs):
+            await runner.run(job)
+        return time.perf_counter() - began
+
+
+def backlog(peer: Peer, backend: Backend, *, jobs: int) -> Sample:
+    """In the worker: microseconds per job of a backlog, from the first submission to the last end."""
+    witness = Witness()
+    took_s = anyio.run(partial(_backlog, peer, jobs, witness), backend=backend)
+    return Sample({"job": took_s / jobs * 1e6}, witness.violations)
+
+
+async def _backlog(peer: Peer, jobs: int, witness: Witness) -> float:
+    async def job() -> None:
+        witness.enter("backlog")
+        await checkpoint()
+        witness.leave("backlog")
+
+    async with peer.make() as runner:
+        await runner.backlog(job, 100)  # warm up
+        began = time.perf_counter()
+        await runner.backlog(job, jobs)
+        return time.perf_counter() - began
+
+
+def _take_alone(cell: Cell, ask: Ask, scale: Scale) -> Sample:
+    return ask("jobs:alone", jobs=scale.pick(_JOBS, _JOBS_FULL))
+
+
+def _take_backlog(cell: Cell, ask: Ask, scale: Scale) -> Sample:
+    return ask("jobs:backlog", jobs=cell.x)
+
+
+JOB = Question(
+    name="job",
+    title="What does a job cost that does nothing, from its start to its known end?",
+    unit="µs",
+    kind="jobs",
+    take=_take_alone,
+    floor="anyio.TaskGroup",
+    seconds=6,
+)
+BACKLOG = Question(
+    name="backlog",
+    title="What does each job of a backlog cost, one running at a time?",
+    unit="µs",
+    kind="jobs",
+    take=_take_backlog,
+    floor="anyio.TaskGroup",
+    x="jobs",
+    sizes=lambda scale: (1_000, 10_000, 100_000, 1_000_000) if scale.full else (1_000, 10_000, 100_000),
+    seconds=25,
+    rounds=3,
+)
