@@ -141,6 +141,8 @@ class _Asking:
             row.note = sample.note or row.note
         if not sample.values:
             self._row(cell, "").note = sample.note
+        if sample.played is not None:
+            self._answer.played[cell.peer.name] = sample.played
 
     def _row(self, cell: Cell, metric: str) -> Row:
         key = (cell.peer.name, cell.backend, cell.x, metric)

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from ..usage_error import UsageError
+from .stories.journal import Played
 
 SCHEMA = "lanes-bench/1"
 
@@ -43,6 +44,8 @@ class Answer(msgspec.Struct):
     x: str | None = None
     """What grows from row to row, such as "waiters"."""
     rows: list[Row] = []
+    played: dict[str, Played] = {}
+    """Of a story: how each peer played it, the last time."""
 
     def floor_of(self, row: Row) -> Row | None:
         """The floor's row for the same size and metric; on the same event loop, if the floor has one there."""

@@ -14,6 +14,12 @@ from .questions import QUESTIONS
 from .results import Answer, Result, Row
 
 _WIDTH = 150
+_KINDS = {
+    "inside": "in one process",
+    "between": "between processes",
+    "jobs": "jobs",
+    "gateway": "a whole gateway",
+}
 
 
 def report(result: Result) -> Iterator[str]:
@@ -26,7 +32,7 @@ def report(result: Result) -> Iterator[str]:
             yield "\n".join(_question(name, answer))
     if result.left_out:
         yield "\n".join(["Left out:", *(f"  {one.question}: {one.peer}: {one.why}" for one in result.left_out)])
-    yield "\n".join(["Peers:", *_peers(result)])
+    yield "\n".join(["Peers:", *(f"  {line}" for line in peers_of(result))])
 
 
 def number(value: float) -> str:
@@ -85,13 +91,13 @@ def _cell(answer: Answer, row: Row | None) -> str:
     return value if ratio is None else f"{value} {ratio:5.2f}×"
 
 
-def _peers(result: Result) -> Iterator[str]:
+def peers_of(result: Result) -> Iterator[str]:
+    """Each peer that was measured, and what it is."""
     kinds = {question.name: question.kind for question in QUESTIONS}
     measured = {(kinds.get(name), row.peer) for name, _, row in result.rows()}
     for peer in PEERS:
         if (peer.kind, peer.name) in measured:
-            kind = {"inside": "in one process", "between": "between processes", "jobs": "jobs"}[peer.kind]
-            yield f"  {peer.name} ({kind}): {peer.about}"
+            yield f"{peer.name} ({_KINDS[peer.kind]}): {peer.about}"
 
 
 def _drawn(table: Table) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from .between import BETWEEN
+from .gateways import GATEWAYS
 from .inside import INSIDE
 from .interface import Kind, Peer
 from .jobs import JOBS
 
-PEERS: tuple[Peer, ...] = (*INSIDE, *BETWEEN, *JOBS)
+PEERS: tuple[Peer, ...] = (*INSIDE, *BETWEEN, *JOBS, *GATEWAYS)
 
 
 def peer_of(kind: Kind, name: str) -> Peer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from .interface import BlockingLocks, Locks, Peer
@@ -76,6 +77,20 @@ def _fasteners() -> BlockingLocks:
     return Blocking(lambda path: fasteners.InterProcessLock(path + ".lock"))
 
 
+def _legacy() -> Locks:
+    from ..legacy.lock_file import LegacyLock, Times
+
+    lock = LegacyLock(Times())
+
+    @asynccontextmanager
+    async def hold(path: str) -> AsyncIterator[None]:
+        held = await lock.acquire(Path(path))
+        yield
+        lock.release(held)  # an exception in the block leaves the lock held, as it did there
+
+    return Async(hold)
+
+
 def _lanes() -> Locks:
     return Async(registry().lease)
 
@@ -136,6 +151,13 @@ BETWEEN = (
         backends=("blocking",),
         about="a POSIX record lock, tried every 10 to 100 ms; does not exclude threads of one process",
         needs="fasteners",
+    ),
+    Peer(
+        name="legacy",
+        kind="between",
+        make=_legacy,
+        backends=("asyncio", "trio"),
+        about="a file that exists, tried every 50 ms, given up after 60 s, held for 17 minutes at most; no fence",
     ),
     Peer(
         name="lanes",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, Protocol
 
-Kind = Literal["inside", "between", "jobs"]
-"""Locks of one process; locks between processes; what runs jobs (task groups, schedulers, lanes)."""
+Kind = Literal["inside", "between", "jobs", "gateway"]
+"""Locks of one process; locks between processes; what runs jobs (task groups, schedulers, lanes); whole gateways."""
 Backend = Literal["asyncio", "trio", "blocking"]
 """The event loop, or none: a blocking peer stops its thread while it waits."""
 
@@ -55,7 +55,7 @@ class Peer:
     name: str
     kind: Kind
     make: Callable[[], Any]
-    """Makes `Locks`, `BlockingLocks` (backend "blocking") or an async context manager of `Jobs`."""
+    """Makes `Locks`, `BlockingLocks` (backend "blocking"), an async context manager of `Jobs`, or a story's `Side`."""
     backends: tuple[Backend, ...]
     about: str
     """One line for people: how it waits, or what it promises beyond the others."""

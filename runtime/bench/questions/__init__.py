@@ -7,6 +7,7 @@ from .cost import COST, FILE_COST
 from .interface import Question
 from .jobs import BACKLOG, JOB
 from .keys import MEMORY, SESSIONS
+from .stories import TOLD
 from .waiters import WAITERS
 
 QUESTIONS: tuple[Question, ...] = (
@@ -20,4 +21,5 @@ QUESTIONS: tuple[Question, ...] = (
     PROCESSES,
     JOB,
     BACKLOG,
+    *TOLD,
 )

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from ..peers.interface import Backend, Kind, Peer
+from ..stories.journal import Played
 
 
 class Sample(msgspec.Struct):
@@ -19,6 +20,8 @@ class Sample(msgspec.Struct):
     violations: int = 0
     """Entries while another holder was in."""
     note: str = ""
+    played: Played | None = None
+    """Of a story: what became of its work."""
 
 
 class NotMeasured(Exception):
