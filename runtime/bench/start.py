@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..trial.output import Output
 from ..usage_error import UsageError
-from . import compare, results, text
+from . import compare, illustrate, results, text
 from .machine import machine, versions
 from .measure import Measuring, Progress
 from .peers import PEERS
@@ -30,7 +30,9 @@ class Options:
 
     questions: Sequence[str] = ()
     peers: str | None = None
+    source: str | None = None
     html: str | None = None
+    pictures: str | None = None
     json: str | None = None
     compare: str | None = None
     budget: float | None = None
@@ -54,8 +56,14 @@ def run(options: Options) -> int:
     peers = _peers(options, questions)
     budget_s = _budget_s(options)
     old = None if options.compare is None else results.load(options.compare)
+    found = None if options.source is None else _loaded(options, options.source)
     for name in ("json", "html"):
         _check_writable(f"--{name}", getattr(options, name))
+    if options.pictures is not None:
+        illustrate.check_directory("--pictures", options.pictures)
+    if found is not None:
+        _show(options, found, old, output)
+        return int(output.failed)
     result = results.Result(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
@@ -69,17 +77,37 @@ def run(options: Options) -> int:
             Measuring(result, peers, Scale(options.full), progress).run(questions)
         except KeyboardInterrupt:
             interrupted = True  # what was measured until then is still worth printing
+    _show(options, result, old, output)
+    if interrupted:
+        raise KeyboardInterrupt
+    return int(output.failed or not any(True for _ in result.rows()) or _ours_violated(result))
+
+
+def _show(options: Options, result: results.Result, old: results.Result | None, output: Output) -> None:
+    """Print the result, and write the files that were asked for: the samples first, which cannot be had again."""
+    if options.json is not None:
+        Path(options.json).write_bytes(results.encode(result))
     for part in text.report(result):
         output.result(part + "\n")
     if old is not None:
         output.result("\n".join(compare.lines(old, result)))
-    if options.json is not None:
-        Path(options.json).write_bytes(results.encode(result))
     if options.html is not None:
-        output.line(_write_html(options.html, result))
-    if interrupted:
-        raise KeyboardInterrupt
-    return int(output.failed or not any(True for _ in result.rows()) or _ours_violated(result))
+        output.line(illustrate.write_page(options.html, result))
+    if options.pictures is not None:
+        output.line(illustrate.write_pictures(options.pictures, result))
+
+
+def _loaded(options: Options, source: str) -> results.Result:
+    """The figures of an earlier run. What would choose what to measure is refused beside it."""
+    for option, given in {
+        "QUESTION": options.questions,
+        "--peers": options.peers,
+        "--budget": options.budget,
+        "--full": options.full,
+    }.items():
+        if given:
+            raise UsageError(f"--from: nothing is measured then, so {option} is not allowed beside it")
+    return results.load(source)
 
 
 def _ours_violated(result: results.Result) -> bool:
@@ -134,11 +162,6 @@ def _check_writable(option: str, path: str | None) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{option}: {path}: cannot be written: {reason}") from None
-
-
-def _write_html(path: str, result: results.Result) -> str:
-    """Write the page; returns what to say about it."""
-    return f"--html: {path}: not written for {len(result.questions)} questions: this version draws no pictures yet"
 
 
 @contextlib.contextmanager

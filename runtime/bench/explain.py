@@ -1,0 +1,110 @@
+"""What each question asks, in two sentences, and why a peer is faster where one is. For the page and the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Explained(NamedTuple):
+    """The text of a question."""
+
+    asks: str = ""
+    why: str = ""
+    """Why some peers are faster, and what they leave out for it; or what decides, where none is."""
+
+
+def explained(question: str) -> Explained:
+    """The text of a question; an empty one for a question that has none."""
+    return _TEXTS.get(question, Explained())
+
+
+_TEXTS: Mapping[str, Explained] = {
+    "cost": Explained(
+        "One task takes a lock that is free and gives it back, in a loop. This is what every message pays when nobody "
+        "else wants its session.",
+        "Every peer is faster. A lease checks that the session's file is still the same, has an owner, a deadline that "
+        "is enforced from outside the event loop, an epoch that appends are checked against, and a cancel scope; a "
+        "bare lock has none of these, and a lock in a dictionary is never removed from it.",
+    ),
+    "file-cost": Explained(
+        "The same between processes: the lock is taken where other processes can see it. Nobody else wants it.",
+        "flock and its wrappers open, lock and close a file. A lease asks for waiting processes' tickets as well, "
+        "checks that the path still leads to the file that it has locked, and, by default, writes and removes the lock "
+        "file that other gateways read; lanes-no-lock-file leaves that out.",
+    ),
+    "waiters": Explained(
+        "So many tasks of one process want one lock, and each holder suspends once while it has it. What one handoff "
+        "takes is the time of all of them, divided by their number.",
+        "A bare lock wakes the next task and no more. Each claim on a lease can be named, cancelled, superseded, "
+        "given a deadline and looked at for deadlocks, and costs an object for it.",
+    ),
+    "handoff": Explained(
+        "Processes take one file's lock again and again and hold it for a millisecond. Counted is how long nobody has "
+        "it, from one process's release to the next one's entry.",
+        "flock is the floor: the kernel wakes the next process itself. Of the locks that do not stop an event loop, "
+        "most look again after a fixed time, and that time is their handoff; a lease wakes the next waiter with a "
+        "datagram.",
+    ),
+    "shares": Explained(
+        "Eight processes want the lock all the time. Counted is how evenly they get it, and how much longer than the "
+        "median wait the longest one was.",
+        "A lock without a queue goes to whoever looks first, so some processes get it many times as often as others. "
+        "Leases are granted in order of arrival, in all processes.",
+    ),
+    "processes": Explained(
+        "How often in a second the lock is held, for a millisecond each, by one to sixteen processes that all want it. "
+        "At best that is a little below 1,000.",
+        "flock wakes the next process in the kernel, without a queue that is fair. A lease gives up some of that for "
+        "order of arrival and for waiting that does not block the event loop.",
+    ),
+    "sessions": Explained(
+        "One task takes the free locks of so many sessions in turn, after each has been used once. A lock whose "
+        "registry keeps every key, or searches for one, would get slower from left to right.",
+        "Nothing here grows with the number of sessions, so the order is that of `cost`. A lock in a dictionary is the "
+        "fastest because it never removes a key, which `memory` shows.",
+    ),
+    "memory": Explained(
+        "How many bytes a key has left behind when nobody holds it any more, and how many it takes while it is held. "
+        "A gateway meets new sessions for as long as it runs, so what a key leaves behind is a leak.",
+        "A lock in a dictionary is small, and stays for ever. A lease leaves nothing behind; while it is held it takes "
+        "more, for its owner, deadline, scope and place in the queue.",
+    ),
+    "job": Explained(
+        "A job that does nothing is started, and its end is waited for, one after the other. This is what the runtime "
+        "adds to each message apart from locks.",
+        "A task group starts a task and no more. A run has a deadline and a grace, an outcome that is kept, a place in "
+        "a fair queue, and an exception of it ends nothing else.",
+    ),
+    "backlog": Explained(
+        "So many jobs are submitted at once to what runs one of them at a time; the time of all is divided by their "
+        "number. It stays the same for every size where the bookkeeping does not grow with the backlog.",
+        "For a task group the jobs are tasks that wait for a lock. A lane keeps a queued run without a task, but "
+        "starts a task for each when its turn comes, with deadline and outcome.",
+    ),
+    "recovery": Explained(
+        "The holder of a lock runs past its time limit, raises, is killed, or freezes its whole event loop; the next "
+        "process wants the lock. Counted is how long after that it has it, if it ever gets it.",
+        "A kernel lock is free as soon as its process is dead, for all that use one. Only a lease has a deadline that "
+        "holds when its process is alive and its event loop is not.",
+    ),
+    "recovery-inside": Explained(
+        "In one process, the task that holds a lock runs past its time limit, raises, is cancelled or hangs, and "
+        "another task waits for it. Counted is how long after that it has the lock, if it ever gets it.",
+        "Any lock that is a context manager is given back by an exception and by a cancellation. Only a lease is taken "
+        "away from a task that hangs, at its deadline and grace.",
+    ),
+    "story-86004": Explained(
+        "The report openclaw#86004, played at 200 times its speed: a model call ignores its cancellation while two "
+        "lanes write to its session. The legacy model is what that gateway did, its time limits included.",
+        "The legacy lock may be held for 17 minutes and waited for for one, so everything that comes after the "
+        "timeout is lost until the watchdog takes the lock file away, without telling the holder, which writes on. "
+        "Here a run ends at its deadline and grace, whatever its body does, and its late write is refused.",
+    ),
+    "story-86014": Explained(
+        "The report openclaw#86014, played at 300 times its speed: one run times out, a later one fails, and both "
+        "leave their lock behind. Its pid is alive, so nothing may clean it up.",
+        "The legacy lock is given back in the last line of a run, which an exception and a cancellation skip. Here "
+        "the lease belongs to the run's scope: nothing ends the run without ending the lease.",
+    ),
+}

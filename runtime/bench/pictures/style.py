@@ -1,0 +1,83 @@
+"""How pictures look: black, white and greys only, so that a printed or a dim one says the same.
+
+What a colour would say is said by a filling, a hatch, a marker or a label at the line itself: this project's own peers
+are black, the floor is hatched, the legacy model is cross-hatched, all others are light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+
+OWN, LEGACY = "lanes", "legacy"
+WIDTH_IN = 9.5
+_GREY = "0.45"
+
+_SETTINGS: Any = {
+    "axes.edgecolor": _GREY,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "hatch.linewidth": 0.6,
+    "savefig.dpi": 130,
+    "svg.hashsalt": "lanes",
+}
+
+
+class Look(NamedTuple):
+    """How a peer's bars and lines look."""
+
+    face: str
+    hatch: str
+    width: float
+    style: str
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings of all pictures, for a block."""
+    with rc_context(_SETTINGS):
+        yield
+
+
+def is_own(peer: str) -> bool:
+    """Whether a peer is this project's."""
+    return peer == OWN or peer.startswith(OWN + "-")
+
+
+def look_of(peer: str, floor: str | None) -> Look:
+    """How a peer looks."""
+    if is_own(peer):
+        return Look("black", "", 2.2 if peer == OWN else 1.3, "-")
+    if peer == floor:
+        return Look("white", "////", 1.4, (0, (6, 2)))  # type: ignore[arg-type]
+    if peer == LEGACY:
+        return Look("white", "xxxx", 1.2, ":")
+    return Look("0.85", "", 0.9, "-")
+
+
+def named(peer: str, backend: str) -> str:
+    """What a peer is called in a picture."""
+    return peer if backend == "blocking" else f"{peer} · {backend}"
+
+
+def quantity(value: float) -> str:
+    """Three digits, with a suffix instead of an exponent."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (limit if suffix != 'k' else 1e3):.3g}{suffix}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def plain_ticks(axes: Axes, which: str) -> None:
+    """Numbers instead of powers of ten, on the x or the y axis."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(lambda value, _: quantity(value))
