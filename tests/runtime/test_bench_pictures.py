@@ -41,12 +41,23 @@ GROWTH = Answer(
     "higher",
     x="waiters",
     rows=[
-        Row(peer, "asyncio", "holds", x, [1000 / x])
+        Row(peer, "asyncio", "holds", x, [1000 / x], violations=int(peer == "b"))
         for peer in ("lanes", "lanes-no-lock-file", "b")
-        for x in (1.0, 9.0)
+        for x in (1.0, 3.0, 9.0)
     ],
 )
-NOUGHT = Answer("Of nothing?", "B", "lower", x="keys", rows=[Row("a", "asyncio", "kept", 1.0, [0.0])])
+TWO_SIZES = Answer(
+    "How?",
+    "ms",
+    "lower",
+    x="processes",
+    rows=[
+        Row("lanes", "trio", "p50", 8.0, [2.0]),
+        Row("b", "trio", "p50", 8.0, [1.0]),
+        Row("lanes", "trio", "p50", 2.0, [1.0]),
+    ],
+)
+NOUGHT = Answer("Of nothing?", "B", "lower", x="keys", rows=[Row("a", "asyncio", "kept", x, [0.0]) for x in (1, 2, 3)])
 PLAYED = Played(
     "story-86004",
     200.0,
@@ -109,6 +120,9 @@ def test_each_measured_question_gets_a_picture_of_its_kind(figures):
     assert bars.get_xscale() == "log"  # 1 and 85 in one picture
     assert any("3 VIOLATIONS" in text.get_text() for text in bars.texts)
     assert [label.get_text() for label in bars.get_yticklabels()] == ["lanes · trio", "legacy · asyncio", "floor"]
+    (growth,) = figures["growth"].axes
+    assert growth.get_xscale() == growth.get_yscale() == "log"
+    assert "b · asyncio 3 VIOLATIONS" in {text.get_text() for text in growth.texts}
     story, _ = figures["story"].axes
     assert {"late write", "refused", "soft restart", "timed out"} <= {text.get_text() for text in story.texts}
 
@@ -128,6 +142,11 @@ def test_pictures_have_no_colours(figures):
 def test_own_peers_floor_and_legacy_model_are_told_apart_without_colour():
     looks = [look_of(peer, "floor") for peer in ("lanes", "floor", "legacy", "other")]
     assert len({(look.face, look.hatch) for look in looks}) == 4
+
+
+def test_two_sizes_are_bars_side_by_side(figures):
+    ((_, figure),) = pictures(result_of(two=TWO_SIZES))
+    assert [axes.get_title("left") for axes in figure.axes] == ["p50, 2 processes", "p50, 8 processes"]
 
 
 def test_a_growth_of_nothing_is_drawn_empty(figures):

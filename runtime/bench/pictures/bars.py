@@ -1,4 +1,4 @@
-"""Bars: a question that is asked at one size. One row per peer, one panel per metric, the best peer on top."""
+"""Bars: a question that is asked at one size or two. A row per peer, a panel per metric and size, the best on top."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _LEAST_IN, _BAR_IN = 0.95, 0.29
 
 Line = tuple[str, str]
 """Peer and event loop."""
+Panel = tuple[float | None, str]
+"""Size and metric."""
 
 
 def bars(answer: Answer) -> Figure:
     """The picture of a question. All panels have the same rows, so the peers are named once."""
-    rows = {(row.peer, row.backend, row.metric): row for row in answer.rows if row.samples}
-    metrics = list(dict.fromkeys(metric for _, _, metric in rows))
-    lines = _in_order(answer, rows, metrics)
-    columns = min(len(metrics), _COLUMNS)
-    height = -(-len(metrics) // columns)
+    rows = {((row.peer, row.backend), (row.x, row.metric)): row for row in answer.rows if row.samples}
+    panels = sorted(dict.fromkeys(panel for _, panel in rows), key=lambda panel: panel[0] or 0.0)
+    lines = _in_order(answer, rows, panels[0])
+    columns = min(len(panels), _COLUMNS)
+    height = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH_IN, height * (_LEAST_IN + _BAR_IN * len(lines))), layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False, sharey=True)
-    for axes in grid.flat[len(metrics) :]:
+    for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, metric in zip(grid.flat, metrics, strict=False):
-        _panel(axes, answer, metric, [rows.get((*line, metric)) for line in lines])
-        axes.label_outer()
-        axes.tick_params(axis="x", labelbottom=True)
-        axes.set_xlabel(axes.get_xlabel(), visible=True)
+    for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        _panel(axes, answer, panel, [rows.get((line, panel)) for line in lines])
+        axes.tick_params(axis="y", length=0, labelleft=place % columns == 0)
     for axes in grid[:, 0]:
         axes.set_yticks(range(len(lines)), [named(*line) for line in lines])
         for label, (peer, _) in zip(axes.get_yticklabels(), lines, strict=True):
@@ -40,18 +40,18 @@ def bars(answer: Answer) -> Figure:
     return figure
 
 
-def _in_order(answer: Answer, rows: dict[tuple[str, str, str], Row], metrics: list[str]) -> list[Line]:
-    """Bottom to top: without a value of the first metric, then from the worst to the best."""
+def _in_order(answer: Answer, rows: dict[tuple[Line, Panel], Row], panel: Panel) -> list[Line]:
+    """Bottom to top: without a value in the first panel, then from the worst to the best."""
 
     def place(line: Line) -> tuple[bool, float]:
-        row = rows.get((*line, metrics[0]))
+        row = rows.get((line, panel))
         value = 0.0 if row is None else _median(row)
         return row is not None, -value if answer.better == "lower" else value
 
-    return sorted(dict.fromkeys((peer, backend) for peer, backend, _ in rows), key=place)
+    return sorted(dict.fromkeys(line for line, _ in rows), key=place)
 
 
-def _panel(axes: Axes, answer: Answer, metric: str, lines: list[Row | None]) -> None:
+def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None]) -> None:
     rows = [(place, row) for place, row in enumerate(lines) if row is not None]
     least, most = min(_median(row) for _, row in rows), max(max(row.samples) for _, row in rows)
     logarithmic = least > 0 and most / least >= _LOGARITHMIC_FROM
@@ -62,8 +62,8 @@ def _panel(axes: Axes, answer: Answer, metric: str, lines: list[Row | None]) -> 
         axes.plot(spread, [place, place], color="0.5", linewidth=1.4, marker="|", markersize=5)
         text = _value(answer, row)
         axes.annotate(text, (spread[1], place), (6, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.set_title(metric)
+    size, metric = panel
+    axes.set_title(metric if size is None else f"{metric}, {size:,.0f} {answer.x}")
     axes.set_xlabel(
         f"{answer.unit}, {answer.better} is better" + (", logarithmic" if logarithmic else ""), fontsize=8.5
     )

@@ -15,6 +15,8 @@ from .style import style
 from .timeline import timeline
 
 Kind = Literal["svg", "png"]
+_LEAST_SIZES = 3
+"""From so many sizes on, a line says more than bars."""
 
 
 def pictures(result: Result) -> Iterator[tuple[str, Figure]]:
@@ -37,4 +39,5 @@ def drawn(figure: Figure, kind: Kind) -> bytes:
 def _picture(answer: Answer) -> Figure:
     if answer.played:
         return timeline([*answer.played.items()])
-    return bars(answer) if answer.x is None else growth(answer)
+    sizes = {row.x for row in answer.rows if row.samples}
+    return bars(answer) if len(sizes) < _LEAST_SIZES else growth(answer)

@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..results import Answer, Row
-from .style import WIDTH_IN, is_own, look_of, named, plain_ticks
+from .style import OWN, WIDTH_IN, is_own, look_of, named, plain_ticks, quantity
 
-_MARKERS = "osD^vP*Xhp<>"
+_MARKERS = "D^vP*Xhp<>d8"
+_OWN_MARKERS = "so"
+"""Of a variant, and of the peer as shipped; filled on asyncio, hollow on trio."""
 _LABEL_GAP = 0.052
 """Least distance of two labels, as a share of the panel's height."""
 
@@ -36,17 +38,16 @@ def _panel(axes: Axes, answer: Answer, metric: str) -> None:
             color="black" if is_own(peer) else "0.35",
             linewidth=look.width,
             linestyle=look.style,
-            marker=_MARKERS[index % len(_MARKERS)],
+            marker=_OWN_MARKERS[peer == OWN] if is_own(peer) else _MARKERS[index % len(_MARKERS)],
             markersize=6,
             markerfacecolor="black" if is_own(peer) and backend != "trio" else "white",
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
     sizes = sorted({row.x for _, _, rows in lines for row in rows if row.x is not None})
-    axes.set_xticks(sizes, minor=False)
-    axes.set_xticks([], minor=True)
-    plain_ticks(axes, "x")
     plain_ticks(axes, "y")
+    axes.set_xticks(sizes, [quantity(size) for size in sizes])
+    axes.set_xticks([], minor=True)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_title(metric)
     axes.set_xlabel(answer.x or "")
@@ -68,7 +69,9 @@ def _label(axes: Axes, lines: Sequence[Line]) -> None:
     ends = []
     for peer, backend, rows in lines:
         _, height = axes.transAxes.inverted().transform(axes.transData.transform((1.0, rows[-1].median or 1.0)))
-        ends.append((float(height), named(peer, backend), is_own(peer), rows[-1]))
+        violations = sum(row.violations for row in rows)
+        text = named(peer, backend) + (f" {violations:,} VIOLATIONS" if violations else "")
+        ends.append((float(height), text, is_own(peer), rows[-1]))
     ends.sort(key=lambda end: end[0])
     for (_, text, own, row), at in zip(ends, apart([height for height, *_ in ends], _LABEL_GAP), strict=True):
         axes.annotate(

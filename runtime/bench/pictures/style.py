@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 OWN, LEGACY = "lanes", "legacy"
 WIDTH_IN = 9.5
 _GREY = "0.45"
+_FEW_TICKS = 300.0
 
 _SETTINGS: Any = {
     "axes.edgecolor": _GREY,
@@ -78,6 +80,10 @@ def quantity(value: float) -> str:
 
 
 def plain_ticks(axes: Axes, which: str) -> None:
-    """Numbers instead of powers of ten, on the x or the y axis."""
+    """Numbers instead of powers of ten, on the x or the y axis; also between them, where there are few."""
     axis = axes.xaxis if which == "x" else axes.yaxis
+    if (axes.get_xscale() if which == "x" else axes.get_yscale()) == "log":
+        least, most = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if most / least < _FEW_TICKS else (1,)))
+        axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(lambda value, _: quantity(value))
