@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn, Self, TypeVar
 
+import anyio
 import msgspec
 
+from .peers.interface import Backend, Peer
 from .questions.interface import NotMeasured
 
 T = TypeVar("T")
@@ -99,6 +101,13 @@ class Forks:
             os.waitpid(child, 0)
         for channel in self._channels:
             channel.close()
+
+
+def imported(peer: Peer, backend: Backend) -> None:
+    """Import the peer and its event loop in this process, so that no child has to."""
+    peer.make()
+    if backend != "blocking":
+        anyio.run(anyio.sleep, 0, backend=backend)
 
 
 def together(count: int, work: Callable[[int, Callable[[], float]], T], kind: type[T], directory: str) -> list[T]:

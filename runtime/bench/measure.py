@@ -139,8 +139,8 @@ class _Asking:
             row.samples.append(value)
             row.violations += sample.violations
             row.note = sample.note or row.note
-        if not sample.values:
-            self._row(cell, "").note = sample.note
+        for metric, why in sample.missing.items():
+            self._row(cell, metric).note = why
         if sample.played is not None:
             self._answer.played[cell.peer.name] = sample.played
 

@@ -53,8 +53,12 @@ def _question(name: str, answer: Answer) -> Iterator[str]:
         subject = f"{row.peer} ({row.backend}{at})"
         if row.violations and row.metric == answer.rows[0].metric:
             yield f"  EXCLUSION VIOLATED: {subject} let another holder in {row.violations:,} times"
-        if row.note and row.metric in ("", answer.rows[0].metric):
-            yield f"  {subject}: {row.note}"
+    notes: dict[str, list[str]] = {}
+    for row in answer.rows:
+        if row.note:
+            about = notes.setdefault(f"{row.peer}: {row.note}", [])
+            about += [name for name in (row.metric,) if name not in about]
+    yield from (f"  {note} ({', '.join(about)})" for note, about in notes.items())
 
 
 def _table(answer: Answer) -> Table:

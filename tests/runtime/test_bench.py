@@ -12,10 +12,12 @@ from runtime.bench import compare, results, text
 from runtime.bench.checker import Witness, overlaps
 from runtime.bench.measure import Measuring
 from runtime.bench.peers import PEERS, peer_of
+from runtime.bench.peers.interface import Kind
 from runtime.bench.questions.cost import COST
-from runtime.bench.questions.interface import Scale
+from runtime.bench.questions.interface import Cell, Scale
 from runtime.bench.questions.waiters import WAITERS
 from runtime.bench.results import Answer, Result, Row
+from runtime.bench.workers import Workers
 from runtime.cli import main
 from tests.children import bench_worker as bad
 
@@ -120,6 +122,43 @@ def test_what_the_time_was_too_short_for_is_left_out_by_name():
         ("waiters", "trio.Lock", "2, 10, 100, 1,000 waiters: the time was over; --budget SECONDS gives more (trio)"),
     ]
     assert "Left out:\n  cost: trio.Lock: the time was over" in "\n".join(text.report(result))
+
+
+MEASUREMENTS: list[tuple[str, Kind, dict[str, int | float]]] = [
+    ("waiters:measure", "inside", {"waiters": 2}),
+    ("keys:sessions", "inside", {"keys": 2}),
+    ("keys:memory", "inside", {"keys": 2}),
+    ("cost:measure", "between", {"pairs": 2}),
+    ("appends:measure", "between", {"size": 100}),
+    ("contention:measure", "between", {"processes": 2, "seconds": 0.01}),
+    ("waiting:measure", "between", {"seconds": 0.01}),
+    ("jobs:alone", "jobs", {"jobs": 2}),
+    ("jobs:backlog", "jobs", {"jobs": 2}),
+]
+
+
+def test_no_measurement_leaves_a_file_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Workers() as workers:
+        for function, kind, arguments in MEASUREMENTS:
+            cell = Cell(peer_of(kind, "lanes"), "asyncio")
+            found = workers.ask(cell, function, within_s=60.0, **arguments)
+            assert found.values and not found.violations, function
+            assert list(tmp_path.iterdir()) == [], function
+
+
+def test_a_lock_that_is_never_given_back_has_no_figure_but_a_reason():
+    ours, soft = (
+        Cell(peer_of("between", "lanes"), "asyncio"),
+        Cell(peer_of("between", "filelock.SoftFileLock"), "blocking"),
+    )
+    with Workers() as workers:
+        for how in ("exception", "ignored cancellation", "kill -9"):
+            found = workers.ask(ours, "recovery:between", within_s=60.0, how=how, limit_s=20.0)
+            assert list(found.values) == [how] and not found.violations
+        found = workers.ask(soft, "recovery:between", within_s=60.0, how="kill -9", limit_s=0.1)
+    assert found.values == {} and found.missing == {"kill -9": "still held 0.1 s later"}
 
 
 # The result

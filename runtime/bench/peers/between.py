@@ -95,8 +95,16 @@ def _lanes() -> Locks:
     return Async(registry().lease)
 
 
+def _lanes_limited(hold_s: float, grace_s: float) -> Locks:
+    return Async(registry(max_hold=hold_s, grace=grace_s).lease)
+
+
 def _lanes_alone() -> Locks:
     return Async(registry(sidecar=False).lease)
+
+
+def _lanes_alone_limited(hold_s: float, grace_s: float) -> Locks:
+    return Async(registry(sidecar=False, max_hold=hold_s, grace=grace_s).lease)
 
 
 BETWEEN = (
@@ -163,6 +171,8 @@ BETWEEN = (
         name="lanes",
         kind="between",
         make=_lanes,
+        limited=_lanes_limited,
+        appends=True,
         backends=("asyncio", "trio"),
         about="LockRegistry() as shipped: fair order, deadline, fence, and a lock file for other gateways",
     ),
@@ -170,6 +180,8 @@ BETWEEN = (
         name="lanes-no-lock-file",
         kind="between",
         make=_lanes_alone,
+        limited=_lanes_alone_limited,
+        appends=True,
         backends=("asyncio", "trio"),
         about="LockRegistry(sidecar=False): the same without lock files for other gateways",
     ),

@@ -60,6 +60,10 @@ def _lanes() -> Locks:
     return Called(registry(engine="none").lease)
 
 
+def _lanes_limited(hold_s: float, grace_s: float) -> Locks:
+    return Called(registry(engine="none", max_hold=hold_s, grace=grace_s).lease)
+
+
 INSIDE = (
     Peer(
         name="asyncio.Lock",
@@ -94,6 +98,7 @@ INSIDE = (
         name="lanes",
         kind="inside",
         make=_lanes,
+        limited=_lanes_limited,
         backends=("asyncio", "trio"),
         about='LockRegistry(engine="none"): owner, deadline, epoch and fence for each lease; dropped after use',
     ),

@@ -59,6 +59,10 @@ class Peer:
     backends: tuple[Backend, ...]
     about: str
     """One line for people: how it waits, or what it promises beyond the others."""
+    limited: Callable[[float, float], Any] | None = None
+    """Makes `Locks` that take the lock away from a holder after so many seconds and a grace, if the peer has that."""
+    appends: bool = False
+    """Whether what `hold` gives has `append(record)`, which writes a line of JSON."""
     needs: str | None = None
     """The distribution that it belongs to, if it is not one that is always there."""
 

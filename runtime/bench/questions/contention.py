@@ -19,12 +19,13 @@ import anyio
 import msgspec
 
 from ..checker import overlaps
-from ..forks import together
+from ..forks import imported, together
 from ..peers.interface import Backend, BlockingLocks, Locks, Peer
 from .interface import Ask, Cell, NotMeasured, Question, Sample, Scale
 
 HOLD_S = 0.001
 _PROCESSES = 8
+_CHECK_S = 0.2
 _PAUSE_AFTER_ERROR_S = 0.01
 
 
@@ -78,22 +79,35 @@ class Contention(msgspec.Struct):
             "longest wait ÷ median wait": max(waits) / max(median(waits), 1e-9),
             "1 - Jain's index": 1 - sum(counts) ** 2 / (len(counts) * sum(count * count for count in counts)),
         }
+        missing = {}
         if gaps:
             values |= {
                 "handoff p50": median(gaps) * 1e3,
                 "handoff p99": gaps[int(len(gaps) * 0.99)] * 1e3,
                 "handoff max": gaps[-1] * 1e3,
             }
+        elif len(counts) > 1:
+            missing = dict.fromkeys(("handoff p50", "handoff p99", "handoff max"), "the lock never changed hands")
         if min(counts):
             values["most holds ÷ fewest"] = max(counts) / min(counts)
         else:
-            note = "; ".join(filter(None, (f"{counts.count(0)} processes never got the lock", note)))
-        return Sample(values, self.violations, note)
+            missing["most holds ÷ fewest"] = f"{counts.count(0)} processes never got the lock"
+        return Sample(values, missing, self.violations, note)
 
 
 def measure(peer: Peer, backend: Backend, *, processes: int, seconds: float) -> Sample:
     """In the worker: all metrics of so many processes."""
     return contend(peer, backend, processes=processes, seconds=seconds).sample()
+
+
+def check(peer: Peer, backend: Backend, *, seconds: float) -> Sample:
+    """In the worker: only the violations, of two processes."""
+    return Sample({}, violations=contend(peer, backend, processes=2, seconds=seconds).violations)
+
+
+def violations(ask: Ask) -> int:
+    """The violations of two processes in a moment of contention, for questions whose own runs have a single process."""
+    return ask("contention:check", seconds=_CHECK_S).violations
 
 
 def contend(peer: Peer, backend: Backend, *, processes: int, seconds: float) -> Contention:
@@ -102,7 +116,7 @@ def contend(peer: Peer, backend: Backend, *, processes: int, seconds: float) -> 
     Raises:
         NotMeasured: one of them died.
     """
-    peer.make()  # imports the library, once for all
+    imported(peer, backend)
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "session.jsonl")
 
@@ -158,7 +172,10 @@ def _metrics(*names: str) -> Any:
         processes = _PROCESSES if cell.x is None else cell.x
         found = ask("contention:measure", processes=processes, seconds=4.0 if scale.full else 1.0)
         return Sample(
-            {name: found.values[name] for name in names if name in found.values}, found.violations, found.note
+            {name: found.values[name] for name in names if name in found.values},
+            {name: why for name, why in found.missing.items() if name in names},
+            found.violations,
+            found.note,
         )
 
     return take

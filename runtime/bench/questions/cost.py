@@ -12,27 +12,27 @@ from anyio.lowlevel import checkpoint
 
 from ..checker import Witness
 from ..peers.interface import Backend, BlockingLocks, Locks, Peer
-from .contention import contend
+from .contention import violations
 from .interface import Ask, Cell, Question, Sample, Scale
 
 _PAIRS, _PAIRS_FULL = 2_000, 10_000
 _CROWD, _TURNS = 4, 5
-_TOGETHER_S = 0.2
 
 
 def measure(peer: Peer, backend: Backend, *, pairs: int) -> Sample:
-    """In the worker: microseconds for taking a free lock and giving it back, and whether the peer excludes at all."""
+    """In the worker: microseconds for taking a free lock and giving it back, and whether the peer excludes tasks."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "session.jsonl")
-        if backend == "blocking":
-            took_s = _blocking(peer.make(), path, pairs)
-        else:
-            took_s = anyio.run(partial(_async, peer.make(), path, pairs), backend=backend)
-        if peer.kind == "inside":
-            violations = anyio.run(_crowd, peer.make(), path, backend=backend)
-        else:
-            violations = contend(peer, backend, processes=2, seconds=_TOGETHER_S).violations
-    return Sample({"take and give back": took_s / pairs * 1e6}, violations)
+        took_s = pairs_s(peer, backend, path, pairs)
+        found = anyio.run(_crowd, peer.make(), path, backend=backend) if peer.kind == "inside" else 0
+    return Sample({"take and give back": took_s / pairs * 1e6}, violations=found)
+
+
+def pairs_s(peer: Peer, backend: Backend, path: str, pairs: int) -> float:
+    """Seconds for taking the lock of `path`, which is free, and giving it back, so often."""
+    if backend == "blocking":
+        return _blocking(peer.make(), path, pairs)
+    return anyio.run(partial(_async, peer.make(), path, pairs), backend=backend)
 
 
 def _blocking(locks: BlockingLocks, path: str, pairs: int) -> float:
@@ -78,6 +78,12 @@ def _take(cell: Cell, ask: Ask, scale: Scale) -> Sample:
     return ask("cost:measure", pairs=scale.pick(_PAIRS, _PAIRS_FULL))
 
 
+def _take_between(cell: Cell, ask: Ask, scale: Scale) -> Sample:
+    found = _take(cell, ask, scale)
+    found.violations += violations(ask)
+    return found
+
+
 COST = Question(
     name="cost",
     title="What does taking a free lock and giving it back cost, in one process?",
@@ -92,7 +98,7 @@ FILE_COST = Question(
     title="What does taking a free lock and giving it back cost, between processes?",
     unit="µs",
     kind="between",
-    take=_take,
+    take=_take_between,
     floor="flock",
     seconds=12,
 )

@@ -16,7 +16,9 @@ class Sample(msgspec.Struct):
     """What one measurement of one cell found."""
 
     values: dict[str, float]
-    """By metric. A metric that was not reached is left out; then `note` says why."""
+    """By metric."""
+    missing: dict[str, str] = {}
+    """Why a metric has no value, as after a lock that is never given back."""
     violations: int = 0
     """Entries while another holder was in."""
     note: str = ""

@@ -17,10 +17,12 @@ _JOBS, _JOBS_FULL = 1_000, 5_000
 
 def alone(peer: Peer, backend: Backend, *, jobs: int) -> Sample:
     """In the worker: microseconds from starting a job that does nothing to knowing that it has ended."""
-    return Sample({"start and end": anyio.run(partial(_alone, peer, jobs), backend=backend) / jobs * 1e6})
+    return Sample({"start and end": anyio.run(partial(alone_s, peer, jobs), backend=backend) / jobs * 1e6})
 
 
-async def _alone(peer: Peer, jobs: int) -> float:
+async def alone_s(peer: Peer, jobs: int) -> float:
+    """Seconds for so many jobs, one after the other."""
+
     async def job() -> None:
         pass
 
@@ -37,7 +39,7 @@ def backlog(peer: Peer, backend: Backend, *, jobs: int) -> Sample:
     """In the worker: microseconds per job of a backlog, from the first submission to the last end."""
     witness = Witness()
     took_s = anyio.run(partial(_backlog, peer, jobs, witness), backend=backend)
-    return Sample({"job": took_s / jobs * 1e6}, witness.violations)
+    return Sample({"job": took_s / jobs * 1e6}, violations=witness.violations)
 
 
 async def _backlog(peer: Peer, jobs: int, witness: Witness) -> float:

@@ -27,7 +27,7 @@ def sessions(peer: Peer, backend: Backend, *, keys: int) -> Sample:
     with tempfile.TemporaryDirectory() as directory:
         names = [os.path.join(directory, str(number)) for number in range(keys)]
         took_s = anyio.run(partial(_each_in_turn, peer.make(), names, count, witness), backend=backend)
-    return Sample({"take and give back": took_s / count * 1e6}, witness.violations)
+    return Sample({"take and give back": took_s / count * 1e6}, violations=witness.violations)
 
 
 async def _each_in_turn(locks: Locks, names: list[str], count: int, witness: Witness) -> float:
@@ -67,7 +67,9 @@ async def _memory(peer: Peer, keys: int, directory: str) -> Sample:
         with_locks = await _held(locks, held, witness)
     finally:
         tracemalloc.stop()
-    return Sample({"idle key": (after - before) / keys, "held key": (with_locks - bare) / keys}, witness.violations)
+    return Sample(
+        {"idle key": (after - before) / keys, "held key": (with_locks - bare) / keys}, violations=witness.violations
+    )
 
 
 async def _held(locks: Locks | None, names: list[str], witness: Witness) -> int:

@@ -24,7 +24,7 @@ def measure(peer: Peer, backend: Backend, *, waiters: int) -> Sample:
     with tempfile.TemporaryDirectory() as directory:
         key = os.path.join(directory, "crowd")
         took_s = anyio.run(partial(_crowd, peer.make(), key, witness, waiters, turns), backend=backend)
-    return Sample({"handoff": took_s / (waiters * turns) * 1e6}, witness.violations)
+    return Sample({"handoff": took_s / (waiters * turns) * 1e6}, violations=witness.violations)
 
 
 async def _crowd(locks: Locks, key: str, witness: Witness, waiters: int, turns: int) -> float:
