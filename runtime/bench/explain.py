@@ -83,16 +83,50 @@ _TEXTS: Mapping[str, Explained] = {
         "starts a task for each when its turn comes, with deadline and outcome.",
     ),
     "recovery": Explained(
-        "The holder of a lock runs past its time limit, raises, is killed, or freezes its whole event loop; the next "
-        "process wants the lock. Counted is how long after that it has it, if it ever gets it.",
-        "A kernel lock is free as soon as its process is dead, for all that use one. Only a lease has a deadline that "
-        "holds when its process is alive and its event loop is not.",
+        "The process that holds a lock raises, runs past its time, ignores its cancellation, is killed (`kill -9`) or "
+        "stands still; another process waits. Counted is how long after that the waiter has the lock, if it has it "
+        "at all: from the failure, or from a lock's own limit and grace where it has one.",
+        "A kernel lock is free as soon as its process is dead, and a waiter in the kernel is woken at once; a file "
+        "that only exists is still there. A deadline that holds although the process stands still is what only a "
+        "lease has, since another thread keeps it.",
     ),
     "recovery-inside": Explained(
-        "In one process, the task that holds a lock runs past its time limit, raises, is cancelled or hangs, and "
-        "another task waits for it. Counted is how long after that it has the lock, if it ever gets it.",
-        "Any lock that is a context manager is given back by an exception and by a cancellation. Only a lease is taken "
-        "away from a task that hangs, at its deadline and grace.",
+        "In one process, the task that holds a lock raises, runs past its time or ignores its cancellation, and "
+        "another task waits. Counted is how long after that the waiter has the lock, if it has it at all.",
+        "An exception and a cancellation give back any lock that is a context manager. Only a lease is taken away from "
+        "a task that ignores its cancellation, at its limit and grace.",
+    ),
+    "instructions": Explained(
+        "The machine instructions of `cost`, counted by callgrind: the same on a busy machine and on an idle one. "
+        "They leave out what the kernel does.",
+        "The same holds as for `cost`: a lease has more to check and to keep than a bare lock.",
+    ),
+    "file-instructions": Explained(
+        "The machine instructions of `file-cost`, counted by callgrind. They leave out what the kernel does, which is "
+        "most of what a bare file lock costs.",
+        "The same holds as for `file-cost`; in Python a lease does more than a wrapper around one system call.",
+    ),
+    "job-instructions": Explained(
+        "The machine instructions of `job`, counted by callgrind. They are the same on a busy machine.",
+        "The same holds as for `job`: a run has a deadline, an outcome and a place in a queue.",
+    ),
+    "waiting": Explained(
+        "64 tasks wait for 64 locks that another process holds. Counted is the CPU time that their process takes "
+        "meanwhile.",
+        "A thread that waits in the kernel takes no time, but each waiter needs a thread. A lock that looks again and "
+        "again pays for each look of each waiter; here one task looks for all, and less often the longer it lasts.",
+    ),
+    "lag": Explained(
+        "While those 64 tasks wait, a timer of the same event loop is measured. It is late by as much as the waiting "
+        "keeps the loop busy.",
+        "Waiting in threads leaves the loop alone, as long as there are enough threads. Looking again on the loop "
+        "itself takes turns from all others.",
+    ),
+    "message-size": Explained(
+        "A line of JSON is appended to a shared file under the lock, small and large ones. A peer that is only a lock "
+        "is used with a plain `write`.",
+        "A plain write is faster: it does not check that the file is still the same, that its last line is whole, that "
+        "the run may still write, and that the line was written whole. With the size of the line the difference goes.",
     ),
     "story-86004": Explained(
         "The report openclaw#86004, played at 200 times its speed: a model call ignores its cancellation while two "
