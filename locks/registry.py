@@ -78,7 +78,7 @@ class LockRegistry:
             max_hold=max_hold,
             grace=grace,
             engine=engine,
-            new_guard=None if self._policy is None else self._policy.guard,
+            new_beside=None if self._policy is None else self._policy.beside,
             allow_network_fs=allow_network_fs,
         )
         """The schedulers' way to the rights."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from locks.rights.notes import Notes
 from runtime import Supervisor
 from tests import blocking, leaks, phases, supervised, surroundings, virtual
 from tests.planted.server import Server
@@ -66,6 +67,12 @@ async def sup(
     async with Supervisor(tmp_path, lanes=getattr(request.module, "LANES", supervised.LANES)) as sup:
         yield sup
         supervised.assert_empty(sup)
+
+
+@pytest.fixture
+def notes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each right that has a note gets it at its grant, not only once it has lasted."""
+    monkeypatch.setattr(Notes, "watch", Notes._write)
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def _tracker(attribute: str) -> int | None:
 
 def _stays(thread: threading.Thread) -> bool:
     """Threads of the process: steward and watchdog, and those that trio keeps for the next caller."""
-    if thread.name in ("locks-steward", "lanes-watchdog") and thread.daemon:
+    if thread.name in ("locks-steward", "locks-notes", "lanes-watchdog") and thread.daemon:
         return True
     from trio._core._thread_cache import THREAD_CACHE  # trio has no public word for "idle"
 

@@ -82,7 +82,7 @@ def _held(path: str) -> Iterator[tuple[Entry, bool]]:
         found = _os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise TranscriptError("it is no regular file any more", path=path)
-        entry = Entry(path, fd, (found.st_dev, found.st_ino), engine=engine_for("auto"), grace=0.0, new_guard=None)
+        entry = Entry(path, fd, (found.st_dev, found.st_ino), engine=engine_for("auto"), grace=0.0, new_beside=None)
     except BaseException:
         _os.close(fd)
         raise

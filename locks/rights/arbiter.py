@@ -35,7 +35,7 @@ from ..holder import Holder
 from .claim import ClaimState, without
 from .deadlock import WaitGraph, WaitSource, in_the_way
 from .fence import Fence, current_fence
-from .guard import NewGuard
+from .guard import NewBeside
 from .messages import timed_out
 from .open_file import Entry, FileClaim, FileQueue
 from .open_files import OpenFiles
@@ -66,7 +66,7 @@ class Arbiter:
         max_hold: float,
         grace: float,
         engine: EngineName | LeaseEngine,
-        new_guard: NewGuard | None = None,
+        new_beside: NewBeside | None = None,
         allow_network_fs: bool = False,
     ) -> None:
         self.max_hold = seconds("max_hold", max_hold)
@@ -78,7 +78,7 @@ class Arbiter:
         self.files = OpenFiles(
             engine=chosen,
             grace=self.grace,
-            new_guard=new_guard,
+            new_beside=new_beside,
             allow_network_fs=allow_network_fs,
         )
         self._recovery = Recovery(self.files, self.grace)

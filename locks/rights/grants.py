@@ -15,6 +15,7 @@ from .._loop import cancel
 from ..errors import LeaseLost, LockError
 from .claim import ClaimState
 from .messages import left_while_writing, name_successor, superseded
+from .notes import Notes
 from .open_file import Entry, FileClaim, FileQueue
 from .open_files import OpenFiles
 from .steward import Steward
@@ -53,6 +54,8 @@ class Grants:
         """Looks after the files that other processes hold."""
         self.steward = Steward(self.settle, finish)
         """Ends what overstays."""
+        self.notes = Notes(grace)
+        """Says on the disk who holds."""
 
     def leave_loop(self) -> None:
         """Forget the tasks that waited: their loop has ended."""
@@ -63,6 +66,7 @@ class Grants:
         self.files.abandon()
         self.room = self._new_room()
         self.steward = Steward(self.settle, self._finish)
+        self.notes = Notes(self._grace)
 
     def _new_room(self) -> WaitingRoom:
         return WaitingRoom(self.now_held, self.let_in, self._interrupted)
@@ -109,6 +113,8 @@ class Grants:
             claim.on_run_end = self._end_claim
         if claim.changed is not None:
             claim.changed.set()
+        if claim.queue is not None and claim.queue.note is not None:
+            self.notes.watch(claim)
         self.steward.watch(claim)  # last, but for what is counted: by that it is known to have been done
         self.granted += 1
 
@@ -131,6 +137,8 @@ class Grants:
                     woken = queue.pass_on()
             finally:
                 queue.mutex.release()
+            if queue.note is not None:
+                self.notes.release(claim)
             self.steward.held.pop(claim, None)
             if claim.fence is not None:
                 claim.fence.claims.pop(claim, None)

@@ -1,7 +1,7 @@
-"""The interface of a guard: what a queue asks of the files beside a session. `sidecar.guards` implements it.
+"""The interfaces of the files beside a session, as a queue sees them. `sidecar.guards` implements them.
 
 A guard is entered by the process that has the lock between processes, on the event loop's thread and outside the file's
-mutex.
+mutex, before a claim holds. A note says only who holds: it is written for a claim that has held for a while.
 """
 
 from __future__ import annotations
@@ -37,7 +37,31 @@ class Change(NamedTuple):
     """Whether what stands there is still what we wrote, and ours to remove."""
 
 
-class Guard(Protocol):
+class Names(Protocol):
+    """Who has a right in other processes, as far as the files beside the session say."""
+
+    def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
+        """The holder of the right in another process, as far as is known.
+
+        Args:
+            left_by: a claim whose own files do not count: they may still be there.
+        """
+
+
+class Note(Names, Protocol):
+    """One right's note, for people. Stateless: callable from any thread. Never raises."""
+
+    def clear(self, path: str) -> None:
+        """Remove what a dead process has left there. Called by the process that has the right."""
+
+    def write(self, claim: Claim, grace: float) -> None:
+        """Say that a claim holds the right."""
+
+    def remove(self, claim: Claim) -> None:
+        """Remove what was written for a claim, unless it is another claim's by now."""
+
+
+class Guard(Names, Protocol):
     """One right's guard. Not entered, or entered for one claim."""
 
     next_try: float
@@ -63,13 +87,6 @@ class Guard(Protocol):
         Called inside the file's mutex, by whichever thread writes for the claim that it was entered for.
         """
 
-    def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
-        """The holder of the right in another process, as far as the files beside the session say.
-
-        Args:
-            left_by: a claim whose own files do not count: they may still be there.
-        """
-
     def abandon(self) -> None:
         """Forget it, without touching the disk: the lock is another's now."""
 
@@ -77,5 +94,13 @@ class Guard(Protocol):
         """Forget what was seen of others: the lock is not ours any more, and they may have come and gone since."""
 
 
-NewGuard = Callable[[Right], Guard]
-"""Makes the guard of a right."""
+class Beside(NamedTuple):
+    """What there is beside a session for one of its rights."""
+
+    names: Names | None = None
+    guard: Guard | None = None
+    note: Note | None = None
+
+
+NewBeside = Callable[[Right, str], Beside]
+"""What there is beside the session at a path, for a right."""

@@ -1,6 +1,6 @@
 """Errors that name the holder of a right: lane, run, process, since when, until when.
 
-The name of a holder in another process comes from the guard: it is on disk, beside the session.
+The name of a holder in another process is on disk, beside the session.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def timed_out(path: str, claim: FileClaim, waited_s: float) -> LeaseTimeout:
     queue = claim.queue
     assert queue is not None
     other = "process" if queue.ordered else "registry of this process"
-    found = _here(queue) or (queue.guard.holder_elsewhere(path) if queue.guard is not None else None)
+    found = _here(queue) or (queue.names.holder_elsewhere(path) if queue.names is not None else None)
     holder, remaining_s, words = found or Named(None, None, f"another {other} holds it")
     if queue.admitted is None and queue.holder is None:
         words += ", or others that waited longer"
@@ -51,8 +51,8 @@ def name_successor(claim: FileClaim) -> None:
     if error is None or queue is None or error.by is not None:
         return
     named = _here(queue)
-    if named is None and not queue.locked and queue.guard is not None:
-        named = queue.guard.holder_elsewhere(claim.path, left_by=claim)
+    if named is None and not queue.locked and queue.names is not None:
+        named = queue.names.holder_elsewhere(claim.path, left_by=claim)
     if named is not None:
         error.by = named.holder
         error.args = (f"{error.args[0]}; now {named.words}", *error.args[1:])

@@ -16,7 +16,7 @@ from ..engines.choose import check_lock, seen_whole
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, TranscriptError
 from .claim import Claim
-from .guard import NewGuard
+from .guard import Beside, NewBeside
 from .queue import RightQueue
 
 _FLAGS = os.O_RDWR | os.O_APPEND | _os.O_BINARY | _os.O_CLOEXEC | _os.O_NOCTTY | _os.O_NONBLOCK
@@ -29,6 +29,8 @@ class FileClaim(Claim):
     """The file; set when it is asked for."""
     queue: FileQueue | None = None
     """The queue of the right; set with the file."""
+    noted = False
+    """Whether its name may stand in the note of the right."""
     on_run_end: Callable[[FileClaim, type[LeaseLost]], object] | None = None
     """Called by `end_with_run`; set while a run holds the right."""
 
@@ -66,7 +68,7 @@ class Entry:
         *,
         engine: LeaseEngine | None,
         grace: float,
-        new_guard: NewGuard | None,
+        new_beside: NewBeside | None,
     ) -> None:
         self.path = path
         self.aliases: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ class Entry:
         """The rights that were asked for since the file was opened."""
         self._engine = engine
         self._grace = grace
-        self._new_guard = new_guard
+        self._new_beside = new_beside
 
     @property
     def idle(self) -> bool:
@@ -93,14 +95,15 @@ class Entry:
         """The queue of a right."""
         queue = self.queues.get(right)
         if queue is None:
-            lock = guard = None
+            lock, beside = None, Beside()
             if self._engine is not None:
                 assert self.fd is not None
                 lock = self._engine.lock(self.path, self.fd, self.file_id, right)
                 if type(lock) not in seen_whole:
                     check_lock(self._engine, lock)
-                guard = self._new_guard(right) if self._new_guard is not None else None
-            queue = self.queues[right] = RightQueue(right, lock, self._grace, guard)
+                if self._new_beside is not None:
+                    beside = self._new_beside(right, self.path)
+            queue = self.queues[right] = RightQueue(right, lock, self._grace, beside)
             if inside.several and self._engine is None:  # asked afterwards: see `share`
                 self._share(queue)
         return queue

@@ -14,7 +14,7 @@ from .. import _os
 from .._os import FileId
 from ..engines import inside
 from ..engines.interface import LeaseEngine, Right
-from .guard import NewGuard
+from .guard import NewBeside
 from .open_file import Entry, FileQueue, identify, let_go, open_file
 
 _REMEMBERED = 64
@@ -30,11 +30,11 @@ class OpenFiles:
     """
 
     def __init__(
-        self, *, engine: LeaseEngine | None, grace: float, new_guard: NewGuard | None, allow_network_fs: bool
+        self, *, engine: LeaseEngine | None, grace: float, new_beside: NewBeside | None, allow_network_fs: bool
     ) -> None:
         self._engine = engine
         self._grace = grace
-        self._new_guard = new_guard
+        self._new_beside = new_beside
         self._allow_network_fs = allow_network_fs
         self._by_path: dict[str, Entry] = {}
         self._by_file: dict[FileId, Entry] = {}
@@ -79,7 +79,7 @@ class OpenFiles:
         elif entry is None or entry.poisoned:
             entry = None
         if entry is None:
-            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, new_guard=self._new_guard)
+            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, new_beside=self._new_beside)
             self._by_file[file_id] = entry
             if self._passed_over:
                 self._recall(entry)

@@ -29,7 +29,7 @@ from ..engines.wakeup import Bell
 from ..errors import LeaseLost
 from .claim import Claim, ClaimState
 from .fence import Fence
-from .guard import Guard
+from .guard import Beside
 
 POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
 POLL_LISTENING_S = 0.002
@@ -40,6 +40,7 @@ STALLED_AFTER_S = 0.05
 
 ClaimT = TypeVar("ClaimT", bound=Claim)
 _NONE: Set[int] = frozenset()
+_NOTHING = Beside()
 
 
 class RightQueue(Generic[ClaimT]):
@@ -68,14 +69,16 @@ class RightQueue(Generic[ClaimT]):
     """Rings when another process has unlocked the right for us; only while the task that waits looks itself."""
     passed_over: Set[int] = _NONE
     """Tickets of other processes that were found not to move."""
+    cleared = False
+    """Whether what a dead process has left beside the session is gone, since the lock of all processes is ours."""
 
-    def __init__(self, right: Right, lock: ProcessLock | None, grace: float, guard: Guard | None = None) -> None:
+    def __init__(self, right: Right, lock: ProcessLock | None, grace: float, beside: Beside = _NOTHING) -> None:
         self.right = right
         self.lock = lock
         """Excludes other processes; `None` keeps the right inside this one."""
         self.grace = grace
-        self.guard = guard
-        """What else has to be had; `None` where the lock is enough."""
+        self.names, self.guard, self.note = beside
+        """Who has the right elsewhere; what else has to be had; what says later who has it. Each may be `None`."""
         self.guarded: ClaimT | None = None
         """The claim that the guard was entered for, or is being entered for: it goes before another has the right."""
         self.mutex = Mutex()
@@ -381,7 +384,7 @@ class RightQueue(Generic[ClaimT]):
                 lock.unlock()
             except Exception:
                 self._once_more(lock.unlock)
-            self.locked = False
+            self.locked = self.cleared = False
             if not self.ordered:
                 return
             try:

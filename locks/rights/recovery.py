@@ -55,6 +55,7 @@ class Recovery:
                 grants.files.drop_if_idle(entry)
             for claim in list(steward.held):
                 if claim.state is ClaimState.OVER:
+                    grants.notes.release(claim)
                     steward.held.pop(claim, None)
                     if claim.fence is not None:
                         claim.fence.claims.pop(claim, None)

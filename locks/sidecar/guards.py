@@ -16,10 +16,10 @@ from ..engines.interface import Right
 from ..errors import TranscriptError
 from ..holder import Holder
 from ..rights.claim import Claim
-from ..rights.guard import Change, Guard, Named
+from ..rights.guard import Beside, Change, Named
 from . import turn_note
 from .held import Written, change_of, release
-from .lockfile import Found, find, path_of, take
+from .lockfile import Found, find, is_left_over, path_of, take
 from .payload import MAX_HOLD_MS, Terms
 from .rhythm import POLL_S, Rhythm
 
@@ -45,9 +45,12 @@ class ForeignPolicy:
         self._rhythms: dict[str, Rhythm] = {}
         """Of the paths that a foreign program was waited for last; an idle session keeps nothing else."""
 
-    def guard(self, right: Right) -> Guard:
-        """The guard of a right."""
-        return LockFile(self) if right is Right.WRITE else TurnNote()
+    def beside(self, right: Right, path: str) -> Beside:  # noqa: ARG002 -- see below
+        """What there is beside the session at a path, for a right."""
+        if right is Right.TURN:
+            return _TURN
+        lock_file = LockFile(self)
+        return Beside(lock_file, lock_file)
 
     def foreign_seen(self) -> None:
         """A foreign program was seen."""
@@ -208,42 +211,30 @@ class LockFile:
 class TurnNote:
     """The note `<file>.turn`, which names the conductor of a session: for people, no lock."""
 
-    def __init__(self) -> None:
-        self.next_try = 0.0
-        self.foreign_holder: Holder | None = None
-        self._path: str | None = None
+    def clear(self, path: str) -> None:
+        """Remove it, whoever has written it."""
+        turn_note.remove(path)
 
-    def enter(self, claim: Claim, grace: float) -> bool:
+    def write(self, claim: Claim, grace: float) -> None:
         """Write the name; a failure is no reason not to hold."""
         turn_note.write(claim.path, _terms(claim, grace))
-        self._path = claim.path
-        return True
 
-    def leave(self) -> OSError | None:
-        """Remove it."""
-        if self._path is not None:
-            turn_note.remove(self._path)
-        self._path = None  # afterwards, as above
-        return None
-
-    def disturbed(self) -> Change | None:
-        """Nothing: the note excludes no program, so a change of it is no news."""
-        return None
+    def remove(self, claim: Claim) -> None:
+        """Remove it, unless it names another claim."""
+        named = turn_note.read(claim.path)
+        if named is None or _is_of(claim, named.instance, named.epoch):
+            turn_note.remove(claim.path)
 
     def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
-        """The holder that the note names."""
+        """The holder that the note names, unless a process has left it there by dying."""
         named = turn_note.read(path)
-        if named is None or named.pid is None or _is_of(left_by, named.instance, named.epoch):
+        if named is None or named.pid is None or _is_of(left_by, named.instance, named.epoch) or is_left_over(named):
             return None
         holder = Holder(named.lane, named.run_id, named.pid)
         return Named(holder, None, f"{holder} holds it")
 
-    def abandon(self) -> None:
-        """Leave it to the next holder, who overwrites it."""
-        self._path = None
 
-    def forget(self) -> None:
-        """Nothing is remembered of others."""
+_TURN = Beside(names=(_note := TurnNote()), note=_note)
 
 
 def _is_of(claim: Claim | None, instance: str | None, epoch: int | None) -> bool:

@@ -202,6 +202,11 @@ def find(
     return Found(path, seen.file_id, seen.data, payload, seen_at, verdict, now, seen.stamp, we_hold_s)
 
 
+def is_left_over(payload: Payload) -> bool:
+    """Whether what a process of ours wrote was left by one that is gone, as far as shows without the kernel lock."""
+    return judge(payload, here=_here(), age_of_file_s=0.0, seen_for_s=0.0).stale
+
+
 def warn_once_about_robbery() -> None:
     """Say, once per process, how to keep a foreign gateway from taking our lock files for left-overs.
 

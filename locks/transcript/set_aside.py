@@ -55,7 +55,7 @@ async def set_aside(arbiter: Arbiter, path: str, to: str | None, under: Fence, *
     claim.makes_room = True
     claim = await arbiter.acquire(path, Right.WRITE, claim, suspend=False, task=me)
     try:
-        name = _take_name(claim, path, to, under)
+        name = _take_name(arbiter, claim, path, to, under)
     finally:
         claim.tasks = without(claim.tasks, me)
         arbiter.release(claim)
@@ -64,7 +64,7 @@ async def set_aside(arbiter: Arbiter, path: str, to: str | None, under: Fence, *
     return True
 
 
-def _take_name(claim: FileClaim, path: str, to: str | None, under: Fence) -> str:
+def _take_name(arbiter: Arbiter, claim: FileClaim, path: str, to: str | None, under: Fence) -> str:
     """Check all that has to hold, and take the file's name away; returns it. Synchronous: nothing comes in between.
 
     Raises:
@@ -91,14 +91,13 @@ def _take_name(claim: FileClaim, path: str, to: str | None, under: Fence) -> str
                 _reserve(path, to)
             try:
                 _clear_away(claim, write)
-                _clear_away(conducting, turn)
+                arbiter.grants.notes.release(conducting)
                 if to is None:
                     _os.unlink(name)
                 else:
                     _os.rename(name, to)
             except BaseException:
-                if turn.guard is not None:
-                    turn.guard.enter(conducting, conducting.time.grace)  # the turn goes on; the write lease ends here
+                arbiter.grants.notes.watch(conducting)  # the turn goes on; the write lease ends here
                 if to is not None:
                     with contextlib.suppress(OSError):  # an empty file stays
                         _os.unlink(to)

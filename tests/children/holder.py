@@ -1,6 +1,7 @@
 """Takes a lease and keeps it until it hears a line: `holder PATH lease|turn asyncio|trio`.
 
-Says `waiting` while it waits, `held`, and `left`. Appends one record while it holds.
+Says `waiting` while it waits, `held` when it holds and its turn, if it is one, is noted, and `left`. Appends one record
+while it holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import anyio
 from anyio import create_task_group, to_thread
 
 from locks import LockRegistry
+from locks.sidecar import turn_note
 
 
 def say(line: str) -> None:
@@ -32,6 +34,8 @@ async def main(path: str, right: str) -> None:
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await lease.append({"by": os.getpid()})
+                while right == "turn" and turn_note.read(path) is None:
+                    await anyio.sleep(0.002)
                 say("held")
                 await to_thread.run_sync(sys.stdin.readline)
     say("left")

@@ -1,7 +1,8 @@
 """A gateway that keeps the sessions `a` and `b`, each with turn and write lease: `keeper DIRECTORY asyncio|trio`.
 
-Says `kept` when it has them all, and then does what it hears: `append` (to both; says `appended`), `leave` (says `left
-NS`, by a clock that all processes share), or ends without a word to anybody: `exit`, `abort`, `crash`.
+Says `kept` when it has them all and they are noted, and then does what it hears: `append` (to both; says `appended`),
+`leave` (says `left NS`, by a clock that all processes share), or ends without a word to
+anybody: `exit`, `abort`, `crash`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ async def main(directory: str) -> None:
             await lease.append({"by": "keeper"})
             leases.append(lease)
             if len(leases) == len(KEYS):
+                while sum(name.endswith(".turn") for name in os.listdir(directory)) < len(KEYS):
+                    await anyio.sleep(0.002)
                 say("kept")
             await leave.wait()
 

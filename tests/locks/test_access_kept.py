@@ -302,6 +302,7 @@ async def test_a_file_that_no_rename_can_replace_is_refused_before_anything_is_w
 
 @pytest.mark.failure("Z9")
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("notes_at_once")
 async def test_files_beside_a_session_are_open_to_nobody_who_may_not_read_it(registry, path, kind):
     path.write_bytes(b'{"n":1}\n')
     KINDS[kind](path)

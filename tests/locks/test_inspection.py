@@ -295,6 +295,7 @@ def test_a_session_on_a_network_file_system_is_left(session, monkeypatch):
 
 @pytest.mark.failure("B7")
 @pytest.mark.parametrize("right", ["lease", "turn"])
+@pytest.mark.usefixtures("notes_at_once")
 async def test_what_another_task_holds_is_named_and_stays_byte_for_byte(session, right):
     registry = LockRegistry()
     async with getattr(registry, right)(session):

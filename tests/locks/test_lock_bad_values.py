@@ -244,6 +244,7 @@ RUN_IDS = [0, 17, -3, 10**100 - 1, "r-17", "17", 'a"b\\c\n', "läufe", Words("r-
 
 @pytest.mark.parametrize("right", ["lease", "turn"])
 @each("run_id", RUN_IDS)
+@pytest.mark.usefixtures("notes_at_once")
 async def test_a_lock_file_says_the_run_id_as_it_is_number_or_text(tmp_path, right, run_id, virtual):
     path = tmp_path / "a"
     async with getattr(LockRegistry(), right)(path, holder=Holder(lane="main", run_id=run_id)):

@@ -146,6 +146,7 @@ async def test_waiting_eats_nothing_of_what_a_lock_file_allows(virtual, path, lo
         await anyio.sleep(100)
 
 
+@pytest.mark.usefixtures("notes_at_once")
 async def test_a_turn_has_a_note_and_its_appends_have_lock_files(path, lock, note, calls):
     registry = LockRegistry()
     async with registry.turn(path) as turn:
@@ -495,6 +496,7 @@ async def test_what_was_taken_away_and_wanted_by_nobody_is_removed_when_the_loop
 
 
 @pytest.mark.failure("B6")
+@pytest.mark.usefixtures("notes_at_once")
 async def test_a_forked_child_leaves_its_parents_lock_files_and_has_closed_its_copies(path, lock, note):
     registry = LockRegistry()
     async with registry.turn(path), registry.lease(path):

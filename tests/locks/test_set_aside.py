@@ -341,6 +341,7 @@ async def test_a_file_with_a_second_name_is_not_set_aside(registry, path, archiv
     assert nothing_is_held(registry)
 
 
+@pytest.mark.usefixtures("notes_at_once")
 async def test_inside_a_lease_of_the_same_run_it_is_refused_and_the_lease_goes_on(path, archive, tmp_path, run):
     registry = LockRegistry()
     await note(registry, path, 1)
@@ -414,6 +415,7 @@ async def test_who_waits_for_the_turn_here_or_elsewhere_conducts_the_new_file_af
 
 
 @pytest.mark.failure("B6")
+@pytest.mark.usefixtures("notes_at_once")
 async def test_another_process_conducts_the_new_file_at_once_and_what_stands_beside_it_is_left_alone(
     path, archive, tmp_path, run, monkeypatch
 ):
@@ -510,6 +512,7 @@ async def test_cancelled_at_any_suspension_the_file_has_its_name_or_is_set_aside
 @pytest.mark.backends("asyncio", "trio")
 @pytest.mark.parametrize("kept", [True, False], ids=["renamed", "removed"])
 @pytest.mark.parametrize("code", [errno.EIO, errno.EACCES], ids=["EIO", "EACCES"])
+@pytest.mark.usefixtures("notes_at_once")
 async def test_whatever_call_of_the_system_fails_the_session_is_there_once_and_the_error_is_typed(
     path, archive, tmp_path, run, monkeypatch, code, kept
 ):

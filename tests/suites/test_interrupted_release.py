@@ -29,7 +29,7 @@ HERE = os.path.dirname(locks.__file__) + os.sep
 MAX_HOLD, GRACE = 20.0, 2.0
 ELSEWHERE = {
     guards.LockFile.enter.__code__,
-    guards.TurnNote.enter.__code__,
+    guards.TurnNote.write.__code__,
     lockfile.take.__code__,
     turn_note.write.__code__,
     open_files.OpenFiles.__del__.__code__,
