@@ -1,4 +1,4 @@
-# `make run`, `make test`, `make check` and `make bench` make the virtual environment themselves; `ARGS` goes to the program:
+# `make run`, `make test`, `make check`, `make bench` and so on make the virtual environment themselves; `ARGS` goes to the program:
 # make run ARGS="--backend trio"
 
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # Up to four workers: `make test` and `make coverage` share it.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: run test coverage check bench format clean
+.PHONY: run test coverage check bench bench-full bounds format clean
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -37,7 +37,16 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Compares locks and lanes with those of other libraries, in at most five minutes.
 bench: $(STAMP)
+	@$(BIN)/lanes bench $(ARGS)
+
+# Larger sizes, longer and more often, with instruction counts: about an hour.
+bench-full: $(STAMP)
+	@$(BIN)/lanes bench --full $(ARGS)
+
+# The repository's own figures against their bounds.
+bounds: $(STAMP)
 	@failed=0; for suite in $(or $(ARGS),locks lanes process gateway foreign); do $(BIN)/python -m benchmarks $$suite || failed=1; done; exit $$failed
 
 format: $(STAMP)

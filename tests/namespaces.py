@@ -1,4 +1,5 @@
-"""Commands that set a process apart from this one, to be put before its own: no `/proc`, or shifted clocks.
+"""Commands that set a process apart from this one, to be put before its own: no `/proc`, no `/dev/shm`,
+or shifted clocks.
 
 That takes root, or namespaces of users. Where neither is to be had a command is empty, and what is set apart elsewhere
 is an ordinary process: a test shows the same of two processes then, and no more. Each such case has a twin with a
@@ -11,6 +12,7 @@ import functools
 import shutil
 import subprocess
 
+_NO_SHM = ("sh", "-c", 'mount -t tmpfs -o ro none /dev/shm && exec "$@"', "sh")
 _NO_PROC = ("sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
 
 
@@ -18,6 +20,12 @@ _NO_PROC = ("sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
 def without_proc() -> tuple[str, ...]:
     """The same PID namespace, and nothing in `/proc`."""
     return _first_that_works(("--mount",), _NO_PROC, ("test", "!", "-e", "/proc/self"))
+
+
+@functools.cache
+def without_shm() -> tuple[str, ...]:
+    """Nothing can be written to `/dev/shm`."""
+    return _first_that_works(("--mount",), _NO_SHM, ("sh", "-c", "! touch /dev/shm/lanes-probe"))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -71,15 +72,18 @@ def run(options: Options) -> int:
         argv=sys.argv[1:],
         budget_s=budget_s,
     )
-    interrupted = False
-    with _progress() as progress:
+    cut_short = False
+    with _terminable() as received, _progress() as progress:
         try:
             Measuring(result, peers, Scale(options.full), progress).run(questions)
         except KeyboardInterrupt:
-            interrupted = True  # what was measured until then is still worth printing
+            cut_short = True
+    if cut_short:  # what was measured until then is still worth printing
+        later = [question.name for question in questions if question.name not in result.questions]
+        result.left_out += [results.LeftOut(name, "all", "cut short") for name in later]
     _show(options, result, old, output)
-    if interrupted:
-        raise KeyboardInterrupt
+    if cut_short:
+        return 128 + (received[0] if received else signal.SIGINT)
     return int(output.failed or not any(True for _ in result.rows()) or _ours_violated(result))
 
 
@@ -162,6 +166,22 @@ def _check_writable(option: str, path: str | None) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UsageError(f"{option}: {path}: cannot be written: {reason}") from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """Have SIGTERM raise `KeyboardInterrupt`, as Ctrl-C does; gives the list of such signals received."""
+    received: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

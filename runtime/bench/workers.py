@@ -20,6 +20,7 @@ from .worker import Answered, Asked
 
 _CHUNK = 1 << 16
 _START_S = 60.0
+_LET_END_S = 0.2
 COMMAND = (sys.executable, "-m", "runtime.bench.worker")
 """What starts a worker."""
 
@@ -89,27 +90,30 @@ class Worker:
     @property
     def closed(self) -> bool:
         """Whether it has ended."""
-        return self._process.poll() is not None
+        if self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def close(self) -> None:
         """End it, and what it started."""
-        if self._process.stdout is not None and not self._ended():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        self._let_end()
+        # Also after a crash, for what it had started; until it is waited for, no other group can have its number.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
 
-    def _ended(self) -> bool:
-        """Whether it ends by itself, as after a crash, so that its own exit code is known."""
+    def _let_end(self) -> None:
+        """Give it a moment to end by itself, so that after a crash its own exit code is known."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)
-        return self.closed
+        until = time.monotonic() + _LET_END_S
+        while not self.closed and time.monotonic() < until:
+            time.sleep(_LET_END_S / 20)
 
 
 class Workers:

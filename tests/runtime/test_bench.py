@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -20,6 +23,9 @@ from runtime.bench.results import Answer, Result, Row
 from runtime.bench.workers import Workers
 from runtime.cli import main
 from tests.children import bench_worker as bad
+from tests.command import LANES, started
+from tests.namespaces import without_shm
+from tests.poll import eventually_sync
 
 QUICK = replace(COST, take=lambda cell, ask, scale: ask("cost:measure", pairs=10), rounds=2)
 """The smallest question: what is tested is not the figure."""
@@ -196,6 +202,29 @@ def test_a_comparison_reports_what_differs_beyond_noise():
     assert change.line() == "  WORSE  q: a (asyncio), m: 2 → 5 × the floor"
     (change,) = compare.changes(result(4, 5, 6), result(1, 2, 3))
     assert change.better
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_cut_short_writes_what_it_has(tmp_path, number, code):
+    log, path = tmp_path / "log", tmp_path / "found.json"
+    with started("bench", "cost", "waiters", "--peers", "asyncio.Lock", "--json", str(path), log=log) as child:
+        eventually_sync(lambda: "lanes bench: cost" in log.read_text(), within=60.0)
+        child.send_signal(number)
+        printed, _ = child.communicate(timeout=60.0)
+        assert child.returncode == code
+    assert "Left out:" in printed and "waiters: all: cut short" in printed
+    assert "waiters" not in results.load(str(path)).questions
+
+
+def test_on_one_core_without_shared_memory_it_measures_and_says_so(tmp_path):
+    done = subprocess.run(
+        [*without_shm(), LANES, "bench", "handoff", "--peers", "flock", "--budget", "8"],
+        capture_output=True,
+        text=True,
+        check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    )
+    assert "cores 1" in done.stdout and "handoff p50" in done.stdout
 
 
 # The checker
