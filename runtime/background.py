@@ -31,12 +31,18 @@ class Background:
         self.error: BaseException | None = None
 
     def start(
-        self, body: Callable[[], Coroutine[Any, Any, None]], name: str, *, context: Context | None = None
+        self,
+        body: Callable[[], Coroutine[Any, Any, None]],
+        name: str,
+        *,
+        context: Context | None = None,
+        ready: anyio.Event | None = None,
     ) -> None:
         """Start `body`, which must end by itself; a cancellation of the whole loop reaches it like any task.
 
         Args:
             context: its variables, instead of the caller's; trio has those of the loop in any case.
+            ready: set when the task is over, if `body` has not set it before: a task may end before its first step.
         """
 
         self.started = True
@@ -52,13 +58,18 @@ class Background:
                 if isinstance(error, anyio.get_cancelled_exc_class()):
                     raise
             finally:
-                self.over.set()
+                is_over()
+
+        def is_over() -> None:
+            self.over.set()
+            if ready is not None:
+                ready.set()
 
         def ended(task: asyncio.Task[None]) -> None:
             _tasks.discard(task)
             if not self.over.is_set():
                 self.error = asyncio.CancelledError()
-                self.over.set()
+                is_over()
 
         if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
             task = loop.create_task(contained(), name=name, context=context)

@@ -45,8 +45,10 @@ class Ending:
     async def begin_lanes(self, name: str) -> None:
         """Start the task of the lanes, called `name`, and wait until it serves or has ended. A checkpoint."""
         ready = anyio.Event()
-        self.lanes.start(lambda: self._serve_lanes(ready), name)
+        self.lanes.start(lambda: self._serve_lanes(ready), name, ready=ready)
         await ready.wait()
+        if not self.lanes.began:  # asyncio can cancel a task before its first step: no lane has served
+            self._lanes_failed(None, False)
 
     async def end(self) -> None:
         """Take all steps. A checkpoint. The first exception is raised when all were taken."""

@@ -61,7 +61,7 @@ class Services:
         """
         self.name = name
         self._life = anyio.CancelScope()  # not earlier: a supervisor may be made before any event loop runs
-        self._task.start(self._serve, name)
+        self._task.start(self._serve, name, ready=self._ready)
         try:
             with anyio.move_on_after(timeout):
                 await self._ready.wait()
@@ -136,5 +136,3 @@ class Services:
             if self._ready.is_set() and not self._leave.is_set():
                 log("service_failed", level="error", service="", error="cancelled from outside while they were used")
             raise
-        finally:
-            self._ready.set()

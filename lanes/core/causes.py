@@ -176,12 +176,21 @@ class Causes:
             self._finishing.finish(execution, state, reason, value=value, raised=None if cancelled else raised)
 
     def body_died(self, execution: Execution, error: BaseException | None) -> None:
-        """The task of a body has ended: report what it could not report by itself, since it had not begun, say."""
-        if execution.phase not in OVER or execution in self._board.abandoned:
-            self.body_ended(execution, None, error)
-            execution.forget()
-        if execution in self._board.bodies:
-            self._finishing.left_late(execution)
+        """The task of a body has ended: report what it could not report by itself, since it had not begun, say.
+
+        Raises nothing but a `KeyboardInterrupt`: the caller is the event loop, which would only log it.
+        """
+        try:
+            if execution.phase not in OVER or execution in self._board.abandoned:
+                self.body_ended(execution, None, error)
+                execution.forget()
+            if execution in self._board.bodies:
+                self._finishing.left_late(execution)
+        except Exception as fault:  # the one, perhaps, that the end of the body has met
+            if execution.phase in OVER:  # else its grace ends it
+                self._board.bodies.pop(execution, None)
+                self._board.wake_waiters()
+            error = error if isinstance(error, Exception) else fault
         self._task_died(error)
 
     def wait_died(self, execution: Execution, scope: anyio.CancelScope, error: BaseException | None) -> None:

@@ -17,6 +17,7 @@ from lanes import (
     RunState,
     RunTimedOut,
 )
+from lanes.core.finish import Finishing
 from runtime import Supervisor
 from tests.supervised import HungThread, Shielded, Stubborn, about, assert_empty, gone, path_of, sleeps
 
@@ -360,3 +361,33 @@ async def test_statistics_count_each_end_once(sup):
     await sup.submit("session:a", sleeps).wait()
     assert {state: n for state, n in sup.statistics().runs.items() if n} == {"done": 1, "failed": 1, "timed_out": 1}
     assert math.isfinite(sup.statistics().loop_lag.max)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_fault_of_our_own_at_the_end_of_a_body_ends_its_run_and_is_raised_by_the_supervisor(
+    virtual, tmp_path, monkeypatch, times
+):
+    """Twice: the end of the task meets the same fault again."""
+    real, left = Finishing.finish, 0
+
+    def fails(self, execution, *args, **options):
+        nonlocal left
+        if left:
+            left -= 1
+            raise AssertionError("an illegal move")
+        real(self, execution, *args, **options)
+
+    async def returns(ctx):
+        return 1
+
+    monkeypatch.setattr(Finishing, "finish", fails)
+    sup = Supervisor(tmp_path, lanes=LANES)
+    await sup.start()
+    left = times
+    run, queued = sup.submit("session:a", returns), sup.submit("session:a", returns)
+    with anyio.fail_after(30):
+        await run.wait()
+        with pytest.raises(AssertionError, match="an illegal move"):
+            await sup.stop()
+    assert (left, sup.state) == (0, "stopped")
+    assert run.outcome is not None and queued.state is RunState.CANCELLED

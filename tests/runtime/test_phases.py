@@ -11,7 +11,7 @@ import pytest
 from lanes import Draining, LaneSpec
 from runtime import Supervisor
 from runtime.phase import MOVES, STATES, Phase, Standing
-from runtime.services import Services
+from runtime.services import Services, ServicesStuck
 
 LANES = [LaneSpec("side:*", timeout=10.0, grace=2.0)]
 
@@ -167,3 +167,21 @@ async def test_a_restart_of_lanes_that_end_by_themselves_enters_no_new_services(
     with pytest.raises(RuntimeError, match="cancelled from outside"):
         await sup.stop()
     assert Phase.RESTARTING in moves and moves.count(Phase.RUNNING) == 1
+
+
+@pytest.mark.backends("asyncio")
+@pytest.mark.parametrize("whose", ["", ": services"])
+async def test_a_start_whose_task_is_cancelled_before_its_first_step_fails_at_once(virtual, tmp_path, whose):
+    async def cancels():
+        task = None
+        while task is None:
+            tasks = asyncio.all_tasks()
+            task = next((one for one in tasks if one.get_name() == f"supervisor of {tmp_path}{whose}"), None)
+            await asyncio.sleep(0) if task is None else task.cancel()
+
+    killer = asyncio.get_running_loop().create_task(cancels())
+    sup, began = Supervisor(tmp_path, lanes=LANES), virtual.now()
+    with anyio.fail_after(5), pytest.raises((RuntimeError, ServicesStuck), match="cancelled"):
+        await sup.start()
+    await killer
+    assert (sup.state, virtual.now()) == ("stopped", began)
