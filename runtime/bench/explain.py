@@ -76,6 +76,13 @@ _TEXTS: Mapping[str, Explained] = {
         "A task group starts a task and no more. A run has a deadline and a grace, an outcome that is kept, a place in "
         "a fair queue, and an exception of it ends nothing else.",
     ),
+    "message": Explained(
+        "A message of one session is answered by one line that is appended to the session's file, one after the "
+        "other. This is the whole path of a gateway's message, apart from the model.",
+        "The peers keep answers of one session apart in their own process only, by a lock in a dictionary, and open, "
+        "write and close the file. A run on a session's lane has the session's turn in all processes, a deadline, a "
+        "kept outcome, and an append that is checked and refused once the run has ended.",
+    ),
     "backlog": Explained(
         "So many jobs are submitted at once to what runs one of them at a time; the time of all is divided by their "
         "number. It stays the same for every size where the bookkeeping does not grow with the backlog.",

@@ -140,6 +140,7 @@ MEASUREMENTS: list[tuple[str, Kind, dict[str, int | float]]] = [
     ("waiting:measure", "between", {"seconds": 0.01}),
     ("jobs:alone", "jobs", {"jobs": 2}),
     ("jobs:backlog", "jobs", {"jobs": 2}),
+    ("jobs:message", "jobs", {"messages": 2}),
 ]
 
 

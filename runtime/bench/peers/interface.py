@@ -33,6 +33,9 @@ class BlockingLocks(Protocol):
 
 
 Job = Callable[[], Awaitable[None]]
+Append = Callable[[dict[str, str]], Awaitable[object]]
+Answer = Callable[[Append], Awaitable[None]]
+"""What answers a message: it appends to the session's file."""
 
 
 class Jobs(Protocol):
@@ -40,6 +43,9 @@ class Jobs(Protocol):
 
     async def run(self, job: Job) -> None:
         """Start one job, and wait until it has ended."""
+
+    async def message(self, session: str, answer: Answer) -> None:
+        """Answer one message of a session, with no other answer of that session at the same time; wait for its end."""
 
     async def backlog(self, job: Job, count: int) -> None:
         """Submit `count` jobs that run one at a time, and wait until all have ended."""

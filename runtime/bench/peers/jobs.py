@@ -5,16 +5,38 @@ A task group has no limit of its own: its backlog is given one by a lock, as use
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from .interface import Job, Jobs, Peer
+from .inside import InDict
+from .interface import Answer, Job, Jobs, Peer
 
 _LONGEST_LAG_S = 600.0
 """Submitting a million jobs blocks the event loop, which is no news here."""
+
+
+class Files:
+    """Sessions as users of task groups keep them: a file each, and a lock for each in a dictionary."""
+
+    def __init__(self, directory: str, lock: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
+        self._directory = directory
+        self._locks = InDict(lock)
+
+    async def answer(self, session: str, answer: Answer) -> None:
+        """Answer, alone in that session."""
+        path = os.path.join(self._directory, f"{session}.jsonl")
+
+        async def append(record: dict[str, str]) -> None:
+            with open(path, "ab", buffering=0) as file:  # noqa: ASYNC230 -- a line is written in microseconds
+                file.write(json.dumps(record).encode() + b"\n")
+
+        async with self._locks.hold(session):
+            await answer(append)
 
 
 class Group:
@@ -25,8 +47,10 @@ class Group:
         start: Callable[..., object],
         event: Callable[[], Any],
         lock: Callable[[], AbstractAsyncContextManager[Any]],
+        directory: str,
     ) -> None:
         self._start, self._event, self._lock = start, event, lock
+        self._files = Files(directory, lock)
 
     async def run(self, job: Job) -> None:
         """One task, waited for."""
@@ -37,6 +61,10 @@ class Group:
     async def _then_set(self, job: Job, done: Any) -> None:
         await job()
         done.set()
+
+    async def message(self, session: str, answer: Answer) -> None:
+        """A task that holds the session's lock."""
+        await self.run(partial(self._files.answer, session, answer))
 
     async def backlog(self, job: Job, count: int) -> None:
         """A task for each job, and a lock that lets one run at a time."""
@@ -58,10 +86,13 @@ class Group:
 class AsyncioGroup(Group):
     """`asyncio.TaskGroup`, whose tasks can be waited for."""
 
-    def __init__(self, create: Callable[..., Awaitable[Any]]) -> None:
+    def __init__(self, create: Callable[..., Awaitable[Any]], directory: str) -> None:
         import asyncio
 
-        super().__init__(lambda function, *arguments: create(function(*arguments)), asyncio.Event, asyncio.Lock)
+        def start(function: Callable[..., Any], *arguments: Any) -> object:
+            return create(function(*arguments))
+
+        super().__init__(start, asyncio.Event, asyncio.Lock, directory)
         self._create = create
 
     async def run(self, job: Job) -> None:
@@ -72,12 +103,16 @@ class AsyncioGroup(Group):
 class AiojobsJobs:
     """`aiojobs`: one scheduler for single jobs, and one for backlogs, which lets one job run at a time."""
 
-    def __init__(self, open_ended: Any, one_at_a_time: Any) -> None:
-        self._open_ended, self._one_at_a_time = open_ended, one_at_a_time
+    def __init__(self, open_ended: Any, one_at_a_time: Any, files: Files) -> None:
+        self._open_ended, self._one_at_a_time, self._files = open_ended, one_at_a_time, files
 
     async def run(self, job: Job) -> None:
         """One job, waited for."""
         await (await self._open_ended.spawn(job())).wait()
+
+    async def message(self, session: str, answer: Answer) -> None:
+        """A job that holds the session's lock."""
+        await self.run(partial(self._files.answer, session, answer))
 
     async def backlog(self, job: Job, count: int) -> None:
         """All are spawned; the last one ends last."""
@@ -95,10 +130,18 @@ class Lanes:
         """One run, waited for."""
         await self._submit("main", _body, job).result()
 
+    async def message(self, session: str, answer: Answer) -> None:
+        """A run on the session's lane, which has the turn of the session between processes too."""
+        await self._submit(f"session:{session}", _answered, answer).result()
+
     async def backlog(self, job: Job, count: int) -> None:
         """All are submitted; the last one ends last."""
         runs = [self._submit("backlog", _body, job) for _ in range(count)]
         await runs[-1].result()
+
+
+async def _answered(ctx: Any, answer: Answer) -> None:
+    await answer(ctx.session.append)
 
 
 async def _body(_: Any, job: Job) -> None:
@@ -109,32 +152,39 @@ async def _body(_: Any, job: Job) -> None:
 async def _asyncio() -> AsyncIterator[Jobs]:
     import asyncio
 
-    async with asyncio.TaskGroup() as group:
-        yield AsyncioGroup(group.create_task)
+    with tempfile.TemporaryDirectory() as directory:
+        async with asyncio.TaskGroup() as group:
+            yield AsyncioGroup(group.create_task, directory)
 
 
 @asynccontextmanager
 async def _anyio() -> AsyncIterator[Jobs]:
     import anyio
 
-    async with anyio.create_task_group() as group:
-        yield Group(group.start_soon, anyio.Event, anyio.Lock)
+    with tempfile.TemporaryDirectory() as directory:
+        async with anyio.create_task_group() as group:
+            yield Group(group.start_soon, anyio.Event, anyio.Lock, directory)
 
 
 @asynccontextmanager
 async def _trio() -> AsyncIterator[Jobs]:
     import trio
 
-    async with trio.open_nursery() as nursery:
-        yield Group(nursery.start_soon, trio.Event, trio.Lock)
+    with tempfile.TemporaryDirectory() as directory:
+        async with trio.open_nursery() as nursery:
+            yield Group(nursery.start_soon, trio.Event, trio.Lock, directory)
 
 
 @asynccontextmanager
 async def _aiojobs() -> AsyncIterator[Jobs]:
+    import asyncio
+
     import aiojobs
 
-    async with aiojobs.Scheduler() as open_ended, aiojobs.Scheduler(limit=1, pending_limit=0) as one_at_a_time:
-        yield AiojobsJobs(open_ended, one_at_a_time)
+    with tempfile.TemporaryDirectory() as directory:
+        files = Files(directory, asyncio.Lock)
+        async with aiojobs.Scheduler() as open_ended, aiojobs.Scheduler(limit=1, pending_limit=0) as one_at_a_time:
+            yield AiojobsJobs(open_ended, one_at_a_time, files)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from .contention import HANDOFF, PROCESSES, SHARES
 from .cost import COST, FILE_COST
 from .instructions import FILE_INSTRUCTIONS, INSTRUCTIONS, JOB_INSTRUCTIONS
 from .interface import Question
-from .jobs import BACKLOG, JOB
+from .jobs import BACKLOG, JOB, MESSAGE
 from .keys import MEMORY, SESSIONS
 from .recovery import RECOVERY, RECOVERY_INSIDE
 from .stories import TOLD
@@ -31,6 +31,7 @@ QUESTIONS: tuple[Question, ...] = (
     MESSAGE_SIZE,
     FILE_INSTRUCTIONS,
     JOB,
+    MESSAGE,
     BACKLOG,
     JOB_INSTRUCTIONS,
     *TOLD,

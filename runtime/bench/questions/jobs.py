@@ -9,10 +9,12 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from ..checker import Witness
-from ..peers.interface import Backend, Peer
+from ..peers.interface import Append, Backend, Peer
 from .interface import Ask, Cell, Question, Sample, Scale
 
 _JOBS, _JOBS_FULL = 1_000, 5_000
+_MESSAGES, _MESSAGES_FULL = 300, 3_000
+_AT_ONCE = 10
 
 
 def alone(peer: Peer, backend: Backend, *, jobs: int) -> Sample:
@@ -32,6 +34,33 @@ async def alone_s(peer: Peer, jobs: int) -> float:
         began = time.perf_counter()
         for _ in range(jobs):
             await runner.run(job)
+        return time.perf_counter() - began
+
+
+def message(peer: Peer, backend: Backend, *, messages: int) -> Sample:
+    """In the worker: microseconds for a message of a session that is answered by one line in the session's file."""
+    witness = Witness()
+    took_s = anyio.run(partial(_messages, peer, messages, witness), backend=backend)
+    return Sample({"message": took_s / messages * 1e6}, violations=witness.violations)
+
+
+async def _messages(peer: Peer, messages: int, witness: Witness) -> float:
+    async def answer(append: Append) -> None:
+        await append({"role": "assistant", "text": "hello"})
+
+    async def watched(append: Append) -> None:
+        witness.enter("ann")
+        await append({"role": "assistant", "text": "hello"})
+        await checkpoint()
+        witness.leave("ann")
+
+    async with peer.make() as runner:
+        async with anyio.create_task_group() as group:  # several at once: does it keep them apart? It warms up, too
+            for _ in range(_AT_ONCE):
+                group.start_soon(runner.message, "ann", watched)
+        began = time.perf_counter()
+        for _ in range(messages):
+            await runner.message("ann", answer)
         return time.perf_counter() - began
 
 
@@ -59,6 +88,10 @@ def _take_alone(cell: Cell, ask: Ask, scale: Scale) -> Sample:
     return ask("jobs:alone", jobs=scale.pick(_JOBS, _JOBS_FULL))
 
 
+def _take_message(cell: Cell, ask: Ask, scale: Scale) -> Sample:
+    return ask("jobs:message", messages=scale.pick(_MESSAGES, _MESSAGES_FULL))
+
+
 def _take_backlog(cell: Cell, ask: Ask, scale: Scale) -> Sample:
     return ask("jobs:backlog", jobs=cell.x)
 
@@ -69,6 +102,15 @@ JOB = Question(
     unit="µs",
     kind="jobs",
     take=_take_alone,
+    floor="anyio.TaskGroup",
+    seconds=6,
+)
+MESSAGE = Question(
+    name="message",
+    title="What does a message of a session cost that is answered by one line in its file?",
+    unit="µs",
+    kind="jobs",
+    take=_take_message,
     floor="anyio.TaskGroup",
     seconds=6,
 )
