@@ -8,6 +8,7 @@ list for users stands in docs/locks.md, "What counts as a record".
 from __future__ import annotations
 
 from enum import StrEnum
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _SHALLOW = 2 * DEEPEST  # bytes: each level has two, so a shorter line is not too deep, and not too long
 _CONTAINERS = frozenset({dict, list})
+_are_objects = frozenset({dict}).issuperset
 _decode = msgspec.json.Decoder().decode
 
 
@@ -68,6 +70,25 @@ def decode(line: bytes) -> dict[str, Any] | None:
         if line.count(b"{") + line.count(b"[") > DEEPEST and is_too_deep(value):
             raise NoRecord(too_deep())
     return value
+
+
+def decode_usual(data: bytes) -> list[dict[str, Any]] | None:
+    """What `decode` makes of whole lines, in less time; `None` unless each is a record that is surely not too deep."""
+    try:
+        records = list(map(_decode, BytesIO(data)))  # each line with its newline, which the parser takes for a blank
+    except (ValueError, RecursionError):
+        return None
+    return records if _are_objects(map(type, records)) and not _has_a_long_line(data) else None
+
+
+def _has_a_long_line(data: bytes) -> bool:
+    """Whether one of some whole lines is so long that it may be too deep."""
+    start = 0
+    while start < len(data):
+        start = data.rfind(b"\n", start, start + _SHALLOW + 1) + 1  # many lines in one step
+        if not start:
+            return True
+    return False
 
 
 def kind_of(line: bytes) -> Line:

@@ -29,7 +29,7 @@ from ..errors import TranscriptError
 from ..rights.open_file import cannot
 from . import lines
 
-BLOCK = 1 << 18  # bytes read at once and lines handed out at once; more only for a line that is longer
+BLOCK = 1 << 16  # bytes read at once, more only for a line that is longer: larger ones leave the processor's cache
 _WITNESS = 1 << 12  # bytes by which a place is recognised
 TRIES = 100  # how often a reader starts again before it takes the file for no transcript
 

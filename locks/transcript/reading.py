@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Generator, Iterator
@@ -10,6 +11,7 @@ from .._os import FileId
 from ..checks import whole_or_none
 from ..errors import TranscriptError
 from . import lines, prefix
+from .decoding import Block, Decoding, broken, split
 from .header import is_header
 from .lines import NoRecord, decode
 from .prefix import Giant, PrefixFile, TooLong, last_line_end, lines_before, opened, pieces, restless
@@ -17,6 +19,8 @@ from .records import BrokenLine, OnError, Position, Records
 
 _FIRST_BLOCK = 1 << 16  # bytes, backwards: enough for some tens of usual records
 _SHORT = 1 << 18  # bytes that are read where nothing may take long
+_BATCH = 1 << 18  # bytes of lines that a stream hands out at once
+_AHEAD = 1 << 20  # bytes that are read at once where a thread has to be woken for it; more only for a longer line
 
 
 def read(path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None) -> Records:
@@ -35,7 +39,7 @@ def read(path: str, *, last: int | None = None, on_error: OnError = "skip", head
     Raises:
         TranscriptError: it cannot be read, or with `on_error="raise"` has a broken line (its place is named).
     """
-    _check(on_error, last)
+    check(on_error, last)
     with opened(path) as file:
         return _read(file, last, on_error, header)
 
@@ -44,7 +48,7 @@ def read_short(
     path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None
 ) -> Records | None:
     """As `read`, for where nothing may take long: `None` if 256 KiB of the file are not enough to know the answer."""
-    _check(on_error, last)
+    check(on_error, last)
     with opened(path) as file:
         if file is not None and file.size > _SHORT:
             if last is None:
@@ -64,7 +68,9 @@ def _read(file: PrefixFile | None, last: int | None, on_error: OnError, header: 
     records = Records()
     records.position = Position(0, file.file_id)
     skipped: list[BrokenLine] = []
-    for batch in _batches(file, 0, on_error, header):
+    decoding = Decoding(file.path, 0, on_error, header)
+    for block in _blocks(file, 0):
+        batch = decoding.batch(block)
         records += batch
         skipped += batch.skipped
         records.position = batch.position
@@ -89,45 +95,75 @@ def stream(path: str, *, after: Position | None = None, on_error: OnError = "ski
         TranscriptError: it cannot be read; with `on_error="raise"` has a broken line (its place is named), where the
             batches before have been handed out; or the file is not the one that `after` is a place in.
     """
-    _check(on_error)
+    check(on_error)
+    decoding = Decoding(path, after.offset if after else 0, on_error)
+    with contextlib.closing(blocks(path, after)) as found:
+        for block in found:
+            yield decoding.batch(block)
+
+
+def blocks(path: str, after: Position | None) -> Generator[Block, None, None]:
+    """The lines of a transcript from behind a place on, as `stream`."""
     with opened(path) as file:
         if after is not None:
             _check_place(path, file, after)
         if file is not None:
-            yield from _batches(file, 0 if after is None else after.offset, on_error)
+            yield from _blocks(file, 0 if after is None else after.offset)
 
 
-class Batches:
-    """The batches of a `stream` that are taken in threads, one after the other, and may be given up at any time.
+def _blocks(file: PrefixFile, start: int) -> Iterator[Block]:
+    found: list[bytes | Giant] = []
+    length = 0
+    for piece in pieces(file, start):
+        found.append(piece)
+        length += piece.length if isinstance(piece, Giant) else len(piece)
+        if length > _BATCH - prefix.BLOCK:
+            yield Block(found, file.file_id)
+            found, length = [], 0
+    if found:
+        yield Block(found, file.file_id)
+
+
+class BlocksAhead:
+    """The blocks of a stream, read in threads, one after the other; the stream may be given up at any time.
 
     A thread may hang in the disk long after it was given up, and a generator that is executing cannot be closed. Then
     the thread closes it.
     """
 
-    def __init__(self, batches: Generator[Records, None, None]) -> None:
-        self._batches = batches
+    def __init__(self, path: str, after: Position | None) -> None:
+        self._blocks = blocks(path, after)
         self._mutex = threading.Lock()
-        """Guards the flags; never held while a batch is read."""
+        """Guards the flags; never held while a block is read."""
         self._reading = self._closed = False
+        self.over = False
+        """Whether there are no more blocks."""
 
-    def next(self) -> Records | None:
-        """The next batch; `None` at the end, and once it was closed."""
+    def next(self) -> list[Block]:
+        """The next blocks, a few at once; none once the stream was closed."""
         with self._mutex:
             self._reading = True
         try:
-            return next(self._batches, None)
+            found: list[Block] = []
+            for block in self._blocks:
+                found.append(block)
+                if sum(len(piece) for one in found for piece in one.pieces) > _AHEAD - _BATCH:
+                    break
+            else:
+                self.over = True
+            return found
         finally:
             with self._mutex:
                 self._reading = False
                 if self._closed:
-                    self._batches.close()
+                    self._blocks.close()
 
     def close(self) -> None:
         """Let go of the file, or have the thread that reads do it. From any thread, without waiting for the disk."""
         with self._mutex:
             self._closed = True
             if not self._reading:
-                self._batches.close()
+                self._blocks.close()
 
 
 def broken_lines(path: str, fd: int, file_id: FileId, start: int, end: int) -> Iterator[BrokenLine]:
@@ -136,7 +172,9 @@ def broken_lines(path: str, fd: int, file_id: FileId, start: int, end: int) -> I
     Raises:
         OSError: the file cannot be read, or has become shorter.
     """
-    for batch in _batches(PrefixFile(path, fd, end, file_id), start, "skip"):
+    decoding = Decoding(path, start, "skip")
+    for block in _blocks(PrefixFile(path, fd, end, file_id), start):
+        batch = decoding.batch(block)
         yield from batch.skipped
         assert batch.position is not None
         start = batch.position.offset
@@ -144,7 +182,8 @@ def broken_lines(path: str, fd: int, file_id: FileId, start: int, end: int) -> I
         raise OSError(errno.EIO, "the file became shorter while it was read")
 
 
-def _check(on_error: str, last: int | None = None) -> None:
+def check(on_error: str, last: int | None = None) -> None:
+    """Refuse what these arguments cannot be."""
     whole_or_none("last", last)
     if on_error not in ("skip", "raise"):
         raise ValueError(f"on_error: {on_error!r} is unknown; allowed: 'skip', 'raise'")
@@ -165,54 +204,6 @@ def _check_place(path: str, file: PrefixFile | None, after: Position) -> None:
     )
 
 
-def _batches(file: PrefixFile, start: int, on_error: OnError, header: bytes | None = None) -> Iterator[Records]:
-    number = None if start else 0  # of the lines before the piece
-    for piece in pieces(file, start):
-        if isinstance(piece, Giant):
-            records = Records()
-            place = None if number is None else number + 1
-            records.skipped = (_broken(file, start, piece.length, place, lines.too_long(), on_error),)
-            count, length, before = 1, piece.length + 1, piece.end
-        else:
-            found = _split(piece)
-            records = _records_of(found, file, start, number, on_error)
-            if not start and records and _is_header(found[0], header):
-                del records[0]
-            count, length, before = len(found), len(piece), piece
-        start += length
-        number = None if number is None else number + count
-        records.position = Position.behind(before, start, file.file_id)
-        yield records
-
-
-def _records_of(found: list[bytes], file: PrefixFile, start: int, number: int | None, on_error: OnError) -> Records:
-    """The records of some lines that follow each other, and those that are broken."""
-    records = Records()
-    skipped: list[BrokenLine] = []
-    known, add = 0, records.append
-    for index, line in enumerate(found):
-        try:
-            record = decode(line)
-        except NoRecord as error:
-            start += sum(map(len, found[known:index])) + index - known
-            known = index
-            place = None if number is None else number + index + 1
-            skipped.append(_broken(file, start, len(line), place, error, on_error))
-        else:
-            if record is not None:
-                add(record)
-    records.skipped = tuple(skipped)
-    return records
-
-
-def _is_header(line: bytes, header: bytes | None) -> bool:
-    try:
-        record = decode(line)
-    except NoRecord:
-        return False
-    return record is not None and is_header(record, len(line), header)
-
-
 def _read_last(file: PrefixFile, last: int, on_error: OnError, header: bytes | None) -> Records:
     for _ in range(prefix.TRIES):
         end = last_line_end(file)
@@ -222,19 +213,19 @@ def _read_last(file: PrefixFile, last: int, on_error: OnError, header: bytes | N
         while start > 0 and len(records) < last:
             piece = lines_before(file, start, length)
             if not piece or not end.stands(file):
-                break  # as above
+                break  # the end was cut off meanwhile: look again where it is
             if isinstance(piece, Giant):
                 start -= piece.length + 1
-                skipped.append(_broken(file, start, piece.length, None, lines.too_long(), on_error))
+                skipped.append(broken(file.path, start, piece.length, None, lines.too_long(), on_error))
                 continue
-            found = _split(piece)
+            found = split(piece)
             while found and len(records) < last:
                 line = found.pop()
                 start -= len(line) + 1
                 try:
                     record = decode(line)
                 except NoRecord as error:
-                    skipped.append(_broken(file, start, len(line), None, error, on_error))
+                    skipped.append(broken(file.path, start, len(line), None, error, on_error))
                 else:
                     if record is not None and (start or not is_header(record, len(line), header)):
                         records.append(record)
@@ -245,20 +236,3 @@ def _read_last(file: PrefixFile, last: int, on_error: OnError, header: bytes | N
             records.skipped = tuple(reversed(skipped))
             return records
     raise restless(file)
-
-
-def _broken(
-    file: PrefixFile, offset: int, length: int, number: int | None, why: NoRecord | str, on_error: OnError
-) -> BrokenLine:
-    if on_error == "raise":
-        where = f"line {number}" if number is not None else f"the line at byte {offset}"
-        cause = why if isinstance(why, NoRecord) else None
-        raise TranscriptError(f"{file.path}, {where}: {why}", path=file.path) from cause
-    return BrokenLine(offset, number, str(why), length)
-
-
-def _split(data: bytes) -> list[bytes]:
-    """Whole lines without their newlines."""
-    found = data.split(b"\n")
-    found.pop()  # behind the last newline
-    return found

@@ -22,7 +22,8 @@ from ..rights.claim import without
 from ..rights.fence import Fence
 from ..rights.open_file import Entry, FileClaim
 from .appending import append
-from .reading import Batches, read, read_short, stream
+from .decoding import Decoding, TakesLong
+from .reading import BlocksAhead, check, read, read_short
 from .records import OnError, Position, Records
 from .set_aside import set_aside
 from .syncing import GroupSync
@@ -74,11 +75,26 @@ class FileStore:
     def _forget_waiting(self) -> None:
         self.syncs = GroupSync()  # the tasks that waited for the disk have gone with their loop
 
-    def stream(
+    async def stream(
         self, path: str, *, after: Position | None = None, on_error: OnError = "skip"
     ) -> AsyncGenerator[Records, None]:
         """As `LockRegistry.stream`."""
-        return _in_batches(Batches(stream(path, after=after, on_error=on_error)))
+        check(on_error)
+        # Only the disk may hang, so only what reads it has to be in a thread. Usual lines are decoded here: that takes
+        # less time than to wake a thread, and holds up the loop no longer, since it holds the interpreter either way.
+        ahead, decoding = BlocksAhead(path, after), Decoding(path, after.offset if after else 0, on_error)
+        try:
+            while not ahead.over:
+                for index, block in enumerate(await in_thread(ahead.next)):
+                    if index:
+                        await checkpoint()
+                    try:
+                        batch = decoding.batch(block, quick=True)
+                    except TakesLong:
+                        batch = await in_thread(partial(decoding.batch, block))
+                    yield batch
+        finally:
+            ahead.close()
 
     def write(self, claim: FileClaim, path: str, data: bytes, header: bytes | None = None) -> Position:
         """Append whole lines under a held write claim, checking inside the write that it is legal.
@@ -260,11 +276,3 @@ class FileStore:
         """As `synced`, on a worker thread."""
         if self.durability == "sync" and claim.entry is not None:
             self.syncs.sync_now(claim.entry, path)
-
-
-async def _in_batches(batches: Batches) -> AsyncGenerator[Records, None]:
-    try:
-        while (batch := await in_thread(batches.next)) is not None:
-            yield batch
-    finally:
-        batches.close()

@@ -71,8 +71,8 @@ def registry():
     return LockRegistry(durability="sync", sidecar=False)
 
 
-def large(path):
-    path.write_bytes(b"".join(LINE % number for number in range(MANY)))
+def large(path, count=MANY):
+    path.write_bytes(b"".join(LINE % number for number in range(count)))
     return path
 
 
@@ -183,7 +183,7 @@ async def test_a_stream_that_is_cancelled_before_a_thread_could_begin_leaves_not
 
 
 async def test_a_stream_that_is_left_early_has_closed_its_file(registry, tmp_path):
-    path, before = large(tmp_path / "session.jsonl"), leaks.descriptors()
+    path, before = large(tmp_path / "session.jsonl", 4 * MANY), leaks.descriptors()  # more than is read ahead
     async with contextlib.aclosing(registry.stream(path)) as batches:
         assert await anext(batches)
         assert len(leaks.descriptors() - before) >= 1

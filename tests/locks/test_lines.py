@@ -326,10 +326,13 @@ async def test_the_callers_stack_does_not_decide_how_deep_a_record_may_be(path, 
 def test_a_thread_and_a_process_that_allow_more_or_less_read_and_write_the_same(path):
     digits = 10**4299 + 7
     path.write_bytes(deep_line(1000) + b"\n" + deep_line(1001) + b"\n" + b'{"n":' + b"7" * 4301 + b"}\n")
+    among_usual = path.with_name("usual.jsonl")  # which the parser takes as a whole
+    among_usual.write_bytes(FIRST + deep_line(1001) + b"\n")
     found: list[Any] = []
 
     def work():
         found.append([broken.offset for broken in reading.read(str(path)).skipped])
+        found.append([broken.offset for broken in reading.read(str(among_usual)).skipped])
         found.append(lines.decode(b'{"n":1' + b"0" * 4298 + b"7}") == {"n": digits})
         found.append(len(lines_of({"n": digits})) == 4300 + 7)
 
@@ -345,7 +348,7 @@ def test_a_thread_and_a_process_that_allow_more_or_less_read_and_write_the_same(
         sys.setrecursionlimit(limit)
         sys.set_int_max_str_digits(most)
     start = len(deep_line(1000)) + 1
-    assert found == [[start, start + len(deep_line(1001)) + 1], True, True] * 3
+    assert found == [[start, start + len(deep_line(1001)) + 1], [len(FIRST)], True, True] * 3
 
 
 def lines_of(record):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locks import Position, TranscriptError, _os
+from locks import LockRegistry, Position, TranscriptError, _os
+from locks.transcript import lines, prefix, tolerant
 from locks.transcript.reading import read, stream
 from tests.leaks import descriptors
 
@@ -225,3 +227,51 @@ def test_a_stream_holds_one_batch_at_a_time(path):
     finally:
         tracemalloc.stop()
     assert peak < size / 2
+
+
+# On the event loop
+
+
+async def test_what_takes_long_to_decode_does_not_hold_up_the_event_loop(path, monkeypatch):
+    content = [LINE % number for number in range(MANY)]
+    content[2_000], content[3_000] = b'{"n":2000,"large":1e999}\n', b'{"n":3000,"text":"' + b"x" * 200_000 + b'"}\n'
+    content[4_000] = b"broken\n"
+    path.write_bytes(b"".join(content))
+    slow: list[int] = []
+    quick: list[int] = []
+    parse, decode_usual = tolerant.parse, lines.decode_usual
+
+    def noted_parse(*arguments, **bounds):
+        slow.append(threading.get_ident())
+        return parse(*arguments, **bounds)
+
+    def noted_decode(data):
+        if threading.get_ident() == loop:
+            quick.append(len(data))
+        return decode_usual(data)
+
+    loop = threading.get_ident()
+    monkeypatch.setattr(tolerant, "parse", noted_parse)
+    monkeypatch.setattr(lines, "decode_usual", noted_decode)
+    batches = [batch async for batch in LockRegistry().stream(path)]
+    assert len(slow) == 2 and loop not in slow
+    assert sum(quick) > 1_000_000 and max(quick) <= prefix.BLOCK
+    assert numbers(batches) == [number for number in range(MANY) if number != 4_000]
+    (broken,) = (line for batch in batches for line in batch.skipped)
+    assert (broken.offset, broken.number) == (sum(map(len, content[:4_000])), 4_001)
+    assert [batch.position for batch in batches] == [batch.position for batch in stream(str(path))]
+
+
+async def test_a_stream_reads_no_more_than_a_few_batches_ahead(path, monkeypatch):
+    path.write_bytes(b"".join(LINE % number for number in range(20_000)))
+    pread, seen = _os.pread, list[int]()
+
+    def counted(fd, length, offset):
+        seen.append(length)
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(_os, "pread", counted)
+    batches = LockRegistry().stream(path)
+    assert await anext(batches)
+    assert sum(seen) < path.stat().st_size / 4
+    await batches.aclose()
