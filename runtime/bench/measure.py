@@ -20,6 +20,9 @@ from .results import Answer, LeftOut, Result, Row
 from .workers import COMMAND, Workers
 
 LONGEST_CELL_S = 60.0
+_BEYOND_S = 10.0
+"""How much longer than the budget a cell may take before it is given up."""
+OURS = ("lanes", "lanes-no-lock-file")
 
 Progress = Callable[[str, float], None]
 """Called with the question and the share of the whole time that is over, 0 to 1."""
@@ -38,23 +41,29 @@ class Measuring:
     """What starts a worker."""
     longest_cell_s: float = LONGEST_CELL_S
     """A worker that has not answered by then is ended."""
+    _end: float = 0.0
     _known: dict[tuple[Any, ...], Sample] = field(default_factory=dict)
     """What workers answered: questions about the same contention share its runs."""
 
     def run(self, questions: Sequence[Question]) -> None:
         """Answer all questions, as far as the time allows."""
         began = self.now()
-        end = began + self.result.budget_s
+        self._end = began + self.result.budget_s
         with Workers(self.command) as workers:
             for index, question in enumerate(questions):
                 share = question.seconds / sum(later.seconds for later in questions[index:])
-                until = self.now() + max(0.0, end - self.now()) * share
+                until = self.now() + max(0.0, self._end - self.now()) * share
                 asking = _Asking(self, question, until, partial(self._tell, question.name, began))
                 try:
                     asking.run(workers)
                 finally:
+                    asking.sort()
                     self.result.left_out += asking.left_out()
         self.progress("", 1.0)
+
+    def _limit_s(self) -> float:
+        """How long a cell may take: not much longer than the whole run."""
+        return min(self.longest_cell_s, max(0.0, self._end - self.now()) + _BEYOND_S)
 
     def _tell(self, question: str, began: float) -> None:
         self.progress(question, min(1.0, (self.now() - began) / max(self.result.budget_s, 1e-9)))
@@ -69,7 +78,7 @@ class Measuring:
         def ask(function: str, **arguments: Any) -> Sample:
             key = (cell.peer.kind, cell.peer.name, cell.backend, round_, function, *sorted(arguments.items()))
             if key not in self._known:
-                self._known[key] = workers.ask(cell, function, within_s=self.longest_cell_s, **arguments)
+                self._known[key] = workers.ask(cell, function, within_s=self._limit_s(), **arguments)
             return self._known[key]
 
         return question.take(cell, ask, self.scale)
@@ -104,6 +113,11 @@ class _Asking:
                     self._take(cell, workers, round_)
                 self._tell()
 
+    def sort(self) -> None:
+        """Put the rows into the order of the peers, whatever order they were measured in."""
+        order = {peer.name: index for index, peer in enumerate(self._measuring.peers)}
+        self._answer.rows.sort(key=lambda row: (order[row.peer], row.backend))
+
     def left_out(self) -> list[LeftOut]:
         """What was not measured, one entry per peer, event loop and reason."""
         found = []
@@ -114,10 +128,15 @@ class _Asking:
         return found
 
     def _in_turn(self, round_: int) -> list[Cell]:
-        """The cells of a round, small sizes first, each size beginning with another peer than the round before."""
+        """The cells of a round, small sizes first, each size beginning with another peer than the round before.
+
+        The floor and our own peers lead the first round: if the time is too short, the comparison that is left is that.
+        """
         found = []
-        for size in dict.fromkeys(cell.x for cell in self._cells):
-            cells = [cell for cell in self._cells if cell.x == size]
+        first_of_all = (self._question.floor, *OURS)
+        ordered = sorted(self._cells, key=lambda cell: cell.peer.name not in first_of_all)
+        for size in dict.fromkeys(cell.x for cell in ordered):
+            cells = [cell for cell in ordered if cell.x == size]
             first = round_ % len(cells)
             found += cells[first:] + cells[:first]
         return found

@@ -15,7 +15,7 @@ from ..trial.output import Output
 from ..usage_error import UsageError
 from . import compare, illustrate, results, text
 from .machine import machine, versions
-from .measure import Measuring, Progress
+from .measure import OURS, Measuring, Progress
 from .peers import PEERS
 from .peers.interface import Peer
 from .questions import QUESTIONS
@@ -115,7 +115,7 @@ def _loaded(options: Options, source: str) -> results.Result:
 
 
 def _ours_violated(result: results.Result) -> bool:
-    return any(row.violations and row.peer.startswith("lanes") for _, _, row in result.rows())
+    return any(row.violations and row.peer in OURS for _, _, row in result.rows())
 
 
 def _questions(options: Options) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 
 from rich.box import SIMPLE
@@ -14,6 +15,7 @@ from .questions import QUESTIONS
 from .results import Answer, Result, Row
 
 _WIDTH = 150
+_ON_A_LOOP = re.compile(r" \((asyncio|trio)\)$")
 _KINDS = {
     "inside": "in one process",
     "between": "between processes",
@@ -26,13 +28,25 @@ def report(result: Result) -> Iterator[str]:
     """All of it, in pieces of one question each."""
     machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.machine.items())
     yield f"{result.versions['python']}; {machine}"
+    if float(result.machine.get("load_before", 0)) > float(result.machine.get("cores", 1)) / 2:
+        yield "The machine was busy when this run began: trust the ratios, not the times."
     yield "Each value: the median of its samples ± half of their range; ×: its ratio to the floor, round by round."
     for name, answer in result.questions.items():
         if answer.rows:
             yield "\n".join(_question(name, answer))
     if result.left_out:
-        yield "\n".join(["Left out:", *(f"  {one.question}: {one.peer}: {one.why}" for one in result.left_out)])
+        yield "\n".join(["Left out:", *_left_out(result)])
     yield "\n".join(["Peers:", *(f"  {line}" for line in peers_of(result))])
+
+
+def _left_out(result: Result) -> Iterator[str]:
+    """One line per question and reason, with the peers that have it in common."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for one in result.left_out:
+        why, _, loop = one.why.removesuffix(")").rpartition(" (") if _ON_A_LOOP.search(one.why) else (one.why, "", "")
+        found.setdefault((one.question, why), []).append(f"{one.peer} ({loop})" if loop else one.peer)
+    for (question, why), peers in found.items():
+        yield f"  {question}: {', '.join(peers)}: {why}"
 
 
 def number(value: float) -> str:

@@ -92,6 +92,7 @@ def test_checking_that_a_file_can_be_written_leaves_nothing_behind(tmp_path):
 def test_a_peer_that_lets_all_in_is_reported():
     result = measured(bad.LETS_ALL_IN, peer_of("inside", "anyio.Lock"))
     rows = rows_of(result)
+    assert list(rows) == [("lets all in", "asyncio"), ("anyio.Lock", "asyncio"), ("anyio.Lock", "trio")]
     assert rows["lets all in", "asyncio"].violations > 0
     assert rows["anyio.Lock", "asyncio"].violations == 0 and len(rows["anyio.Lock", "asyncio"].samples) == 2
     printed = "\n".join(text.report(result))
@@ -127,7 +128,7 @@ def test_what_the_time_was_too_short_for_is_left_out_by_name():
         ("cost", "trio.Lock", "the time was over; --budget SECONDS gives more (trio)"),
         ("waiters", "trio.Lock", "2, 10, 100, 1,000 waiters: the time was over; --budget SECONDS gives more (trio)"),
     ]
-    assert "Left out:\n  cost: trio.Lock: the time was over" in "\n".join(text.report(result))
+    assert "Left out:\n  cost: trio.Lock (trio): the time was over" in "\n".join(text.report(result))
 
 
 MEASUREMENTS: list[tuple[str, Kind, dict[str, int | float]]] = [

@@ -75,6 +75,6 @@ MESSAGE_SIZE = Question(
     floor="flock",
     x="bytes",
     sizes=lambda scale: (100, 1_000, 10_000, 100_000, 1_000_000) if scale.full else (100, 10_000, 1_000_000),
-    seconds=20,
+    seconds=12,
     rounds=3,
 )

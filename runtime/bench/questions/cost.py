@@ -91,7 +91,7 @@ COST = Question(
     kind="inside",
     take=_take,
     floor="anyio.Lock",
-    seconds=4,
+    seconds=8,
 )
 FILE_COST = Question(
     name="file-cost",
@@ -100,5 +100,5 @@ FILE_COST = Question(
     kind="between",
     take=_take_between,
     floor="flock",
-    seconds=12,
+    seconds=15,
 )

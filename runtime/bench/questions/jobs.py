@@ -103,7 +103,7 @@ JOB = Question(
     kind="jobs",
     take=_take_alone,
     floor="anyio.TaskGroup",
-    seconds=6,
+    seconds=8,
 )
 MESSAGE = Question(
     name="message",
@@ -112,7 +112,7 @@ MESSAGE = Question(
     kind="jobs",
     take=_take_message,
     floor="anyio.TaskGroup",
-    seconds=6,
+    seconds=8,
 )
 BACKLOG = Question(
     name="backlog",
@@ -123,6 +123,6 @@ BACKLOG = Question(
     floor="anyio.TaskGroup",
     x="jobs",
     sizes=lambda scale: (1_000, 10_000, 100_000, 1_000_000) if scale.full else (1_000, 10_000, 100_000),
-    seconds=25,
+    seconds=18,
     rounds=3,
 )

@@ -129,6 +129,6 @@ MEMORY = Question(
     unit="B",
     kind="inside",
     take=_take_memory,
-    seconds=5,
+    seconds=6,
     rounds=3,
 )

@@ -165,7 +165,7 @@ def _take(function: str, hows: tuple[How, ...], cell: Cell, ask: Ask, scale: Sca
         if cell.backend == "blocking" and how in _CANCELLED:
             found.missing[how] = "a thread that blocks cannot be cancelled"
             continue
-        one = ask(function, how=how, limit_s=3.0 if scale.full else 1.0)
+        one = ask(function, how=how, limit_s=3.0 if scale.full else 0.5)
         found.values |= one.values
         found.missing |= one.missing
         found.violations += one.violations
@@ -179,7 +179,7 @@ RECOVERY = Question(
     kind="between",
     take=partial(_take, "recovery:between", _ALL),
     floor="flock",
-    seconds=45,
+    seconds=32,
     rounds=3,
 )
 RECOVERY_INSIDE = Question(
@@ -189,6 +189,6 @@ RECOVERY_INSIDE = Question(
     kind="inside",
     take=partial(_take, "recovery:inside", _IN_ONE_PROCESS),
     floor="anyio.Lock",
-    seconds=15,
+    seconds=12,
     rounds=3,
 )

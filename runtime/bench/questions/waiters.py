@@ -56,5 +56,5 @@ WAITERS = Question(
     floor="anyio.Lock",
     x="waiters",
     sizes=lambda scale: (2, 10, 100, 1_000, 10_000) if scale.full else (2, 10, 100, 1_000),
-    seconds=5,
+    seconds=10,
 )

@@ -111,7 +111,7 @@ def _enter(locks: BlockingLocks, path: str) -> None:
 
 def _metrics(*names: str) -> Any:
     def take(cell: Cell, ask: Ask, scale: Scale) -> Sample:
-        found = ask("waiting:measure", seconds=10.0 if scale.full else 1.5)
+        found = ask("waiting:measure", seconds=10.0 if scale.full else 1.0)
         return Sample({name: found.values[name] for name in names}, {}, found.violations, found.note)
 
     return take
@@ -123,7 +123,7 @@ WAITING = Question(
     unit="% of a core",
     kind="between",
     take=_metrics("CPU"),
-    seconds=40,
+    seconds=28,
     rounds=3,
 )
 LAG = Question(
