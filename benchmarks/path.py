@@ -3,7 +3,7 @@
 A call is the start of a function of ours. A function that goes on after an `await` is not counted again, and a
 comprehension or generator expression belongs to the function that it stands in. A call changes the file when its
 caller's code lies in another file, which may be a library's. One message of an otherwise unused session is counted,
-with the turn and its note, one append with its lock file, and the answer. The counts are the same on every machine.
+with the turn, one append, and the answer. The counts are the same on every machine.
 """
 
 from __future__ import annotations

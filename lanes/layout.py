@@ -20,6 +20,7 @@ MAX_KEY_BYTES = 1024
 _SESSION_PREFIX = "session:"
 _REMEMBERED = 256
 _UNREADABLE = re.compile(r"[^a-z0-9]+")
+_OWN_NAME = re.compile(r"(?:[a-z0-9-]+-)?[0-9a-f]{16}\.jsonl")
 
 
 def check_key(key: Any) -> str:
@@ -95,6 +96,11 @@ class SessionLayout:
             raise InvalidSession(f"session: {key!r:.80} leads to {given!r}; allowed: files below {root}")
         return found
 
+    @property
+    def is_own(self) -> bool:
+        """Whether files have our own names and header, which no other program gives its sessions."""
+        return self.path is None and self.header is None
+
     def header_of(self, key: str) -> Mapping[str, Any] | None:
         """The first line of a new file."""
         if self.header is not None:
@@ -111,6 +117,11 @@ class SessionLayout:
             return _default_line(key)
         header = self.header_of(key)
         return None if header is None else encode_header(header, path)
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a file has a name that we give to sessions where no `path` is given."""
+    return _OWN_NAME.fullmatch(name) is not None
 
 
 def _default_header(key: str) -> Mapping[str, Any]:

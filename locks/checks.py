@@ -33,17 +33,19 @@ def instant(field: str, value: Any) -> float:
     return float(value)
 
 
-def flag(field: str, value: Any, *, none: bool = False) -> None:
+def flag(field: str, value: Any, *, none: bool = False, auto: bool = False) -> None:
     """Nothing but `True` and `False`: `"no"` would be taken for yes.
 
     Args:
         none: whether `None` is allowed as well.
+        auto: whether `"auto"` is.
 
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, bool) and not (none and value is None):
-        raise ValueError(f"{field}: {value!r:.80} is no flag; allowed: True, False{', None' if none else ''}")
+    if not isinstance(value, bool) and not (none and value is None) and not (auto and value == "auto"):
+        more = (", None" if none else "") + (", 'auto'" if auto else "")
+        raise ValueError(f"{field}: {value!r:.80} is no flag; allowed: True, False{more}")
 
 
 def whole_or_none(field: str, value: Any) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Literal
 
 from .checks import flag, instance_of, seconds
 from .engines.choose import EngineName
@@ -38,7 +38,9 @@ class LockRegistry:
             run's turn is limited by the run instead.
         grace: seconds that a cancelled block may take before its right is taken away.
         sidecar: say in `<file>.lock` who has the write lease, and honour what foreign gateways write there; say in
-            `<file>.turn` who conducts. About 60 µs per lease. With `engine="none"` nothing is written or honoured.
+            `<file>.turn` who conducts, once that has lasted for 50 ms. `"auto"` leaves the lock file out for sessions
+            that a supervisor names in its own way: no foreign gateway knows them. About 60 µs per write lease. With
+            `engine="none"` nothing is written or honoured.
         engine: what excludes other processes: `"kernel"`, Linux open-file-description locks; `"filelock"`, the library
             of that name, elsewhere, with weaker promises; `"none"`, nothing, so it keeps apart what this process does,
             over all its registries with `"none"`; or a `LeaseEngine`. `"auto"` is the strongest that works here.
@@ -63,7 +65,7 @@ class LockRegistry:
         *,
         max_hold: float = 300.0,
         grace: float = 2.0,
-        sidecar: bool = True,
+        sidecar: bool | Literal["auto"] = "auto",
         engine: EngineName | LeaseEngine = "auto",
         durability: Durability = "process",
         yield_to_foreign: bool | None = None,
@@ -71,9 +73,9 @@ class LockRegistry:
     ) -> None:
         if durability not in ("process", "sync"):
             raise ValueError(f"durability: {durability!r} is unknown; allowed: 'process', 'sync'")
-        flag("sidecar", sidecar)
+        flag("sidecar", sidecar, auto=True)
         flag("yield_to_foreign", yield_to_foreign, none=True)
-        self._policy = ForeignPolicy(yield_to_foreign) if sidecar else None
+        self._policy = ForeignPolicy(yield_to_foreign, auto=sidecar == "auto") if sidecar else None
         self.arbiter = Arbiter(
             max_hold=max_hold,
             grace=grace,
@@ -234,6 +236,16 @@ class LockRegistry:
             message = f"{claim.holder} lost {text}: {reason}"
             self.arbiter.grants.revoke(claim, Revoked(message, path=text, holder=claim.holder))
         return len(held)
+
+    def leave_out(self, directory: str, is_own: Callable[[str], bool]) -> None:
+        """With `sidecar="auto"`, write no lock files for some sessions of a directory. For schedulers.
+
+        Args:
+            directory: as it stands in the paths of the sessions.
+            is_own: whether the name of a file is one that no foreign gateway knows. The last for a directory counts.
+        """
+        if self._policy is not None:
+            self._policy.leave_out(directory, is_own)
 
     def statistics(self) -> RegistryStatistics:
         """What is held and waited for now, and totals."""

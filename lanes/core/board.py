@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import anyio
 
 from locks import Fence, LockRegistry
 
-from ..layout import SessionLayout
+from ..layout import SessionLayout, is_own_name
 from ..queues.groups import Group
 from ..queues.lane import Lane
 from ..queues.throttle import Throttle
@@ -45,6 +46,8 @@ class Board:
     ) -> None:
         self.specs = specs
         self.registry = registry
+        if layout.is_own:
+            registry.leave_out(os.path.dirname(os.path.join(layout.root, "name")), is_own_name)
         self.layout = layout
         self.services: Mapping[str, Any] = {}
         self.new_scope: Callable[..., anyio.CancelScope] = anyio.CancelScope

@@ -150,7 +150,7 @@ def _look_at_rights(seen: Inspection, fd: int) -> None:
         size = _os.fstat(fd).st_size
         if seen.tail is not None:
             seen.tail = _tail_of(path, fd, size)
-        seen.turn, seen.write = _standing(fd, Right.TURN, named), _standing(fd, Right.WRITE, lock)
+        seen.turn, seen.write = _standing(fd, Right.TURN, named), _standing(fd, Right.WRITE, lock or named)
         if lock is None and named is None and seen.tail is None:
             settled = True
             break

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 from .. import _clock, _os, process
@@ -37,18 +38,30 @@ class ForeignPolicy:
 
     Args:
         yield_to_foreign: leave them a gap before each of our own locks; `None` does so once one was seen.
+        auto: whether sessions that they do not know, by `leave_out`, have no lock files.
     """
 
-    def __init__(self, yield_to_foreign: bool | None) -> None:
+    def __init__(self, yield_to_foreign: bool | None, *, auto: bool = False) -> None:
         self._leaves_gap = yield_to_foreign
+        self._auto = auto
+        self._own: dict[str, Callable[[str], bool]] = {}
+        """By directory, which names in it no foreign program knows."""
         self._seen_at: float | None = None
         self._rhythms: dict[str, Rhythm] = {}
         """Of the paths that a foreign program was waited for last; an idle session keeps nothing else."""
 
-    def beside(self, right: Right, path: str) -> Beside:  # noqa: ARG002 -- see below
+    def leave_out(self, directory: str, is_own: Callable[[str], bool]) -> None:
+        """See `LockRegistry.leave_out`."""
+        self._own[directory] = is_own
+
+    def beside(self, right: Right, path: str) -> Beside:
         """What there is beside the session at a path, for a right."""
         if right is Right.TURN:
             return _TURN
+        if self._auto:
+            directory, name = os.path.split(path)
+            if directory in self._own and self._own[directory](name):
+                return _OWN
         lock_file = LockFile(self)
         return Beside(lock_file, lock_file)
 
@@ -234,7 +247,20 @@ class TurnNote:
         return Named(holder, None, f"{holder} holds it")
 
 
-_TURN = Beside(names=(_note := TurnNote()), note=_note)
+class Conductor:
+    """The name of a writer, where there is no lock file: most writes are those of the session's conductor."""
+
+    def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
+        """The conductor that the note names: as the holder, if it is in another process."""
+        named = _NOTE.holder_elsewhere(path, left_by)
+        if named is None or named.holder is None:
+            return None
+        words = f"another process holds it, while {named.holder} conducts the session"
+        return Named(None if named.holder.pid == process.me().pid else named.holder, None, words)
+
+
+_NOTE = TurnNote()
+_TURN, _OWN = Beside(_NOTE, note=_NOTE), Beside(Conductor())
 
 
 def _is_of(claim: Claim | None, instance: str | None, epoch: int | None) -> bool:

@@ -276,7 +276,8 @@ async def work(root: str, number: int, journal: Journal, choice: random.Random) 
             for writer in writers:
                 group.start_soon(go_on, OnRegistry(writer, registry), writer)
     else:
-        async with Supervisor(root, lanes=LANES) as sup, create_task_group() as group:
+        registry = LockRegistry(sidecar=True)  # foreign gateways work on the same files
+        async with Supervisor(root, lanes=LANES, registry=registry) as sup, create_task_group() as group:
             for writer in writers:
                 group.start_soon(go_on, OnSupervisor(writer, sup), writer)
 

@@ -18,9 +18,11 @@ import structlog
 from anyio import create_task_group, to_thread
 
 from lanes import LaneSpec
+from locks import LockRegistry
 from runtime import Supervisor
 
 KEYS = ("a", "b")
+LANES = [LaneSpec("session:*", timeout=600.0)]
 
 
 def say(line: str) -> None:
@@ -40,7 +42,10 @@ async def main(directory: str) -> None:
                 say("kept")
             await leave.wait()
 
-    async with Supervisor(directory, lanes=[LaneSpec("session:*", timeout=600.0)]) as sup, create_task_group() as group:
+    async with (
+        Supervisor(directory, lanes=LANES, registry=LockRegistry(sidecar=True)) as sup,
+        create_task_group() as group,
+    ):
         for key in KEYS:
             group.start_soon(sup.run, f"session:{key}", keep)
         while not leave.is_set():

@@ -28,7 +28,8 @@ async def keep(ctx, messages):
 @pytest.mark.parametrize("archive", [True, False], ids=["moved aside", "deleted"])
 async def test_a_session_is_reset_on_a_full_disk_and_what_is_deleted_makes_room(small_disk, archive):  # noqa: F811
     disk, fill = small_disk
-    async with Supervisor(disk, lanes=[LaneSpec("session:*", handler=keep)]) as sup:
+    lanes, registry = [LaneSpec("session:*", handler=keep)], LockRegistry(sidecar=True)
+    async with Supervisor(disk, lanes=lanes, registry=registry) as sup:
         with fail_after(20):
             await sup.post("session:a", "x" * 20_000).result()
             fill(0)

@@ -32,7 +32,7 @@ async def answers(ctx):
 @pytest.mark.parametrize("how", UNHANDLED)
 @pytest.mark.backends("asyncio", "trio")
 async def test_what_a_gateway_had_that_ends_without_a_word_is_free_at_once(tmp_path, how, anyio_backend_name):
-    async with Supervisor(tmp_path) as sup:
+    async with Supervisor(tmp_path, registry=LockRegistry(sidecar=True)) as sup:
         a, b = path_of(sup, "a"), path_of(sup, "b")
         with peer("keeper", tmp_path, anyio_backend_name) as keeper, fail_after(60):
             await eventually(lambda: keeper.said("kept"), within=20)
