@@ -108,6 +108,7 @@ def _no_attribute(_fd: int, _name: str) -> bytes:
 
 fchmod: Callable[[int, int], None] = getattr(os, "fchmod", _not_here)
 fchown: Callable[[int, int, int], None] = getattr(os, "fchown", _not_here)
+sched_yield: Callable[[], None] = getattr(os, "sched_yield", _not_here)
 fdatasync: Callable[[int], None] = getattr(os, "fdatasync", _sync_fully)
 pread: Callable[[int, int, int], bytes] = getattr(os, "pread", _seek_and_read)
 listxattr: Callable[[int], list[str]] = getattr(os, "listxattr", _no_attributes)

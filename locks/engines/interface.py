@@ -63,8 +63,8 @@ class ProcessLock(Protocol):
     def bell(self, ticket: int) -> Bell | None:
         """Something that rings when the one before has unlocked; `None` where only polling is to be had."""
 
-    def wake(self, ticket: int) -> None:
-        """Ring the bell of another process's ticket, if it has one. Never raises."""
+    def wake(self, ticket: int) -> bool:
+        """Ring the bell of another process's ticket; returns whether it has one. Never raises."""
 
     def follow(self, fd: int, file_id: FileId) -> ProcessLock:
         """The same right on a file that is about to be renamed into the place of this one: locked, too.
@@ -124,8 +124,9 @@ class Unordered:
         """Polling only."""
         return None
 
-    def wake(self, ticket: int) -> None:
+    def wake(self, ticket: int) -> bool:
         """No waiter listens."""
+        return False
 
     def follow(self, fd: int, file_id: FileId) -> Self:
         """For a lock that goes by the name of the file."""

@@ -76,12 +76,12 @@ class KernelLock:
 
     def count_before(self, ticket: int, most: int) -> int:
         """How many tickets below `ticket` other processes hold, counted up to `most`; at least that many are there."""
-        start, end, found = self._base + 1, ticket, 0
-        while found < most and end > start:
-            position = _os.ofd_conflict(self._fd, start, end - start)
+        start, found = self._base + 1, 0
+        while found < most and start < ticket:
+            position = _os.ofd_conflict(self._fd, start, ticket - start)
             if position is None:
                 break
-            end, found = position, found + 1  # downwards: what the kernel left out above is not worth another question
+            start, found = position + 1, found + 1  # upwards: the kernel names what was locked first, so mostly all
         return found
 
     def lowest_before(self, ticket: int, ignored: Collection[int]) -> int | None:
@@ -114,9 +114,9 @@ class KernelLock:
         except OSError:
             return None
 
-    def wake(self, ticket: int) -> None:
-        """Ring the bell of another process's ticket, if it has one."""
-        ring(self._file_id, ticket)
+    def wake(self, ticket: int) -> bool:
+        """Ring the bell of another process's ticket; returns whether it has one."""
+        return ring(self._file_id, ticket)
 
     def follow(self, fd: int, file_id: FileId) -> KernelLock:
         """The same right of another file, locked."""

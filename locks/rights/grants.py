@@ -170,6 +170,8 @@ class Grants:
         if guard is not None and queue.guarded is not None and queue.guarded is not queue.holder:
             with queue.mutex:
                 ours = queue.locked or queue.relock()
+                if ours:
+                    queue.announce()
             if not ours:
                 guard.abandon()
             elif (trouble := guard.leave()) is not None:

@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 
 from anyio import notify_closing
 
-from .. import _clock
+from .. import _clock, _os
 from .._mutex import Mutex
 from ..engines.interface import ProcessLock, Right
 from ..engines.wakeup import Bell
@@ -30,13 +30,7 @@ from ..errors import LeaseLost
 from .claim import Claim, ClaimState
 from .fence import Fence
 from .guard import Beside
-
-POLL_MIN_S, POLL_MAX_S, POLL_SHARE = 0.0002, 0.005, 0.01
-POLL_LISTENING_S = 0.002
-POLL_AHEAD_S, POLL_AHEAD_MOST = 0.0005, 8
-STALLED_AFTER_S = 0.05
-"""A lower ticket that does not move for this long while the lock is free belongs to a stopped or frozen process."""
-
+from .pace import Pace
 
 ClaimT = TypeVar("ClaimT", bound=Claim)
 _NONE: Set[int] = frozenset()
@@ -58,13 +52,13 @@ class RightQueue(Generic[ClaimT]):
     ordered = True
     """Whether there may be an order among those that the lock keeps apart."""
     ticket: int | None = None
-    competing_since = 0.0
+    pace: Pace | None = None
+    """When to look; set with the ticket."""
     next_poll = math.inf
-    polled_at = 0.0
+    announced: int | None = None
+    """The ticket of another process that was told that the right is about to be free."""
     trouble: Exception | None = None
     """A lock call that failed while letting go, to be logged."""
-    blocked_by: int | None = None
-    blocked_since = 0.0
     bell: Bell | None = None
     """Rings when another process has unlocked the right for us; only while the task that waits looks itself."""
     passed_over: Set[int] = _NONE
@@ -175,11 +169,7 @@ class RightQueue(Generic[ClaimT]):
         holder = self.holder
         if holder is not None:
             return self.hold(holder) if holder.waits() or holder in self.waiting else None
-        if self.ticket is not None:
-            if self.locked:
-                self._unlock()
-            return None
-        if not self.waiting:
+        if self.ticket is not None or not self.waiting:
             if self.locked:
                 self._unlock()
             return None
@@ -193,6 +183,21 @@ class RightQueue(Generic[ClaimT]):
         if self.locked:
             self._unlock()
         return failed
+
+    def announce(self) -> None:
+        """Wake the process whose turn is next before the right is free: waking up takes it as long as a guard to go.
+
+        If it comes too early, it is woken again. Never raises.
+        """
+        lock = self.lock
+        if lock is None or not self.ordered or (self.waiting and not self._must_yield(next(iter(self.waiting)))):
+            return
+        try:
+            self.announced = lock.lowest(self.passed_over)
+            if self.announced is not None:
+                lock.wake(self.announced)
+        except Exception as error:
+            self.trouble = error
 
     def take_away(self, claim: ClaimT, error: LeaseLost, kind: type[LeaseLost], *, keep: bool = False) -> bool:
         """Unlock what `claim` holds for other processes, unless it does not hold it any more.
@@ -225,32 +230,23 @@ class RightQueue(Generic[ClaimT]):
         Raises:
             OSError: a lock call failed; nothing has changed.
         """
-        lock, ticket = self.lock, self.ticket
-        if lock is None or ticket is None:
+        lock, ticket, pace = self.lock, self.ticket, self.pace
+        if lock is None or ticket is None or pace is None:
             return None
         now = _clock.clock.now()
-        if now - self.polled_at > STALLED_AFTER_S / 2:
+        if pace.stood_still(now):
             # We were stopped or frozen, so others may have passed us over for good. A new ticket is as old, and counts.
             renewed = lock.take_ticket(ticket + 1)
             self._drop_ticket()
             self.ticket = ticket = renewed
-        self.polled_at = now
-        least = POLL_MIN_S if self.bell is None else POLL_LISTENING_S
-        pause = max((now - self.competing_since) * POLL_SHARE, least)
-        if not lock.is_free():
-            self.blocked_by = None
-            if pause < POLL_MAX_S:
-                # Each one ahead takes a handoff at least, so there is no use in looking before they can all have gone.
-                ahead = lock.count_before(ticket, POLL_AHEAD_MOST + len(self.passed_over)) - len(self.passed_over)
-                pause = max(pause, ahead * POLL_AHEAD_S)
-            self.next_poll = now + min(pause, POLL_MAX_S)
-            return None
-        self.next_poll = now + min(pause, POLL_MAX_S)
-        before = lock.lowest_before(ticket, self.passed_over)
-        if before is not None:
-            self._watch(before, now)
-            return None
-        if not lock.try_lock():
+        free = lock.is_free()
+        before = lock.lowest_before(ticket, self.passed_over) if free else None
+        if not free or before is not None or not lock.try_lock():
+            listens, without = self.bell is not None, len(self.passed_over)
+            self.next_poll = now + pace.pause(lock, ticket, now, listens=listens, without=without)
+            if (stalled := pace.stalled(before, now)) is not None:
+                self.passed_over = {*self.passed_over, stalled}
+                self.next_poll = now
             return None
         self.locked = True
         self.next_poll = 0.0
@@ -287,8 +283,9 @@ class RightQueue(Generic[ClaimT]):
         """Take the bell away; the task that waits for it goes on, and looks by itself."""
         bell = self.bell
         if bell is not None:
-            with suppress(RuntimeError):  # no event loop runs here any more, so no task listens
-                notify_closing(bell.socket)  # else its task would listen to the file that gets this number next
+            if bell.heeded:
+                with suppress(RuntimeError):  # no event loop runs here any more, so no task listens
+                    notify_closing(bell.socket)  # else its task would listen to the file that gets this number next
             bell.close()
             self.bell = None
 
@@ -351,9 +348,7 @@ class RightQueue(Generic[ClaimT]):
         """Take a ticket for the first of the queue; returns it if that failed."""
         assert self.lock is not None and self.ticket is None
         first = next(iter(self.waiting))
-        self.competing_since = first.arrived_at
-        self.polled_at = _clock.clock.now()
-        self.blocked_by = None
+        self.pace = Pace(first.arrived_at, _clock.clock.now())
         try:
             ticket = self.lock.take_ticket(self.lock.ticket_of(first.arrived_at))
         except Exception as error:
@@ -387,13 +382,16 @@ class RightQueue(Generic[ClaimT]):
             self.locked = self.cleared = False
             if not self.ordered:
                 return
+            told, self.announced = self.announced, None
             try:
-                waiting = lock.lowest(self.passed_over)
+                if told is not None and not lock.wake(told) and lock.is_free():
+                    told = None  # it has gone
+                if told is None and (told := lock.lowest(self.passed_over)) is not None:
+                    lock.wake(told)
             except Exception as error:
                 self.trouble = error
-                return
-            if waiting is not None:
-                lock.wake(waiting)
+            if told is not None:
+                _os.sched_yield()  # it may have been woken on this core, and would come in a time slice only
         self.locked = False
 
     def _once_more(self, call: Callable[[], object]) -> None:
@@ -402,11 +400,3 @@ class RightQueue(Generic[ClaimT]):
             call()
         except Exception as error:  # an engine of the user's may raise anything
             self.trouble = error
-
-    def _watch(self, before: int, now: float) -> None:
-        """Pass over a waiter of another process that does not take what is free: it is stopped, or its loop frozen."""
-        if before != self.blocked_by:
-            self.blocked_by, self.blocked_since = before, now
-        elif now - self.blocked_since >= STALLED_AFTER_S:
-            self.passed_over = {*self.passed_over, before}
-            self.next_poll = now

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 
 import anyio
 from anyio import CancelScope, ClosedResourceError
@@ -205,10 +204,16 @@ class WaitingRoom:
 
 
 async def _rung(queue: FileQueue) -> None:
-    assert queue.bell is not None
-    with suppress(ClosedResourceError):
-        await anyio.wait_readable(queue.bell.socket)
-        queue.woken()
+    bell = queue.bell
+    assert bell is not None
+    bell.heeded = True
+    try:
+        await anyio.wait_readable(bell.socket)
+    except ClosedResourceError:
+        return
+    finally:
+        bell.heeded = False
+    queue.woken()
 
 
 def failure(path: str, error: Exception) -> TranscriptError:

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from locks import LockRegistry, process
-from locks.rights.queue import POLL_MAX_S
+from locks.rights.pace import POLL_MAX_S
 from locks.sidecar import lockfile
 from locks.sidecar.guards import FOREIGN_POLL_S
 from locks.sidecar.payload import Terms, encode
