@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # Up to four workers: `make test` and `make coverage` share it.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: run test coverage check bench bench-full bounds format clean
+.PHONY: run test coverage check bench bench-full bench-docs bounds format clean
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -48,6 +48,15 @@ bench-full: $(STAMP)
 # The repository's own figures against their bounds.
 bounds: $(STAMP)
 	@failed=0; for suite in $(or $(ARGS),locks lanes process gateway foreign); do $(BIN)/python -m benchmarks $$suite || failed=1; done; exit $$failed
+
+# The figures, the pictures and the table of docs/benchmarks.md. Takes about half an hour; nothing else should run meanwhile.
+DOCS := docs/benchmarks
+bench-docs: $(STAMP)
+	mkdir -p $(DOCS)
+	$(BIN)/lanes bench --budget 1200 --json $(DOCS)/bench.json --pictures $(DOCS) $(ARGS)
+	for suite in locks lanes process gateway foreign; do $(BIN)/python -m benchmarks $$suite $(DOCS)/bounds-$$suite.json; \
+		test $$? -le 1 || exit 1; done
+	$(BIN)/python -m benchmarks.document
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -1,10 +1,13 @@
-"""`python -m benchmarks SUITE`: prints the figures with their bounds; exits 1 when a bound is missed."""
+"""`python -m benchmarks SUITE [FILE.json]`: prints figures with their bounds; exits 1 when a bound is missed."""
 
 from __future__ import annotations
 
 import platform
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
 
 from .between import figures as between
 from .footprint import figures as footprint
@@ -64,16 +67,17 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Run one suite."""
-    if len(argv) != 1 or argv[0] not in SUITES:
-        print(
-            f"usage: python -m benchmarks SUITE; SUITE: {argv[0] if argv else 'missing'}; allowed: {', '.join(SUITES)}"
-        )
+    """Run one suite, and write its figures to a file too if one is named."""
+    suite, *paths = argv or ["missing"]
+    if suite not in SUITES or len(paths) > 1:
+        print(f"usage: python -m benchmarks SUITE [FILE.json]; SUITE: {suite}; allowed: {', '.join(SUITES)}")
         return 2
     quiet()
     print(f"Python {platform.python_version()}, {platform.system()}; medians of ratios taken in turn within one run")
-    found = SUITES[argv[0]]()
+    found = SUITES[suite]()
     print(table(f"{'figure':68} {'value':>9}     {'bound':>8}", found))
+    for name in paths:
+        Path(name).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     return 1 if any(figure.reached is False for figure in found) else 0
 
 

@@ -132,8 +132,8 @@ _TEXTS: Mapping[str, Explained] = {
     "message-size": Explained(
         "A line of JSON is appended to a shared file under the lock, small and large ones. A peer that is only a lock "
         "is used with a plain `write`.",
-        "A plain write is faster: it does not check that the file is still the same, that its last line is whole, that "
-        "the run may still write, and that the line was written whole. With the size of the line the difference goes.",
+        "For small lines a plain write is faster: it does not check that the file is still the same, that its last "
+        "line is whole, and that the run may still write. For large ones only the encoder and the disk are left.",
     ),
     "story-86004": Explained(
         "The report openclaw#86004, played at 200 times its speed: a model call ignores its cancellation while two "

@@ -31,6 +31,7 @@ BARS = Answer(
         Row("floor", "blocking", "pair", samples=[1.0, 1.1]),
         Row("lanes", "trio", "pair", samples=[90.0, 80.0]),
         Row("legacy", "asyncio", "pair", samples=[5.0], violations=3, note="<b>"),
+        Row("other", "asyncio", "pair", samples=[2.0]),
         Row("lanes", "trio", "of nothing", samples=[0.0]),
         Row("gone", "asyncio", "pair", note="never got the lock"),
     ],
@@ -119,7 +120,9 @@ def test_each_measured_question_gets_a_picture_of_its_kind(figures):
     bars, _ = figures["bars"].axes
     assert bars.get_xscale() == "log"  # 1 and 85 in one picture
     assert any("3 VIOLATIONS" in text.get_text() for text in bars.texts)
-    assert [label.get_text() for label in bars.get_yticklabels()] == ["lanes · trio", "legacy · asyncio", "floor"]
+    names = [label.get_text() for label in bars.get_yticklabels()]
+    assert names == ["gone · asyncio", "lanes · trio", "legacy · asyncio", "other · asyncio", "floor"]
+    assert any(text.get_text() == "never got the lock" for text in bars.texts)
     (growth,) = figures["growth"].axes
     assert growth.get_xscale() == growth.get_yscale() == "log"
     assert "b · asyncio 3 VIOLATIONS" in {text.get_text() for text in growth.texts}
@@ -157,6 +160,7 @@ def test_a_growth_of_nothing_is_drawn_empty(figures):
 def test_labels_are_moved_apart_as_little_as_needed():
     assert apart([0.1, 0.9], 0.05) == [0.1, 0.9]
     assert apart([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.4, 0.5, 0.6])
+    assert apart([0.98, 1.0, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
     found = apart([0.1, 0.12, 0.13, 0.3, 0.31], 0.05)
     assert all(b - a >= 0.0499 for a, b in pairwise(found))
 
@@ -167,7 +171,7 @@ def test_labels_are_moved_apart_as_little_as_needed():
         (0, "0"),
         (0.01234, "0.0123"),
         (12.34, "12.3"),
-        (1234, "1,234"),
+        (1234, "1,230"),
         (56_789, "56.8k"),
         (2_500_000, "2.5M"),
         (3e9, "3G"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -11,6 +13,7 @@ from .style import WIDTH_IN, is_own, look_of, named, plain_ticks, quantity
 _LOGARITHMIC_FROM = 40.0
 """From this ratio of the largest bar to the smallest, the small ones could not be seen any more."""
 _COLUMNS = 3
+_TEXT: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
 _LEAST_IN, _BAR_IN = 0.95, 0.29
 
 Line = tuple[str, str]
@@ -21,8 +24,9 @@ Panel = tuple[float | None, str]
 
 def bars(answer: Answer) -> Figure:
     """The picture of a question. All panels have the same rows, so the peers are named once."""
-    rows = {((row.peer, row.backend), (row.x, row.metric)): row for row in answer.rows if row.samples}
-    panels = sorted(dict.fromkeys(panel for _, panel in rows), key=lambda panel: panel[0] or 0.0)
+    rows = {((row.peer, row.backend), (row.x, row.metric)): row for row in answer.rows}
+    panels = [panel for (_, panel), row in rows.items() if row.samples]
+    panels = sorted(dict.fromkeys(panels), key=lambda panel: panel[0] or 0.0)
     lines = _in_order(answer, rows, panels[0])
     columns = min(len(panels), _COLUMNS)
     height = -(-len(panels) // columns)
@@ -45,14 +49,17 @@ def _in_order(answer: Answer, rows: dict[tuple[Line, Panel], Row], panel: Panel)
 
     def place(line: Line) -> tuple[bool, float]:
         row = rows.get((line, panel))
-        value = 0.0 if row is None else _median(row)
-        return row is not None, -value if answer.better == "lower" else value
+        value = 0.0 if row is None or not row.samples else _median(row)
+        return row is not None and bool(row.samples), -value if answer.better == "lower" else value
 
     return sorted(dict.fromkeys(line for line, _ in rows), key=place)
 
 
 def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None]) -> None:
-    rows = [(place, row) for place, row in enumerate(lines) if row is not None]
+    rows = [(place, row) for place, row in enumerate(lines) if row is not None and row.samples]
+    for place, row in enumerate(lines):
+        if row is not None and not row.samples:  # its note says why
+            axes.annotate(row.note, (0, place), (6, 0), xycoords=("axes fraction", "data"), **_TEXT, fontstyle="italic")
     least, most = min(_median(row) for _, row in rows), max(max(row.samples) for _, row in rows)
     logarithmic = least > 0 and most / least >= _LOGARITHMIC_FROM
     for place, row in rows:
@@ -61,7 +68,7 @@ def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None]) ->
         spread = [min(row.samples), max(row.samples)]
         axes.plot(spread, [place, place], color="0.5", linewidth=1.4, marker="|", markersize=5)
         text = _value(answer, row)
-        axes.annotate(text, (spread[1], place), (6, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(text, (spread[1], place), (6, 0), **_TEXT)
     size, metric = panel
     axes.set_title(metric if size is None else f"{metric}, {size:,.0f} {answer.x}")
     axes.set_xlabel(
@@ -77,7 +84,7 @@ def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None]) ->
 
 def _value(answer: Answer, row: Row) -> str:
     ratio = answer.ratio(row)
-    text = quantity(_median(row)) + ("" if ratio is None or row.peer == answer.floor else f" ({ratio:.2g} ×)")
+    text = quantity(_median(row)) + ("" if ratio is None or row.peer == answer.floor else f" ({quantity(ratio, 2)} ×)")
     return text + (f" {row.violations:,} VIOLATIONS" if row.violations else "")
 
 

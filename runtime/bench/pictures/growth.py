@@ -95,7 +95,7 @@ def _label(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights in order, moved as little as it takes to have a gap between any two, and kept around their middle."""
+    """Heights in order, moved as little as it takes to have a gap between any two, and kept within 0 and 1."""
     groups: list[list[float]] = []
     for height in heights:
         groups.append([height])
@@ -106,7 +106,8 @@ def apart(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _lowest(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+    length = gap * (len(group) - 1)
+    return max(0.0, min(sum(group) / len(group) - length / 2, 1.0 - length))
 
 
 def _highest(group: Sequence[float], gap: float) -> float:

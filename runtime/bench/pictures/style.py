@@ -71,8 +71,9 @@ def named(peer: str, backend: str) -> str:
     return peer if backend == "blocking" else f"{peer} · {backend}"
 
 
-def quantity(value: float) -> str:
-    """Three digits, with a suffix instead of an exponent."""
+def quantity(value: float, digits: int = 3) -> str:
+    """So many digits, with a suffix instead of an exponent."""
+    value = float(f"{value:.{digits}g}")
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (limit if suffix != 'k' else 1e3):.3g}{suffix}"

@@ -1,0 +1,154 @@
+"""Writes what docs/benchmarks.md says of figures: `python -m benchmarks.document`, the last step of `make bench-docs`.
+
+It reads `docs/benchmarks/bench.json`, made by `lanes bench`, and `bounds-SUITE.json` there, made by
+`python -m benchmarks SUITE FILE`. The document has two places, between marks: the table, and a section per question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from runtime.bench.explain import explained
+from runtime.bench.questions import QUESTIONS
+from runtime.bench.results import Answer, Result, Row, load
+from runtime.bench.text import number
+
+from .measure import Figure
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+OWN = "lanes"
+
+GOALS: Mapping[tuple[str, str], str] = {
+    ("cost", "asyncio"): "≤ 1.5 ×",
+    ("cost", "trio"): "≤ 2.5 ×",
+    ("waiters", "1000"): "≤ 1.8 ×",
+    ("handoff p50", "2"): "≤ 0.4 ms",
+    ("handoff p50", "8"): "≤ 0.7 ms",
+    ("processes", "8"): "≥ 0.7 ×",
+    ("shares", "most holds ÷ fewest"): "≤ 1.1",
+    ("job", "asyncio"): "≤ 1.4 ×",
+    ("job", "trio"): "≤ 1.2 ×",
+    ("story-86004", "messages lost"): "0",
+    ("story-86004", "late writes"): "0",
+    ("story-86014", "messages lost"): "0",
+    ("story-86014", "late writes"): "0",
+}
+"""What this project wants: by question or metric, and by size, metric or event loop. × are ratios to the floor."""
+
+
+def table(result: Result, bounds: Mapping[str, Sequence[Figure]]) -> Iterator[str]:
+    """The machine, and the lines of the table: each question, then each bound."""
+    machine = [f"{name.replace('_', ' ')} {value}" for name, value in result.machine.items()]
+    yield f"Questions measured {result.started[:10]}: {', '.join([*result.versions.values()][:1] + machine)}."
+    yield ""
+    yield "| question or bound | goal | measured | best peer | floor |"
+    yield "|---|---|---|---|---|"
+    for name, answer in result.questions.items():
+        yield from _question(name, answer)
+    for suite, figures in bounds.items():
+        for figure in figures:
+            if figure.bound is not None:
+                yield _bound(suite, figure)
+
+
+def sections(directory: Path) -> Iterator[str]:
+    """The lines of the sections: what each question asks, its picture, and why the answer is what it is."""
+    for question in QUESTIONS:
+        text = explained(question.name)
+        yield f"### {question.name}"
+        yield ""
+        yield f"**{question.title}** {text.asks}"
+        yield ""
+        if (directory / f"{question.name}.svg").exists():
+            yield f"![{question.title}]({directory.name}/{question.name}.svg)"
+            yield ""
+        yield text.why
+        yield ""
+
+
+def written(document: str, place: str, lines: Iterable[str]) -> str:
+    """The document with other lines between the marks of a place.
+
+    Raises:
+        ValueError: the marks are missing.
+    """
+    before, begin, rest = document.partition(f"<!-- {place}: written by make bench-docs -->\n")
+    _, end, after = rest.partition(f"<!-- end of {place} -->")
+    if not (begin and end):
+        raise ValueError(f"the document has no place for {place}")
+    return before + begin + "\n" + "\n".join(lines).rstrip() + "\n\n" + end + after
+
+
+def _question(name: str, answer: Answer) -> Iterator[str]:
+    sizes = {row.x for row in answer.rows if row.peer == OWN and row.x is not None and row.samples}
+    for own in answer.rows:
+        # Of a growth the largest size says most, and sizes with a goal; the picture has the others.
+        if own.peer != OWN or not own.samples or (own.x is not None and own.x != max(sizes) and not _goal(name, own)):
+            continue
+        rows = [row for row in answer.rows if (row.metric, row.x) == (own.metric, own.x) and row.samples]
+        size = [] if own.x is None else [f"{own.x:,.0f} {answer.x}"]
+        subject = ", ".join([f"[{name}](#{name})", own.metric, *size, own.backend])
+        yield _line(subject, _goal(name, own), _value(answer, own), _best(answer, own, rows), _floor(answer, own))
+
+
+def _bound(suite: str, figure: Figure) -> str:
+    unit = f" {figure.unit}" if figure.unit else ""
+    goal = f"{'≥' if figure.at_least else '≤'} {figure.bound:g}{unit}"
+    missed = "" if figure.reached else ", **missed**"
+    indented = "… " if figure.name.startswith(" ") else ""
+    return _line(f"`{suite}`: {indented}{figure.name.strip()}", goal, f"{number(figure.value)}{unit}{missed}")
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join([*cells, "", ""][:5]) + " |"
+
+
+def _goal(name: str, row: Row) -> str:
+    parts = ("" if row.x is None else f"{row.x:g}", row.metric, row.backend)
+    return next((GOALS[key, part] for key in (name, row.metric) for part in parts if (key, part) in GOALS), "")
+
+
+def _value(answer: Answer, row: Row) -> str:
+    ratio = answer.ratio(row)
+    return f"{_quantity(answer, row)}" + ("" if ratio is None else f", {ratio:.2f} ×")
+
+
+def _best(answer: Answer, own: Row, rows: Sequence[Row]) -> str:
+    """The best of the others that can be used there; not the floor, which is named beside it."""
+    usable = [row for row in rows if row.backend in (own.backend, "blocking")]
+    others = [row for row in usable if row.peer.partition("-")[0] != OWN and row.peer != answer.floor]
+    if not others:
+        return ""
+    best = (min if answer.better == "lower" else max)(others, key=lambda row: row.median or 0.0)
+    return f"{best.peer}: {_value(answer, best)}"
+
+
+def _floor(answer: Answer, own: Row) -> str:
+    floor = answer.floor_of(own)
+    return "" if floor is None or not floor.samples else f"{floor.peer}: {_quantity(answer, floor)}"
+
+
+def _quantity(answer: Answer, row: Row) -> str:
+    assert row.median is not None, "rows without samples are left out"
+    unit = "" if answer.unit.startswith("as ") else f" {answer.unit}"
+    return number(row.median) + unit
+
+
+def main(document: Path = DOCUMENT) -> None:
+    """Write both places of the document."""
+    directory = document.with_suffix("")
+    bounds = {
+        path.stem.removeprefix("bounds-"): msgspec.json.decode(path.read_bytes(), type=list[Figure])
+        for path in sorted(directory.glob("bounds-*.json"))
+    }
+    text = document.read_text(encoding="utf-8")
+    text = written(text, "the table", table(load(str(directory / "bench.json")), bounds))
+    text = written(text, "the questions", sections(directory))
+    document.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
