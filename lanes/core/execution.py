@@ -13,15 +13,15 @@ import anyio
 
 from locks import Fence, LockRegistry, Right, _clock, _effects
 from locks._loop import current_task, running_loop
-from locks.lowlevel import FileClaim, current_fence
+from locks.lowlevel import FileClaim
 
-from ..body.context import RunContext
 from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import wrong_loop
-from ..run import Body, Options, Run, RunState, _current
+from ..run import Body, Options, Run, RunState
 from .owner import Owner
 from .phase import MOVES, OVER, QUEUED, UNDERWAY, Phase
+from .task_host import BodyScope
 
 if TYPE_CHECKING:
     from ..checks import Priority
@@ -74,8 +74,8 @@ class Execution:
     hold_timer: Timer | None = None
     turn_scope: anyio.CancelScope | None = None
     """The wait for a turn that another process has."""
-    _scope: anyio.CancelScope | None = None
-    _body_scope: anyio.CancelScope | None = None
+    _scope: BodyScope | None = None
+    """Its body's, while that runs."""
     parent: Execution | None = None
     """The run that it ends with; `None` for a run that no other one bounds."""
     children: dict[Execution, None] | None = None
@@ -423,8 +423,8 @@ class Execution:
 
     def shield_body(self) -> None:
         """Stop cancelling an abandoned body: one that swallows that, over and over, would burn the loop."""
-        if self._body_scope is not None:
-            self._body_scope.shield = True
+        if self._scope is not None:
+            self._scope.shield()
 
     def kill_processes(self) -> None:
         """End what it still runs, now."""
@@ -438,8 +438,8 @@ class Execution:
 
     def unshield_body(self) -> None:
         """Let the cancellation of the whole loop reach an abandoned body."""
-        if self._body_scope is not None:
-            self._body_scope.shield = False
+        if self._scope is not None:
+            self._scope.cancel()
 
     def session(self, key: str) -> Session:
         """A session, bound to this run's permission to write."""
@@ -466,52 +466,15 @@ class Execution:
         """Queue a child of its run, or a run that goes on by itself. Raises as `Intake.submit`."""
         return self.owner.submit(lane, fn, args, bound_to=None if detached else self, **options)
 
-    async def conduct(self) -> None:
-        """Run the body as a task of its own; contains everything it raises.
-
-        Cancelling the outer scope cancels the body, and nothing around it does, for it is a shield. The inner one is
-        there to be shielded, so that an abandoned body is not cancelled over and over. A native cancellation of this
-        task that is still pending when the body has ended hits nothing: there is no `await` after that.
-        """
-        run, body = self.run, self.body
-        if self.phase in OVER or body is None:
-            return  # it was abandoned before the loop came to start it
-        if self.cause is not None:
-            self.owner.body_ended(self, None, None)  # cancelled before its first step: there is nothing to clean up
-            return
+    def body_begins(self, scope: BodyScope) -> None:
+        """The body takes its first step, in the running task and in that scope."""
         self.move(Phase.RUNNING)
-        _current.set(run)
-        current_fence.set(self.fence)
-        self.fence.task = current_task()
-        args = self.args if self.messages is None else (list(self.messages),)
-        value: Any = None
-        error: BaseException | None = None
-        try:
-            with self.owner.board.new_scope(shield=True) as self._scope:
-                try:
-                    with self.owner.board.new_scope() as self._body_scope:
-                        value = await body(RunContext(self, self.owner.board.services), *args)
-                except BaseException as raised:
-                    error = raised
-        except BaseException as raised:
-            # The body has left a scope of its own open, so this one cannot be left in order; or the process is to end.
-            if error is None or isinstance(raised, KeyboardInterrupt):
-                error = raised
-        interrupt: KeyboardInterrupt | None = None
-        try:
-            interrupt = interrupt_in(error) if error is not None else None
-            leaves = interrupt is not None and self.owner.interrupted(self, interrupt)  # before the next one is let in
-            try:
-                self.owner.body_ended(self, value, error)
-            except KeyboardInterrupt as raised:  # a hook's, or Ctrl-C in this instant
-                interrupt, leaves = raised, self.owner.interrupted(self, raised) or leaves
-            if interrupt is not None and leaves:
-                raise interrupt
-        finally:
-            # A frame that is its own traceback's end would need the garbage collector.
-            del value, error, body, args, interrupt
-            self.forget()
-            self.fence.task = self._scope = self._body_scope = None
+        self._scope, self.fence.task = scope, current_task()
+
+    def body_over(self) -> None:
+        """The body has ended, and so has its task but for the step that reports it."""
+        self.forget()
+        self.fence.task = self._scope = None
 
     def forget(self) -> None:
         """Let go of what the body was called with; its finalizers run when the present change is complete."""
@@ -554,14 +517,3 @@ def execution_of(run: Run) -> Execution | None:
     """The present attempt at a run; `None` when the run has ended."""
     conductor = run._execution
     return conductor if isinstance(conductor, Execution) else None
-
-
-def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:
-    """The `KeyboardInterrupt` that an exception is, or has among its members: the process is to end, not the run."""
-    found = [error]
-    for one in found:  # grows meanwhile; groups may stand in each other deeper than a call could follow
-        if isinstance(one, KeyboardInterrupt):
-            return one
-        if isinstance(one, BaseExceptionGroup):
-            found += one.exceptions
-    return None

@@ -24,6 +24,7 @@ from ..queues.lane import Lane
 from ..queues.timers import Timer
 from ..run import RunState
 from .board import Board
+from .body_task import conduct
 from .execution import NOT_HELD, Execution
 from .needs import would_start
 from .phase import OVER, QUEUED, Phase
@@ -270,17 +271,17 @@ class Starting:
 
     def _start_body(self, execution: Execution) -> None:
         """Start a body as a task of its own, in a copy of its submitter's context."""
-        context = execution.context
-        if execution.phase in OVER or context is None or self._board.tasks is None:
+        context, tasks = execution.context, self._board.tasks
+        if execution.phase in OVER or context is None or tasks is None:
             return
         if execution.spec.retry is not None:
             context = context.copy()  # what one attempt sets in it, the next one must not find
         know_loop(context)
-        conduct, died = execution.conduct(), partial(execution.owner.body_died, execution)
+        body, died = conduct(execution, tasks), partial(execution.owner.body_died, execution)
         try:
-            self._board.tasks.start(conduct, execution.task_name, context, died)
+            tasks.start(body, execution.task_name, context, died)
         except Exception as error:
-            conduct.close()
+            body.close()
             execution.owner.body_ended(execution, None, error)
 
     def _wait_outside(self, lane: Lane[Execution], execution: Execution) -> None:

@@ -5,8 +5,10 @@ cancelled by `task.cancel()` of asyncio takes all others along, also when it had
 meanwhile, or had not begun yet. So on asyncio these tasks are in no task group. A callback of the loop reports what a
 task died of, however it died, also before its first step.
 
-On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). So a task that is started here
-has to wait in a shielded scope of its own, by which the scheduler ends it; a nursery that was cancelled is replaced.
+On trio a task stands in a nursery, which any of its tasks can cancel (`parent_nursery`). So the nursery is cancelled
+from the start, and each task waits in a shielded scope of its own. That one scope does all that a body needs: without
+its shield the body is cancelled, with it again an abandoned body is left in peace. asyncio needs two scopes for it: a
+scope of anyio goes on cancelling until its task has left it, but for what is in a shielded scope within.
 """
 
 from __future__ import annotations
@@ -18,12 +20,11 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import anyio
 
-from locks._events import log
-from locks._loop import on_trio
+from locks._loop import on_trio, scope_type
 
 Body = Coroutine[Any, Any, None]
 Ended = Callable[[BaseException | None], object]
@@ -31,6 +32,26 @@ Ended = Callable[[BaseException | None], object]
 
 _EAGER = getattr(getattr(asyncio, "eager_task_factory", None), "__code__", None)
 """Python 3.12: a task factory whose tasks begin at once, which here would be in the middle of a change of state."""
+
+
+class BodyScope(Protocol):
+    """What a body is cancelled by. Entered and left by the task of the body; the rest is for the scheduler."""
+
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave it; what is raised in it goes on, a cancellation too.
+
+        Raises:
+            RuntimeError: a scope that was entered within was not left.
+        """
+
+    def cancel(self) -> None:
+        """Cancel the body, each time that it waits, until `shield`."""
+
+    def shield(self) -> None:
+        """Stop cancelling the body: it was abandoned, and one that swallows cancellations would burn the loop."""
 
 
 class TaskHost(ABC):
@@ -43,6 +64,10 @@ class TaskHost(ABC):
     @abstractmethod
     def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
         """Start a task in a copy of `context`. It begins in a later step of the loop; `ended` is called after it."""
+
+    @abstractmethod
+    def new_scope(self) -> BodyScope:
+        """A scope for the body of a task of this host. Nothing around it cancels what is in it."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -66,12 +91,16 @@ class AsyncioHost(TaskHost):
 
     def __init__(self) -> None:
         self._tasks: dict[asyncio.Task[None], Ended] = {}  # asyncio itself keeps only weak references
+        self._scope_type = scope_type()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
+    def new_scope(self) -> BodyScope:
+        return _AsyncioScope(self._scope_type)
+
     def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
-        task = context.run(_new_task, body, name)
+        task = _new_task(body, name, context)
         self._tasks[task] = ended
         task.add_done_callback(self._ended, context=context)
 
@@ -107,36 +136,61 @@ class AsyncioHost(TaskHost):
             raise cancelled
 
 
-def _new_task(body: Body, name: str) -> asyncio.Task[None]:
+def _new_task(body: Body, name: str, context: Context) -> asyncio.Task[None]:
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
-    if factory is not None and getattr(factory, "__code__", None) is _EAGER:
-        return asyncio.Task(body, loop=loop, name=name)
-    return loop.create_task(body, name=name)
+    if factory is None or getattr(factory, "__code__", None) is _EAGER:
+        return asyncio.Task(body, loop=loop, name=name, context=context.copy())
+    return context.run(partial(loop.create_task, body, name=name))
+
+
+class _AsyncioScope:
+    """The inner scope is there to be shielded."""
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, scope_type: Callable[..., anyio.CancelScope]) -> None:
+        self._outer, self._inner = scope_type(), scope_type()
+
+    def __enter__(self) -> None:
+        self._outer.__enter__()
+        self._inner.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._inner.__exit__(kind, error, traceback)
+        finally:
+            self._outer.__exit__(None, None, None)  # given the cancellation, it would swallow it
+
+    def cancel(self) -> None:
+        self._inner.shield = False
+        self._outer.cancel()
+
+    def shield(self) -> None:
+        self._inner.shield = True
 
 
 class TrioHost(TaskHost):
-    """Tasks in a nursery, which is replaced when a task of it has cancelled it."""
+    """Tasks in a nursery that is cancelled from the start."""
 
     def __init__(self) -> None:
         self._number = 0
         self._around = anyio.create_task_group()
-        self._nursery = _Nursery()
+        self._nursery: Any = None
+        self._closing = anyio.Event()
+        self._new_scope = sys.modules["trio"].CancelScope
 
     def __len__(self) -> int:
         return self._number
 
-    def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
-        nursery = self._nursery
-        if nursery.cancelled:
-            self._nursery = nursery = _Nursery()
-            Context().run(self._open)
-            log("task_host_replaced", level="warning", tasks=self._number)
-        self._number += 1
-        nursery.start(partial(self._contained, body, ended), name, context)
+    def new_scope(self) -> BodyScope:
+        return _TrioScope(self._new_scope(shield=True))
 
-    def _open(self) -> None:
-        self._around.start_soon(self._nursery.serve, name="bodies")
+    def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
+        context.run(partial(self._nursery.start_soon, self._contained, body, ended, name=name))
+        self._number += 1
 
     async def _contained(self, body: Body, ended: Ended) -> None:
         try:
@@ -148,56 +202,53 @@ class TrioHost(TaskHost):
         try:
             ended(error)
         except KeyboardInterrupt as interrupt:
-            ended(interrupt)  # raised further, it would cancel the nursery, and the end would not be reported
+            ended(interrupt)  # raised further, it would be lost in the nursery, and the end would not be reported
         finally:
             self._number -= 1
             del error, ended, body
 
     async def __aenter__(self) -> Self:
         await self._around.__aenter__()
-        self._open()
+        try:
+            await self._around.start(self._hold, name="bodies")
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._nursery.close()
+        self._closing.set()
         await self._around.__aexit__(None, None, None)  # given an error, it would wrap it
 
-
-class _Nursery:
-    """A task group in a task of its own, and what is to start in it once it is there."""
-
-    def __init__(self) -> None:
-        self._group: Any = None
-        self._waiting: list[tuple[Callable[[], Body], str, Context]] = []
-        self._closing = anyio.Event()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether one of its tasks has cancelled it: it ends when its last task has."""
-        return self._group is not None and self._group.cancel_scope.cancel_called
-
-    def start(self, body: Callable[[], Body], name: str, context: Context) -> None:
-        if self._group is None:
-            self._waiting.append((body, name, context))
-        else:
-            context.run(partial(self._group.start_soon, body, name=name))
-
-    def close(self) -> None:
-        """End when the last task has."""
-        self._closing.set()
-
-    async def serve(self) -> None:
-        """Hold the task group open until `close`."""
-        with anyio.CancelScope(shield=True):  # what is around it may be cancelled before its tasks were asked to end
-            async with sys.modules["trio"].open_nursery() as group:  # anyio's would make a scope for each task
-                self._group = group
-                self._start_waiting()
+    async def _hold(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Hold the nursery open until the host is left, and then until its last task has ended."""
+        async with sys.modules["trio"].open_nursery() as self._nursery:
+            self._nursery.cancel_scope.cancel()
+            task_status.started()
+            with anyio.CancelScope(shield=True):
                 await self._closing.wait()
 
-    def _start_waiting(self) -> None:
-        # Not in `serve`, whose frame lives as long as the tasks and would keep what its variables name.
-        waiting, self._waiting = self._waiting, []
-        for body, name, context in waiting:
-            self.start(body, name, context)
+
+class _TrioScope:
+    """A shielded scope in a cancelled nursery: its shield is all that keeps the body from being cancelled."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Any) -> None:
+        self._scope = scope
+
+    def __enter__(self) -> None:
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._scope.__exit__(kind, error, traceback)
+
+    def cancel(self) -> None:
+        self._scope.shield = False
+
+    def shield(self) -> None:
+        self._scope.shield = True

@@ -21,6 +21,7 @@ from linecache import getline
 
 from lanes import Run, RunState
 from lanes.body.stacks import coroutine_of, is_running, places_of, steps, variables
+from lanes.core.body_task import conduct
 from lanes.core.execution import Execution, execution_of
 from lanes.core.needs import Kind, Need, needs_of
 from lanes.core.scheduler import Scheduler
@@ -40,7 +41,7 @@ _MOST_NAMED = 3
 """Runs that are named where any one of them would have to end."""
 _OUTERMOST = 3
 """Calls among which that of the body's own task is; the event library has the others."""
-_CONDUCT = Execution.conduct.__code__
+_CONDUCT = conduct.__code__
 
 
 def report_on(run: Run) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 from lanes import Run
 from lanes.body.stacks import Place, Places, distance
-from lanes.core.execution import Execution
+from lanes.core.body_task import conduct
 from lanes.run import _current
 
 _KEPT_FRAMES = 40
@@ -30,7 +30,7 @@ _MOST_FRAMES = 10_000
 _WHERE_CONTEXTS_ARE = ("context", "self", "task")
 """The local variables that hold a context, or something with one, in the frames of the event loops and threads."""
 _EVENT_LIBRARIES = {"asyncio", "anyio", "trio", "concurrent"}
-_CONDUCT = Execution.conduct.__code__
+_CONDUCT = conduct.__code__
 _PACKAGES = 1
 """The `distance` of installed packages: a program may be one."""
 _IDLE = {
@@ -55,7 +55,7 @@ def run_of(frame: FrameType | None) -> Run | None:
     stack: set[FrameType] = set()
     while frame is not None and len(stack) < _MOST_FRAMES:
         if frame.f_code is _CONDUCT:
-            return _as_run(getattr(frame.f_locals.get("self"), "run", None))
+            return _as_run(getattr(frame.f_locals.get("execution"), "run", None))
         names = frame.f_code.co_varnames + frame.f_code.co_freevars if _is_of_event_library(frame) else ()
         for name in _WHERE_CONTEXTS_ARE:
             if name in names and (run := _run_in(_context_of(frame.f_locals.get(name)))) is not None:
