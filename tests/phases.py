@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress
 
 from lanes.core.execution import Execution
 from lanes.core.needs import needs_of
@@ -45,41 +46,63 @@ ALSO: dict[Phase, frozenset[str]] = {
 """What it may have besides."""
 
 
-def facts(one: Execution) -> frozenset[str]:
-    """What an execution has."""
+_ALL = (
+    "a position on its lane",
+    "a rank",
+    "a position in line",
+    "a timer",
+    "a wait outside",
+    "a position in an inbox",
+    "a place",
+    "a body",
+    "a slot",
+    "a claim on a slot",
+    "its turn",
+    "a run to wait for",
+)
+_MAY_START = QUEUED - {Phase.NEW, Phase.HELD_BACK}  # a timer may be due, and not have rung
+_right: set[tuple[Phase, bool, tuple[bool, ...]]] = set()
+"""Phases that were seen with facts that are right, and whether with a session: a run moves a dozen times."""
+
+
+def facts(one: Execution) -> tuple[bool, ...]:
+    """Whether an execution has each of `_ALL`."""
     scheduler, file, lane = one.owner, one.file, one.lane
     assert isinstance(scheduler, Scheduler)
-    group = scheduler.board.groups[one.spec.group]
-    line = scheduler.board.turns._by_file.get(file) if file is not None else None
-    has = {
-        "a position on its lane": one in lane.queued,
-        "a rank": lane.is_ready(one),
-        "a position in line": line is not None and one in line.order,
-        "a timer": one.hold_timer is not None and one.hold_timer.call is not None,
-        "a wait outside": one.turn_scope is not None,
-        "a position in an inbox": one.steered_into is not None and one in one.steered_into.inbox._unread,
-        "a place": one in lane.running,
-        "a body": one in scheduler.board.bodies,
-        "a slot": one in group.holders,
-        "a claim on a slot": one in group._returning,
-        "its turn": one.claim is not None,
-        "a run to wait for": one.wait is not None and one.wait.run is not None,
-    }
-    return frozenset(name for name, holds in has.items() if holds)
+    board = scheduler.board
+    group, timer, into, wait = board.groups[one.spec.group], one.hold_timer, one.steered_into, one.wait
+    line = board.turns._by_file.get(file) if file is not None else None
+    return (
+        one in lane.queued,
+        lane.is_ready(one),
+        line is not None and one in line.order,
+        timer is not None and timer.call is not None,
+        one.turn_scope is not None,
+        into is not None and one in into.inbox._unread,
+        one in lane.running,
+        one in board.bodies,
+        one in group.holders,
+        one in group._returning,
+        one.claim is not None,
+        wait is not None and wait.run is not None,
+    )
 
 
 def complaints(one: Execution) -> list[str]:
     """Where the phase of an execution and the facts disagree."""
-    needless = frozenset({"its turn", "a position in line"}) if one.file is None else frozenset[str]()
-    has, should = facts(one), FACTS[one.phase] - needless
-    wrong = [f"{one!r} is {one.phase.name} without {what}" for what in sorted(should - has)]
-    wrong += [f"{one!r} is {one.phase.name} with {what}" for what in sorted(has - should - ALSO.get(one.phase, should))]
-    state = one.run.state
-    if (one.phase in QUEUED and state is not RunState.QUEUED) or (one.phase in UNDERWAY and state != RunState.RUNNING):
-        wrong.append(f"{one!r} is {one.phase.name}")
-    needs_nothing = next(needs_of(one), None) is None
-    if needs_nothing and one.phase in QUEUED - {Phase.NEW, Phase.HELD_BACK}:  # a timer may be due, and not have rung
-        wrong.append(f"{one!r} is {one.phase.name}, and nothing keeps it from starting")
+    phase, state, found = one.phase, one.run.state, facts(one)
+    wrong: list[str] = []
+    if (phase, one.file is None, found) not in _right:
+        needless = frozenset({"its turn", "a position in line"}) if one.file is None else frozenset[str]()
+        has, should = frozenset(compress(_ALL, found)), FACTS[phase] - needless
+        wrong += [f"{one!r} is {phase.name} without {what}" for what in sorted(should - has)]
+        wrong += [f"{one!r} is {phase.name} with {what}" for what in sorted(has - should - ALSO.get(phase, should))]
+        if not wrong:
+            _right.add((phase, one.file is None, found))
+    if (phase in QUEUED and state is not RunState.QUEUED) or (phase in UNDERWAY and state != RunState.RUNNING):
+        wrong.append(f"{one!r} is {phase.name}")
+    if phase in _MAY_START and next(needs_of(one), None) is None:
+        wrong.append(f"{one!r} is {phase.name}, and nothing keeps it from starting")
     return wrong
 
 

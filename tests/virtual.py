@@ -89,6 +89,8 @@ class VirtualClock:
         """What an alarm's callback raised where it could not be raised further; the fixture does."""
         self._now = start
         self._alarms: weakref.WeakSet[VirtualAlarm] = weakref.WeakSet()
+        self._earliest = math.inf
+        """No alarm is due before it. A loop asks in each of its rounds, and an alarm is hardly ever due."""
         self._numbers = itertools.count()
         # Reentrant: a collection inside may run a finalizer that sets an alarm.
         self._mutex = threading.RLock()
@@ -106,7 +108,7 @@ class VirtualClock:
 
     def alarm(self, callback: _clock.Callback, thread: str = _clock.STEWARD) -> VirtualAlarm:
         """An alarm that rings inline when time reaches it, for as long as it is referenced."""
-        alarm = VirtualAlarm(callback, next(self._numbers))
+        alarm = VirtualAlarm(self, callback, next(self._numbers))
         with self._mutex:
             self._alarms.add(alarm)
         return alarm
@@ -161,6 +163,14 @@ class VirtualClock:
         with self._mutex:
             return min(self._alarms, key=_IN_ORDER, default=None)
 
+    def _due_by(self, to: float) -> VirtualAlarm | None:
+        with self._mutex:  # or an alarm that another thread sets meanwhile would not count
+            if self._earliest > to:
+                return None
+            alarm = self._next_alarm()
+            self._earliest = math.inf if alarm is None else alarm.due
+            return alarm if self._earliest <= to else None
+
     def _next_instant(self, timer: float) -> float:
         alarm = self._next_alarm()
         return timer if alarm is None else min(timer, alarm.due)
@@ -168,7 +178,7 @@ class VirtualClock:
     def _move(self, to: float) -> None:
         """Go to `to`, never back, ringing on the way what is due."""
         rings, at = 0, self._now
-        while (alarm := self._next_alarm()) is not None and alarm.due <= to:
+        while (alarm := self._due_by(to)) is not None:
             self._now = max(self._now, alarm.due)
             alarm.due = math.inf
             rings, at = (rings + 1, at) if self._now == at else (1, self._now)
@@ -218,14 +228,17 @@ class VirtualClock:
 class VirtualAlarm:
     """A `locks._clock.Alarm` of a `VirtualClock`."""
 
-    def __init__(self, callback: _clock.Callback, number: int) -> None:
+    def __init__(self, clock: VirtualClock, callback: _clock.Callback, number: int) -> None:
+        self.clock = clock
         self.callback = callback
         self.number = number
         self.due = math.inf
 
     def ring_by(self, at: float) -> None:
         """Ring at `at` unless due earlier; if that is now or past, when the running tasks pause."""
-        self.due = min(self.due, at)
+        with self.clock._mutex:
+            self.due = min(self.due, at)
+            self.clock._earliest = min(self.clock._earliest, at)
 
 
 def current() -> VirtualClock:

@@ -9,9 +9,9 @@ import pytest
 import structlog
 import trio
 
-from lanes import GroupSpec, LaneSpec, RunState
+from lanes import GroupSpec, LaneSpec, RunState, tracebacks
 from runtime import Supervisor
-from tests.schedules import INTERNAL_ERRORS, SCENARIOS, Schedule, World
+from tests.schedules import INTERNAL_ERRORS, SCENARIOS, Plain, Schedule, World
 from tests.virtual import virtual_time
 
 pytestmark = pytest.mark.suite("S1")
@@ -20,6 +20,11 @@ BACKENDS = ("asyncio", "trio")
 SCHEDULES = 2_000_000 if os.environ.get("LANES_LONG") else 12_000
 EACH = SCHEDULES // (len(SCENARIOS) * len(BACKENDS))
 PER_LOOP = 500
+
+
+@pytest.fixture(autouse=True)
+def _plain_tracebacks(monkeypatch):
+    monkeypatch.setattr(tracebacks, "traceback", Plain)
 
 
 @pytest.fixture(autouse=True)
