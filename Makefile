@@ -37,13 +37,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Compares locks and lanes with those of other libraries, in at most five minutes.
+# Compares locks and lanes with those of other libraries, in at most five minutes; the pictures are in bench.html.
 bench: $(STAMP)
-	@$(BIN)/lanes bench $(ARGS)
+	@$(BIN)/lanes bench --html bench.html $(ARGS)
 
 # Larger sizes, longer and more often, with instruction counts: about an hour.
 bench-full: $(STAMP)
-	@$(BIN)/lanes bench --full $(ARGS)
+	@$(BIN)/lanes bench --full --html bench.html $(ARGS)
 
 # The repository's own figures against their bounds.
 bounds: $(STAMP)

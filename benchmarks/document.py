@@ -13,13 +13,13 @@ import msgspec
 
 from runtime.bench.explain import explained
 from runtime.bench.questions import QUESTIONS
-from runtime.bench.results import Answer, Result, Row, load
+from runtime.bench.results import Result, Row, load
+from runtime.bench.summary import lines
 from runtime.bench.text import number
 
 from .measure import Figure
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-OWN = "lanes"
 
 GOALS: Mapping[tuple[str, str], str] = {
     ("cost", "asyncio"): "≤ 1.5 ×",
@@ -46,8 +46,9 @@ def table(result: Result, bounds: Mapping[str, Sequence[Figure]]) -> Iterator[st
     yield ""
     yield "| question or bound | goal | measured | best peer | floor |"
     yield "|---|---|---|---|---|"
-    for name, answer in result.questions.items():
-        yield from _question(name, answer)
+    for line in lines(result, also=lambda name, row: bool(_goal(name, row))):
+        subject = f"[{line.question}](#{line.question}), {line.subject}"
+        yield _line(subject, _goal(line.question, line.own), line.measured, line.best, line.floor)
     for suite, figures in bounds.items():
         for figure in figures:
             if figure.bound is not None:
@@ -69,7 +70,7 @@ def sections(directory: Path) -> Iterator[str]:
         yield ""
 
 
-def written(document: str, place: str, lines: Iterable[str]) -> str:
+def written(document: str, place: str, content: Iterable[str]) -> str:
     """The document with other lines between the marks of a place.
 
     Raises:
@@ -79,19 +80,7 @@ def written(document: str, place: str, lines: Iterable[str]) -> str:
     _, end, after = rest.partition(f"<!-- end of {place} -->")
     if not (begin and end):
         raise ValueError(f"the document has no place for {place}")
-    return before + begin + "\n" + "\n".join(lines).rstrip() + "\n\n" + end + after
-
-
-def _question(name: str, answer: Answer) -> Iterator[str]:
-    sizes = {row.x for row in answer.rows if row.peer == OWN and row.x is not None and row.samples}
-    for own in answer.rows:
-        # Of a growth the largest size says most, and sizes with a goal; the picture has the others.
-        if own.peer != OWN or not own.samples or (own.x is not None and own.x != max(sizes) and not _goal(name, own)):
-            continue
-        rows = [row for row in answer.rows if (row.metric, row.x) == (own.metric, own.x) and row.samples]
-        size = [] if own.x is None else [f"{own.x:,.0f} {answer.x}"]
-        subject = ", ".join([f"[{name}](#{name})", own.metric, *size, own.backend])
-        yield _line(subject, _goal(name, own), _value(answer, own), _best(answer, own, rows), _floor(answer, own))
+    return before + begin + "\n" + "\n".join(content).rstrip() + "\n\n" + end + after
 
 
 def _bound(suite: str, figure: Figure) -> str:
@@ -109,32 +98,6 @@ def _line(*cells: str) -> str:
 def _goal(name: str, row: Row) -> str:
     parts = ("" if row.x is None else f"{row.x:g}", row.metric, row.backend)
     return next((GOALS[key, part] for key in (name, row.metric) for part in parts if (key, part) in GOALS), "")
-
-
-def _value(answer: Answer, row: Row) -> str:
-    ratio = answer.ratio(row)
-    return f"{_quantity(answer, row)}" + ("" if ratio is None else f", {ratio:.2f} ×")
-
-
-def _best(answer: Answer, own: Row, rows: Sequence[Row]) -> str:
-    """The best of the others that can be used there; not the floor, which is named beside it."""
-    usable = [row for row in rows if row.backend in (own.backend, "blocking")]
-    others = [row for row in usable if row.peer.partition("-")[0] != OWN and row.peer != answer.floor]
-    if not others:
-        return ""
-    best = (min if answer.better == "lower" else max)(others, key=lambda row: row.median or 0.0)
-    return f"{best.peer}: {_value(answer, best)}"
-
-
-def _floor(answer: Answer, own: Row) -> str:
-    floor = answer.floor_of(own)
-    return "" if floor is None or not floor.samples else f"{floor.peer}: {_quantity(answer, floor)}"
-
-
-def _quantity(answer: Answer, row: Row) -> str:
-    assert row.median is not None, "rows without samples are left out"
-    unit = "" if answer.unit.startswith("as ") else f" {answer.unit}"
-    return number(row.median) + unit
 
 
 def main(document: Path = DOCUMENT) -> None:

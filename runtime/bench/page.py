@@ -8,6 +8,7 @@ from html import escape
 
 from .explain import explained
 from .results import Answer, Result, Row
+from .summary import lines
 from .text import number, peers_of
 
 _STYLE = """
@@ -43,11 +44,8 @@ def _body(result: Result, pictures: Mapping[str, bytes], without: str) -> Iterat
     )
     if without:
         yield f'<p class="bad">No pictures: {escape(without)}</p>'
+    yield from _summary(result)
     answers = {name: answer for name, answer in result.questions.items() if answer.rows}
-    yield "<ul>"
-    for name, answer in answers.items():
-        yield f'<li><a href="#{escape(name)}">{escape(answer.title)}</a></li>'
-    yield "</ul>"
     for name, answer in answers.items():
         yield from _question(name, answer, pictures.get(name))
     if result.left_out:
@@ -55,6 +53,26 @@ def _body(result: Result, pictures: Mapping[str, bytes], without: str) -> Iterat
         yield _list(f"{one.question}: {one.peer}: {one.why}" for one in result.left_out)
     yield "<h2>Peers</h2>"
     yield _list(peers_of(result))
+
+
+def _summary(result: Result) -> Iterator[str]:
+    """What each question says of this project beside the best of the others. Where a peer is faster, it is bold."""
+    yield "<h2>In short</h2>"
+    yield (
+        "<p>In bold: a peer that is better than this project. Why, and what it leaves out for that, stands at its "
+        "question. The floor is no peer: it is what a lock or a task costs at least.</p>"
+    )
+    yield f"<table>{_heads('question', '', 'lanes', 'best peer', 'floor')}"
+    for line in lines(result):
+        best = f"<b>{escape(line.best)}</b>" if line.faster else escape(line.best)
+        cells = [escape(line.subject), escape(line.measured), best, escape(line.floor)]
+        link = f'<a href="#{escape(line.question)}">{escape(line.question)}</a>'
+        yield f"<tr><td>{link}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    yield "</table>"
+
+
+def _heads(*heads: str) -> str:
+    return f"<tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"
 
 
 def _question(name: str, answer: Answer, picture: bytes | None) -> Iterator[str]:
@@ -75,8 +93,7 @@ def _question(name: str, answer: Answer, picture: bytes | None) -> Iterator[str]
     if text.why:
         yield f"<p>{escape(text.why)}</p>"
     yield f"<details{'' if picture else ' open'}><summary>All figures</summary>"
-    heads = ("peer", "metric", "median", "least", "most", "× floor", "")
-    yield f"<table><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr>"
+    yield f"<table>{_heads('peer', 'metric', 'median', 'least', 'most', '× floor', '')}"
     for row in answer.rows:
         yield _row(answer, row)
     yield "</table></details>"

@@ -54,10 +54,10 @@ def test_the_table_has_goal_measured_best_peer_and_floor():
     measured, _, _, _, *lines = table(result, bounds)
     assert measured == "Questions measured 2026-01-02: 3, processor fast, load before 0.1."
     assert lines == [
-        "| [handoff](#handoff), handoff p50, 2 processes, trio | ≤ 0.4 ms | 0.55 ms, 3.50 × |  | flock: 0.15 ms |",
-        "| [handoff](#handoff), handoff p50, 16 processes, trio |  | 0.8 ms, 2.00 × |  | flock: 0.4 ms |",
-        "| [handoff](#handoff), handoff p50, 8 processes, trio | ≤ 0.7 ms | 0.6 ms, 3.00 × "
-        "| slow: 50 ms, 250.00 × | flock: 0.2 ms |",
+        "| [handoff](#handoff), handoff p50, 2 processes, trio | ≤ 0.4 ms | 0.55 ms, 3.5 × |  | flock: 0.15 ms |",
+        "| [handoff](#handoff), handoff p50, 16 processes, trio |  | 0.8 ms, 2 × |  | flock: 0.4 ms |",
+        "| [handoff](#handoff), handoff p50, 8 processes, trio | ≤ 0.7 ms | 0.6 ms, 3 × "
+        "| slow: 50 ms, 250 × | flock: 0.2 ms |",
         "| `locks`: a ratio | ≤ 2 × | 2.5 ×, **missed** |  |  |",
         "| `locks`: … of these | ≥ 5 | 5 |  |  |",
     ]

@@ -105,7 +105,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def figures():
     """The pictures, drawn once: matplotlib keeps the files of its fonts open from then on."""
     found = dict(pictures(RESULT))
@@ -195,6 +195,15 @@ def test_the_page_needs_no_other_file_and_escapes_what_it_shows(tmp_path):
     assert "What does &lt;it&gt; cost?" in text
     assert "legacy (asyncio) let another holder in 3 times" in text
     assert "bars: redis: not &lt;installed&gt;" in text
+
+
+def test_the_page_begins_with_what_is_better_than_this_project():
+    rows = [Row("lanes", "trio", "pair", samples=[2.0]), Row("lanes", "asyncio", "pair", samples=[2.0])]
+    rows += [Row("fast", "trio", "pair", samples=[1.0]), Row("slow", "asyncio", "pair", samples=[9.0])]
+    text = page(result_of(bars=Answer("?", "µs", "lower", rows=rows)), {})
+    short = text[text.index("In short") : text.index("<h2 id=")]
+    assert "<td>pair, trio</td><td>2 µs</td><td><b>fast: 1 µs</b></td>" in short
+    assert "<td>pair, asyncio</td><td>2 µs</td><td>slow: 9 µs</td>" in short
 
 
 def test_without_matplotlib_the_page_is_text_and_says_so(tmp_path, monkeypatch, capsys):
