@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio import _get_running_loop  # exported, and the only look at the loop that does not raise
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future, wait
 from contextvars import Context, copy_context
-from typing import Any, TypeVar
+from functools import partial
+from types import coroutine
+from typing import Any, TypeVar, cast
 
 from anyio import CancelScope, Event, get_cancelled_exc_class
+from anyio.lowlevel import current_token
 from sniffio import current_async_library_cvar
 from sniffio import thread_local as _library
 
@@ -151,8 +154,11 @@ def asyncio_runs() -> bool:
 
 
 def scope_type() -> Callable[..., CancelScope]:
-    """What makes a cancel scope on the running event loop; `CancelScope()` finds that out each time."""
-    return type(CancelScope())
+    """What makes a cancel scope on the running event loop; `CancelScope()` finds that out each time.
+
+    On trio that is trio's own, which has all that anyio's has.
+    """
+    return cast(Callable[..., CancelScope], sys.modules["trio"].CancelScope) if on_trio() else type(CancelScope())
 
 
 def cancel(scope: CancelScope) -> None:
@@ -167,7 +173,30 @@ def cancel(scope: CancelScope) -> None:
 
 def event_type() -> Callable[[], Event]:
     """What makes an event on the running event loop; `Event()` finds that out each time."""
-    return type(Event())
+    return cast(Callable[[], Event], sys.modules["trio"].Event) if on_trio() else type(Event())
+
+
+def checkpoint_of_loop() -> Callable[[], Awaitable[None]]:
+    """What is a checkpoint on the running event loop; `anyio.lowlevel.checkpoint` finds that out each time."""
+    return cast(Callable[[], Awaitable[None]], _trio().checkpoint) if on_trio() else _once_round
+
+
+def task_of_loop() -> Callable[[], object]:
+    """What says which task of the running event loop runs; `None` in a callback of asyncio."""
+    if on_trio():
+        return cast(Callable[[], object], _trio().current_task)
+    return partial(asyncio.current_task, _asyncio_loop())
+
+
+def deadline_of_loop() -> Callable[[], float]:
+    """What says when the enclosing cancel scopes end; `anyio.current_effective_deadline` looks for it each time."""
+    return current_token().backend_class.current_effective_deadline
+
+
+@coroutine
+def _once_round() -> Generator[None, None, None]:
+    """Let asyncio's loop go round once, as `asyncio.sleep(0)` does."""
+    yield
 
 
 def know_loop(context: Context) -> None:

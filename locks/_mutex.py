@@ -22,7 +22,7 @@ class Mutex(RLock):  # type: ignore[misc]  # final for typeshed alone
         """Lock it, unless another thread has it for longer than so many seconds, or this one has it already."""
         if self._is_owned():  # type: ignore[attr-defined]  # as in `mine`
             return False
-        return self.acquire(blocking=False) or (within_s > 0 and self.acquire(timeout=within_s))
+        return self.acquire(False) or (within_s > 0 and self.acquire(timeout=within_s))
 
     def locked(self) -> bool:
         """Whether a thread has it, this one included."""

@@ -8,17 +8,16 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from anyio import CancelScope, current_effective_deadline, current_time
+from anyio import CancelScope, current_time
 from anyio.lowlevel import checkpoint
 
 from . import _clock, _effects
-from ._loop import current_task
 from .checks import instance_of, instant
 from .engines.interface import Right
 from .errors import LeaseExpired, LeaseLost
 from .holder import Holder
 from .rights.arbiter import Arbiter
-from .rights.claim import without
+from .rights.claim import WAITING, without
 from .rights.fence import Fence
 from .rights.messages import name_successor
 from .rights.open_file import FileClaim
@@ -70,7 +69,6 @@ class Lease:
         store: FileStore,
         path: str,
         right: Right,
-        *,
         holder: Holder | None,
         wait_timeout: float | None,
         max_hold: float,
@@ -79,20 +77,20 @@ class Lease:
         fence: Fence | None = None,
         header: bytes | None = None,
     ) -> None:
-        self.path = path
-        self.header = header
-        """The first line of a file that is still empty, if it gets one."""
-        self._fence = fence
-        self._idle_timeout = idle_timeout
-        self._supersede = supersede
-        self._read_to: Position | None = None
-        self._task: object = None
         self._arbiter = arbiter
         self._store = store
+        self.path = path
         self._right = right
         self._requested_holder = holder
         self._wait_timeout = wait_timeout
         self._max_hold = max_hold
+        self._idle_timeout = idle_timeout
+        self._supersede = supersede
+        self._fence = fence
+        self.header = header
+        """The first line of a file that is still empty, if it gets one."""
+        self._read_to: Position | None = None
+        self._task: object = None
         self._claim: FileClaim | None = None
         self._asked: FileClaim | None = None
         self._scope: CancelScope | None = None
@@ -107,28 +105,36 @@ class Lease:
         fence = self._fence
         if fence is not None:
             fence.check(self.path)  # before a file could be created for a run that is over
-        bound = scope_ends = current_effective_deadline()
-        if bound == -math.inf:
-            await checkpoint()  # cancelled already: raises, before anything was taken
+        self._task = task = arbiter.task_here()
+        self._asked = claim = arbiter.new_claim(self._requested_holder, self._max_hold, fence, task)
+        claim.scope_ends = bound = arbiter.effective_deadline()
         if bound != math.inf:
-            bound = _clock.clock.now() + (bound - current_time())
-        claim = arbiter.new_claim(self._requested_holder, self._max_hold, fence=fence, bound=bound)
-        claim.time.idle, claim.supersedes, claim.scope_ends = self._idle_timeout, self._supersede, scope_ends
-        self._task = claim.identity if claim.fence is None else current_task()
-        self._asked = claim
+            if bound == -math.inf:
+                await arbiter.checkpoint()  # cancelled already: raises, before anything was taken
+            claim.time.bound = _clock.clock.now() + (bound - current_time())
+        claim.time.idle, claim.supersedes = self._idle_timeout, self._supersede
         try:
-            self._claim = await arbiter.acquire(self.path, self._right, claim, self._wait_timeout, task=self._task)
-            self._scope = scope = arbiter.new_scope()
-            scope.__enter__()
-            self._join(scope)
+            got = arbiter.ask(self.path, self._right, claim, claim, task)
+            if got.state is WAITING:
+                got = await arbiter.wait(self.path, self._right, claim, got, self._wait_timeout, task)
+            else:
+                await arbiter.checkpoint()
+            self._claim = got
+            self._enter_scope(got)
             return self
         except BaseException as error:
-            if self._claim is not None:  # else nothing is held
+            if self._claim is None:
+                arbiter.give_up(claim, task, error)
+            else:
                 self._leave_at_once(error)
             raise
 
-    def _join(self, scope: CancelScope) -> None:
-        claim = self.claim
+    def _enter_scope(self, claim: FileClaim) -> None:
+        self._scope = scope = self._arbiter.new_scope()
+        scope.__enter__()
+        self._join(claim, scope)
+
+    def _join(self, claim: FileClaim, scope: CancelScope) -> None:
         claim.scopes += (scope,)
         if claim.lost is not None:
             scope.cancel()
@@ -149,13 +155,13 @@ class Lease:
         if self._claim is claim:
             claim.time.go_on_from(old.time)
             arbiter.look_by(claim.time.deadline)
-        self._join(scope)
+        self._join(self._claim, scope)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> Literal[False]:
         try:
-            claim = self.claim
+            claim = self._claim or self.claim
             lost, late = claim.lost, _clock.clock.now() - claim.time.deadline
             if claim.handles == 1:
                 claim.scopes = claim.tasks = ()
@@ -349,7 +355,7 @@ class Lease:
                 self._store,
                 self.path,
                 Right.WRITE,
-                holder=claim.given_holder,
+                claim.given_holder,
                 wait_timeout=None,
                 max_hold=self._arbiter.max_hold,
                 fence=claim.fence,

@@ -6,6 +6,8 @@ import os
 
 from .errors import InvalidSession
 
+_POSIX = os.name == "posix"
+
 
 def checked_path(path: str | os.PathLike[str]) -> str:
     """The path as text, in full: it leads to the same file when the program changes its directory later.
@@ -16,6 +18,8 @@ def checked_path(path: str | os.PathLike[str]) -> str:
         InvalidSession: it is empty, no text, or has a NUL or a lone surrogate in it; or it is relative, and there is no
             current directory any more.
     """
+    if type(path) is str and path.startswith("/") and _POSIX and path.isascii() and "\0" not in path:
+        return path  # the usual case, in short
     text: object = os.fspath(path) if isinstance(path, os.PathLike) else path
     if isinstance(text, str) and text and "\0" not in text:
         if text.isascii():

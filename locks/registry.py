@@ -16,7 +16,7 @@ from .paths import checked_path
 from .rights.arbiter import Arbiter
 from .rights.arbiter import live_arbiters as live_arbiters
 from .rights.census import count, held_rights
-from .rights.claim import ClaimState
+from .rights.claim import HELD
 from .rights.fence import Fence, current_fence
 from .sidecar.guards import ForeignPolicy
 from .statistics import HeldRight, RegistryStatistics
@@ -126,9 +126,7 @@ class LockRegistry:
                 the wait has no time limit of its own, as `wait_timeout` is one.
             TranscriptError: the file cannot be opened or locked, or lives on a network file system.
         """
-        return self.new_lease(
-            path, Right.WRITE, holder, wait_timeout, max_hold, idle_timeout=idle_timeout, supersede=supersede
-        )
+        return self.new_lease(path, Right.WRITE, holder, wait_timeout, max_hold, idle_timeout, supersede)
 
     def lease_for(
         self,
@@ -168,9 +166,7 @@ class LockRegistry:
 
         As `lease`, but a right of its own: its `append` takes a momentary write lease.
         """
-        return self.new_lease(
-            path, Right.TURN, holder, wait_timeout, max_hold, idle_timeout=idle_timeout, supersede=supersede
-        )
+        return self.new_lease(path, Right.TURN, holder, wait_timeout, max_hold, idle_timeout, supersede)
 
     async def append(self, path: str | os.PathLike[str], record: Mapping[str, Any]) -> Position:
         """Append one record under a momentary write lease. A checkpoint.
@@ -231,7 +227,7 @@ class LockRegistry:
         text = checked_path(path)
         entry = self.arbiter.files.find(text)
         holders = [queue.holder for queue in entry.queues.values()] if entry else []
-        held = [claim for claim in holders if claim is not None and claim.state is ClaimState.HELD]
+        held = [claim for claim in holders if claim is not None and claim.state is HELD]
         for claim in held:
             message = f"{claim.holder} lost {text}: {reason}"
             self.arbiter.grants.revoke(claim, Revoked(message, path=text, holder=claim.holder))
@@ -262,25 +258,27 @@ class LockRegistry:
         holder: Holder | None,
         wait_timeout: float | None = None,
         max_hold: float | None = None,
-        *,
         idle_timeout: float | None = None,
         supersede: bool = False,
+        *,
         fence: Fence | None = None,
         header: bytes | None = None,
     ) -> Lease:
         """A lease on either right; what `lease`, `lease_for` and `turn` have in common."""
-        instance_of("holder", holder, Holder, none=True)
-        flag("supersede", supersede)
+        if holder is not None:
+            instance_of("holder", holder, Holder, none=True)
+        if supersede is not False:
+            flag("supersede", supersede)
         return Lease(
             self.arbiter,
             self.store,
             checked_path(path),
             right,
-            holder=holder,
-            wait_timeout=None if wait_timeout is None else seconds("wait_timeout", wait_timeout),
-            max_hold=self.max_hold if max_hold is None else seconds("max_hold", max_hold),
-            idle_timeout=None if idle_timeout is None else seconds("idle_timeout", idle_timeout),
-            supersede=supersede,
-            fence=fence,
-            header=header,
+            holder,
+            None if wait_timeout is None else seconds("wait_timeout", wait_timeout),
+            self.max_hold if max_hold is None else seconds("max_hold", max_hold),
+            None if idle_timeout is None else seconds("idle_timeout", idle_timeout),
+            supersede,
+            fence,
+            header,
         )

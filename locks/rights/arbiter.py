@@ -17,22 +17,34 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 from anyio import CancelScope, current_effective_deadline
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint as checkpoint_anywhere
 
 from .. import _clock, _effects, network
 from .._events import prepare as prepare_events
-from .._loop import cancel, current_loop, current_task, loop_has_ended, poster, running_loop, scope_type
+from .._loop import (
+    cancel,
+    checkpoint_of_loop,
+    current_loop,
+    current_task,
+    deadline_of_loop,
+    event_type,
+    loop_has_ended,
+    poster,
+    running_loop,
+    scope_type,
+    task_of_loop,
+)
 from ..checks import flag, seconds
 from ..engines.choose import EngineName, engine_for
 from ..engines.interface import LeaseEngine, Right
 from ..errors import LeaseLost, LockError, RunEnded, TranscriptError
 from ..holder import Holder
-from .claim import ClaimState, without
+from .claim import HELD, OVER, WAITING, without
 from .deadlock import WaitGraph, WaitSource, in_the_way
 from .fence import Fence, current_fence
 from .guard import NewBeside
@@ -44,9 +56,6 @@ from .waiting import failure
 
 _live: weakref.WeakSet[Arbiter] = weakref.WeakSet()
 _REPLACED_LIMIT = 100
-_UNCOVERED = nullcontext()
-"""While a claim holds the right, joining and leaving the queue touch only fields of the loop's thread, so they skip the
-mutex: a hung write of a worker thread may have it, and the loop serves all other sessions."""
 
 
 def live_arbiters() -> list[Arbiter]:
@@ -92,6 +101,12 @@ class Arbiter:
         self.loop: object = None
         self.new_scope: Callable[[], CancelScope] = CancelScope
         """Makes a cancel scope on the loop that the registry serves."""
+        self.checkpoint: Callable[[], Awaitable[None]] = checkpoint_anywhere
+        """A checkpoint on that loop."""
+        self.effective_deadline: Callable[[], float] = current_effective_deadline
+        """When the scopes around the running task end, on that loop's clock."""
+        self._task_there: Callable[[], object] = current_task
+        """Says which task of that loop runs."""
         prepare_events()
         if chosen is not None and not allow_network_fs:
             network.prepare()
@@ -101,14 +116,16 @@ class Arbiter:
         self,
         holder: Holder | None = None,
         max_hold: float | None = None,
-        *,
         fence: Fence | None = None,
+        task: object = None,
+        *,
         arrived_at: float | None = None,
         bound: float = math.inf,
     ) -> FileClaim:
         """A claim for the calling task, or for the run that `fence` belongs to, by default the calling task's.
 
         Args:
+            task: the calling task, where that is known already.
             bound: the instant at which the enclosing scope ends, for a claim that lives in one.
 
         Raises:
@@ -116,7 +133,7 @@ class Arbiter:
         """
         if fence is None:
             fence = current_fence.get()
-        identity = current_task() if fence is None else fence
+        identity = fence or task or current_task()
         if identity is None:  # all callbacks of asyncio would be one holder
             raise RuntimeError("a right belongs to the task that asks for it: ask for it in a task, not in a callback")
         return FileClaim(
@@ -139,11 +156,13 @@ class Arbiter:
         claim.entry, claim.path = entry, path
         try:
             claim.queue = queue = entry.queue(right)
-            with queue.mutex if queue.holder is None else _UNCOVERED:
-                taken = queue.try_ask(claim)
-            if taken and claim.state is ClaimState.WAITING:
+            taken = False
+            if queue.holder is None:
+                with queue.mutex:
+                    taken = queue.try_ask(claim)
+            if taken and claim.state is WAITING:
                 self.grants.let_in(entry, queue)
-            if taken and claim.state is ClaimState.WAITING:
+            if taken and claim.state is WAITING:
                 self.release(claim)
                 if claim.failed is not None:
                     raise claim.failed
@@ -190,21 +209,17 @@ class Arbiter:
             TranscriptError: the file cannot be opened or locked.
         """
         try:
-            got: FileClaim = self._ask(path, right, claim, claim)
-            if task is not None:
-                got.tasks = (*got.tasks, task)
-            if got.state is ClaimState.WAITING:
-                return await self._wait(path, right, claim, got, wait_timeout, task, gives_up)
+            got = self.ask(path, right, claim, claim, task)
+            if got.state is WAITING:
+                return await self.wait(path, right, claim, got, wait_timeout, task, gives_up)
             if suspend:
-                await checkpoint()
+                await self.checkpoint()
             return got
         except BaseException as error:
-            # Once more, for what came in the middle of giving up: then this does it, else there is nothing to do.
-            _effects.recover()
-            self._give_up(claim, task, error)
+            self.give_up(claim, task, error)
             raise
 
-    async def _wait(
+    async def wait(
         self,
         path: str,
         right: Right,
@@ -212,9 +227,9 @@ class Arbiter:
         got: FileClaim,
         wait_timeout: float | None,
         task: object,
-        gives_up: bool,
+        gives_up: bool = True,
     ) -> FileClaim:
-        """Wait for what was asked for until it is had; the second half of `acquire`."""
+        """Wait for what was asked for until it is had; the second half of `acquire`. A checkpoint."""
         asked_at, claim = _clock.clock.now(), asked
         give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
         asked.waiter = me = current_task()
@@ -228,7 +243,7 @@ class Arbiter:
                     raise timed_out(path, got, _clock.clock.now() - asked_at)
                 if got.fence is not None:
                     got.fence.check(path)  # the run may have ended while a task of it still waited
-                if got.state is not ClaimState.HELD or got.entry is None or got.entry.is_at(path):
+                if got.state is not HELD or got.entry is None or got.entry.is_at(path):
                     return got  # lost already: entering the block reports it
                 # Another file was renamed into its place: start over there, with the same arrival.
                 got.tasks = without(got.tasks, task)
@@ -236,14 +251,16 @@ class Arbiter:
                 self.files.forget(got.entry)
                 claim = asked.got = got.again()
                 asked.counts = True
-                got = self._ask(path, right, claim, asked)
-                if task is not None:
-                    got.tasks = (*got.tasks, task)
-            await checkpoint()
+                got = self.ask(path, right, claim, asked, task)
             return got
         except BaseException as error:
             self._give_up(asked, task, error)
             raise
+
+    def give_up(self, asked: FileClaim, task: object, error: BaseException) -> None:
+        """As `_give_up`, once more: it does what another exception has kept that from doing, if one came meanwhile."""
+        _effects.recover()
+        self._give_up(asked, task, error)
 
     def _give_up(self, asked: FileClaim, task: object, error: BaseException) -> None:
         """Give back what asking has led to, or stop waiting. What was done is not done again."""
@@ -262,7 +279,6 @@ class Arbiter:
         elif got.waits():
             self.grants.room.look_again()  # others wait for it, and this task may have been the one that looked
 
-    @_effects.change
     def release(self, claim: FileClaim, asked: FileClaim | None = None) -> None:
         """Give a claim back, in whatever state it is. Synchronous: nothing can interrupt it.
 
@@ -278,7 +294,7 @@ class Arbiter:
                 self._release_elsewhere(claim, asked)
             elif claim.handles > 1:
                 drop_handle(claim, asked)
-            elif claim.state is not ClaimState.OVER and (asked is None or asked.counts):
+            elif claim.state is not OVER and (asked is None or asked.counts):
                 self.grants.give_back(claim)
         except BaseException:
             self._recovery.interrupted(claim, asked)
@@ -303,7 +319,7 @@ class Arbiter:
 
     def end_claim_by(self, claim: FileClaim, at: float) -> None:
         """Cancel a claim's blocks now, and take away at `at` what they still hold."""
-        if claim.state is ClaimState.HELD:
+        if claim.state is HELD:
             claim.time.end_by(at)
             self.grants.steward.look_by(at)
             for scope in claim.scopes:
@@ -336,6 +352,7 @@ class Arbiter:
         self.graph = WaitGraph(self.wait_sources)
         self._recovery.leave_loop()
 
+    @_effects.change
     def _release_elsewhere(self, claim: FileClaim, asked: FileClaim | None) -> None:
         """Give a claim back from elsewhere than its loop: a coroutine that its loop has left was collected just now."""
         if loop_has_ended(self.loop):
@@ -351,6 +368,16 @@ class Arbiter:
             self._recovery.finish()
         return self.files.get_or_open(path)
 
+    def task_here(self) -> object:
+        """The running task, on whose event loop the registry serves; `None` in a callback of asyncio.
+
+        Raises:
+            RuntimeError: as `bind`.
+        """
+        if current_loop() is not self.loop:
+            self.bind()
+        return self._task_there()
+
     def bind(self) -> None:
         """Serve the event loop that is running. The first use does so by itself, but has to be made in a task.
 
@@ -365,33 +392,48 @@ class Arbiter:
         if len(self.files):
             self._leave_loop()
         self.loop, self.new_scope = loop, scope_type()
+        self.checkpoint, self.effective_deadline = checkpoint_of_loop(), deadline_of_loop()
+        self._task_there = task_of_loop()
+        self.grants.room.new_event = event_type()
         self.grants.steward.post = poster()
         self.grants.steward.look_by(_clock.clock.now())  # what it had posted to a loop that has ended was lost
 
-    @_effects.change
-    def _ask(self, path: str, right: Right, claim: FileClaim, asked: FileClaim) -> FileClaim:
-        """Take a right at once or join its queue; returns the claim to use. What is held at once is at `path` now."""
+    def ask(self, path: str, right: Right, claim: FileClaim, asked: FileClaim, task: object) -> FileClaim:
+        """Take a right at once or join its queue; returns the claim to use: the first half of `acquire`.
+
+        What is held at once is at `path` now. Call `give_up` if this raises, or anything that comes before `wait`.
+        """
         if claim.fence is not None:
             claim.fence.check(path)  # a run that has ended takes nothing any more
         for _ in range(_REPLACED_LIMIT):
             entry = self._enter(path)
             claim.entry, claim.path = entry, path
             try:
-                claim.queue = queue = entry.queue(right)
-                with queue.mutex if queue.holder is None else _UNCOVERED:
+                claim.queue = queue = entry.queues.get(right) or entry.queue(right)
+                if queue.holder is None:
+                    queue.mutex.acquire()
+                    try:
+                        got = queue.ask(claim)
+                    finally:
+                        queue.mutex.release()
+                else:
+                    # While a claim holds the right, joining and leaving the queue touch only fields of the loop's
+                    # thread, so they skip the mutex: a hung write of a worker thread may have it, and the loop serves
+                    # all other sessions.
                     got = queue.ask(claim)
-                if got.waits():
-                    self._join(entry, queue, claim, got)
+                if got.state is WAITING:
+                    if queue.holder is None or claim.supersedes:
+                        self._join(entry, queue, claim, got)
                     if got.waits() or got is not claim:
-                        return got
+                        break
                 elif got is not claim:
-                    return got
+                    break
                 else:
                     self.grants.now_held(claim)
                 # Between looking the file up and locking it, another may have been renamed into its place.
-                if claim.in_place or (self.engine == "none" and entry.fresh) or entry.is_at(path):
+                if claim.in_place or (entry.fresh and self.engine == "none") or entry.is_at(path):
                     entry.fresh = False
-                    return claim
+                    break
                 self.release(claim)
             except BaseException as error:
                 self._undo(entry, claim)
@@ -400,7 +442,11 @@ class Arbiter:
                 raise
             self.files.forget(entry)
             claim = asked.got = claim.again()
-        raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
+        else:
+            raise TranscriptError(f"{path} was replaced {_REPLACED_LIMIT} times while it was being locked", path=path)
+        if task is not None:
+            got.tasks += (task,)
+        return got
 
     def _undo(self, entry: Entry, claim: FileClaim) -> None:
         """Asking has failed, or was interrupted anywhere: give back whatever it has got by then."""
@@ -414,6 +460,7 @@ class Arbiter:
             self._recovery.interrupted(got, claim)
             raise
 
+    @_effects.change
     def _join(self, entry: Entry, queue: FileQueue, claim: FileClaim, got: FileClaim) -> None:
         """After a claim has joined a queue: let it in at once if possible, else have its queue looked after."""
         if claim.supersedes:

@@ -30,6 +30,10 @@ class ClaimState(Enum):
     OVER = "over"
 
 
+WAITING, HELD, LOST, OVER = ClaimState
+"""By short names: a member of an enumeration takes ten times as long to look up as a name of a module."""
+
+
 class Claim:
     """What one run or task asked of one right of one file: it waits, holds, has lost it, or is over.
 
@@ -40,32 +44,18 @@ class Claim:
     file's mutex; it is its queue's `holder` exactly while HELD, or LOST and not yet given back.
     """
 
-    # Defaults live on the class: a claim is made per acquisition, and most of them never change.
-    state = ClaimState.WAITING
-    changed: anyio.Event | None = None
-    """Set when a waiter has to look at its state again."""
-    handles = 1
-    """How many leases share this claim."""
-    epoch = 0
+    # A claim is made per acquisition. What hardly any claim needs has its default on the class; what each one is asked
+    # for is set in `__init__`, because a default of the class takes several times as long to read.
     revoke_pending: LeaseLost | None = None
     """Set by a thread that could not have the mutex; the thread that has it finishes the revocation on leaving."""
-    lost: LeaseLost | None = None
     failed: Exception | None = None
     """Why a waiter cannot go on waiting."""
-    supersedes = False
-    """Whether it goes to the head of the queue, and takes over from the holder."""
     makes_room = False
     """It is for deleting, so a full disk must not refuse it: it goes without what guards the right beside the lock."""
-    in_place = False
-    """Whether its file was seen to have the name while its lock was ours: replacing a file takes that lock."""
     path = ""
     """The name by which the file was asked for."""
     scope_ends: float | None = None
     """As `bound`, on the loop's clock, if it is known: a limit of its wait, and around the block."""
-    got: Self | None = None
-    """What asking with it led to, where that is another claim: one of the same run, or one for another file."""
-    counts = True
-    """Whether the asking counts among the handles of what it got."""
     waiter: object = None
     """The task that waits for it."""
     sleeping: anyio.CancelScope | None = None
@@ -76,10 +66,6 @@ class Claim:
     """Whether its owner has given it back, and an exception came in the middle: that is to be finished."""
     settled = False
     """Whether its block was cancelled after the loss, and the next claim let in."""
-    tasks: tuple[object, ...] = ()
-    """The tasks whose blocks it holds, or that wait for it: they have to go on before it is given back."""
-    scopes: tuple[anyio.CancelScope, ...] = ()
-    """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
     on_lost: Callable[[LeaseLost], Any] | None = None
     """Called on the loop when the claim is lost, for an owner without a block."""
 
@@ -99,17 +85,36 @@ class Claim:
         self.fence = fence
         self.given_holder = holder
         self.time = HoldTime(fence, max_hold, bound)
+        self.state = WAITING
+        self.epoch = 0
+        self.lost: LeaseLost | None = None
+        self.changed: anyio.Event | None = None
+        """Set when a waiter has to look at its state again."""
+        self.handles = 1
+        """How many leases share this claim."""
+        self.got: Self | None = None
+        """What asking with it led to, where that is another claim: one of the same run, or one for another file."""
+        self.counts = True
+        """Whether the asking counts among the handles of what it got."""
+        self.supersedes = False
+        """Whether it goes to the head of the queue, and takes over from the holder."""
+        self.in_place = False
+        """Whether its file was seen to have the name while its lock was ours: replacing a file takes that lock."""
+        self.tasks: tuple[object, ...] = ()
+        """The tasks whose blocks it holds, or that wait for it: they have to go on before it is given back."""
+        self.scopes: tuple[anyio.CancelScope, ...] = ()
+        """Of the blocks that run under it: cancelled on the loop at the deadline, and when the claim is lost."""
 
     def __repr__(self) -> str:
         return f"<Claim {self.state.value} of {self.holder}, epoch {self.epoch}>"
 
     def waits(self) -> bool:
         """Whether it still queues. A call, so that no reader takes the answer to outlive an `await`."""
-        return self.state is ClaimState.WAITING
+        return self.state is WAITING
 
     def can_be_shared(self) -> bool:
         """Whether it holds, and will go on: it is not about to be taken away when a write is over."""
-        return self.state is ClaimState.HELD and self.revoke_pending is None
+        return self.state is HELD and self.revoke_pending is None
 
     def again(self) -> Self:
         """A claim that asks for the same with the same arrival: its place in the queue is kept."""
@@ -135,7 +140,7 @@ class Claim:
 
     def progress(self) -> bool:
         """Start the idle time again, if it still holds; returns whether the deadline has moved. From any thread."""
-        return self.state is ClaimState.HELD and self.time.progress()
+        return self.state is HELD and self.time.progress()
 
     def catch_up(self, now: float) -> None:
         """Start the grace again if the process stood still past the end of it."""
@@ -153,7 +158,7 @@ class Claim:
             raise lost.with_traceback(None)  # it is raised again and again: each time would add its frames
         if self.fence is not None:
             self.fence.check(path)
-        if self.state is not ClaimState.HELD:
+        if self.state is not HELD:
             raise LeaseLost(f"{self.holder} has left the lease on {path}", path=path, holder=self.holder)
         time = self.time
         late = _clock.clock.now() - time.revoke_at

@@ -13,7 +13,7 @@ from .. import _effects
 from .._events import log
 from .._loop import cancel
 from ..errors import LeaseLost, LockError
-from .claim import ClaimState
+from .claim import HELD, OVER, WAITING
 from .messages import left_while_writing, name_successor, superseded
 from .notes import Notes
 from .open_file import Entry, FileClaim, FileQueue
@@ -101,7 +101,7 @@ class Grants:
         """Report to a claim that it now holds its right, or that it cannot go on waiting."""
         if woken is None:
             return
-        if woken.state is ClaimState.HELD:
+        if woken.state is HELD:
             self.now_held(woken)
         elif woken.changed is not None:
             woken.changed.set()
@@ -125,8 +125,13 @@ class Grants:
             return
         if queue is None:
             self.files.drop_if_idle(entry)
-            return
-        if claim.state is ClaimState.WAITING and queue.holder is not None and queue.holder is not claim:
+        elif queue.guard is None and queue.note is None:
+            self._give_back(claim, entry, queue)  # no change of its own: it sets off nothing before its last step
+        else:
+            self._give_back_guarded(claim, entry, queue)
+
+    def _give_back(self, claim: FileClaim, entry: Entry, queue: FileQueue) -> None:
+        if claim.state is WAITING and queue.holder is not None and queue.holder is not claim:
             queue.withdraw(claim)  # without the mutex: see `Arbiter._ask`
             self.room.update(entry, queue)
         elif queue.mutex.take(_A_WRITE_S) or self._freed(queue):
@@ -143,7 +148,8 @@ class Grants:
             if claim.fence is not None:
                 claim.fence.claims.pop(claim, None)
             if queue.guard is None:
-                self.room.update(entry, queue)
+                if queue.waiting or self.room.competing:  # else nothing is to be looked after
+                    self.room.update(entry, queue)
                 if woken is not None:
                     self.wake(woken)
             else:
@@ -159,6 +165,8 @@ class Grants:
         self.files.drop_if_idle(entry)
         if queue.trouble is not None or entry.notes:
             self.report(entry, queue)
+
+    _give_back_guarded = _effects.change(_give_back)
 
     def go_on(self, entry: Entry, queue: FileQueue) -> None:
         """After a right was given up: take its guard down, unlock or pass on, and wake the claim that has the right
@@ -237,7 +245,7 @@ class Grants:
         claim.handles = 1
         for scope in claim.scopes:
             cancel(scope)
-        if claim.state is not ClaimState.OVER:
+        if claim.state is not OVER:
             self.give_back(claim)
         claim.settled = True
         log(

@@ -17,13 +17,11 @@ class HoldTime:
     A run's own instants, which its fence has, go before: its scheduler acts on them.
     """
 
-    # Defaults live on the class: one is made per acquisition, and most of them never change.
+    # Defaults live on the class where hardly any hold has another value: see `Claim`.
     acquired_at = 0.0
     """0 before the grant."""
     deadline = math.inf
     """When the block is cancelled."""
-    deadline_told = False
-    """Whether the steward is not needed at the deadline: it has reported it, or the run's own scheduler does."""
     expires = False
     """Whether the deadline is its own, not that of its run or of an enclosing scope."""
     revoke_at = math.inf
@@ -31,14 +29,16 @@ class HoldTime:
     ends_at = math.inf
     """The earliest instant that `end_by` was called with."""
     grace = 0.0
-    idle: float | None = None
-    """Seconds without `progress()` after which it ends."""
 
     def __init__(self, fence: Fence | None, max_hold: float, bound: float) -> None:
         self.fence = fence
         self.max_hold = max_hold
         self.bound = bound
         """The instant at which the enclosing scope ends, if it does."""
+        self.idle: float | None = None
+        """Seconds without `progress()` after which it ends."""
+        self.deadline_told = False
+        """Whether the steward is not needed at the deadline: it has reported it, or the run's own scheduler does."""
 
     def start(self, grace: float) -> None:
         """Begin. The deadline counts from the grant; time spent waiting is not deducted."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .. import _clock
 from ..errors import LeaseLost, LeaseTimeout, RunEnded, Superseded
-from .claim import ClaimState
+from .claim import HELD
 from .guard import Named
 from .open_file import FileClaim, FileQueue
 
@@ -61,7 +61,7 @@ def name_successor(claim: FileClaim) -> None:
 def _here(queue: FileQueue) -> Named | None:
     """The holder of a right in this process."""
     claim = queue.holder
-    if claim is None or claim.state is not ClaimState.HELD:
+    if claim is None or claim.state is not HELD:
         return None
     remaining_s = claim.time.remaining()
     left = "without a limit" if remaining_s is None else f"for at most {remaining_s:.3f} s more"

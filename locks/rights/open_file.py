@@ -46,26 +46,11 @@ FileQueue: TypeAlias = RightQueue[FileClaim]
 class Entry:
     """A file's descriptor and its two queues."""
 
-    # Defaults live on the class: most entries are made for one uncontended acquisition.
-    closed = False
-    fresh = True
-    """Nothing was awaited since the file was looked up."""
-    pins = 0
-    """What needs the descriptor without holding a right: appends that wait for the disk."""
-    notes: tuple[tuple[str, dict[str, Any]], ...] = ()
-    """Events to log once the mutex is free: a host's log handler may do anything."""
-    sealed_size = 0
-    """The size at which the file was last seen to end with a newline."""
-
-    poisoned = ""
-    """Why the descriptor is not trusted any more: a sync of it has failed."""
-
     def __init__(
         self,
         path: str,
         fd: int | None,
         file_id: FileId,
-        *,
         engine: LeaseEngine | None,
         grace: float,
         new_beside: NewBeside | None,
@@ -77,6 +62,17 @@ class Entry:
         self.file_id = file_id
         self.queues: dict[Right, FileQueue] = {}
         """The rights that were asked for since the file was opened."""
+        self.closed = False
+        self.fresh = True
+        """Nothing was awaited since the file was looked up."""
+        self.pins = 0
+        """What needs the descriptor without holding a right: appends that wait for the disk."""
+        self.notes: tuple[tuple[str, dict[str, Any]], ...] = ()
+        """Events to log once the mutex is free: a host's log handler may do anything."""
+        self.sealed_size = 0
+        """The size at which the file was last seen to end with a newline."""
+        self.poisoned = ""
+        """Why the descriptor is not trusted any more: a sync of it has failed."""
         self._engine = engine
         self._grace = grace
         self._new_beside = new_beside

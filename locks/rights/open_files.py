@@ -79,7 +79,7 @@ class OpenFiles:
         elif entry is None or entry.poisoned:
             entry = None
         if entry is None:
-            entry = Entry(path, fd, file_id, engine=self._engine, grace=self._grace, new_beside=self._new_beside)
+            entry = Entry(path, fd, file_id, self._engine, self._grace, self._new_beside)
             self._by_file[file_id] = entry
             if self._passed_over:
                 self._recall(entry)
@@ -116,7 +116,7 @@ class OpenFiles:
         """Let the names of a file that was replaced lead to the new one."""
         if entry is None:
             return
-        for path in (entry.path, *entry.aliases) if entry.aliases else (entry.path,):
+        for path in (entry.path, *entry.aliases):
             if self._by_path.get(path) is entry:
                 del self._by_path[path]
 
@@ -130,7 +130,10 @@ class OpenFiles:
                     self._remember(entry.file_id, queue)
             entry.close()
         entry.closed = True
-        self.forget(entry)
+        if entry.aliases:
+            self.forget(entry)
+        elif self._by_path.get(entry.path) is entry:
+            del self._by_path[entry.path]
         if self._by_file.get(entry.file_id) is entry:  # last: until then it is found again, and this is finished
             del self._by_file[entry.file_id]
 

@@ -27,7 +27,7 @@ from .._mutex import Mutex
 from ..engines.interface import ProcessLock, Right
 from ..engines.wakeup import Bell
 from ..errors import LeaseLost
-from .claim import Claim, ClaimState
+from .claim import HELD, LOST, OVER, Claim
 from .fence import Fence
 from .guard import Beside
 from .pace import Pace
@@ -46,19 +46,13 @@ class RightQueue(Generic[ClaimT]):
     while `locked`.
     """
 
-    # Defaults live on the class: most queues are made for one uncontended acquisition.
-    holder: ClaimT | None = None
-    locked = False
+    # What only a contended queue needs has its default on the class: see `Claim`.
     ordered = True
     """Whether there may be an order among those that the lock keeps apart."""
-    ticket: int | None = None
     pace: Pace | None = None
     """When to look; set with the ticket."""
-    next_poll = math.inf
     announced: int | None = None
     """The ticket of another process that was told that the right is about to be free."""
-    trouble: Exception | None = None
-    """A lock call that failed while letting go, to be logged."""
     bell: Bell | None = None
     """Rings when another process has unlocked the right for us; only while the task that waits looks itself."""
     passed_over: Set[int] = _NONE
@@ -73,6 +67,12 @@ class RightQueue(Generic[ClaimT]):
         self.grace = grace
         self.names, self.guard, self.note = beside
         """Who has the right elsewhere; what else has to be had; what says later who has it. Each may be `None`."""
+        self.holder: ClaimT | None = None
+        self.locked = False
+        self.ticket: int | None = None
+        self.next_poll = math.inf
+        self.trouble: Exception | None = None
+        """A lock call that failed while letting go, to be logged."""
         self.guarded: ClaimT | None = None
         """The claim that the guard was entered for, or is being entered for: it goes before another has the right."""
         self.mutex = Mutex()
@@ -114,7 +114,7 @@ class RightQueue(Generic[ClaimT]):
                 waiting.supersedes = True
                 self.waiting.move_to_end(waiting, last=False)
             return waiting
-        if holder is None and not self.waiting and self._lock_for(claim) and self.guard is None:
+        if holder is None and not self.waiting and (self.lock is None or self._lock_for(claim)) and self.guard is None:
             return self.hold(claim)
         self._join(claim)
         if holder is None and self.ticket is None and not self.locked:
@@ -135,15 +135,15 @@ class RightQueue(Generic[ClaimT]):
         """Go by a lock that has no order, where there was none so far."""
         if self.lock is None:
             self.ordered, self.lock = False, lock
-            self.locked = self.holder is not None and self.holder.state is not ClaimState.LOST and lock.try_lock()
+            self.locked = self.holder is not None and self.holder.state is not LOST and lock.try_lock()
 
     def hold(self, claim: ClaimT) -> ClaimT:
         """Let a claim have the right: it is free, and the lock is ours."""
         self.holder = claim
         claim.epoch = claim.epoch or claim.take_epoch()
         claim.time.start(self.grace)
-        claim.state = ClaimState.HELD
-        if claim in self.waiting:
+        claim.state = HELD
+        if self.waiting and claim in self.waiting:
             self._leave(claim)
         self.next_poll = math.inf
         return claim
@@ -159,7 +159,7 @@ class RightQueue(Generic[ClaimT]):
             if self.ticket is not None and next(iter(self.waiting)) is claim:
                 self._stop_competing()
             self._leave(claim)
-        claim.state = ClaimState.OVER
+        claim.state = OVER
 
     def pass_on(self) -> ClaimT | None:
         """Let the next one have the right or compete for it; without one, unlock. Never raises.
@@ -205,14 +205,14 @@ class RightQueue(Generic[ClaimT]):
         The only method that a foreign thread calls. The identity check is what keeps a late thread from unlocking
         the next holder. With `keep` the lock stays ours, for a successor in this process.
         """
-        if claim is not self.holder or claim.state is not ClaimState.HELD:
+        if claim is not self.holder or claim.state is not HELD:
             return False
         claim.lost = error  # no write is legal from here on
         if claim.fence is not None and self.right is Right.TURN:
             claim.fence.close(kind, error.by)  # before another process can conduct the session
         if not keep:
             self._unlock()
-        claim.state = ClaimState.LOST
+        claim.state = LOST
         return True
 
     def relock(self) -> bool:

@@ -11,7 +11,7 @@ import math
 
 from .. import _clock, _effects
 from ..errors import Revoked
-from .claim import ClaimState
+from .claim import HELD, LOST, OVER
 from .grants import Grants
 from .open_file import Entry, FileClaim, FileQueue
 from .open_files import OpenFiles
@@ -54,7 +54,7 @@ class Recovery:
                     self._finish_queue(entry, queue)
                 grants.files.drop_if_idle(entry)
             for claim in list(steward.held):
-                if claim.state is ClaimState.OVER:
+                if claim.state is OVER:
                     grants.notes.release(claim)
                     steward.held.pop(claim, None)
                     if claim.fence is not None:
@@ -74,13 +74,13 @@ class Recovery:
         holder = queue.holder
         if holder is not None and holder.lost is not None:
             self.grants.steward.take(holder, holder.lost)  # it was lost already, or is now
-            if holder.state is ClaimState.LOST:
+            if holder.state is LOST:
                 self.grants.do_settle(holder)
         if queue.mutex.locked():
             return  # a thread writes, so the holder is still the same
         self.grants.go_on(entry, queue)
         holder = queue.holder
-        if holder is not None and holder.state is ClaimState.HELD and holder not in self.grants.steward.held:
+        if holder is not None and holder.state is HELD and holder not in self.grants.steward.held:
             self.grants.now_held(holder)
 
     def leave_loop(self) -> None:
@@ -99,7 +99,7 @@ class Recovery:
                 if holder is None:
                     continue
                 holder.scopes, holder.tasks, holder.changed, holder.on_lost, holder.handles = (), (), None, None, 1
-                if holder.state is ClaimState.HELD and holder.time.next_due() == math.inf:
+                if holder.state is HELD and holder.time.next_due() == math.inf:
                     message = f"{holder.holder} lost {entry.path}: its event loop has ended"
                     self.grants.steward.take(holder, Revoked(message, path=entry.path, holder=holder.holder))
         self.grants.steward.unfinished = True
@@ -112,7 +112,7 @@ class Recovery:
                 claim = queue.holder
                 if claim is not None:
                     message = f"{claim.holder} lost {entry.path}: {reason}"
-                    claim.state = ClaimState.LOST
+                    claim.state = LOST
                     claim.lost = Revoked(message, path=entry.path, holder=claim.holder)
         self.grants.start_over()
 

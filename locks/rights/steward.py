@@ -21,7 +21,7 @@ from .. import _clock
 from .._events import described, log
 from .._loop import Post, cancel
 from ..errors import LeaseLost, RunEnded, Superseded
-from .claim import ClaimState, overstayed
+from .claim import HELD, overstayed
 from .open_file import FileClaim
 
 _PENDING_RETRY_S = 0.05
@@ -48,7 +48,9 @@ class Steward:
     def watch(self, claim: FileClaim) -> None:
         """Begin to watch a claim that was granted."""
         self.held[claim] = None
-        self._alarm.ring_by(claim.time.next_due())
+        time = claim.time
+        plain = time.fence is None and not time.deadline_told  # `next_due` in short
+        self._alarm.ring_by(time.deadline if plain else time.next_due())
 
     def look_by(self, at: float) -> None:
         """Look again at `at` at the latest: a deadline has moved forward."""
@@ -105,7 +107,7 @@ class Steward:
         self.post(partial(log, event, **fields))
 
     def _look_at(self, claim: FileClaim, now: float) -> float:
-        if claim.state is not ClaimState.HELD:
+        if claim.state is not HELD:
             return math.inf
         if claim.revoke_pending is not None:
             self.revoke(claim, claim.revoke_pending)
@@ -129,7 +131,7 @@ class Steward:
 
 
 def _cancel_blocks(claim: FileClaim) -> None:
-    if claim.state is ClaimState.HELD:
+    if claim.state is HELD:
         for scope in claim.scopes:
             cancel(scope)
 

@@ -18,7 +18,7 @@ from anyio.lowlevel import checkpoint
 from .. import _clock, _effects
 from .._events import described
 from ..errors import TranscriptError
-from .claim import ClaimState
+from .claim import HELD, WAITING
 from .open_file import Entry, FileClaim, FileQueue, cannot
 
 _BETWEEN_LOOKS_S = 0.0002
@@ -48,6 +48,8 @@ class WaitingRoom:
         self._leader: FileClaim | None = None
         self._looker: object = None
         """The one of the leader's tasks that looks."""
+        self.new_event: Callable[[], anyio.Event] = anyio.Event
+        """Makes an event on the loop that the registry serves."""
 
     def update(self, entry: Entry, queue: FileQueue) -> None:
         """Note whether a queue must be looked after, and see that a task does. Call after each change to it."""
@@ -68,7 +70,7 @@ class WaitingRoom:
 
     def _may_lead(self, leader: FileClaim) -> bool:
         """Whether it still is at the head of a queue that competes; if not, see that it does not listen for one."""
-        if leader.state is not ClaimState.WAITING:
+        if leader.state is not WAITING:
             return False
         queue = leader.queue
         assert queue is not None
@@ -134,7 +136,7 @@ class WaitingRoom:
         """Suspend until the claim has changed, or until an instant."""
         changed = claim.changed
         if changed is None or changed.is_set():
-            changed = claim.changed = anyio.Event()  # else it is one that another task of the same run waits for
+            changed = claim.changed = self.new_event()  # else it is one that another task of the same run waits for
         if until == math.inf:
             await changed.wait()
             return
@@ -192,7 +194,7 @@ class WaitingRoom:
                 if granted is None and queue.admitted is not None:
                     granted = self._let_in(entry, queue)
                 if granted is not None:
-                    if granted.state is ClaimState.HELD:
+                    if granted.state is HELD:
                         self._granted(granted)
                     elif granted.changed is not None:
                         granted.changed.set()
