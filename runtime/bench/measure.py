@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from .peers.interface import Peer
 from .questions.interface import Cell, NotMeasured, Question, Sample, Scale
 from .results import Answer, LeftOut, Result, Row
@@ -42,7 +44,7 @@ class Measuring:
     longest_cell_s: float = LONGEST_CELL_S
     """A worker that has not answered by then is ended."""
     _end: float = 0.0
-    _known: dict[tuple[Any, ...], Sample] = field(default_factory=dict)
+    _known: dict[tuple[Any, ...], tuple[Sample, float]] = field(default_factory=dict)
     """What workers answered: questions about the same contention share its runs."""
 
     def run(self, questions: Sequence[Question]) -> None:
@@ -51,11 +53,12 @@ class Measuring:
         self._end = began + self.result.budget_s
         with Workers(self.command) as workers:
             for index, question in enumerate(questions):
-                share = question.seconds / sum(later.seconds for later in questions[index:])
-                until = self.now() + max(0.0, self._end - self.now()) * share
-                asking = _Asking(self, question, until, partial(self._tell, question.name, began))
+                asking = _Asking(self, question, partial(self._tell, question.name, began))
                 try:
-                    asking.run(workers)
+                    if self.now() < self._end:
+                        asking.prepare(workers)  # at the cost of all: to start takes as long on the first question only
+                    share = question.seconds / sum(later.seconds for later in questions[index:])
+                    asking.run(workers, self.now() + max(0.0, self._end - self.now()) * share)
                 finally:
                     asking.sort()
                     self.result.left_out += asking.left_out()
@@ -68,44 +71,68 @@ class Measuring:
     def _tell(self, question: str, began: float) -> None:
         self.progress(question, min(1.0, (self.now() - began) / max(self.result.budget_s, 1e-9)))
 
-    def sample(self, question: Question, cell: Cell, workers: Workers, round_: int) -> Sample:
-        """One sample of a cell.
+    def is_known(self, question: Question, cell: Cell, round_: int) -> bool:
+        """Whether a sample needs no further measurement."""
+        try:
+            self.sample(question, cell, None, round_)
+        except LookupError:
+            return False
+        return True
+
+    def sample(self, question: Question, cell: Cell, workers: Workers | None, round_: int) -> tuple[Sample, float]:
+        """One sample of a cell, and the seconds that it took, now or when it was measured for another question.
+
+        Without workers, from what is known.
 
         Raises:
             NotMeasured: the peer failed.
+            LookupError: there are no workers, and it is not known.
         """
 
+        spent = 0.0
+
         def ask(function: str, **arguments: Any) -> Sample:
+            nonlocal spent
             key = (cell.peer.kind, cell.peer.name, cell.backend, round_, function, *sorted(arguments.items()))
             if key not in self._known:
-                self._known[key] = workers.ask(cell, function, within_s=self._limit_s(), **arguments)
-            return self._known[key]
+                if workers is None:
+                    raise LookupError(function)
+                began = self.now()
+                found = workers.ask(cell, function, within_s=self._limit_s(), **arguments)
+                self._known[key] = found, self.now() - began
+            found, took = self._known[key]
+            spent += took
+            # A copy: a question may add to it.
+            return msgspec.structs.replace(found)
 
-        return question.take(cell, ask, self.scale)
+        return question.take(cell, ask, self.scale), spent
 
 
 class _Asking:
     """One question."""
 
-    def __init__(self, measuring: Measuring, question: Question, until: float, tell: Callable[[], None]) -> None:
-        self._measuring, self._question, self._until, self._tell = measuring, question, until, tell
+    def __init__(self, measuring: Measuring, question: Question, tell: Callable[[], None]) -> None:
+        self._measuring, self._question, self._tell, self._until = measuring, question, tell, 0.0
         self._answer = Answer(question.title, question.unit, question.better, question.floor, question.x)
         self._rows: dict[tuple[Any, ...], Row] = {}
         self._took: dict[Cell, float] = {}
         self._left_out: dict[tuple[Peer, str, str], list[int]] = {}
         """By peer, event loop and reason: the sizes."""
-        self._cells = question.cells(tuple(measuring.peers), measuring.scale)
+        cells = question.cells(tuple(measuring.peers), measuring.scale)
+        self._cells = [cell for cell in cells if not self._missing(cell) and not self._only_full(cell)]
 
-    def run(self, workers: Workers) -> None:
-        """All rounds; the first cells of a round are others each time, lest a peer always comes first."""
-        self._measuring.result.questions[self._question.name] = self._answer
-        self._cells = [cell for cell in self._cells if not self._missing(cell)]
+    def prepare(self, workers: Workers) -> None:
+        """Start the workers."""
         self._tell()
-        if self._measuring.now() < self._until:
-            workers.prepare(self._cells)
+        workers.prepare(self._cells)
+
+    def run(self, workers: Workers, until: float) -> None:
+        """All rounds; the first cells of a round are others each time, so that no peer always comes first."""
+        self._until = until
+        self._measuring.result.questions[self._question.name] = self._answer
         for round_ in range(self._question.rounds):
             if round_ > 0:
-                if self._measuring.now() + sum(self._took.values()) > self._until:
+                if self._measuring.now() + self._round_s(round_) > self._until:
                     break
                 self._cells = [cell for cell in self._cells if cell in self._took]
             for cell in self._in_turn(round_):
@@ -127,6 +154,11 @@ class _Asking:
             found.append(LeftOut(self._question.name, peer.name, f"{at}{why}{on}"))
         return found
 
+    def _round_s(self, round_: int) -> float:
+        """How long a further round will take: what another question has had measured in that round takes no time."""
+        known = self._measuring.is_known
+        return sum(took for cell, took in self._took.items() if not known(self._question, cell, round_))
+
     def _in_turn(self, round_: int) -> list[Cell]:
         """The cells of a round, small sizes first, each size beginning with another peer than the round before.
 
@@ -142,14 +174,12 @@ class _Asking:
         return found
 
     def _take(self, cell: Cell, workers: Workers, round_: int) -> None:
-        began = self._measuring.now()
         try:
-            sample = self._measuring.sample(self._question, cell, workers, round_)
+            sample, self._took[cell] = self._measuring.sample(self._question, cell, workers, round_)
         except NotMeasured as error:
             self._took.pop(cell, None)  # not in the next round either
             self._leave_out(cell, str(error))
             return
-        self._took[cell] = self._measuring.now() - began
         self._note(cell, sample)
 
     def _note(self, cell: Cell, sample: Sample) -> None:
@@ -172,6 +202,8 @@ class _Asking:
 
     def _in_time(self, cell: Cell) -> bool:
         """Whether there is time for a cell of the first round; if not, it is noted as left out."""
+        if self._measuring.is_known(self._question, cell, 0):
+            return True
         left = self._until - self._measuring.now()
         if left <= 0:
             self._leave_out(cell, "the time was over; --budget SECONDS gives more")
@@ -198,6 +230,14 @@ class _Asking:
         if cell.peer.missing:
             self._leave_out(cell, f"{cell.peer.needs} is not installed; the extra `bench` has it")
         return cell.peer.missing
+
+    def _only_full(self, cell: Cell) -> bool:
+        """Between processes a second event loop would double the time of our own peers, and says little new."""
+        second = cell.peer.kind == "between" and cell.backend != cell.peer.backends[0]
+        if second and not self._measuring.scale.full:
+            self._leave_out(cell, "on this event loop with --full")
+            return True
+        return False
 
     def _leave_out(self, cell: Cell, why: str) -> None:
         sizes = self._left_out.setdefault((cell.peer, cell.backend, why), [])

@@ -21,6 +21,7 @@ from .worker import Answered, Asked
 _CHUNK = 1 << 16
 _START_S = 60.0
 _LET_END_S = 0.2
+_LOOK_EVERY_S = 0.25
 COMMAND = (sys.executable, "-m", "runtime.bench.worker")
 """What starts a worker."""
 
@@ -33,7 +34,7 @@ class Worker:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,
+            process_group=0,
         )
         self._rest = b""
         self._ready = False
@@ -70,8 +71,13 @@ class Worker:
         assert self._process.stdout is not None
         until = time.monotonic() + within_s
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
+            left_s = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([self._process.stdout], [], [], min(left_s, _LOOK_EVERY_S))
             if not ready:
+                if self.closed:  # and a child of it keeps the pipe open
+                    raise self._died()
+                if left_s:
+                    continue
                 self.close()
                 raise NotMeasured(f"no answer within {within_s:g} s")
             chunk = os.read(self._process.stdout.fileno(), _CHUNK)

@@ -26,16 +26,27 @@ def _raise():
     raise RuntimeError("the lock is broken")
 
 
+def _leave_a_child_and_die():
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    with open(os.environ["LEFT_CHILD"], "w") as file:
+        file.write(str(child))
+    os._exit(3)
+
+
 def _peer(name, act):
     return Peer(name=name, kind="inside", make=lambda: _Bad(act), backends=("asyncio",), about=name)
 
 
 LETS_ALL_IN = _peer("lets all in", lambda: None)
 DIES = _peer("dies", lambda: os._exit(3))
+LEAVES_A_CHILD = _peer("leaves a child", _leave_a_child_and_die)
 RAISES = _peer("raises", _raise)
 HANGS = _peer("hangs", lambda: time.sleep(60))
 PRINTS = _peer("prints", lambda: os.write(1, b"noise "))
 
 if __name__ == "__main__":
-    peers.PEERS = (*peers.PEERS, LETS_ALL_IN, DIES, RAISES, HANGS, PRINTS)
+    peers.PEERS = (*peers.PEERS, LETS_ALL_IN, DIES, LEAVES_A_CHILD, RAISES, HANGS, PRINTS)
     worker.serve()

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import msgspec
+import psutil
 import pytest
 
 from runtime.bench import compare, results, text
@@ -16,8 +17,9 @@ from runtime.bench.checker import Witness, overlaps
 from runtime.bench.measure import Measuring
 from runtime.bench.peers import PEERS, peer_of
 from runtime.bench.peers.interface import Kind
+from runtime.bench.questions.contention import HANDOFF, SHARES
 from runtime.bench.questions.cost import COST
-from runtime.bench.questions.interface import Cell, Scale
+from runtime.bench.questions.interface import Cell, Sample, Scale
 from runtime.bench.questions.waiters import WAITERS
 from runtime.bench.results import Answer, Result, Row
 from runtime.bench.workers import Workers
@@ -109,6 +111,28 @@ def test_a_peer_that_crashes_or_raises_is_left_out_and_the_run_goes_on():
     assert len(rows_of(result)["prints", "asyncio"].samples) == 2
 
 
+def test_what_a_crashed_peer_had_started_ends_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEFT_CHILD", str(tmp_path / "pid"))
+    result = measured(bad.LEAVES_A_CHILD)
+    assert [one.why for one in result.left_out] == ["its process ended: exit code 3 (asyncio)"]
+    left = int((tmp_path / "pid").read_text())
+    eventually_sync(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_questions_about_the_same_runs_share_them(monkeypatch):
+    asked: list[tuple[object, ...]] = []
+
+    def ask(self, cell, function, *, within_s, **arguments):
+        asked.append((cell, function, *arguments.items()))
+        return Sample(dict.fromkeys(("handoff p50", "handoff p99", "handoff max", "most holds ÷ fewest"), 1.0))
+
+    monkeypatch.setattr(Workers, "ask", ask)
+    monkeypatch.setattr(Workers, "prepare", lambda *_: None)
+    result = measured(peer_of("between", "flock"), questions=[replace(one, rounds=1) for one in (HANDOFF, SHARES)])
+    assert [row.metric for row in result.questions["shares"].rows] == ["most holds ÷ fewest"]
+    assert len(asked) == len(set(asked)) == 2  # two and eight processes
+
+
 def test_a_peer_that_hangs_is_ended_and_left_out():
     result = measured(bad.HANGS, longest_cell_s=0.1)
     assert [one.why for one in result.left_out] == ["no answer within 0.1 s (asyncio)"]
@@ -174,7 +198,7 @@ def test_a_lock_that_is_never_given_back_has_no_figure_but_a_reason():
 
 def test_the_command_measures_prints_and_writes(tmp_path, capsys):
     path = tmp_path / "found.json"
-    assert main(["bench", "cost", "--peers", "asyncio.Lock", "--budget", "3", "--json", str(path)]) == 0
+    assert main(["bench", "cost", "--peers", "asyncio.Lock", "--budget", "600", "--json", str(path)]) == 0
     result = results.load(str(path))
     assert {row.peer for row in result.questions["cost"].rows} == {"asyncio.Lock", "anyio.Lock"}  # and the floor
     printed = capsys.readouterr().out
@@ -220,7 +244,7 @@ def test_a_run_that_is_cut_short_writes_what_it_has(tmp_path, number, code):
 
 def test_on_one_core_without_shared_memory_it_measures_and_says_so(tmp_path):
     done = subprocess.run(
-        [*without_shm(), LANES, "bench", "handoff", "--peers", "flock", "--budget", "8"],
+        [*without_shm(), LANES, "bench", "handoff", "--peers", "flock", "--budget", "600"],
         capture_output=True,
         text=True,
         check=True,

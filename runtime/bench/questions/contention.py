@@ -170,7 +170,7 @@ async def _async(locks: Locks, path: str, holds: Holds, ready: Callable[[], floa
 def _metrics(*names: str) -> Any:
     def take(cell: Cell, ask: Ask, scale: Scale) -> Sample:
         processes = _PROCESSES if cell.x is None else cell.x
-        found = ask("contention:measure", processes=processes, seconds=4.0 if scale.full else 0.7)
+        found = ask("contention:measure", processes=processes, seconds=4.0 if scale.full else 0.5)
         return Sample(
             {name: found.values[name] for name in names if name in found.values},
             {name: why for name, why in found.missing.items() if name in names},
@@ -190,7 +190,7 @@ HANDOFF = Question(
     floor="flock",
     x="processes",
     sizes=lambda scale: (2, 8),
-    seconds=25,
+    seconds=28,
     rounds=3,
 )
 SHARES = Question(

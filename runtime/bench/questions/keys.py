@@ -16,7 +16,7 @@ from ..checker import Witness
 from ..peers.interface import Backend, Locks, Peer
 from .interface import Ask, Cell, Question, Sample, Scale
 
-_KEYS, _KEYS_FULL = 1_000, 10_000
+_KEYS, _KEYS_FULL = 300, 3_000
 _LEAST_TAKEN = 1_000
 
 
@@ -120,7 +120,7 @@ SESSIONS = Question(
     floor="anyio.Lock",
     x="sessions",
     sizes=lambda scale: (10, 100, 1_000, 10_000, 100_000) if scale.full else (10, 1_000, 10_000),
-    seconds=8,
+    seconds=10,
     rounds=3,
 )
 MEMORY = Question(
@@ -129,6 +129,6 @@ MEMORY = Question(
     unit="B",
     kind="inside",
     take=_take_memory,
-    seconds=6,
+    seconds=8,
     rounds=3,
 )

@@ -179,7 +179,7 @@ RECOVERY = Question(
     kind="between",
     take=partial(_take, "recovery:between", _ALL),
     floor="flock",
-    seconds=32,
+    seconds=28,
     rounds=3,
 )
 RECOVERY_INSIDE = Question(

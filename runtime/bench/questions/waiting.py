@@ -123,7 +123,7 @@ WAITING = Question(
     unit="% of a core",
     kind="between",
     take=_metrics("CPU"),
-    seconds=28,
+    seconds=24,
     rounds=3,
 )
 LAG = Question(
