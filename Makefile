@@ -16,8 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 
-# Up to four workers: `make test` and `make coverage` share it.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
+# One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
+PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
 .PHONY: run test coverage check bench bench-full bench-docs bounds format clean
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -191,6 +192,15 @@ def _watched(test: Callable[..., Any], look: leaks.Look) -> Callable[..., Any]:
 # The failure catalogue and the suites
 
 
+def pytest_collection_finish() -> None:
+    # Thousands of collected tests stay until the end: no collection of garbage needs to look through them again.
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # what is imported for the summary may ask for referrers
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     for marker in CATALOGUED:
         parser.addoption(
@@ -208,6 +218,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     if wrong:
         raise pytest.UsageError("\n".join(wrong))
+    # The suites have the longest tests: what is left at the end of a job keeps one worker busy, and others idle.
+    items.sort(key=lambda item: "suites" not in item.path.parts)
     for name in CATALOGUED:
         if wanted := set(config.getoption(name)):
             chosen = [item for item in items if wanted & {one for m in item.iter_markers(name) for one in m.args}]

@@ -68,21 +68,23 @@ def busy_registries() -> list[tuple[object, str]]:
 
 def descriptors() -> frozenset[tuple[int, str]]:
     """All open descriptors and what they refer to; empty where the kernel does not tell."""
-    found = set()
+    found = []
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc/self/fd"):
-            # Not there any more: the descriptor of this very listing.
-            with contextlib.suppress(FileNotFoundError):
-                found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+            try:
+                found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
+            except FileNotFoundError:
+                pass  # the descriptor of this very listing is not there any more
     return frozenset(found)
 
 
 def children() -> frozenset[int]:
     """The ids of all child processes, dead ones that nobody has waited for included."""
     found: set[int] = set()
-    for task in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found.update(int(pid) for pid in task.read_text().split())
+    with contextlib.suppress(FileNotFoundError):
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found.update(map(int, Path(f"/proc/self/task/{task}/children").read_bytes().split()))
     return frozenset(found)
 
 

@@ -55,6 +55,7 @@ class Played:
         self.system = system
         self.number = number
         self.supervisors = supervisors
+        self.files = [[sup.layout.file_of(self.key(session)) for session in range(2)] for sup in supervisors]
         self.runs: dict[int, Run] = {}
         self.waits: dict[int, tuple[int | Right, bool]] = {}
         """What each run waits for, and whether within a limit of its own."""
@@ -221,8 +222,8 @@ class Played:
         picture.owners = {right: owners[0] for right, owners in self.owners.items() if owners}
         by_execution = {execution_of(run): name for name, run in self.runs.items()}
         for number, sup in enumerate(self.supervisors):
-            for session in range(2):
-                line = sup._scheduler.board.turns.of(sup.layout.file_of(self.key(session)))
+            for session, file in enumerate(self.files[number]):
+                line = sup._scheduler.board.turns.of(file)
                 picture.lines[number, session] = [by_execution[one] for one in line]
         return picture
 
