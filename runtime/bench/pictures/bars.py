@@ -8,13 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..results import Answer, Row
-from .style import WIDTH_IN, is_own, look_of, named, plain_ticks, quantity
+from .style import WIDTH_IN, framed, is_own, look_of, named, plain_ticks, quantity
 
 _LOGARITHMIC_FROM = 40.0
 """From this ratio of the largest bar to the smallest, the small ones could not be seen any more."""
 _COLUMNS = 3
+_ROOM = 0.25
+"""For the numbers to the right of the longest bar, as a share of its length; by the number of columns."""
 _TEXT: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-_LEAST_IN, _BAR_IN = 0.95, 0.29
+_LEAST_IN, _BAR_IN, _FRAME_IN = 0.95, 0.29, 0.55
+_LEGEND = "black: this project · hatched: the floor · (×): ratio to the floor · thin line: range of the samples"
 
 Line = tuple[str, str]
 """Peer and event loop."""
@@ -30,18 +33,18 @@ def bars(answer: Answer) -> Figure:
     lines = _in_order(answer, rows, panels[0])
     columns = min(len(panels), _COLUMNS)
     height = -(-len(panels) // columns)
-    figure = Figure(figsize=(WIDTH_IN, height * (_LEAST_IN + _BAR_IN * len(lines))), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, _FRAME_IN + height * (_LEAST_IN + _BAR_IN * len(lines))), layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False, sharey=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-        _panel(axes, answer, panel, [rows.get((line, panel)) for line in lines])
+        _panel(axes, answer, panel, [rows.get((line, panel)) for line in lines], _ROOM * columns)
         axes.tick_params(axis="y", length=0, labelleft=place % columns == 0)
     for axes in grid[:, 0]:
         axes.set_yticks(range(len(lines)), [named(*line) for line in lines])
         for label, (peer, _) in zip(axes.get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if is_own(peer) else "normal")
-    return figure
+    return framed(figure, answer.title, _LEGEND)
 
 
 def _in_order(answer: Answer, rows: dict[tuple[Line, Panel], Row], panel: Panel) -> list[Line]:
@@ -55,7 +58,7 @@ def _in_order(answer: Answer, rows: dict[tuple[Line, Panel], Row], panel: Panel)
     return sorted(dict.fromkeys(line for line, _ in rows), key=place)
 
 
-def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None]) -> None:
+def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None], room: float) -> None:
     rows = [(place, row) for place, row in enumerate(lines) if row is not None and row.samples]
     for place, row in enumerate(lines):
         if row is not None and not row.samples:  # its note says why
@@ -76,9 +79,9 @@ def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None]) ->
     )
     if logarithmic:
         axes.set_xscale("log")
-        axes.set_xlim(least / 2, most * (most / least * 2) ** 0.75)  # the rest is for the numbers
+        axes.set_xlim(least / 2, most * (most / least * 2) ** room)
     else:
-        axes.set_xlim(0, (most or 1) * 1.75)
+        axes.set_xlim(0, (most or 1) * (1 + room))
     plain_ticks(axes, "x")
 
 

@@ -38,6 +38,6 @@ def drawn(figure: Figure, kind: Kind) -> bytes:
 
 def _picture(answer: Answer) -> Figure:
     if answer.played:
-        return timeline([*answer.played.items()])
+        return timeline(answer.title, [*answer.played.items()])
     sizes = {row.x for row in answer.rows if row.samples}
     return bars(answer) if len(sizes) < _LEAST_SIZES else growth(answer)

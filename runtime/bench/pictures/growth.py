@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..results import Answer, Row
-from .style import OWN, WIDTH_IN, is_own, look_of, named, plain_ticks, quantity
+from .style import OWN, WIDTH_IN, framed, is_own, look_of, named, plain_ticks, quantity
 
 _MARKERS = "D^vP*Xhp<>d8"
 _OWN_MARKERS = "so"
 """Of a variant, and of the peer as shipped; filled on asyncio, hollow on trio."""
+_LEGEND = "black: this project, filled on asyncio, hollow on trio · dashed: the floor · dotted: the legacy model"
 _LABEL_GAP = 0.052
 """Least distance of two labels, as a share of the panel's height."""
 
@@ -22,10 +23,10 @@ Line = tuple[str, str, list[Row]]
 def growth(answer: Answer) -> Figure:
     """The picture of a question."""
     metrics = list(dict.fromkeys(row.metric for row in answer.rows if row.samples))
-    figure = Figure(figsize=(WIDTH_IN, 4.2 * len(metrics)), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 0.55 + 4.2 * len(metrics)), layout="constrained")
     for axes, metric in zip(figure.subplots(len(metrics), squeeze=False).flat, metrics, strict=True):
         _panel(axes, answer, metric)
-    return figure
+    return framed(figure, answer.title, _LEGEND)
 
 
 def _panel(axes: Axes, answer: Answer, metric: str) -> None:

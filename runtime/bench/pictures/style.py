@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 OWN, LEGACY = "lanes", "legacy"
@@ -41,6 +42,13 @@ class Look(NamedTuple):
     hatch: str
     width: float
     style: str
+
+
+def framed(figure: Figure, title: str, legend: str) -> Figure:
+    """The figure with its question above and the meaning of its signs below: it is looked at without the page, too."""
+    figure.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold")
+    figure.supxlabel(legend, x=0.005, ha="left", fontsize=8)
+    return figure
 
 
 @contextmanager

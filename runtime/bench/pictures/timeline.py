@@ -10,20 +10,21 @@ from matplotlib.figure import Figure
 from ..stories.journal import Lifeline, Played
 from ..stories.story import STORIES
 from ..stories.verdict import LATE, LOST, MEMORY, STUCK
-from .style import WIDTH_IN, is_own, look_of, quantity
+from .style import WIDTH_IN, framed, is_own, look_of, quantity
 
-_PANEL_IN, _MEMORY_IN = 2.9, 1.9
+_PANEL_IN, _MEMORY_IN, _FRAME_IN = 2.9, 1.9, 0.5
+_LEGEND = "thin: waits · thick: runs · ×: gave up, its text is not in the session · dashed: the first run's deadline"
 
 
-def timeline(sides: Sequence[tuple[str, Played]]) -> Figure:
+def timeline(title: str, sides: Sequence[tuple[str, Played]]) -> Figure:
     """The picture of a story; `sides` are its peers, the first on top."""
     heights = [*[_PANEL_IN for _ in sides], _MEMORY_IN]
-    figure = Figure(figsize=(WIDTH_IN, sum(heights)), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, _FRAME_IN + sum(heights)), layout="constrained")
     grid = figure.subplots(len(heights), sharex=True, gridspec_kw={"height_ratios": heights})
     for axes, (peer, played) in zip(grid, sides, strict=False):
         _work(axes, peer, played)
     _memory(grid[-1], sides)
-    return figure
+    return framed(figure, f"{title} (openclaw#{STORIES[sides[0][1].story].report.rpartition('/')[2]})", _LEGEND)
 
 
 def _work(axes: Axes, peer: str, played: Played) -> None:
@@ -78,9 +79,5 @@ def _memory(axes: Axes, sides: Sequence[tuple[str, Played]]) -> None:
         axes.annotate(peer, (seconds[-1], grown[-1]), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_ylabel("MB grown", fontsize=8.5)
     scale = sides[0][1].scale
-    axes.set_xlabel(
-        f"seconds of production (played {scale:.0f} times as fast)\n"
-        "thin: waits · thick: runs · ×: gave up, its text is not in the session · dashed: the first run's deadline",
-        fontsize=8.5,
-    )
+    axes.set_xlabel(f"seconds of production (played {scale:.0f} times as fast)", fontsize=8.5)
     axes.set_xlim(0, STORIES[sides[0][1].story].ends_at_s)
