@@ -71,10 +71,8 @@ def descriptors() -> frozenset[tuple[int, str]]:
     found = []
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/proc/self/fd"):
-            try:
+            with contextlib.suppress(FileNotFoundError):  # the descriptor of this very listing is not there any more
                 found.append((int(name), os.readlink(f"/proc/self/fd/{name}")))
-            except FileNotFoundError:
-                pass  # the descriptor of this very listing is not there any more
     return frozenset(found)
 
 
