@@ -388,10 +388,10 @@ class RightQueue(Generic[ClaimT]):
                     told = None  # it has gone
                 if told is None and (told := lock.lowest(self.passed_over)) is not None:
                     lock.wake(told)
+                if told is not None:
+                    _os.sched_yield()  # it may have been woken on this core, and would come in a time slice only
             except Exception as error:
                 self.trouble = error
-            if told is not None:
-                _os.sched_yield()  # it may have been woken on this core, and would come in a time slice only
         self.locked = False
 
     def _once_more(self, call: Callable[[], object]) -> None:
