@@ -79,12 +79,10 @@ class SessionLayout:
         Raises:
             InvalidSession: the key is not allowed, or leads outside the root.
         """
-        check_key(key)
         root = os.fspath(self.root)
         if self.path is None:
-            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-            readable = _UNREADABLE.sub("-", key.lower()[:120]).strip("-")[:60].strip("-")
-            return os.path.join(root, f"{readable}-{digest}.jsonl" if readable else f"{digest}.jsonl")
+            return _own_file(root, key if type(key) is str else str.__str__(check_key(key)))
+        check_key(key)
         try:
             given = os.fspath(self.path(key))
             found = os.path.realpath(os.path.join(root, given))
@@ -117,6 +115,15 @@ class SessionLayout:
             return _default_line(key)
         header = self.header_of(key)
         return None if header is None else encode_header(header, path)
+
+
+@functools.lru_cache(_REMEMBERED)  # each message of a session needs it
+def _own_file(root: str, key: str) -> str:
+    """The file of a session that has our own name."""
+    check_key(key)
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    readable = _UNREADABLE.sub("-", key.lower()[:120]).strip("-")[:60].strip("-")
+    return os.path.join(root, f"{readable}-{digest}.jsonl" if readable else f"{digest}.jsonl")
 
 
 def is_own_name(name: str) -> bool:

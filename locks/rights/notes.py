@@ -18,6 +18,7 @@ from .claim import ClaimState
 from .open_file import FileClaim
 
 NOTED_AFTER_S = 0.05
+_CLEAN = 512  # paths, of which a number each is kept
 THREAD = "locks-notes"
 
 
@@ -32,15 +33,20 @@ class Notes:
         self._grace = grace
         self._due: dict[FileClaim, None] = {}
         """What is not noted yet, in the order of the grants; taken out by either thread, each step a single one."""
+        self._clean: dict[int, None] = {}
+        """Paths, as numbers, beside which this registry has removed what a dead process may have left."""
         self._alarm = _clock.clock.alarm(self._tick, THREAD)
 
     def watch(self, claim: FileClaim) -> None:
         """Have a claim that was granted noted, if it still holds by then."""
-        queue = claim.queue
+        queue, path = claim.queue, hash(claim.path)
         assert queue is not None and queue.note is not None
-        if not queue.cleared:
-            queue.cleared = True
+        if queue.competed or path not in self._clean:
+            queue.competed = False
             queue.note.clear(claim.path)
+            while len(self._clean) >= _CLEAN:
+                del self._clean[next(iter(self._clean))]
+            self._clean[path] = None
         self._due[claim] = None
         self._alarm.ring_by(claim.time.acquired_at + NOTED_AFTER_S)
 

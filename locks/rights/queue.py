@@ -57,8 +57,8 @@ class RightQueue(Generic[ClaimT]):
     """Rings when another process has unlocked the right for us; only while the task that waits looks itself."""
     passed_over: Set[int] = _NONE
     """Tickets of other processes that were found not to move."""
-    cleared = False
-    """Whether what a dead process has left beside the session is gone, since the lock of all processes is ours."""
+    competed = False
+    """Whether another process may have left something beside the session since we last looked: we waited for it."""
 
     def __init__(self, right: Right, lock: ProcessLock | None, grace: float, beside: Beside = _NOTHING) -> None:
         self.right = right
@@ -354,7 +354,7 @@ class RightQueue(Generic[ClaimT]):
         except Exception as error:
             first.failed = error
             return first
-        self.ticket, self.next_poll = ticket, 0.0
+        self.ticket, self.next_poll, self.competed = ticket, 0.0, True
         return None
 
     def _stop_competing(self) -> None:
@@ -379,7 +379,7 @@ class RightQueue(Generic[ClaimT]):
                 lock.unlock()
             except Exception:
                 self._once_more(lock.unlock)
-            self.locked = self.cleared = False
+            self.locked = False
             if not self.ordered:
                 return
             told, self.announced = self.announced, None

@@ -159,3 +159,20 @@ async def test_a_disk_that_hangs_under_a_note_keeps_neither_the_loop_nor_the_ste
     finally:
         go_on.set()
     assert threads == [THREAD]
+
+
+@pytest.mark.failure("C2")
+async def test_the_note_of_a_process_that_died_while_it_was_waited_for_goes_with_the_turn(virtual, path, note, nobody):
+    """Beside a session that this registry had found clean before."""
+    here, there = LockRegistry(), LockRegistry()
+    async with here.turn(path):
+        pass
+
+    async def wait():
+        async with here.turn(path):
+            assert not note.exists()
+
+    async with anyio.create_task_group() as group, there.turn(path):
+        group.start_soon(wait)
+        await virtual.settle()
+        note.write_bytes(ours(pid=nobody, instance="0123456789abcdef"))
