@@ -21,8 +21,8 @@ from ..errors import TranscriptError
 from .claim import HELD, WAITING
 from .open_file import Entry, FileClaim, FileQueue, cannot
 
-_BETWEEN_LOOKS_S = 0.0002
-"""On average, over all files, while they are being waited for: a look takes about 8 µs, so this bounds its CPU."""
+_BETWEEN_LOOKS_S, _BETWEEN_MOST_S, _LOOKS_SHARE = 0.0002, 0.0005, 0.04
+"""On average, over all files that are waited for: so much of a processor's time for looks, however slow it is."""
 _TOGETHER_S = 0.001
 """Files that are due within so many seconds are looked at together: waking up costs more than a look."""
 
@@ -48,6 +48,7 @@ class WaitingRoom:
         self._leader: FileClaim | None = None
         self._looker: object = None
         """The one of the leader's tasks that looks."""
+        self._between_looks = _BETWEEN_LOOKS_S
         self.new_event: Callable[[], anyio.Event] = anyio.Event
         """Makes an event on the loop that the registry serves."""
 
@@ -55,8 +56,12 @@ class WaitingRoom:
         """Note whether a queue must be looked after, and see that a task does. Call after each change to it."""
         leader = self._leader
         if queue.ticket is not None or (queue.locked and queue.holder is None):  # `competing`, without a call
-            if queue not in self.competing and leader is not None and leader.changed is not None:
-                leader.changed.set()  # it may sleep until a foreign lock file is due again, ten times as long
+            if queue not in self.competing and leader is not None:
+                # It may sleep until a foreign lock file is due again, or until many others have had its right.
+                if leader.changed is not None:
+                    leader.changed.set()
+                if leader.queue is not None:
+                    leader.queue.stop_listening()
             self.competing[queue] = entry
         else:
             self.competing.pop(queue, None)
@@ -178,10 +183,11 @@ class WaitingRoom:
             leader.queue.listen()  # before the look: a wake-up may come in between
         now, due = _clock.clock.now(), math.inf
         several = len(self.competing)
-        soon, apart = (now + _TOGETHER_S, several * _BETWEEN_LOOKS_S) if several > 1 else (now, 0.0)
+        soon, apart = (now + _TOGETHER_S, several * self._between_looks) if several > 1 else (now, 0.0)
+        looked = 0
         for queue, entry in list(self.competing.items()):
             if soon >= queue.next_poll:
-                first = next(iter(queue.waiting))
+                first, looked = next(iter(queue.waiting)), looked + 1
                 try:
                     with queue.mutex:
                         granted = queue.poll()
@@ -202,6 +208,9 @@ class WaitingRoom:
                     continue
                 queue.next_poll = max(queue.next_poll, now + apart)
             due = min(due, queue.next_poll)
+        if several > 1 and looked:
+            took_s = (_clock.clock.now() - now) / looked
+            self._between_looks = min(max(_BETWEEN_LOOKS_S, took_s / _LOOKS_SHARE), _BETWEEN_MOST_S)
         return due
 
 

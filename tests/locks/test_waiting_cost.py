@@ -16,6 +16,20 @@ from locks._loop import current_task
 from locks.rights.queue import RightQueue
 
 
+def counted_looks(monkeypatch, virtual, each_takes: float) -> Counter[object]:
+    """The looks of each task from now on."""
+    looks: Counter[object] = Counter()
+    poll = RightQueue.poll
+
+    def counted(queue: RightQueue):
+        looks[current_task()] += 1
+        virtual.advance(each_takes)
+        return poll(queue)
+
+    monkeypatch.setattr(RightQueue, "poll", counted)
+    return looks
+
+
 @pytest.mark.failure("D2")
 @pytest.mark.parametrize("files", [1, 8, 64])
 async def test_waiters_for_many_files_look_at_a_bounded_rate_and_one_task_looks_for_all(
@@ -23,13 +37,8 @@ async def test_waiters_for_many_files_look_at_a_bounded_rate_and_one_task_looks_
 ):
     here, elsewhere = LockRegistry(), LockRegistry()
     paths = [tmp_path / f"{number}.jsonl" for number in range(files)]
-    looks: Counter[object] = Counter()
     calls: Counter[str] = Counter()
-    poll, conflict = RightQueue.poll, _os.ofd_conflict
-
-    def counted_poll(queue: RightQueue):
-        looks[current_task()] += 1
-        return poll(queue)
+    conflict = _os.ofd_conflict
 
     def counted_conflict(*args):
         calls["conflict"] += 1
@@ -47,7 +56,7 @@ async def test_waiters_for_many_files_look_at_a_bounded_rate_and_one_task_looks_
                 group.start_soon(wait, path)
             await anyio.sleep(2.0)  # by now nobody looks more often than every 5 ms
             assert here.statistics().competing == files
-            monkeypatch.setattr(RightQueue, "poll", counted_poll)
+            looks = counted_looks(monkeypatch, virtual, 0.0)
             monkeypatch.setattr(_os, "ofd_conflict", counted_conflict)
             await anyio.sleep(2.0)
             total = sum(looks.values())
@@ -57,3 +66,25 @@ async def test_waiters_for_many_files_look_at_a_bounded_rate_and_one_task_looks_
             assert len(looks) == 1  # the leader's task
             group.cancel_scope.cancel()
     assert here.statistics().waiting == 0
+
+
+async def test_looks_have_a_bounded_share_of_a_slow_processor(tmp_path, virtual, monkeypatch):
+    here, elsewhere = LockRegistry(), LockRegistry()
+    paths = [tmp_path / f"{number}.jsonl" for number in range(64)]
+    looks = counted_looks(monkeypatch, virtual, 0.00002)
+
+    async def wait(path):
+        async with here.lease(path):
+            pass
+
+    async with AsyncExitStack() as held:
+        for path in paths:
+            await held.enter_async_context(elsewhere.lease(path))
+        async with anyio.create_task_group() as group:
+            for path in paths:
+                group.start_soon(wait, path)
+            await anyio.sleep(2.0)
+            looks.clear()
+            await anyio.sleep(2.0)
+            group.cancel_scope.cancel()
+    assert looks.total() * 0.00002 / 2.0 == pytest.approx(0.04, rel=0.2)

@@ -50,3 +50,27 @@ async def test_who_waits_for_a_foreign_program_does_not_slow_down_those_who_wait
         group.cancel_scope.cancel()
     assert len(waited) == 1
     assert waited[0] - released <= POLL_MAX_S
+
+
+async def test_who_waits_behind_many_looks_at_once_for_a_task_that_begins_to_wait_for_another_file(tmp_path, virtual):
+    crowded, other = str(tmp_path / "crowded.jsonl"), str(tmp_path / "other.jsonl")
+    here, elsewhere = LockRegistry(), LockRegistry()
+    got_at: list[float] = []
+
+    async def wait(registry: LockRegistry, path: str) -> None:
+        async with registry.turn(path):
+            got_at.append(virtual.now())
+
+    async with anyio.create_task_group() as group, elsewhere.turn(crowded):
+        for registry in [LockRegistry() for _ in range(6)] + [here]:
+            group.start_soon(wait, registry, crowded)
+            await anyio.sleep(0.001)
+        await anyio.sleep(0.05)  # by now it looks every 25 ms, and just has
+        async with elsewhere.turn(other):
+            group.start_soon(wait, here, other)
+            await anyio.sleep(0.0001)
+        released = virtual.now()
+        await anyio.sleep(0.03)
+        group.cancel_scope.cancel()
+    assert len(got_at) == 1
+    assert got_at[0] - released <= POLL_MAX_S
