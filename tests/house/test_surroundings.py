@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests import surroundings
-from tests.house.test_conftest import Run, run  # noqa: F401 -- a fixture
 
 pytestmark = pytest.mark.failure("T8")
 
@@ -68,7 +67,7 @@ def test_under_nohup_a_hangup_still_does_not_end_the_tests(hostile):
         assert signal.getsignal(signal.SIGHUP) not in (signal.SIG_IGN, signal.SIG_DFL)
 
 
-def test_every_test_is_run_so(hostile, run):  # noqa: F811 -- the fixture
+def test_every_test_is_run_so(hostile, run):
     result = run(
         f"""
         import sys

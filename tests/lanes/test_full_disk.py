@@ -14,8 +14,8 @@ from locks.doctor.inspection import inspect
 from locks.doctor.mending import mend
 from locks.engines.interface import Right
 from runtime import Supervisor
+from tests.disks import small_disk  # noqa: F401 -- a fixture
 from tests.sessions_on_disk import DEAD, RECORD, beside, foreign, ours
-from tests.suites.test_real_faults import small_disk  # noqa: F401 -- a fixture
 from tests.supervised import path_of
 
 

@@ -23,12 +23,12 @@ from anyio.lowlevel import checkpoint
 from locks import LeaseExpired, LeaseTimeout, LockRegistry, Revoked, Right, TranscriptError
 from locks.engines.interface import Unordered
 from tests import blocking
+from tests.cancel_sweep import OPERATIONS, sweep
 from tests.children.engine_contender import OwnEngine, OwnLock, engine_called
 from tests.contention import overlaps
 from tests.leaks import descriptors
 from tests.peers import peer
 from tests.poll import eventually, eventually_sync
-from tests.suites.test_cancel_sweep import OPERATIONS, sweep
 
 EVERY = ["kernel", "filelock", "none", "own"]
 SHARED = ["kernel", "filelock", "own"]

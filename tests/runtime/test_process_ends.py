@@ -15,10 +15,10 @@ from locks.doctor.inspection import inspect
 from runtime import Supervisor
 from tests.children.prompt import GRACE, RUNS, TIMEOUT
 from tests.command import lanes, records, started
+from tests.lives import Life
 from tests.peers import peer
 from tests.poll import eventually, eventually_sync
 from tests.sessions_on_disk import everything
-from tests.suites.test_kill_harness import Life
 from tests.supervised import path_of
 
 UNHANDLED = [signal.SIGHUP, signal.SIGABRT, signal.SIGSEGV, signal.SIGKILL, "exit", "abort", "crash"]

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import pytest
 from anyio import CancelScope, create_task_group, fail_after, to_thread
 
 from locks import LeaseLost, LeaseTimeout, LockRegistry, Revoked, TranscriptError, _os
+from tests.disks import must_run, run, small_disk  # noqa: F401 -- a fixture
 from tests.lock_files import foreign
 from tests.peers import peer
 from tests.poll import eventually
@@ -262,62 +262,8 @@ async def test_a_line_that_breaks_off_at_a_limit_is_rolled_back(path, lock):
     assert not lock.exists()
 
 
-def run(*command: object) -> bool:
-    """Whether a command worked."""
-    try:
-        return subprocess.run(list(map(str, command)), capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-def must_run(*command: object) -> None:
-    assert run(*command), command
-
-
-@functools.cache
-def can_mount() -> bool:
-    with tempfile.TemporaryDirectory() as place:
-        return run("mount", "-t", "tmpfs", "-o", "size=16k", "none", place) and run("umount", place)
-
-
-DISKS = ["quota", "tmpfs"] if can_mount() else ["quota"]
-
-
-@pytest.fixture(params=DISKS)
-def small_disk(request, tmp_path, monkeypatch):
-    """A directory of 64 KiB: a mounted one, or, where nothing can be mounted, files that cannot grow beyond that.
-
-    Yields it and what gives or takes room there: `fill(room)` leaves so many bytes.
-    """
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if request.param == "tmpfs":
-        assert run("mount", "-t", "tmpfs", "-o", "size=64k", "none", disk)
-        filler = disk / "filler"
-
-        def fill(room):
-            filler.write_bytes(b"")
-            free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize
-            filler.write_bytes(b"x" * max(0, free - room))
-
-        yield disk, fill
-        run("umount", "-l", disk)
-        return
-    room_left, write = [1 << 16], _os.write
-
-    def limited(fd, data):
-        if not room_left[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        length = write(fd, data[: room_left[0]])
-        room_left[0] -= length
-        return length
-
-    monkeypatch.setattr(_os, "write", limited)
-    yield disk, partial(room_left.__setitem__, 0)
-
-
 @pytest.mark.suite("F2")
-async def test_a_disk_that_is_full_in_the_middle_of_a_line_loses_nothing_that_was_acknowledged(small_disk):
+async def test_a_disk_that_is_full_in_the_middle_of_a_line_loses_nothing_that_was_acknowledged(small_disk):  # noqa: F811
     disk, fill = small_disk
     path, registry, acknowledged = disk / "session.jsonl", LockRegistry(), []
     fill(24_576)
