@@ -21,7 +21,6 @@ from .questions.interface import Cell, NotMeasured, Question, Sample, Scale
 from .results import Answer, LeftOut, Result, Row
 from .workers import COMMAND, Workers
 
-LONGEST_CELL_S = 60.0
 _BEYOND_S = 10.0
 """How much longer than the budget a cell may take before it is given up."""
 OURS = ("lanes", "lanes-no-lock-file")
@@ -41,8 +40,6 @@ class Measuring:
     now: Callable[[], float] = time.monotonic
     command: Sequence[str] = COMMAND
     """What starts a worker."""
-    longest_cell_s: float = LONGEST_CELL_S
-    """A worker that has not answered by then is ended."""
     _end: float = 0.0
     _known: dict[tuple[Any, ...], tuple[Sample, float]] = field(default_factory=dict)
     """What workers answered: questions about the same contention share its runs."""
@@ -64,9 +61,9 @@ class Measuring:
                     self.result.left_out += asking.left_out()
         self.progress("", 1.0)
 
-    def _limit_s(self) -> float:
+    def _limit_s(self, question: Question) -> float:
         """How long a cell may take: not much longer than the whole run."""
-        return min(self.longest_cell_s, max(0.0, self._end - self.now()) + _BEYOND_S)
+        return min(question.longest_cell_s, max(0.0, self._end - self.now()) + _BEYOND_S)
 
     def _tell(self, question: str, began: float) -> None:
         self.progress(question, min(1.0, (self.now() - began) / max(self.result.budget_s, 1e-9)))
@@ -98,7 +95,7 @@ class Measuring:
                 if workers is None:
                     raise LookupError(function)
                 began = self.now()
-                found = workers.ask(cell, function, within_s=self._limit_s(), **arguments)
+                found = workers.ask(cell, function, within_s=self._limit_s(question), **arguments)
                 self._known[key] = found, self.now() - began
             found, took = self._known[key]
             spent += took

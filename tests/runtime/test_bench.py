@@ -33,10 +33,10 @@ QUICK = replace(COST, take=lambda cell, ask, scale: ask("cost:measure", pairs=10
 """The smallest question: what is tested is not the figure."""
 
 
-def measured(*peers, budget_s=60.0, questions=(QUICK,), **options):
+def measured(*peers, budget_s=60.0, questions=(QUICK,)):
     result = Result(started="", machine={"cores": 1}, versions={"python": ""}, budget_s=budget_s)
     command = (sys.executable, "-m", "tests.children.bench_worker")
-    Measuring(result, peers, Scale(), lambda *_: None, command=command, **options).run(questions)
+    Measuring(result, peers, Scale(), lambda *_: None, command=command).run(questions)
     return result
 
 
@@ -134,7 +134,7 @@ def test_questions_about_the_same_runs_share_them(monkeypatch):
 
 
 def test_a_peer_that_hangs_is_ended_and_left_out():
-    result = measured(bad.HANGS, longest_cell_s=0.1)
+    result = measured(bad.HANGS, questions=[replace(QUICK, longest_cell_s=0.1)])
     assert [one.why for one in result.left_out] == ["no answer within 0.1 s (asyncio)"]
 
 

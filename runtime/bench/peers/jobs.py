@@ -5,13 +5,14 @@ A task group has no limit of its own: its backlog is given one by a lock, as use
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from .inside import InDict
 from .interface import Answer, Job, Jobs, Peer
@@ -33,7 +34,7 @@ class Files:
 
         async def append(record: dict[str, str]) -> None:
             with open(path, "ab", buffering=0) as file:  # noqa: ASYNC230 -- a line is written in microseconds
-                file.write(json.dumps(record).encode() + b"\n")
+                file.write(msgspec.json.encode(record) + b"\n")
 
         async with self._locks.hold(session):
             await answer(append)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -10,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import msgspec
 
 from ..peers.interface import Backend, Peer
 from .contention import violations
@@ -57,7 +57,7 @@ async def _async(locks: Any, path: str, record: dict[str, str], count: int, *, o
 
 def _append(path: str, record: dict[str, str]) -> None:
     with open(path, "ab", buffering=0) as file:
-        file.write(json.dumps(record).encode() + b"\n")
+        file.write(msgspec.json.encode(record) + b"\n")
 
 
 def _take(cell: Cell, ask: Ask, scale: Scale) -> Sample:

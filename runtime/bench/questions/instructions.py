@@ -12,7 +12,7 @@ from .interface import Ask, Cell, NotMeasured, Question, Sample, Scale
 
 _FEW = 100
 _COLLECTED = re.compile(r"Collected\s*:\s*(\d+)")
-_WITHIN_S = 120.0
+_WITHIN_S = 300.0
 
 
 def measure(peer: Peer, backend: Backend, *, few: int) -> Sample:
@@ -52,7 +52,8 @@ def _question(name: str, title: str, kind: Kind, floor: str) -> Question:
         kind=kind,
         take=_take,
         floor=floor,
-        seconds=150,
+        seconds=300,
+        longest_cell_s=2 * _WITHIN_S,
         rounds=1,  # the next round would count the same
         only_full=True,
     )

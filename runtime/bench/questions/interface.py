@@ -72,6 +72,8 @@ class Question:
     seconds: float
     """How long one round takes, about: the share of the time budget goes by it."""
     rounds: int = 5
+    longest_cell_s: float = 60.0
+    """A worker that has not answered by then is ended."""
     only_full: bool = False
     """Left out of a run without `--full`, unless it is asked for by name."""
 
