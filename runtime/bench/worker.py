@@ -6,6 +6,7 @@ Standard output carries the answers alone: what a peer prints there goes to stan
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from importlib import import_module
 from typing import Any
@@ -50,8 +51,16 @@ def answer(asked: Asked) -> Answered:
         return Answered(error=f"{type(error).__name__}: {error}"[:_LONGEST_ERROR])
 
 
+def _limit_memory() -> None:
+    """Let a million tasks fail in this process, before the machine ends some other one for want of memory."""
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (half if hard == resource.RLIM_INFINITY else min(half, hard), hard))
+
+
 def serve() -> None:
     """Answer until the asking process has gone."""
+    _limit_memory()
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     answers.write(b"\n")  # ready

@@ -52,7 +52,7 @@ def _question(name: str, title: str, kind: Kind, floor: str) -> Question:
         kind=kind,
         take=_take,
         floor=floor,
-        seconds=300,
+        seconds=150,
         longest_cell_s=2 * _WITHIN_S,
         rounds=1,  # the next round would count the same
         only_full=True,

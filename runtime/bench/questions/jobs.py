@@ -125,4 +125,5 @@ BACKLOG = Question(
     sizes=lambda scale: (1_000, 10_000, 100_000, 1_000_000) if scale.full else (1_000, 10_000, 100_000),
     seconds=18,
     rounds=3,
+    longest_cell_s=600.0,
 )

@@ -58,10 +58,9 @@ async def _memory(peer: Peer, keys: int, directory: str) -> Sample:
     tracemalloc.start()
     try:
         await _held(locks, first, witness)  # warm up, with other keys
+        await _used(locks, first)
         before = _traced()
-        for name in idle:
-            async with locks.hold(name):
-                pass
+        await _used(locks, idle)
         after = _traced()
         bare = await _held(None, held, witness)
         with_locks = await _held(locks, held, witness)
@@ -70,6 +69,12 @@ async def _memory(peer: Peer, keys: int, directory: str) -> Sample:
     return Sample(
         {"idle key": (after - before) / keys, "held key": (with_locks - bare) / keys}, violations=witness.violations
     )
+
+
+async def _used(locks: Locks, names: list[str]) -> None:
+    for name in names:
+        async with locks.hold(name):
+            pass
 
 
 async def _held(locks: Locks | None, names: list[str], witness: Witness) -> int:
