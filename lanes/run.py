@@ -9,11 +9,10 @@ from enum import StrEnum
 from typing import Any, Protocol, TypedDict
 from weakref import WeakSet
 
-import anyio
 import msgspec
 from anyio.lowlevel import checkpoint
 
-from locks._loop import on_loop_thread
+from locks._loop import Signal, on_loop_thread
 
 from . import checks
 from .errors import WrongThread
@@ -87,8 +86,8 @@ class Options(TypedDict, total=False):
 class Conductor(Protocol):
     """What a run needs of the scheduler until it has ended."""
 
-    def new_event(self) -> anyio.Event: ...
-    async def wait_for(self, run: Run, ended: anyio.Event) -> None:
+    def new_event(self) -> Signal: ...
+    async def wait_for(self, run: Run, ended: Signal) -> None:
         """Wait for another run, in a task of this one. A checkpoint."""
 
     def ask_to_end(self, state: RunState, reason: str) -> bool:
@@ -155,7 +154,7 @@ class Run:
         `progress()`."""
         self.outcome: Outcome | None = None
         self._execution: Conductor | None = None
-        self._ended: anyio.Event | None = None
+        self._ended: Signal | None = None
         self._streams: WeakSet[EventStream] | None = None
         self._threads: list[threading.Event] | None = None
 

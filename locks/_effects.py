@@ -50,10 +50,6 @@ class _Effects:
         """What the present change, or the one that has set off the present effect, was marked with."""
         self.noted: deque[_Effect] = deque()
 
-    def add(self, call: Callable[..., object], args: tuple[Any, ...]) -> None:
-        """Have something called when the outermost change is complete."""
-        self.noted.append((self.generation + 1, self.marks, call, args))
-
 
 class _Local(threading.local):
     """One attribute, looked up once per call: an attribute of a `threading.local` is slow to get at."""
@@ -91,7 +87,7 @@ def after(call: Callable[..., object], *args: Any) -> None:
     """
     here = _local.effects
     if here.depth:
-        here.add(call, args)
+        here.noted.append((here.generation + 1, here.marks, call, args))
     else:
         call(*args)
 
@@ -100,7 +96,7 @@ def release(*kept: Any) -> None:
     """Let go of objects when the change is complete: what finalizes them is user code."""
     here = _local.effects
     if here.depth:
-        here.add(_let_go, kept)
+        here.noted.append((here.generation + 1, here.marks, _let_go, kept))
 
 
 @contextmanager

@@ -15,9 +15,9 @@ from concurrent.futures import Future, wait
 from contextvars import Context, copy_context
 from functools import partial
 from types import coroutine
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
-from anyio import CancelScope, Event, get_cancelled_exc_class
+from anyio import CancelScope, get_cancelled_exc_class
 from anyio.lowlevel import current_token
 from sniffio import current_async_library_cvar
 from sniffio import thread_local as _library
@@ -171,9 +171,17 @@ def cancel(scope: CancelScope) -> None:
         scope.cancel()
 
 
-def event_type() -> Callable[[], Event]:
-    """What makes an event on the running event loop; `Event()` finds that out each time."""
-    return cast(Callable[[], Event], sys.modules["trio"].Event) if on_trio() else type(Event())
+class Signal(Protocol):
+    """An event of the event loop's own. A wait for one that is set already may be no checkpoint."""
+
+    def set(self) -> object: ...
+    def is_set(self) -> bool: ...
+    async def wait(self) -> object: ...
+
+
+def event_type() -> Callable[[], Signal]:
+    """What makes an event of the running event loop: `anyio.Event` is one with a second one around it."""
+    return sys.modules["trio"].Event if on_trio() else asyncio.Event
 
 
 def checkpoint_of_loop() -> Callable[[], Awaitable[None]]:
@@ -206,7 +214,9 @@ def know_loop(context: Context) -> None:
     may be that of a thread, or of a program that does not use anyio. trio is known by its thread, whatever a context
     says; a context that said so would deceive the asyncio host that it is copied to.
     """
-    context.run(current_async_library_cvar.set, None if on_trio() else "asyncio")
+    name = None if _library.name == "trio" else "asyncio"
+    if context.get(current_async_library_cvar) != name:
+        context.run(current_async_library_cvar.set, name)
 
 
 def on_loop_thread() -> bool:

@@ -120,7 +120,9 @@ class Recorder:
             self.complaints.append(f"{one!r} moved from {one.phase.name} to {to.name}")
         here = _effects._local.effects
         if here.depth:
-            here.add(self._look, (one,))  # not by `after`, which a planted defect may have replaced
+            here.noted.append(
+                (here.generation + 1, here.marks, self._look, (one,))
+            )  # not by `after`, which a planted defect may have replaced
 
     def _look(self, one: Execution) -> None:
         if not isinstance(sys.exc_info()[1], KeyboardInterrupt):  # such a change is half made, and mended later

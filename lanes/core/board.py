@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 
 from locks import Fence, LockRegistry
+from locks._loop import Signal
 
 from ..layout import SessionLayout, is_own_name
 from ..queues.groups import Group
@@ -51,7 +52,7 @@ class Board:
         self.layout = layout
         self.services: Mapping[str, Any] = {}
         self.new_scope: Callable[..., anyio.CancelScope] = anyio.CancelScope
-        self.new_event: Callable[[], anyio.Event] = anyio.Event
+        self.new_event: Callable[[], Signal] = anyio.Event
         self.accepting = False
         """Whether work is taken from outside."""
         self.starting = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from locks._loop import current_task
 from locks.lowlevel import current_fence
 
 from ..body.context import RunContext
@@ -25,8 +26,8 @@ async def conduct(execution: Execution, host: TaskHost) -> None:
     if execution.cause is not None:
         owner.body_ended(execution, None, None)  # cancelled before its first step: there is nothing to clean up
         return
-    scope = host.new_scope()
-    execution.body_begins(scope)
+    scope, task = host.new_scope(), current_task()
+    execution.body_begins(task, scope)
     _current.set(execution.run)
     current_fence.set(execution.fence)
     args = execution.args if execution.messages is None else (list(execution.messages),)
@@ -51,6 +52,7 @@ async def conduct(execution: Execution, host: TaskHost) -> None:
         # A frame that is its own traceback's end would need the garbage collector.
         del value, error, body, args, interrupt
         execution.body_over()
+    host.leave(task)
 
 
 def interrupt_in(error: BaseException) -> KeyboardInterrupt | None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 import anyio
 
 from locks import DeadlockError, Holder, _effects
-from locks._loop import current_task
+from locks._loop import Signal, current_task
 from locks.lowlevel import AnyOf, name_of, never_ending
 
 from ..queues.groups import Group
@@ -54,7 +54,7 @@ class Waits:
     def __contains__(self, execution: Execution) -> bool:
         return execution.fence.task in self._by_task
 
-    async def wait(self, asking: Execution, run: Run, ended: anyio.Event) -> None:
+    async def wait(self, asking: Execution, run: Run, ended: Signal) -> None:
         """Wait until a run has ended, on behalf of another one. A checkpoint.
 
         Cancelled, the asking run goes on at once; it takes the next free slot.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import anyio
 
 from locks import Fence, LockRegistry, Right, _clock, _effects
-from locks._loop import current_task, running_loop
+from locks._loop import Signal, running_loop
 from locks.lowlevel import FileClaim
 
 from ..body.inbox import Inbox
@@ -220,11 +220,11 @@ class Execution:
             for child in reversed(list(self.children)):
                 child.ask_to_end(RunState.CANCELLED, f"ended with its parent, run {self.run.id} ({why})")
 
-    def new_event(self) -> anyio.Event:
+    def new_event(self) -> Signal:
         """An event of the event loop that serves."""
         return self.owner.board.new_event()
 
-    async def wait_for(self, run: Run, ended: anyio.Event) -> None:
+    async def wait_for(self, run: Run, ended: Signal) -> None:
         """Wait for another run, in one of this run's tasks. A checkpoint.
 
         Raises:
@@ -466,10 +466,10 @@ class Execution:
         """Queue a child of its run, or a run that goes on by itself. Raises as `Intake.submit`."""
         return self.owner.submit(lane, fn, args, bound_to=None if detached else self, **options)
 
-    def body_begins(self, scope: BodyScope) -> None:
-        """The body takes its first step, in the running task and in that scope."""
+    def body_begins(self, task: object, scope: BodyScope) -> None:
+        """The body takes its first step, in that task and in that scope."""
         self.move(Phase.RUNNING)
-        self._scope, self.fence.task = scope, current_task()
+        self._scope, self.fence.task = scope, task
 
     def body_over(self) -> None:
         """The body has ended, and so has its task but for the step that reports it."""

@@ -179,7 +179,8 @@ class Intake:
         Raises:
             DedupeConflict, LaneBusy, LaneFull: nothing has changed.
         """
-        self.busy.compare_routes(request, policy)
+        if request.messages is not None:  # other work has no route
+            self.busy.compare_routes(request, policy)
         return self.take(request, policy)
 
     @_effects.change
@@ -188,9 +189,10 @@ class Intake:
         board, spec = self._board, request.spec
         # Looked up again: user code that was asked since may have made or ended the lane.
         lane = request.lane = board.lanes.get(request.lane.name, request.lane)
-        if (known := self._said_before(request)) is not None:
+        if request.key is not None and (known := self._said_before(request, request.key)) is not None:
             return known
-        target = self.busy.target(request, policy)
+        plain = policy == "queue"
+        target = None if plain else self.busy.target(request, policy)
         if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
             joined = self.busy.joinable(request, policy)
             if joined is not None:
@@ -200,8 +202,10 @@ class Intake:
                 return joined.run
         if policy == "reject":
             self.busy.refuse(request)
-        older = self.busy.outdated(request, policy)
-        before = lane.waiting - sum(1 + one.joined for one in older if one.lane is lane)
+        older = [] if plain else self.busy.outdated(request, policy)
+        before = lane.waiting
+        if older:
+            before -= sum(1 + one.joined for one in older if one.lane is lane)
         held = bool(spec.debounce) and request.messages is not None
         if (
             spec.queue_limit is None
@@ -218,13 +222,11 @@ class Intake:
                 pass
         return execution.run
 
-    def _said_before(self, request: Request) -> Run | None:
+    def _said_before(self, request: Request, key: DedupeKey) -> Run | None:
         """The run of the message that its sender has sent under the same key before, if that one counts."""
-        if request.key is None:
-            return None
-        said = self._board.history.known(request.key, request.spec.dedupe_keeps)
+        said = self._board.history.known(key, request.spec.dedupe_keeps)
         if said is not None and said.digest != request.digest:
-            raise _conflict(request, request.key[-1], said.run)
+            raise _conflict(request, key[-1], said.run)
         return said.run if said is not None else None
 
     def _taken(self, request: Request, policy: WhenBusy, target: Execution | None, older: list[Execution]) -> Execution:

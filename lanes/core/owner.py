@@ -11,6 +11,7 @@ from typing import Any, Protocol, Unpack
 import anyio
 
 from locks import LeaseLost, LockRegistry
+from locks._loop import Signal
 
 from ..layout import SessionLayout
 from ..queues.groups import Group
@@ -37,7 +38,7 @@ class World(Protocol[W]):
     loop: object
     new_scope: Callable[..., anyio.CancelScope]
     """Makes a cancel scope on the running loop."""
-    new_event: Callable[[], anyio.Event]
+    new_event: Callable[[], Signal]
     late_events_dropped: int
 
     def may_start(self, execution: W) -> bool:
@@ -103,5 +104,5 @@ class Owner(Protocol[W]):
     def message_read(self, execution: W, taken: W) -> None:
         """Its body has read a message that was handed to it."""
 
-    async def wait_for(self, asking: W, run: Run, ended: anyio.Event) -> None:
+    async def wait_for(self, asking: W, run: Run, ended: Signal) -> None:
         """Wait for a run on behalf of another one; see `Waits.wait`."""

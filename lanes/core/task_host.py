@@ -66,6 +66,10 @@ class TaskHost(ABC):
         """Start a task in a copy of `context`. It begins in a later step of the loop; `ended` is called after it."""
 
     @abstractmethod
+    def leave(self, task: Any) -> None:
+        """The running task, which is of this host, has reported its end itself, and returns now: no call of `ended`."""
+
+    @abstractmethod
     def new_scope(self) -> BodyScope:
         """A scope for the body of a task of this host. Nothing around it cancels what is in it."""
 
@@ -103,6 +107,11 @@ class AsyncioHost(TaskHost):
         task = _new_task(body, name, context)
         self._tasks[task] = ended
         task.add_done_callback(self._ended, context=context)
+
+    def leave(self, task: asyncio.Task[None]) -> None:
+        # The loop would have to look at it once more. In this order, an interrupt in between leaves it to `__aexit__`.
+        task.remove_done_callback(self._ended)
+        self._tasks.pop(task, None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         ended, error = self._tasks.pop(task, None), None
@@ -191,6 +200,9 @@ class TrioHost(TaskHost):
     def start(self, body: Body, name: str, context: Context, ended: Ended) -> None:
         context.run(partial(self._nursery.start_soon, self._contained, body, ended, name=name))
         self._number += 1
+
+    def leave(self, task: Any) -> None:
+        pass  # `_contained` has it in hand
 
     async def _contained(self, body: Body, ended: Ended) -> None:
         try:

@@ -16,6 +16,8 @@ from .hold_time import HoldTime
 if TYPE_CHECKING:
     import anyio
 
+    from .._loop import Signal
+
 
 _epochs = count(1)
 """Epochs rise over all files and registries of a process."""
@@ -88,7 +90,7 @@ class Claim:
         self.state = WAITING
         self.epoch = 0
         self.lost: LeaseLost | None = None
-        self.changed: anyio.Event | None = None
+        self.changed: Signal | None = None
         """Set when a waiter has to look at its state again."""
         self.handles = 1
         """How many leases share this claim."""

@@ -17,6 +17,7 @@ from anyio.lowlevel import checkpoint
 
 from .. import _clock, _effects
 from .._events import described
+from .._loop import Signal
 from ..errors import TranscriptError
 from .claim import HELD, WAITING
 from .open_file import Entry, FileClaim, FileQueue, cannot
@@ -49,7 +50,7 @@ class WaitingRoom:
         self._looker: object = None
         """The one of the leader's tasks that looks."""
         self._between_looks = _BETWEEN_LOOKS_S
-        self.new_event: Callable[[], anyio.Event] = anyio.Event
+        self.new_event: Callable[[], Signal] = anyio.Event
         """Makes an event on the loop that the registry serves."""
 
     def update(self, entry: Entry, queue: FileQueue) -> None:
