@@ -1,17 +1,19 @@
 """Writes what docs/benchmarks.md says of figures: `python -m benchmarks.document`, the last step of `make bench-docs`.
 
 It reads `docs/benchmarks/bench.json`, made by `lanes bench`, and `bounds-SUITE.json` there, made by
-`python -m benchmarks SUITE FILE`. The document has two places, between marks: the table, and a section per question.
+`python -m benchmarks SUITE FILE`. The document has places between marks: the choices, the
+table, and a section per question.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from runtime.bench.explain import explained
+from runtime.bench.explain import CHOICES, explained
 from runtime.bench.questions import QUESTIONS
 from runtime.bench.results import Result, Row, load
 from runtime.bench.summary import lines
@@ -70,6 +72,12 @@ def sections(directory: Path) -> Iterator[str]:
         yield ""
 
 
+def choices() -> Iterator[str]:
+    """What to choose, with links to the sections of the questions."""
+    for situation, choice in CHOICES.items():
+        yield f"- **{situation}**: " + re.sub(r"\[([\w-]+)\]", r"([\1](#\1))", choice)
+
+
 def written(document: str, place: str, content: Iterable[str]) -> str:
     """The document with other lines between the marks of a place.
 
@@ -101,7 +109,7 @@ def _goal(name: str, row: Row) -> str:
 
 
 def main(document: Path = DOCUMENT) -> None:
-    """Write both places of the document."""
+    """Write all places of the document."""
     directory = document.with_suffix("")
     bounds = {
         path.stem.removeprefix("bounds-"): msgspec.json.decode(path.read_bytes(), type=list[Figure])
@@ -109,6 +117,7 @@ def main(document: Path = DOCUMENT) -> None:
     }
     text = document.read_text(encoding="utf-8")
     text = written(text, "the table", table(load(str(directory / "bench.json")), bounds))
+    text = written(text, "the choices", choices())
     text = written(text, "the questions", sections(directory))
     document.write_text(text, encoding="utf-8")
 

@@ -14,6 +14,27 @@ class Explained(NamedTuple):
     """Why some peers are faster, and what they leave out for it; or what decides, where none is."""
 
 
+CHOICES: Mapping[str, str] = {
+    "Tasks of one process that need nothing but exclusion": (
+        "a bare lock, asyncio.Lock or anyio.Lock. It costs a fraction of a lease [cost]. A dictionary of them never "
+        "forgets a key [memory]; asyncio-keyed-lock does."
+    ),
+    "Processes that may block, and run for themselves": (
+        "flock, also by way of portalocker with blocking flags. Nothing is faster [handoff]. It has no time limit and "
+        "no order of arrival, and it stops an event loop."
+    ),
+    "Event loops in several processes": (
+        "leases. The other file locks look again after a fixed time, so their handoff is tens of milliseconds, and "
+        "some processes get the lock far more often than others [shares]."
+    ),
+    "A run that may hang, fail or be cancelled while it holds a session": (
+        "lanes. A lock that only the code that took it gives back is not given back then [recovery]. Two stories play "
+        "that with a model of a gateway whose users lost messages by it [story-86004] [story-86014]."
+    ),
+}
+"""What to choose for which situation. A name in brackets is a question that shows it."""
+
+
 def explained(question: str) -> Explained:
     """The text of a question; an empty one for a question that has none."""
     return _TEXTS.get(question, Explained())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
-from .explain import explained
+from .explain import CHOICES, explained
 from .results import Answer, Result, Row
 from .summary import lines
 from .text import number, peers_of
@@ -57,6 +58,12 @@ def _body(result: Result, pictures: Mapping[str, bytes], without: str) -> Iterat
 
 def _summary(result: Result) -> Iterator[str]:
     """What each question says of this project beside the best of the others. Where a peer is faster, it is bold."""
+    yield "<h2>What to choose</h2>"
+    yield "<ul>"
+    for situation, choice in CHOICES.items():
+        linked = re.sub(r"\[([\w-]+)\]", r'(<a href="#\1">\1</a>)', escape(choice))
+        yield f"<li><b>{escape(situation)}</b>: {linked}</li>"
+    yield "</ul>"
     yield "<h2>In short</h2>"
     yield (
         "<p>In bold: a peer that is better than this project. Why, and what it leaves out for that, stands at its "

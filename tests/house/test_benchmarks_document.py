@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.document import DOCUMENT, sections, table, written
+from benchmarks.document import DOCUMENT, choices, sections, table, written
 from benchmarks.measure import Figure
 from runtime.bench.questions import QUESTIONS
 from runtime.bench.results import Answer, Result, Row
@@ -63,10 +63,11 @@ def test_the_table_has_goal_measured_best_peer_and_floor():
     ]
 
 
-def test_the_document_has_both_places_and_a_section_of_each_question():
+def test_the_document_has_its_places_and_a_section_of_each_question():
     text = DOCUMENT.read_text(encoding="utf-8")
     assert written(text, "the questions", sections(DOCUMENT.with_suffix(""))) == text, (
         "run python -m benchmarks.document"
     )
+    assert written(text, "the choices", choices()) == text, "run python -m benchmarks.document"
     assert all(f"\n### {question.name}\n" in text for question in QUESTIONS)
     assert "| question or bound | goal | measured | best peer | floor |" in text
