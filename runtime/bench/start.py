@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,14 +46,16 @@ def run(options: Options) -> int:
     """Measure; returns the exit code.
 
     Raises:
-        UsageError: a question or peer is unknown, a file cannot be read or written, or the budget is no time; nothing
-            was measured.
+        UsageError: this is not Linux, a question or peer is unknown, a file cannot be read or written, or the budget
+            is no time; nothing was measured.
     """
     output = Output(json=False)
     if options.list:
         for line in _listing():
             output.result(line)
         return int(output.failed)
+    if options.source is None and platform.system() != "Linux":
+        raise UsageError(f"lanes bench: {platform.system()} is not supported; measuring needs Linux")
     questions = _questions(options)
     peers = _peers(options, questions)
     budget_s = _budget_s(options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def test_input_that_cannot_be_used_is_refused_before_anything_is_measured(capsys
     assert printed.err.count("\n") == 1
 
 
+def test_a_system_that_it_cannot_measure_on_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    assert main(["bench"]) == 2
+    assert "Darwin is not supported; measuring needs Linux" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"schema": "lanes-bench/1"}', b"\xff"])
 def test_a_file_that_is_no_result_is_refused(tmp_path, capsys, content):
     (tmp_path / "old.json").write_bytes(content)
@@ -119,18 +126,32 @@ def test_what_a_crashed_peer_had_started_ends_with_it(tmp_path, monkeypatch):
     eventually_sync(lambda: not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE)
 
 
-def test_questions_about_the_same_runs_share_them(monkeypatch):
-    asked: list[tuple[object, ...]] = []
+@pytest.fixture
+def asked(monkeypatch):
+    """What workers are asked, in order; none is started."""
+    found: list[tuple[str, str, tuple[tuple[str, object], ...]]] = []
 
     def ask(self, cell, function, *, within_s, **arguments):
-        asked.append((cell, function, *arguments.items()))
+        found.append((cell.peer.name, function, tuple(arguments.items())))
         return Sample(dict.fromkeys(("handoff p50", "handoff p99", "handoff max", "most holds ÷ fewest"), 1.0))
 
     monkeypatch.setattr(Workers, "ask", ask)
     monkeypatch.setattr(Workers, "prepare", lambda *_: None)
+    return found
+
+
+def test_questions_about_the_same_runs_share_them(asked):
     result = measured(peer_of("between", "flock"), questions=[replace(one, rounds=1) for one in (HANDOFF, SHARES)])
     assert [row.metric for row in result.questions["shares"].rows] == ["most holds ÷ fewest"]
     assert len(asked) == len(set(asked)) == 2  # two and eight processes
+
+
+def test_the_floor_and_our_own_lock_are_measured_first_and_each_round_begins_with_another_peer(asked):
+    names = ("asyncio-keyed-lock", "asyncio.Lock", "anyio.Lock", "lanes")
+    measured(*(peer_of("inside", name) for name in names))
+    order = list(dict.fromkeys(name for name, *_ in asked))
+    assert order == ["anyio.Lock", "lanes", "asyncio-keyed-lock", "asyncio.Lock"]
+    assert [name for name, *_ in asked[6:]] == ["anyio.Lock", "lanes", "lanes", *order[2:], "anyio.Lock"]
 
 
 def test_a_peer_that_hangs_is_ended_and_left_out():
