@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import msgspec
 
@@ -22,6 +23,8 @@ from runtime.bench.text import number
 from .measure import Figure
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+
+_WIDTH = 126
 
 GOALS: Mapping[tuple[str, str], str] = {
     ("cost", "asyncio"): "≤ 1.5 ×",
@@ -63,19 +66,20 @@ def sections(directory: Path) -> Iterator[str]:
         text = explained(question.name)
         yield f"### {question.name}"
         yield ""
-        yield f"**{question.title}** {text.asks}"
+        yield from wrap(f"**{question.title}** {text.asks}", _WIDTH)
         yield ""
         if (directory / f"{question.name}.svg").exists():
             yield f"![{question.title}]({directory.name}/{question.name}.svg)"
             yield ""
-        yield text.why
+        yield from wrap(text.why, _WIDTH)
         yield ""
 
 
 def choices() -> Iterator[str]:
     """What to choose, with links to the sections of the questions."""
     for situation, choice in CHOICES.items():
-        yield f"- **{situation}**: " + re.sub(r"\[([\w-]+)\]", r"([\1](#\1))", choice)
+        linked = re.sub(r"\[([\w-]+)\]", r"([\1](#\1))", choice)
+        yield from wrap(f"- **{situation}**: {linked}", _WIDTH, subsequent_indent="  ", break_long_words=False)
 
 
 def written(document: str, place: str, content: Iterable[str]) -> str:
