@@ -18,6 +18,7 @@ import pytest
 
 from lanes import GroupSpec, LaneSpec, RunState
 from runtime import Supervisor
+from runtime.watch import watchdog
 from tests.supervised import TICK, about, assert_empty
 
 pytestmark = [pytest.mark.backends("asyncio", "trio"), pytest.mark.suite("Q1")]
@@ -26,6 +27,12 @@ LANE = partial(LaneSpec, group="few", timeout=10.0, grace=0.0, queue_limit=None)
 HANDICAP: dict[Any, float] = {"foreground": 0.0, "normal": 1.0, "background": 5.0}
 ONE_OF = {"foreground": 3, "normal": 5, "background": 7}
 """Of so many slots that are given away while a class wants one, it gets at least one."""
+
+
+@pytest.fixture(autouse=True)
+def _watched_less_often(monkeypatch):
+    # These loads last for minutes of virtual time: twenty pings a second took half of the time of the tests.
+    monkeypatch.setattr(watchdog, "PING_S", 1.0)
 
 
 async def sleeps(ctx, seconds=1.0):
