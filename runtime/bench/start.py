@@ -22,7 +22,7 @@ from .peers.interface import Peer
 from .questions import QUESTIONS
 from .questions.interface import Question, Scale
 
-BUDGET_S, FULL_BUDGET_S = 280.0, 3_600.0
+BUDGET_S, FULL_BUDGET_S = 270.0, 3_600.0
 _LONGEST_BUDGET_S = 7 * 86_400.0
 
 

@@ -79,7 +79,7 @@ class Worker:
                 if left_s:
                     continue
                 self.close()
-                raise NotMeasured(f"no answer within {within_s:g} s")
+                raise NotMeasured(f"no answer within {within_s:.3g} s")
             chunk = os.read(self._process.stdout.fileno(), _CHUNK)
             if not chunk:
                 raise self._died()

@@ -102,7 +102,7 @@ def examine(**given: Any) -> int:
 @click.option("--json", metavar="FILE", help="Write every sample.")
 @click.option("--from", "source", metavar="OLD.json", help="Show and draw an earlier run; measure nothing.")
 @click.option("--compare", metavar="OLD.json", help="Print what differs from an earlier run beyond noise.")
-@click.option("--budget", type=float, metavar="SECONDS", help="How long to measure; 280, with --full 3600.")
+@click.option("--budget", type=float, metavar="SECONDS", help="How long to measure; 270, with --full 3600.")
 @click.option("--full", is_flag=True, help="Measure larger sizes, longer, and more often.")
 def bench(**given: Any) -> int:
     """Compare locks and lanes with those of other libraries, on this machine.
