@@ -371,6 +371,8 @@ class Execution:
         """Take the turn of its session unless another process has it; a run without a session has nothing to take."""
         if self.file is None:
             return True
+        if self.claim is not None and (self.claim.queue is None or self.claim.queue.holder is not self.claim):
+            self.release_turn(registry)  # an exception came while it was handed over
         claim = self.claim
         if claim is None:
             claim = self.turn_claim(registry)
@@ -381,6 +383,20 @@ class Execution:
             registry.arbiter.look_by(self.fence.end_at)
         claim.time.deadline = self.fence.deadline
         return claim.lost is None
+
+    def hand_turn_to(self, follower: Execution, registry: LockRegistry) -> None:
+        """Give the turn back; another run has it at once, if no other process has waited for longer."""
+        claim = self.claim
+        assert claim is not None
+        claim.on_lost = None
+        follower.claim = successor = follower.turn_claim(registry)  # first: an exception may come at any line
+        held = False
+        try:
+            held = registry.arbiter.hand_over(claim, successor)
+        finally:
+            if not held:
+                follower.release_turn(registry)
+        self.claim = None
 
     def release_turn(self, registry: LockRegistry) -> None:
         """Give the turn back, if it has it."""

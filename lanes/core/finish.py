@@ -14,9 +14,9 @@ from locks._events import log
 from ..run import RunState
 from .board import Board
 from .deadlock import Waits
-from .execution import Execution
+from .execution import NOT_HELD, Execution
 from .outcomes import fields, log_timeout, outcome_of
-from .phase import OVER, Phase
+from .phase import OVER, QUEUED, Phase
 from .raised import Raised
 from .start import Starting
 from .steer import Steering
@@ -41,7 +41,7 @@ class Finishing:
         raised: Raised | None = None,
     ) -> None:
         """End a run, from any phase, and let its successors go on."""
-        run = execution.run
+        run, follower = execution.run, self._hand_on(execution)
         self.close(execution, Phase.ABANDONED if execution in self._board.abandoned else Phase.ENDED)
         if run.attempt > 1 and run.started_at is None:
             run.attempt -= 1  # the next attempt never was
@@ -66,9 +66,24 @@ class Finishing:
         if execution.answering is not None:
             self._end_answered(execution, state, reason, value, raised)
         self.leave(execution)
+        if follower is not None and follower.phase in QUEUED:  # its lane or group is full: no run waits with the turn
+            follower.release_turn(self._board.registry)
         if state is RunState.FAILED:
             log("run_failed", level="warning", **fields(execution), error=reason, attempts=run.attempt)
         self._board.wake_waiters()
+
+    def _hand_on(self, execution: Execution) -> Execution | None:
+        """Hand the turn to the run that is to start next, if there is one; the file then stays open and locked."""
+        board, file = self._board, execution.file
+        if file is None or execution.claim is None or execution.has_inbox:  # what it has not read may go first
+            return None
+        follower = board.turns.next_after(file, execution)
+        if follower is None or follower.phase is not Phase.IN_LINE or follower.claim is not None:
+            return None
+        if follower.held_until != NOT_HELD or not board.serving or not board.may_start(follower):
+            return None
+        execution.hand_turn_to(follower, board.registry)
+        return follower
 
     def _end_answered(
         self,

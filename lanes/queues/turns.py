@@ -118,6 +118,14 @@ class Turns(Generic[W]):
         queue = self._by_file.get(file)
         return next(iter(queue.order)) if queue is not None else None
 
+    def next_after(self, file: str, execution: W) -> W | None:
+        """The run that comes to the front of a session when a run leaves that is there."""
+        queue = self._by_file.get(file)
+        if queue is None or len(queue.order) < 2:
+            return None
+        order = iter(queue.order)
+        return next(order) if next(order) is execution else None
+
     def place(self, file: str, execution: W) -> tuple[W | None, Priority]:
         """The run right before a run in its session, `None` at the front; and the class that it will have at the front.
 

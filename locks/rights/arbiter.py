@@ -300,6 +300,29 @@ class Arbiter:
             self._recovery.interrupted(claim, asked)
             raise
 
+    @_effects.change
+    def hand_over(self, claim: FileClaim, successor: FileClaim) -> bool:
+        """Give a right back, and let a claim of this process have it at once if no other has waited for longer.
+
+        The file stays open and locked then. Returns whether the successor holds; if not, nothing of it is left behind.
+        """
+        entry, queue = claim.entry, claim.queue
+        if entry is None or queue is None or claim.state is not HELD or claim.handles > 1 or queue.waiting:
+            self.release(claim)
+            return False
+        successor.entry, successor.path, successor.queue = entry, claim.path, queue
+        held = False
+        try:
+            queue.ask(successor)
+            self.release(claim)
+            held = not successor.waits() and entry.is_at(successor.path)
+        except TranscriptError:
+            pass  # asking for the right anew reports it
+        finally:
+            if not held:
+                self.release(successor)
+        return held
+
     def end(self, fence: Fence, kind: type[LeaseLost] = RunEnded) -> None:
         """Refuse every later write of a run, and take away whatever its tasks still hold."""
         fence.close(kind)
