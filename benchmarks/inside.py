@@ -38,7 +38,7 @@ async def figures(backend: str) -> list[Figure]:
                 f"uncontended lease, in-process / anyio.Lock ({backend})",
                 partial(_pairs, lambda: inside.lease(path)),
                 partial(_pairs, lambda: lock),
-                bound=2.0,
+                bound=1.5 if backend == "asyncio" else 2.5,
             ),
             await ratio(
                 f"uncontended lease, kernel lock / portalocker ({backend})",
@@ -69,7 +69,7 @@ async def figures(backend: str) -> list[Figure]:
                     f"handoffs among 1,000 waiters, {name} / {peer_name} ({backend})",
                     partial(_crowd, partial(registry.lease, path)),
                     partial(_crowd, lambda: peer),
-                    bound=0.5,
+                    bound=0.55,
                     at_least=True,
                 )
             )

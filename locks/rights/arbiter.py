@@ -195,8 +195,8 @@ class Arbiter:
         Args:
             wait_timeout: seconds to wait at most; `None` waits as long as it takes.
             suspend: `False` to suspend only if there is something to wait for.
-            task: whose block it is for; a wait that would close a ring through that task is refused. Take it out of the
-                claim's `tasks` before giving the claim back.
+            task: the calling task, whose block it is for; a wait that would close a ring through it is refused. Take it
+                out of the claim's `tasks` before giving the claim back.
             gives_up: whether `wait_timeout` is a limit of this wait, after which its task goes on, and not the deadline
                 of what it is for.
 
@@ -209,6 +209,8 @@ class Arbiter:
             TranscriptError: the file cannot be opened or locked.
         """
         try:
+            if current_loop() is not self.loop:
+                self.bind()
             got = self.ask(path, right, claim, claim, task)
             if got.state is WAITING:
                 return await self.wait(path, right, claim, got, wait_timeout, task, gives_up)
@@ -232,7 +234,7 @@ class Arbiter:
         """Wait for what was asked for until it is had; the second half of `acquire`. A checkpoint."""
         asked_at, claim = _clock.clock.now(), asked
         give_up_at = math.inf if wait_timeout is None else asked_at + wait_timeout
-        asked.waiter = me = current_task()
+        asked.waiter = me = task or current_task()
         try:
             while got.waits():
                 limit = current_effective_deadline() if claim.scope_ends is None else claim.scope_ends
@@ -424,12 +426,15 @@ class Arbiter:
     def ask(self, path: str, right: Right, claim: FileClaim, asked: FileClaim, task: object) -> FileClaim:
         """Take a right at once or join its queue; returns the claim to use: the first half of `acquire`.
 
-        What is held at once is at `path` now. Call `give_up` if this raises, or anything that comes before `wait`.
+        What is held at once is at `path` now. The registry has to serve the running loop: see `bind`. Call `give_up` if
+        this raises, or anything that comes before `wait`.
         """
         if claim.fence is not None:
             claim.fence.check(path)  # a run that has ended takes nothing any more
         for _ in range(_REPLACED_LIMIT):
-            entry = self._enter(path)
+            if self.grants.steward.unfinished:
+                self._recovery.finish()
+            entry = self.files.get_or_open(path)
             claim.entry, claim.path = entry, path
             try:
                 claim.queue = queue = entry.queues.get(right) or entry.queue(right)

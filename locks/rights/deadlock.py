@@ -134,8 +134,13 @@ class WaitGraph:
     def _could_close(self, task: object, claim: FileClaim) -> bool:
         """Whether a task in the way waits as well: mostly none does, and then there is nothing to search."""
         held = _holder_of(claim)
-        owners = tasks_of(held) if held is not None else ()
-        return task in owners or any(map(self.waits, owners))
+        if held is None:
+            return False
+        for owner in tasks_of(held):
+            waiting = self._waits.get(owner)
+            if owner is task or (waiting is not None and waiting.waits()) or (self.elsewhere and self.waits(owner)):
+                return True
+        return False
 
     def waits(self, node: object) -> bool:
         """Whether anything is known of what a task, or whatever else the sources know, waits for."""

@@ -148,7 +148,7 @@ class Grants:
             if claim.fence is not None:
                 claim.fence.claims.pop(claim, None)
             if queue.guard is None:
-                if queue.waiting or self.room.competing:  # else nothing is to be looked after
+                if self.room.competing or queue.competing:  # else nothing is to be looked after
                     self.room.update(entry, queue)
                 if woken is not None:
                     self.wake(woken)

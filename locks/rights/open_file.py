@@ -77,15 +77,11 @@ class Entry:
         self._grace = grace
         self._new_beside = new_beside
 
-    @property
-    def idle(self) -> bool:
-        """Whether neither right is held or waited for here, and no append needs the descriptor."""
-        if self.pins:
-            return False
-        for queue in self.queues.values():  # noqa: SIM110 -- half the time of `all`, once per lease
-            if queue.holder is not None or queue.waiting:
-                return False
-        return True
+    def reuse(self) -> None:
+        """Begin again: the file was looked up once more after this was dropped, and is among the open files again."""
+        self.closed, self.fresh, self.sealed_size = False, True, 0
+        if inside.several and self._engine is None:  # asked afterwards: see `share`
+            self.share()
 
     def queue(self, right: Right) -> FileQueue:
         """The queue of a right."""

@@ -26,7 +26,7 @@ class OpenFiles:
     """The entries of one registry.
 
     Invariants: an entry is in `_by_file` from being made until it is dropped, which closes it; every name in `_by_path`
-    leads to an entry that is in `_by_file`, or that was replaced and is still held.
+    leads to an entry that is in `_by_file`, or that was replaced and is still held; `_spare` is in neither.
     """
 
     def __init__(
@@ -38,6 +38,11 @@ class OpenFiles:
         self._allow_network_fs = allow_network_fs
         self._by_path: dict[str, Entry] = {}
         self._by_file: dict[FileId, Entry] = {}
+        self._spare: Entry | None = None
+        """The last one that was dropped and had no descriptor.
+
+        What was locked once is mostly locked again, and an entry is a tenth of what a lease costs inside the process.
+        """
         if engine is None:
             _none_between.add(self)
             if len(_none_between) > 1:
@@ -78,7 +83,12 @@ class OpenFiles:
             entry.renew()  # nothing but this very entry keeps two holders apart
         elif entry is None or entry.poisoned:
             entry = None
-        if entry is None:
+        spare = self._spare
+        if entry is None and spare is not None and spare.path == path and spare.file_id == file_id:
+            self._spare = None
+            self._by_file[file_id] = entry = spare
+            entry.reuse()
+        elif entry is None:
             entry = Entry(path, fd, file_id, self._engine, self._grace, self._new_beside)
             self._by_file[file_id] = entry
             if self._passed_over:
@@ -122,9 +132,13 @@ class OpenFiles:
 
     def drop_if_idle(self, entry: Entry) -> None:
         """Close a file of which no right is held or waited for."""
-        if not entry.idle:
+        if entry.pins:
             return
-        if entry.fd is not None:
+        for queue in entry.queues.values():
+            if queue.holder is not None or queue.waiting:
+                return
+        had_descriptor = entry.fd is not None
+        if had_descriptor:
             for queue in entry.queues.values():
                 if queue.passed_over:
                     self._remember(entry.file_id, queue)
@@ -136,6 +150,8 @@ class OpenFiles:
             del self._by_path[entry.path]
         if self._by_file.get(entry.file_id) is entry:  # last: until then it is found again, and this is finished
             del self._by_file[entry.file_id]
+            if self._engine is None and not (had_descriptor or entry.aliases or entry.poisoned):
+                self._spare = entry
 
     def abandon(self) -> None:
         """Close everything without unlocking it; for a forked child, whose locks are its parent's."""
@@ -143,6 +159,7 @@ class OpenFiles:
             entry.abandon()
         self._by_file.clear()
         self._by_path.clear()
+        self._spare = None
 
     def _remember(self, file_id: FileId, queue: FileQueue) -> None:
         """Keep which tickets do not move, so that a new claim does not wait for a stopped process again."""

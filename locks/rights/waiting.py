@@ -104,10 +104,10 @@ class WaitingRoom:
         Raises:
             TranscriptError: a lock call that was made for this claim failed.
         """
-        me = object()  # a run may have several tasks that wait for one claim; one of them looks
+        me = asked  # a run may have several tasks that wait for one claim; one of them looks
         suspended = False
         try:
-            while claim.waits():
+            while claim.state is WAITING:
                 until = give_up_at
                 leads = self._leader is claim and self._looker in (None, me)
                 if leads:
@@ -117,11 +117,15 @@ class WaitingRoom:
                         break
                 if claim.failed is not None:
                     raise failure(path, claim.failed)
+                if until == math.inf:
+                    await self._changed(claim).wait()
+                    suspended = True
+                    continue
                 now = _clock.clock.now()
                 if now < give_up_at:
                     if leads and until <= now:
                         await checkpoint()  # a foreign lock file is about to go: a timer would come too late
-                    elif leads and until != math.inf:
+                    elif leads:
                         await self._listen(claim, until, asked)
                     else:
                         await self._sleep(claim, until, asked)
@@ -138,14 +142,16 @@ class WaitingRoom:
         if not suspended:
             await checkpoint()
 
-    async def _sleep(self, claim: FileClaim, until: float, asked: FileClaim) -> None:
-        """Suspend until the claim has changed, or until an instant."""
+    def _changed(self, claim: FileClaim) -> Signal:
+        """What is set when the claim has changed."""
         changed = claim.changed
         if changed is None or changed.is_set():
             changed = claim.changed = self.new_event()  # else it is one that another task of the same run waits for
-        if until == math.inf:
-            await changed.wait()
-            return
+        return changed
+
+    async def _sleep(self, claim: FileClaim, until: float, asked: FileClaim) -> None:
+        """Suspend until the claim has changed, or until an instant."""
+        changed = self._changed(claim)
         asked.sleeping = scope = CancelScope(deadline=anyio.current_time() + (until - _clock.clock.now()))
         with scope:
             await changed.wait()
