@@ -159,7 +159,7 @@ class _AsyncioScope:
     __slots__ = ("_inner", "_outer")
 
     def __init__(self, scope_type: Callable[..., anyio.CancelScope]) -> None:
-        self._outer, self._inner = scope_type(), scope_type()
+        self._outer, self._inner = scope_type(shield=True), scope_type()
 
     def __enter__(self) -> None:
         self._outer.__enter__()
