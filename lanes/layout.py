@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -120,6 +119,8 @@ class SessionLayout:
 @functools.lru_cache(_REMEMBERED)  # each message of a session needs it
 def _own_file(root: str, key: str) -> str:
     """The file of a session that has our own name."""
+    import hashlib  # noqa: PLC0415 -- slow to import, and most programs that only import this name no file
+
     check_key(key)
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     readable = _UNREADABLE.sub("-", key.lower()[:120]).strip("-")[:60].strip("-")

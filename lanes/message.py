@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +43,9 @@ def digest_of(body: Any) -> bytes:
     Other bodies are those that have no JSON (dataclasses and such have one, by `msgspec.to_builtins`), and objects
     that are equal to themselves alone (`eq=False`).
     """
+    import hashlib  # noqa: PLC0415 -- slow to import, and only repetitions are looked for
+    import json  # noqa: PLC0415 -- as above
+
     kind = type(body)
     text = f"{kind.__module__}.{kind.__qualname__}"
     if body is None or any("__eq__" in base.__dict__ for base in kind.__mro__[:-1]):

@@ -7,7 +7,6 @@ the scheduler's timers bring it back.
 
 from __future__ import annotations
 
-import random
 from dataclasses import KW_ONLY, dataclass
 
 from locks._events import described, log
@@ -75,6 +74,8 @@ class RetrySpec:
         """Seconds to wait after that attempt (1, 2, …) has failed: `wait` doubled each time, plus up to `wait`, within
         `max_wait`.
         """
+        import random  # noqa: PLC0415 -- slow to import, and few runs are tried again
+
         # The doubling ends early enough to leave room for the jitter: runs that failed together for long need it most.
         top = max(self.wait, self.max_wait - self.wait)
         doubled = self.wait * 2.0 ** min(attempt - 1, _MOST_DOUBLINGS)

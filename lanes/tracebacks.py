@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import traceback
-
 _TRACEBACK_CHARS = 20_000
 
 
 def scrub(error: BaseException) -> str:
     """Take the frames off an exception and all it refers to; returns its traceback as text."""
+    import traceback  # noqa: PLC0415 -- it brings many others along, and a program may run long before a body fails
+
     try:
         text = "".join(traceback.format_exception(error, limit=-30))[-_TRACEBACK_CHARS:]
     except Exception as second:

@@ -7,20 +7,21 @@ running code is its own. Code that is not trio's and runs on a thread with a run
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from asyncio import _get_running_loop  # exported, and the only look at the loop that does not raise
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import Future, wait
 from contextvars import Context, copy_context
 from functools import partial
 from types import coroutine
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from anyio import CancelScope, get_cancelled_exc_class
 from anyio.lowlevel import current_token
 from sniffio import current_async_library_cvar
 from sniffio import thread_local as _library
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future
 
 _T = TypeVar("_T")
 _spawned: set[asyncio.Task[None]] = set()
@@ -30,6 +31,17 @@ LOOK_S = 0.1
 
 Post = Callable[[Callable[[], Any]], None]
 """Have the event loop call something soon; from any thread, without waiting."""
+
+
+def _get_running_loop() -> asyncio.AbstractEventLoop | None:
+    # asyncio takes longer to import than all of this package, and where nothing has imported it, none of its loops
+    # runs. Once something has, its own function stands here, the only look at the loop that does not raise.
+    if "asyncio" not in sys.modules:
+        return None
+    from asyncio import _get_running_loop as asyncios_own  # noqa: PLC0415 -- as above
+
+    globals()["_get_running_loop"] = asyncios_own
+    return asyncios_own()
 
 
 def on_trio() -> bool:
@@ -103,6 +115,8 @@ def from_thread(loop: object, post: Post, body: Callable[[], Coroutine[Any, Any,
         LoopEnded: the event loop has ended before `body` did.
         Whatever `body` raises.
     """
+    from concurrent.futures import Future, wait  # noqa: PLC0415 -- it brings `logging` along, and few threads write
+
     done: Future[_T] = Future()
     context = copy_context()
 
@@ -138,8 +152,9 @@ class LoopEnded(RuntimeError):
 
 def loop_has_ended(loop: object) -> bool:
     """Whether an event loop that `current_loop` once returned will never run a task again. Callable from any thread."""
-    if isinstance(loop, asyncio.AbstractEventLoop):
-        return loop.is_closed()
+    is_closed: Callable[[], bool] | None = getattr(loop, "is_closed", None)
+    if is_closed is not None:  # asyncio's
+        return is_closed()
     trio = sys.modules["trio"]
     try:
         loop.run_sync_soon(_nothing, idempotent=True)  # type: ignore[attr-defined]  # trio says it in no other way
@@ -181,7 +196,8 @@ class Signal(Protocol):
 
 def event_type() -> Callable[[], Signal]:
     """What makes an event of the running event loop: `anyio.Event` is one with a second one around it."""
-    return sys.modules["trio"].Event if on_trio() else asyncio.Event
+    made: Callable[[], Signal] = sys.modules["trio" if on_trio() else "asyncio"].Event
+    return made
 
 
 def checkpoint_of_loop() -> Callable[[], Awaitable[None]]:
@@ -193,7 +209,7 @@ def task_of_loop() -> Callable[[], object]:
     """What says which task of the running event loop runs; `None` in a callback of asyncio."""
     if on_trio():
         return cast(Callable[[], object], _trio().current_task)
-    return partial(asyncio.current_task, _asyncio_loop())
+    return partial(sys.modules["asyncio"].current_task, _asyncio_loop())
 
 
 def deadline_of_loop() -> Callable[[], float]:
@@ -230,11 +246,14 @@ def current_task() -> object | None:
     Raises:
         RuntimeError: no event loop runs the calling code.
     """
-    return (
-        _trio().current_task()
-        if _library.name == "trio"
-        else asyncio.current_task(_get_running_loop() or _asyncio_loop())
-    )
+    return _trio().current_task() if _library.name == "trio" else _current_task(_get_running_loop() or _asyncio_loop())
+
+
+def _current_task(loop: asyncio.AbstractEventLoop) -> object | None:
+    from asyncio import current_task as asyncios_own  # noqa: PLC0415 -- as above
+
+    globals()["_current_task"] = asyncios_own
+    return asyncios_own(loop)
 
 
 def _asyncio_loop() -> asyncio.AbstractEventLoop:
@@ -246,7 +265,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop:
 
 def has_ended(task: Any) -> bool:
     """Whether a task, as `current_task` gives it, has ended."""
-    return bool(task.done()) if isinstance(task, asyncio.Future) else task.coro.cr_frame is None
+    return task.coro.cr_frame is None if hasattr(task, "coro") else bool(task.done())
 
 
 def _trio() -> Any:

@@ -7,15 +7,17 @@ that starts one.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from locks._loop import current_loop
+from locks._loop import current_loop, on_trio
+
+if TYPE_CHECKING:
+    import asyncio
 
 _tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps only weak references
 
@@ -68,15 +70,16 @@ class Background:
         def ended(task: asyncio.Task[None]) -> None:
             _tasks.discard(task)
             if not self.over.is_set():
-                self.error = asyncio.CancelledError()
+                self.error = sys.modules["asyncio"].CancelledError()
                 is_over()
 
-        if isinstance(loop := current_loop(), asyncio.AbstractEventLoop):
+        if on_trio():
+            sys.modules["trio"].lowlevel.spawn_system_task(contained, name=name)
+        else:
+            loop: Any = current_loop()
             task = loop.create_task(contained(), name=name, context=context)
             _tasks.add(task)
             task.add_done_callback(ended)
-        else:
-            sys.modules["trio"].lowlevel.spawn_system_task(contained, name=name)
 
 
 async def to_its_end(body: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:

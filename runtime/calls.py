@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextvars import copy_context
 from typing import Any
 
@@ -30,6 +29,8 @@ class Calls:
             raise WrongThread(f"{name}_threadsafe would block the event loop; use {name} there")
         if to_loop is None:
             raise Draining("the supervisor does not accept work: it is not started yet")
+        from concurrent.futures import Future  # noqa: PLC0415 -- it brings `logging` along, and few programs call this
+
         done: Future[Run] = Future()
         context = copy_context()  # the caller's, not that of the loop's callback
 

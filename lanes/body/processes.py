@@ -28,10 +28,9 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled_exc_class, to_thread
@@ -39,6 +38,9 @@ from anyio import CancelScope, CapacityLimiter, create_task_group, get_cancelled
 from locks import _os
 
 from . import commands
+
+if TYPE_CHECKING:
+    import subprocess
 
 KEPT_BY_ERRORS = 16_384
 """Bytes of each output that a `ProcessFailed` keeps: an error lives as long as the outcome of its run."""
@@ -140,6 +142,8 @@ async def run_process(
     directory = None if cwd is None else commands.text("cwd", cwd)
     variables = None if env is None else commands.environment(env)
     commands.check_options(input, output_limit, check)
+
+    import subprocess  # noqa: PLC0415 -- slow to import, and few bodies start a process
 
     def start() -> subprocess.Popen[bytes]:
         source = subprocess.PIPE if input else subprocess.DEVNULL

@@ -13,25 +13,24 @@ scope of anyio goes on cancelling until its task has left it, but for what is in
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import anyio
 
 from locks._loop import on_trio, scope_type
 
+if TYPE_CHECKING:
+    import asyncio
+
 Body = Coroutine[Any, Any, None]
 Ended = Callable[[BaseException | None], object]
 """Called when a task has ended, with what it died of."""
-
-_EAGER = getattr(getattr(asyncio, "eager_task_factory", None), "__code__", None)
-"""Python 3.12: a task factory whose tasks begin at once, which here would be in the middle of a change of state."""
 
 
 class BodyScope(Protocol):
@@ -114,6 +113,8 @@ class AsyncioHost(TaskHost):
         self._tasks.pop(task, None)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        import asyncio  # noqa: PLC0415 -- slow to import, and it runs by now if it is needed at all
+
         ended, error = self._tasks.pop(task, None), None
         if ended is None:
             return
@@ -132,6 +133,8 @@ class AsyncioHost(TaskHost):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        import asyncio  # noqa: PLC0415 -- as above
+
         cancelled: BaseException | None = None
         with anyio.CancelScope(shield=True):
             while self._tasks:
@@ -146,11 +149,18 @@ class AsyncioHost(TaskHost):
 
 
 def _new_task(body: Body, name: str, context: Context) -> asyncio.Task[None]:
+    import asyncio  # noqa: PLC0415 -- as above
+
     loop = asyncio.get_running_loop()
     factory = loop.get_task_factory()
-    if factory is None or getattr(factory, "__code__", None) is _EAGER:
+    # Python 3.12 has a factory whose tasks begin at once, which here would be in the middle of a change of state.
+    if factory is None or _code_of(factory) is _code_of(getattr(asyncio, "eager_task_factory", None)):
         return asyncio.Task(body, loop=loop, name=name, context=context.copy())
     return context.run(partial(loop.create_task, body, name=name))
+
+
+def _code_of(function: object) -> object:
+    return getattr(function, "__code__", function)
 
 
 class _AsyncioScope:

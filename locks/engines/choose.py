@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import cache
 from typing import Literal
 
@@ -66,6 +65,8 @@ def kernel_locks_work() -> bool:
     has no descriptor left, or nowhere to try, must not settle for an engine that all the others do not see. If it was
     wrong not to, its first lock says so.
     """
+    import tempfile  # noqa: PLC0415 -- it brings many others along, and this is tried once
+
     if not _os.HAS_OFD_LOCKS:
         return False
     try:

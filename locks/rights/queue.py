@@ -20,7 +20,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Generic, TypeVar
 
-from anyio import notify_closing
+import anyio
 
 from .. import _clock, _os
 from .._mutex import Mutex
@@ -285,7 +285,7 @@ class RightQueue(Generic[ClaimT]):
         if bell is not None:
             if bell.heeded:
                 with suppress(RuntimeError):  # no event loop runs here any more, so no task listens
-                    notify_closing(bell.socket)  # else its task would listen to the file that gets this number next
+                    anyio.notify_closing(bell.socket)  # its task would listen to what gets this number next
             bell.close()
             self.bell = None
 

@@ -18,7 +18,6 @@ import os
 import socket
 import stat
 import struct
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -120,6 +119,8 @@ def default_directory() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime) and os.path.isdir(runtime):
         return os.path.join(runtime, "lanes")
+    import tempfile  # noqa: PLC0415 -- it brings many others along, and most users have a directory of their own
+
     return os.path.join(tempfile.gettempdir(), f"lanes-{os.geteuid()}")
 
 

@@ -10,7 +10,6 @@ be any object, and may do anything when it is looked at.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import linecache
 import math
@@ -88,7 +87,8 @@ def _run_in(context: Any) -> Run | None:
 
 def _run_of_task(stack: set[FrameType]) -> Run | None:
     """The run of the asyncio task whose coroutine is on a stack."""
-    tasks: dict[Any, Any] = getattr(asyncio.tasks, "_current_tasks", {})  # `current_task` has to be given the loop
+    # `current_task` has to be given the loop.
+    tasks: dict[Any, Any] = getattr(sys.modules.get("asyncio.tasks"), "_current_tasks", {})
     for task in list(tasks.values()):
         if getattr(task.get_coro(), "cr_frame", None) in stack:
             # Before Python 3.12 only the garbage collector knows the context of a task.

@@ -6,8 +6,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 _EVERY_S = 10.0
 _KEPT = 360
 """Looks that growth is taken over: an hour."""
@@ -44,9 +42,12 @@ class Resources:
     """Looks at this process. To be used by one thread at a time; `statistics` by any."""
 
     def __init__(self) -> None:
+        import psutil  # noqa: PLC0415 -- slow to import, and only a supervisor that has started looks
+
+        self._failed: tuple[type[Exception], ...] = (OSError, psutil.Error)
         try:
             self._process: Any = psutil.Process()
-        except (OSError, psutil.Error):  # a Linux without `/proc`: then all figures are unknown, and 0
+        except self._failed:  # a Linux without `/proc`: then all figures are unknown, and 0
             self._process = None
         self._count = getattr(self._process, "num_fds", None) or getattr(self._process, "num_handles", None)
         self._history: deque[tuple[float, Usage]] = deque(maxlen=_KEPT)
@@ -69,7 +70,7 @@ class Resources:
     def _ask(self, question: Any) -> int:
         try:
             return int(question()) if self._process is not None and question is not None else 0
-        except (OSError, psutil.Error):
+        except self._failed:
             return 0  # no descriptor is left to ask with, for one; the watchdog must go on
 
     def statistics(self) -> ProcessStatistics:

@@ -378,7 +378,7 @@ async def test_a_task_factory_whose_tasks_begin_at_once_is_not_asked_for_bodies(
     def eager(loop, coro, **options):
         raise AssertionError("a body would begin at once")
 
-    monkeypatch.setattr("lanes.core.task_host._EAGER", eager.__code__)
+    monkeypatch.setattr(asyncio, "eager_task_factory", eager, raising=False)
     loop.set_task_factory(eager)
     run = scene.sup.submit("session:a", serves)
     loop.set_task_factory(None)
