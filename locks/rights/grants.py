@@ -140,6 +140,8 @@ class Grants:
                 queue.withdraw(claim)
                 if queue.guard is None:
                     woken = queue.pass_on()
+                else:
+                    queue.announce()
             finally:
                 queue.mutex.release()
             if queue.note is not None:
@@ -178,8 +180,6 @@ class Grants:
         if guard is not None and queue.guarded is not None and queue.guarded is not queue.holder:
             with queue.mutex:
                 ours = queue.locked or queue.relock()
-                if ours:
-                    queue.announce()
             if not ours:
                 guard.abandon()
             elif (trouble := guard.leave()) is not None:

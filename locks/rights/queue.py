@@ -190,12 +190,13 @@ class RightQueue(Generic[ClaimT]):
         If it comes too early, it is woken again. Never raises.
         """
         lock = self.lock
-        if lock is None or not self.ordered or (self.waiting and not self._must_yield(next(iter(self.waiting)))):
+        if lock is None or not (self.locked and self.ordered):
             return
         try:
-            self.announced = lock.lowest(self.passed_over)
-            if self.announced is not None:
-                lock.wake(self.announced)
+            if not self.waiting or self._must_yield(next(iter(self.waiting))):
+                self.announced = lock.lowest(self.passed_over)
+                if self.announced is not None:
+                    lock.wake(self.announced)
         except Exception as error:
             self.trouble = error
 
