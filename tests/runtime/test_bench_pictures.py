@@ -152,9 +152,11 @@ def test_two_sizes_are_bars_side_by_side(figures):
     assert [axes.get_title("left") for axes in figure.axes] == ["p50, 2 processes", "p50, 8 processes"]
 
 
-def test_a_growth_of_nothing_is_drawn_empty(figures):
-    ((_, figure),) = pictures(result_of(nought=NOUGHT))
-    assert drawn(figure, "png")
+def test_nought_and_less_are_drawn(figures):
+    less = Answer("Less?", "B", "lower", rows=[Row("a", "asyncio", "kept", samples=[-1.0]), *BARS.rows[3:4]])
+    found = dict(pictures(result_of(nought=NOUGHT, less=less)))
+    assert all(drawn(figure, "png") for figure in found.values())
+    assert found["less"].axes[0].get_xlim()[0] == -1
 
 
 def test_labels_are_moved_apart_as_little_as_needed():

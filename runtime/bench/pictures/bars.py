@@ -81,7 +81,7 @@ def _panel(axes: Axes, answer: Answer, panel: Panel, lines: list[Row | None], ro
         axes.set_xscale("log")
         axes.set_xlim(least / 2, most * (most / least * 2) ** room)
     else:
-        axes.set_xlim(0, (most or 1) * (1 + room))
+        axes.set_xlim(min(0.0, least), (max(most, 0.0) or 1) * (1 + room))
     plain_ticks(axes, "x")
 
 

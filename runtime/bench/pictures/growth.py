@@ -59,8 +59,8 @@ def _panel(axes: Axes, answer: Answer, metric: str) -> None:
 def _lines(answer: Answer, metric: str) -> list[Line]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in answer.rows:
-        # A value of nought has no place on a logarithmic axis.
-        if row.metric == metric and row.x is not None and row.median:
+        # Nought, and what noise has put below it, have no place on a logarithmic axis.
+        if row.metric == metric and row.x is not None and (row.median or 0.0) > 0:
             found.setdefault((row.peer, row.backend), []).append(row)
     return [(peer, backend, sorted(rows, key=lambda row: row.x or 0)) for (peer, backend), rows in found.items()]
 
