@@ -158,6 +158,8 @@ async def test_an_exception_at_any_line_of_handing_over_leaves_nothing_held_by_n
                 raised = True
             finally:
                 sys.settrace(None)
+            if not raised:
+                assert (here.statistics().held, here.statistics().waiting) == (0 if contended else 1, 0)
             for claim in (old, new):  # as their owners do, whatever has come of them
                 here.arbiter.release(claim)
         assert here.statistics().sessions == there.statistics().sessions == 0, number
