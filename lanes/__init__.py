@@ -1,5 +1,6 @@
 """What runs when: lanes, groups, turns and runs. The supervisor in `runtime` puts them to work."""
 
+from .asking import Answer, Question, WaitsForAnswer
 from .body.context import RunContext
 from .body.inbox import Inbox
 from .body.processes import ProcessFailed, ProcessResult
@@ -24,6 +25,7 @@ from .run_errors import RunAbandoned, RunAbandonedAfterTimeout, RunCancelled, Ru
 from .spec import GroupSpec, LaneSpec
 
 __all__ = [
+    "Answer",
     "DedupeConflict",
     "Draining",
     "EventStream",
@@ -39,6 +41,7 @@ __all__ = [
     "Parked",
     "ProcessFailed",
     "ProcessResult",
+    "Question",
     "RetrySpec",
     "Run",
     "RunAbandoned",
@@ -52,6 +55,7 @@ __all__ = [
     "Session",
     "SessionLayout",
     "Totals",
+    "WaitsForAnswer",
     "WrongThread",
     "current_run",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from .asking import Answer
 from .checks import MAX_MESSAGE_BYTES, size
 from .errors import InvalidLane
 
@@ -20,6 +22,30 @@ class Message:
     body: Any
     route: Any = None
     """Where the answer goes; messages of different routes are never answered together."""
+
+    @property
+    def answer(self) -> Answer | None:
+        """What a person has answered, or that nobody did in time, where the message brings that (`RunContext.ask`)."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage(Message):
+    """A message that was accepted into an inbox. Its body and route are what their JSON says."""
+
+    id: int = 0
+    """Counts up within the inbox; 0 for none."""
+    to: Answer | None = None
+
+    @property
+    def answer(self) -> Answer | None:
+        """What became of a question, where the message brings that; its body is the value then."""
+        return self.to
+
+
+def ids_of(messages: Iterable[Message]) -> list[int]:
+    """The ids of those messages that are kept in an inbox."""
+    return [one.id for one in messages if isinstance(one, StoredMessage)]
 
 
 def message_of(value: Any) -> Message:

@@ -61,6 +61,11 @@ class LaneSpec:
             `ended`, for those too that have ended in any other way.
         grace: seconds a cancelled run may take to clean up before it is abandoned.
         retry: when a body that failed is called again; never by default.
+        repeat: whether a message of the durable inbox may be answered again when the process ended while it was being
+            answered: everything that its handler does can be done twice. At most as often as `retry` allows, or three
+            times. By default it ends as `unknown`.
+        on_unknown: `async def on_unknown(ctx, messages)`, called in the next process for such messages, in the order of
+            their session, before what came later; it may write to the session. Called again if it did not end well.
         on_drop: called with the run that was dropped and its messages, on the event loop; an exception in it is logged.
             What it submits to the same lane, which is full, is refused.
 
@@ -85,6 +90,8 @@ class LaneSpec:
     grace: float = 2.0
     retry: RetrySpec | None = None
     on_drop: DropHandler | None = None
+    repeat: bool = False
+    on_unknown: Callable[..., Awaitable[Any]] | None = None
 
     def __post_init__(self) -> None:
         where = f"lane {checks.shown(self.pattern)}, "
@@ -93,8 +100,14 @@ class LaneSpec:
             raise InvalidLane(
                 f"pattern: {checks.shown(self.pattern)} is not allowed; allowed: a printable name, or a prefix and `*`"
             )
-        if self.handler is not None:
-            checks.handler(where + "handler", self.handler)
+        for name, function in (("handler", self.handler), ("on_unknown", self.on_unknown)):
+            if function is not None:
+                checks.handler(where + name, function)
+        repeat: object = self.repeat
+        if not isinstance(repeat, bool):
+            raise InvalidLane(f"{where}repeat: {checks.shown(repeat)} is not allowed; allowed: True or False")
+        if self.repeat and self.on_unknown is not None:
+            raise InvalidLane(f"{where}on_unknown: is called only for what may not be repeated, and repeat is True")
         checks.whole(where + "capacity", self.capacity, 1)
         group: object = self.group
         if not isinstance(group, str):

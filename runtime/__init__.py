@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .drain import DrainReport
+    from .inbox.accepted import Accepted
+    from .inbox.errors import AskClosed, InboxDown, InboxInvalid, OutcomeUnknown
+    from .inbox.rows import InboxRow, MessageState
+    from .inbox.schedules import Schedule
+    from .inbox.settings import Inbox
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .services import ServicesStuck
@@ -21,13 +26,22 @@ if TYPE_CHECKING:
 __all__ = [
     "AbandonedBodies",
     "AbandonedBody",
+    "Accepted",
+    "AskClosed",
     "Blocked",
     "DrainReport",
     "GroupStatistics",
+    "Inbox",
+    "InboxDown",
+    "InboxInvalid",
+    "InboxRow",
     "LaneStatistics",
     "Limits",
+    "MessageState",
+    "OutcomeUnknown",
     "ProcessStatistics",
     "Quantiles",
+    "Schedule",
     "ServicesStuck",
     "SessionsOwned",
     "Statistics",
@@ -38,13 +52,22 @@ __all__ = [
 _HOMES = {
     "AbandonedBodies": "zombies",
     "AbandonedBody": "statistics",
+    "Accepted": "inbox.accepted",
+    "AskClosed": "inbox.errors",
     "Blocked": "watch.watchdog",
     "DrainReport": "drain",
     "GroupStatistics": "statistics",
+    "Inbox": "inbox.settings",
+    "InboxDown": "inbox.errors",
+    "InboxInvalid": "inbox.errors",
+    "InboxRow": "inbox.rows",
     "LaneStatistics": "statistics",
     "Limits": "watch.limits",
+    "MessageState": "inbox.rows",
+    "OutcomeUnknown": "inbox.errors",
     "ProcessStatistics": "watch.resources",
     "Quantiles": "quantiles",
+    "Schedule": "inbox.schedules",
     "ServicesStuck": "services",
     "SessionsOwned": "process.owner",
     "Statistics": "statistics",

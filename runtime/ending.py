@@ -14,6 +14,7 @@ from locks._events import described, log
 from .background import Background
 from .drain import Drain
 from .failures import Failures
+from .inbox.service import InboxService
 from .phase import Phase, Standing
 from .process.bindings import Bindings
 from .watch.watchdog import Watchdog
@@ -28,17 +29,26 @@ class Ending:
         "watch_abandoned",
         "leave_lanes_task",
         "leave_services",
+        "close_inbox",
         "stop_watchdog",
         "give_back",
     )
     """The methods that `end` calls, in this order."""
 
-    def __init__(self, standing: Standing, scheduler: Scheduler, watchdog: Watchdog, bindings: Bindings) -> None:
+    def __init__(
+        self,
+        standing: Standing,
+        scheduler: Scheduler,
+        watchdog: Watchdog,
+        bindings: Bindings,
+        inbox: InboxService | None,
+    ) -> None:
         self.lanes = Background()
         """The task whose children are the lanes."""
         self.services_left = True
         """Whether the services left when they last had to."""
         self._standing, self._scheduler, self._watchdog, self._bindings = standing, scheduler, watchdog, bindings
+        self._inbox = inbox
         self._leave = anyio.Event()
         scheduler.board.on_failure = self._lanes_failed
 
@@ -62,6 +72,8 @@ class Ending:
     def end_without_loop(self) -> None:
         """Let go of what outlives an event loop that is gone: what ran on it cannot be ended in order any more."""
         failures = Failures()
+        if self._inbox is not None:
+            self._inbox.store.let_go()
         for name, step in (("stop_watchdog", self._watchdog.stop), ("give_back", self._bindings.give_back)):
             with failures.kept(name):
                 step()
@@ -114,6 +126,11 @@ class Ending:
         """Have the services leave."""
         self.services_left = await self._standing.services.leave(self._standing.services_timeout)
 
+    async def close_inbox(self) -> None:
+        """Commit what the inbox was given, and close it."""
+        if self._inbox is not None:
+            await self._inbox.close()
+
     async def stop_watchdog(self) -> None:
         """Watch the event loop no more."""
         self._watchdog.stop()
@@ -160,7 +177,7 @@ class Ending:
         """The lanes are gone: let go of everything else."""
         failures = Failures()
         self.take_no_more()
-        for step in (self.leave_services, self.stop_watchdog, self.give_back):
+        for step in (self.leave_services, self.close_inbox, self.stop_watchdog, self.give_back):
             with failures.kept(step.__name__):
                 await step()
         standing = self._standing

@@ -17,6 +17,7 @@ from .background import to_its_end
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted, refuse_inside
 from .ending import Ending
 from .failures import Failures
+from .inbox.service import InboxService
 from .phase import STATES, Phase, Standing
 from .process.bindings import Bindings
 from .restart import Restarts
@@ -46,11 +47,12 @@ class Life:
         watchdog: Watchdog,
         bindings: Bindings,
         exits: Exits,
+        inbox: InboxService | None,
     ) -> None:
-        self.ending = Ending(standing, scheduler, watchdog, bindings)
-        self.restarts = Restarts(standing, scheduler, bindings, self.ending, exits)
+        self.ending = Ending(standing, scheduler, watchdog, bindings, inbox)
+        self.restarts = Restarts(standing, scheduler, bindings, self.ending, exits, inbox)
         self._root, self._standing, self._scheduler, self._exits = root, standing, scheduler, exits
-        self._watchdog, self._bindings = watchdog, bindings
+        self._watchdog, self._bindings, self._inbox = watchdog, bindings, inbox
         self._starting: anyio.CancelScope | None = None
         self._drain: Drain | None = None
         self._hurried = False
@@ -68,6 +70,8 @@ class Life:
         try:
             with anyio.CancelScope() as self._starting:
                 await self._bindings.take(root, self.signalled)
+                if self._inbox is not None:
+                    await self._inbox.open()
                 await standing.services.enter(f"supervisor of {root}: services", standing.services_timeout)
             self._starting = None
             if standing.stop_asked.is_set():
@@ -86,6 +90,8 @@ class Life:
         if standing.is_in(Phase.STARTING):  # a drain that was asked for meanwhile lasts
             standing.move(Phase.RUNNING)
             self._scheduler.open()
+            if self._inbox is not None:
+                self._inbox.begin(root)
         log("supervisor_started", sessions=root, pid=os.getpid())
         self._bindings.ready()
 

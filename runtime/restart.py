@@ -22,6 +22,7 @@ from locks._events import described, log
 from .background import Background, to_its_end
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
 from .ending import Ending
+from .inbox.service import InboxService
 from .phase import STATES, Phase, Standing
 from .process.bindings import Bindings
 from .services import ServicesStuck
@@ -41,10 +42,16 @@ class Restarts:
     """
 
     def __init__(
-        self, standing: Standing, scheduler: Scheduler, bindings: Bindings, ending: Ending, exits: Exits
+        self,
+        standing: Standing,
+        scheduler: Scheduler,
+        bindings: Bindings,
+        ending: Ending,
+        exits: Exits,
+        inbox: InboxService | None,
     ) -> None:
         self._standing, self._scheduler, self._bindings = standing, scheduler, bindings
-        self._ending, self._exits = ending, exits
+        self._ending, self._exits, self._inbox = ending, exits, inbox
         self._scope: anyio.CancelScope | None = None
         self._over: anyio.Event | None = None
         self._opened = False
@@ -115,6 +122,9 @@ class Restarts:
         self._standing.move(Phase.RUNNING)
         # Much may be overdue, whether it is taken back or done.
         self._scheduler.board.throttle.ramp(_clock.clock.now(), RAMP_S)
+        if self._inbox is not None:
+            self._scheduler.take_work()
+            self._inbox.resume()  # what was cut off goes before what waits
         self._scheduler.open()
         self._bindings.ready()
         return True
@@ -144,6 +154,8 @@ class Restarts:
         async def change() -> None:
             await self._change_services()
             standing.generation += 1
+            if self._inbox is not None:
+                await self._inbox.put_right()
             _ = self._reopen()
 
         log(

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, get_args
 
-from lanes import GroupSpec, LaneSpec, Parked, Run, SessionLayout
-from lanes.checks import callback, choice, seconds, whole
+from lanes import GroupSpec, InvalidLane, LaneSpec, Parked, Question, Run, SessionLayout
+from lanes.checks import callback, choice, seconds, shown, whole
 from lanes.core.board import Board
 from lanes.core.hooks import Hook, Hooks
 from lanes.core.scheduler import Scheduler
@@ -19,6 +19,10 @@ from locks import LockRegistry, _clock
 
 from .calls import Calls
 from .drain import DrainReport, refuse_inside
+from .inbox.accepted import Accepted
+from .inbox.rows import InboxRow
+from .inbox.service import InboxService
+from .inbox.settings import Inbox
 from .life import Life
 from .phase import STATES, Standing, State
 from .process.bindings import Bindings
@@ -47,6 +51,8 @@ class Supervisor:
         exclusive_wait: seconds to wait for another one to leave; by default it fails at once.
         signals: whether the process belongs to this supervisor: SIGINT, SIGTERM and SIGHUP stop it, SIGUSR1 restarts
             it, and the `async with` block is cancelled when it is to stop. Main thread only.
+        inbox: whether messages can be accepted durably (`accept`): `True` for a file in the directory of the sessions,
+            or an `Inbox`. It has one owner, so it makes the supervisor `exclusive`.
         status_socket: where `lanes status` and its like can ask: a path, or `True` for the place where they look.
         notify: whether to report to the service manager that the environment names (systemd's `NOTIFY_SOCKET`).
         on_zombie: what `stop` and `restart` do about bodies that ignore their cancellation: `"raise"`, or `"exit"` the
@@ -77,6 +83,7 @@ class Supervisor:
         registry: LockRegistry | None = None,
         exclusive: bool = False,
         exclusive_wait: float = 0.0,
+        inbox: Inbox | bool = False,
         signals: bool = False,
         status_socket: str | os.PathLike[str] | bool | None = None,
         notify: bool = False,
@@ -112,11 +119,12 @@ class Supervisor:
             dead_s=self._limits.dead_s if exits else None,
         )
         self._scheduler.board.lateness = self.watchdog
+        self._inbox = _inbox_of(inbox, self._scheduler, os.fspath(self.layout.root))
         self._calls = Calls(self._scheduler, self._standing)
         self._bindings = Bindings(
             self,
             self.watchdog,
-            exclusive=exclusive,
+            exclusive=exclusive or self._inbox is not None,
             exclusive_wait=seconds("exclusive_wait", exclusive_wait, zero=True),
             signals=signals,
             status_socket=status_socket,
@@ -129,6 +137,7 @@ class Supervisor:
             self.watchdog,
             self._bindings,
             Exits(self.watchdog, exits),
+            self._inbox,
         )
 
     def __repr__(self) -> str:
@@ -314,6 +323,79 @@ class Supervisor:
             dedupe=dedupe,
         )
 
+    async def accept(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None = None,
+        dedupe: str | None = None,
+        priority: str | None = None,
+        timeout: float | None = None,
+        when_busy: WhenBusy | None = None,
+    ) -> Accepted:
+        """As `post`, durably: returns when the message is kept on disk, and will be answered in this process or a later
+        one. A checkpoint; cancelled, it may have been accepted or not: ask again with the same `dedupe`.
+
+        Args:
+            message: body and route must be what JSON has; the handler gets what JSON makes of them.
+            session, timeout, priority, when_busy: as for `post`.
+            dedupe: a name for this message: accepted again for the same lane and session, it is the same message, for
+                as long as the inbox keeps it, whatever has become of it.
+
+        Raises:
+            DedupeConflict: the name is that of a message with another body. Nothing was taken.
+            InboxDown: nothing can be kept. Nothing was taken.
+            Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken; `InvalidLane` too
+                where there is no inbox.
+        """
+        return await self._inbox_for("accept").door.accept(
+            lane,
+            message,
+            session=session,
+            dedupe=dedupe,
+            priority=priority,
+            timeout=timeout,
+            when_busy=when_busy,
+        )
+
+    async def answer(self, ask_id: str, value: Any, *, by: str = "") -> Accepted:
+        """Answer a question that a handler has asked (`RunContext.ask`). A checkpoint; cancelled, it may be answered.
+
+        Args:
+            value: one of the question's options, if it has any; what JSON has.
+            by: who answers; the handler is told.
+
+        Returns:
+            The message that brings the answer to the handler.
+
+        Raises:
+            AskClosed: it was never asked, or has been answered or has expired; the error says which.
+            InboxDown, InvalidLane: nothing has changed.
+        """
+        return await self._inbox_for("answer").asks.answer(ask_id, value, by)
+
+    async def asks(self, *, lane: str | None = None, session: str | None = None, at_most: int = 1000) -> list[Question]:
+        """The questions that wait for an answer, the oldest first. A checkpoint."""
+        return await self._inbox_for("asks").asks.open(lane=lane, session=session, at_most=at_most)
+
+    async def requeue(self, message_id: int) -> Accepted:
+        """Have an accepted message wait again that was parked, dropped or left unknown. A checkpoint.
+
+        Raises:
+            InboxDown, InvalidLane: it is not kept, or is in another state; nothing has changed.
+        """
+        return await self._inbox_for("requeue").requeue(message_id)
+
+    async def unknown(self) -> list[InboxRow]:
+        """Accepted messages that a process was answering when it ended, and that may not be repeated. A checkpoint."""
+        return await self._inbox_for("unknown").unknown()
+
+    def _inbox_for(self, call: str) -> InboxService:
+        if self._inbox is None:
+            raise InvalidLane(f"{call}: the supervisor has no inbox; allowed: Supervisor(..., inbox=True)")
+        return self._inbox
+
     def submit_threadsafe(self, lane: str, fn: Body, *args: Any, **options: Any) -> Run:
         """As `submit`, from another thread, which it blocks until the event loop has taken the work.
 
@@ -403,7 +485,10 @@ class Supervisor:
         Raises:
             InvalidLane: no such run is parked.
         """
+        parked = self._calls.parked(run_id)
         self._calls.discard(run_id)
+        if self._inbox is not None:
+            self._inbox.discard(parked.messages)
 
     # Looking
 
@@ -434,6 +519,18 @@ class Supervisor:
     def statistics(self) -> Statistics:
         """What it holds at this instant; cheap enough to ask ten times a second."""
         return take(self._scheduler, self.watchdog, _clock.clock.now(), self._limits.abandoned, self.generation)
+
+
+def _inbox_of(given: Inbox | bool, scheduler: Scheduler, root: str) -> InboxService | None:
+    if given is False:
+        return None
+    settings = Inbox() if given is True else given
+    if not isinstance(settings, Inbox):
+        raise InvalidLane(f"inbox: {shown(settings)} is not allowed; allowed: True, False, or an Inbox")
+    from .inbox.sqlite import SqliteInbox  # noqa: PLC0415 -- SQLite is loaded only where there is an inbox
+
+    store = SqliteInbox(settings.file_in(root), settings.durability)
+    return InboxService(scheduler, store, settings)
 
 
 def _hooks(**hooks: Hook | None) -> Hooks:

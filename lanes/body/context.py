@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import anyio
 
 from locks import InvalidSession, LeaseLost, RunEnded, _clock
 
+from ..asking import WaitsForAnswer
 from ..run import Body, Run
 from .inbox import Inbox
 from .permit import Permit
@@ -136,6 +138,55 @@ class RunContext:
                 fence.check("")
             except LeaseLost as error:
                 raise type(error)(f"{fence.holder} has ended: nothing {what}", path="", holder=fence.holder) from None
+
+    @property
+    def message_ids(self) -> list[int]:
+        """The ids of the messages that the run answers and that the inbox keeps; of others there are none."""
+        return self._permit.message_ids()
+
+    async def finish(self, record: Mapping[str, Any]) -> None:
+        """Append the answer to the session, and have the messages of this run kept as done. A checkpoint.
+
+        Transcript and inbox are two files: when the process dies between the two, the answer is there and the messages
+        end as `unknown`, or are repeated where the lane says so. That is as close as files allow. What the run does
+        afterwards changes nothing of it.
+
+        Raises:
+            What `Session.append` raises; the messages are not done then.
+            InboxDown: the answer is there, and that it is done could not be kept.
+        """
+        await self.session.append(record)
+        await self._permit.finished()
+
+    async def ask(
+        self,
+        question: Any,
+        *,
+        options: Sequence[Any] | None = None,
+        expires: float | timedelta | None = None,
+        key: str | None = None,
+        keep: Any = None,
+    ) -> WaitsForAnswer:
+        """Ask a person, and end: `raise await ctx.ask("Delete it?", options=["yes", "no"], keep=plan)`. A checkpoint.
+
+        The question is kept when this returns, so its id may be shown (`.id`) before it is raised. Raised, it ends the
+        run as done, with the `Question` as its value: nothing is held meanwhile, no turn, no slot, no task. The answer
+        (`Supervisor.answer`) comes to the same lane and session as a message whose `answer` is set, before all that
+        waits there; and so does the expiry. Needs an inbox.
+
+        Args:
+            question, keep: what JSON has; both come back with the answer.
+            options: the values that are allowed as an answer; by default any.
+            expires: seconds until it expires; never by default.
+            key: a name for it: while the question of that key is open in the session, asking again is that question.
+
+        Raises:
+            InvalidLane: an argument is not allowed, or the supervisor has no inbox; nothing was asked.
+            InboxDown: it cannot be kept.
+            RunEnded, Superseded: this run has ended.
+        """
+        self._check_alive("asked")
+        return WaitsForAnswer(await self._permit.ask(question, options=options, expires=expires, key=key, keep=keep))
 
     async def run_process(
         self,

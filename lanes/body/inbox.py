@@ -22,6 +22,9 @@ class Letter(Protocol):
     def was_read(self) -> None:
         """Take note that the body has read the message, and will answer it."""
 
+    async def kept(self) -> None:
+        """Wait until that is kept on disk, where the message is."""
+
 
 class Inbox:
     """The messages that came for a run since it began, in order. On the event loop's thread; for the run's own body.
@@ -50,6 +53,9 @@ class Inbox:
             anyio.WouldBlock: there is none now.
             anyio.EndOfStream: the run has ended, or was asked to.
         """
+        return self._next()[1]
+
+    def _next(self) -> tuple[Letter, Message]:
         if self._closed:
             raise anyio.EndOfStream
         if not self._unread:
@@ -58,10 +64,13 @@ class Inbox:
         assert letter.messages is not None
         message = letter.messages[0]
         letter.was_read()
-        return message
+        return letter, message
 
     async def receive(self) -> Message:
         """Wait for the next message. A checkpoint; cancelled, it has taken none.
+
+        A message of a durable inbox is marked as started on disk before it is returned. (`receive_nowait` and `take`
+        cannot wait for that; after a crash within the few milliseconds that it takes, the message is answered anew.)
 
         Raises:
             anyio.EndOfStream: the run was asked to end.
@@ -69,11 +78,14 @@ class Inbox:
         await anyio.lowlevel.checkpoint()
         while True:
             try:
-                return self.receive_nowait()
+                letter, message = self._next()
             except anyio.WouldBlock:
                 if self._more is None:
                     self._more = anyio.Event()
                 await self._more.wait()
+            else:
+                await letter.kept()
+                return message
 
     def take(self) -> list[Message]:
         """All unread messages, which may be none. Never waits."""

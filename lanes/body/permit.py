@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, Protocol, Unpack
 
 from locks import Fence
 
+from ..asking import Question
 from ..run import Body, Options, Run
 from .inbox import Inbox
 from .session import Session
@@ -34,5 +36,22 @@ class Permit(Protocol):
     def progress(self) -> None: ...
     def emit(self, event: Any) -> None: ...
     def session(self, key: str) -> Session: ...
+    def message_ids(self) -> list[int]:
+        """The ids of the messages that it answers and that an inbox keeps."""
+
+    async def finished(self) -> None:
+        """Its messages are answered. A checkpoint; returns when that is kept."""
+
+    async def ask(
+        self,
+        question: Any,
+        *,
+        options: Sequence[Any] | None,
+        expires: float | timedelta | None,
+        key: str | None,
+        keep: Any,
+    ) -> Question:
+        """Keep a question to a person."""
+
     def submit(self, lane: str, fn: Body, args: tuple[Any, ...], *, detached: bool, **options: Unpack[Options]) -> Run:
         """Queue a child of its run, or a run that goes on by itself."""

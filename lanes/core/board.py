@@ -24,6 +24,7 @@ from ..spec_table import SpecTable
 from .execution import Execution
 from .history import History
 from .hooks import Hooks
+from .journal import Journal
 from .loop_lag import Lateness, Unwatched
 from .phase import OVER
 from .task_host import TaskHost
@@ -75,6 +76,8 @@ class Board:
         self.lateness: Lateness = Unwatched()
         self.throttle = Throttle()
         self.hooks = hooks or Hooks(None, None, None)
+        self.journal: Journal | None = None
+        """What keeps messages on disk, where there is an inbox."""
         self.tasks: TaskHost | None = None
         """Where bodies are started; there while `serve` runs."""
         self.task: Any = None

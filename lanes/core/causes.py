@@ -16,6 +16,7 @@ from locks import LeaseLost, _clock, _effects
 from locks._events import described, log
 from locks._loop import asyncio_runs
 
+from ..asking import WaitsForAnswer
 from ..body.stacks import stack_of
 from ..run import RunState
 from .board import Board
@@ -24,12 +25,11 @@ from .execution import Execution
 from .finish import Finishing
 from .loop_lag import late_reason
 from .next_attempt import Retrying
-from .outcomes import deadline_reason, fields, log_timeout, queue_reason
+from .outcomes import FROM_OUTSIDE, deadline_reason, fields, log_timeout, queue_reason
 from .phase import OVER, QUEUED, Phase
 from .raised import Raised, raised_of
 
 _LEAST_GRACE_S = 0.02
-FROM_OUTSIDE = "cancelled from outside the supervisor"
 _DONE = RunState.DONE  # a member of an enumeration costs more to look up than a global name
 
 
@@ -145,6 +145,8 @@ class Causes:
 
     def body_ended(self, execution: Execution, value: Any, error: BaseException | None) -> None:
         """Turn what the body did into the run's outcome, or into its next attempt."""
+        if isinstance(error, WaitsForAnswer):
+            value, error = error.question, None
         if error is None:
             self._body_ended(execution, value, None, False)
         else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
@@ -15,9 +17,11 @@ from locks import Fence, LockRegistry, Right, _clock, _effects
 from locks._loop import Signal, running_loop
 from locks.lowlevel import FileClaim
 
+from ..asking import Question
 from ..body.inbox import Inbox
 from ..body.session import Session
-from ..errors import wrong_loop
+from ..errors import InvalidLane, wrong_loop
+from ..message import ids_of
 from ..run import Body, Options, Run, RunState
 from .owner import Owner
 from .phase import MOVES, OVER, QUEUED, UNDERWAY, Phase
@@ -200,6 +204,36 @@ class Execution:
         """Note that the body that was handed its message has read it."""
         assert self.steered_into is not None
         self.owner.message_read(self.steered_into, self)
+
+    async def kept(self) -> None:
+        """Wait until it is kept on disk that its message was read, where the message is. Not to be interrupted."""
+        journal = self.owner.board.journal
+        if journal is not None and self.messages and ids_of(self.messages):
+            with self.owner.board.new_scope(shield=True):
+                await journal.settled()
+
+    def message_ids(self) -> list[int]:
+        """The ids of the messages that it answers and that an inbox keeps, those that its body has read included."""
+        return ids_of(chain(self.messages or (), *(one.messages or () for one in self.answering or ())))
+
+    async def finished(self) -> None:
+        """Its messages are answered. A checkpoint; returns when that is kept."""
+        if (journal := self.owner.board.journal) is not None and (ids := self.message_ids()):
+            await journal.finished(ids)
+
+    async def ask(
+        self,
+        question: Any,
+        *,
+        options: Sequence[Any] | None,
+        expires: float | timedelta | None,
+        key: str | None,
+        keep: Any,
+    ) -> Question:
+        """Keep a question to a person."""
+        if (journal := self.owner.board.journal) is None:
+            raise InvalidLane("ask: the supervisor has no inbox; allowed: Supervisor(..., inbox=True)")
+        return await journal.ask(self.run, self.route, question, options=options, expires=expires, key=key, keep=keep)
 
     @property
     def ending(self) -> bool:

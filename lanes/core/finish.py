@@ -11,11 +11,11 @@ from typing import Any
 from locks import RunEnded, Superseded, _effects
 from locks._events import log
 
-from ..run import RunState
+from ..run import Outcome, RunState
 from .board import Board
 from .deadlock import Waits
 from .execution import NOT_HELD, Execution
-from .outcomes import fields, log_timeout, outcome_of
+from .outcomes import fields, log_timeout, of_the_process, outcome_of
 from .phase import OVER, QUEUED, Phase
 from .raised import Raised
 from .start import Starting
@@ -55,6 +55,7 @@ class Finishing:
             execution.parent.children.pop(execution, None)
         if execution.spec.retry is not None:
             execution.owner.park_if_failed(execution, state)
+        self._note_end(execution, outcome)
         if state is not RunState.ABANDONED:
             execution.forget()
         run._end(outcome)
@@ -84,6 +85,13 @@ class Finishing:
             return None
         execution.hand_turn_to(follower, board.registry)
         return follower
+
+    def _note_end(self, execution: Execution, outcome: Outcome) -> None:
+        """Have the inbox, if there is one, keep how the messages of a run have ended."""
+        journal, run, messages = self._board.journal, execution.run, execution.messages
+        if journal is not None and messages:
+            by_process = not self._board.starting and of_the_process(execution.cause)
+            journal.ended(run, messages, outcome, parked=run.id in self._board.history.parked, by_process=by_process)
 
     def _end_answered(
         self,

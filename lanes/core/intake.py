@@ -18,7 +18,8 @@ from ..errors import DedupeConflict, Draining, InvalidLane, wrong_loop
 from ..layout import session_of_lane
 from ..message import digest_of, message_of
 from ..queues.lane import Lane
-from ..run import Body, Run, current_run
+from ..run import Body, Outcome, Run, RunState, current_run
+from ..run_errors import RunError
 from ..spec import LaneSpec, WhenBusy
 from .board import Board
 from .busy import Busy
@@ -99,6 +100,30 @@ class Intake:
             DedupeConflict, Draining, InvalidLane, InvalidSession, LaneBusy, LaneFull, WrongThread: nothing was taken.
             RecursionError: hooks set off hooks without an end; nothing was taken.
         """
+        request, policy = self.message_request(
+            lane, message, session=session, timeout=timeout, priority=priority, when_busy=when_busy
+        )
+        if dedupe is not None:
+            assert request.messages is not None
+            request.key = (request.lane.name, request.session, check_dedupe(dedupe))
+            request.digest = digest_of(request.messages[0].body)
+        return self.admit(request, policy)
+
+    def message_request(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None = None,
+        timeout: float | None = None,
+        priority: str | None = None,
+        when_busy: WhenBusy | None = None,
+    ) -> tuple[Request, WhenBusy]:
+        """A message for the lane's handler, checked, and its policy; nothing has changed.
+
+        Raises:
+            What `checked` raises.
+        """
         spec = self._board.specs.find(lane)
         if spec.handler is None:
             raise InvalidLane(
@@ -111,16 +136,7 @@ class Intake:
         if when_busy is not None:
             checks.choice("when_busy", when_busy, get_args(WhenBusy))
             policy = when_busy
-        if dedupe is not None:
-            request.key, request.digest = self._dedupe_key(request, dedupe), digest_of(given.body)
-        return self.admit(request, policy)
-
-    def _dedupe_key(self, request: Request, given: Any) -> DedupeKey:
-        if not isinstance(given, str) or not 0 < len(given) <= _MOST_KEY_CHARS:
-            raise InvalidLane(
-                f"dedupe: {checks.shown(given)} is not allowed; allowed: 1 to {_MOST_KEY_CHARS} characters of text"
-            )
-        return request.lane.name, request.session, given
+        return request, policy
 
     def checked(
         self,
@@ -191,15 +207,43 @@ class Intake:
         lane = request.lane = board.lanes.get(request.lane.name, request.lane)
         if request.key is not None and (known := self._said_before(request, request.key)) is not None:
             return known
+        joined, target, older, before, is_full = self._plan(request, policy)
+        if joined is not None:
+            assert request.messages is not None
+            joined.join(request.messages, spec.debounce)
+            if request.key is not None:
+                board.history.know(request.key, Said(joined.run, request.digest))
+            return joined.run
+        if not is_full:
+            return self._taken(request, policy, target, older).run
+        assert spec.queue_limit is not None
+        with _effects.marked(lane):
+            execution = self._taken(request, policy, target, older)
+            while lane.waiting > max(spec.queue_limit, before) and drop_oldest(board, execution):
+                pass
+        return execution.run
+
+    def refuse(self, request: Request, policy: WhenBusy) -> None:
+        """Raise what `admit` would raise at this instant. Nothing changes but the request."""
+        self.busy.compare_routes(request, policy)
+        self._plan(request, policy)
+
+    def _plan(
+        self, request: Request, policy: WhenBusy
+    ) -> tuple[Execution | None, Execution | None, list[Execution], int, bool]:
+        """What becomes of a request: the run that it joins; the run under way that it interrupts or is handed to; the
+        runs that it supersedes; how many wait on its lane without those; and whether one of them has to give way.
+
+        Raises:
+            LaneBusy, LaneFull.
+        """
+        spec, lane = request.spec, request.lane
         plain = policy == "queue"
         target = None if plain else self.busy.target(request, policy)
         if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
             joined = self.busy.joinable(request, policy)
             if joined is not None:
-                joined.join(request.messages, spec.debounce)
-                if request.key is not None:
-                    board.history.know(request.key, Said(joined.run, request.digest))
-                return joined.run
+                return joined, None, [], 0, False
         if policy == "reject":
             self.busy.refuse(request)
         older = [] if plain else self.busy.outdated(request, policy)
@@ -210,17 +254,23 @@ class Intake:
         if (
             spec.queue_limit is None
             or before < spec.queue_limit
-            or would_start(board, lane, request.file, request.urgency, held=held)
+            or would_start(self._board, lane, request.file, request.urgency, held=held)
         ):
-            return self._taken(request, policy, target, older).run
+            return None, target, older, before, False
         # A hook that is called for what was dropped from a lane drops nothing more from it: that would have no end.
         if spec.when_full == "reject" or not lane.queued or _effects.is_marked(lane):
             raise lane_full(lane)
-        with _effects.marked(lane):
-            execution = self._taken(request, policy, target, older)
-            while lane.waiting > max(spec.queue_limit, before) and drop_oldest(board, execution):
-                pass
-        return execution.run
+        return None, target, older, before, True
+
+    def ended_run(self, request: Request, reason: str, attempts: int) -> Run:
+        """A run that has failed before there was this scheduler."""
+        self._next_id += 1
+        turn = request.file is not None
+        run = Run(self._next_id, request.lane.name, request.session, turn, None, _clock.clock.now())
+        run.attempt = attempts
+        failed = RunError(f"run on lane {run.lane} failed in an earlier process: {reason}", run)
+        run._end(Outcome(state=RunState.FAILED, error=failed, reason=reason, attempts=attempts))
+        return run
 
     def _said_before(self, request: Request, key: DedupeKey) -> Run | None:
         """The run of the message that its sender has sent under the same key before, if that one counts."""
@@ -249,7 +299,9 @@ class Intake:
                 # Else a stream without a pause would end in the queue, only because it never paused.
                 most = max(spec.debounce, min(most, spec.queue_timeout / 2))
             execution.hold(now + spec.debounce, now + most)
-        goes_next = execution.policy == "interrupt" and (bool(older) or self.busy.is_busy(request))
+        goes_next = request.goes_next or (
+            execution.policy == "interrupt" and (bool(older) or self.busy.is_busy(request))
+        )
         self._starting.queue(execution, first=goes_next)
         # Last: a run that ends lets the next one in, which must be the newest.
         for one in older if target is None else (*older, target):
@@ -263,7 +315,8 @@ class Intake:
         now = _clock.clock.now()
         run = Run(self._next_id, lane.name, request.session, request.file is not None, request.parent, now)
         if lane.spec.queue_timeout is not None:
-            run.wait_deadline = now + lane.spec.queue_timeout
+            run.wait_deadline = now + lane.spec.queue_timeout - request.waited_s
+        run.attempt = request.attempt
         execution = Execution(
             self._owner,
             run,
@@ -286,6 +339,19 @@ class Intake:
         if request.bound_to is not None:
             execution.bind_to(request.bound_to)
         return execution
+
+
+def check_dedupe(given: Any) -> str:
+    """A sender's own name for a message.
+
+    Raises:
+        InvalidLane: it is none.
+    """
+    if not isinstance(given, str) or not 0 < len(given) <= _MOST_KEY_CHARS:
+        raise InvalidLane(
+            f"dedupe: {checks.shown(given)} is not allowed; allowed: 1 to {_MOST_KEY_CHARS} characters of text"
+        )
+    return given
 
 
 def _conflict(request: Request, key: str, run: Run) -> DedupeConflict:

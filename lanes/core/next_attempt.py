@@ -42,6 +42,8 @@ class Retrying:
             return False
         if execution.parent is not None and execution.parent.phase not in UNDERWAY:
             return False
+        if self._board.journal is not None and execution.messages:
+            self._board.journal.tried(execution.messages)
         self._finishing.close(execution, Phase.REPLACED)
         wait_s = retry.wait_after(run.attempt)
         follower = execution.next_attempt(self._board.new_fence(run.lane, run.id))

@@ -51,6 +51,14 @@ def outcome_of(execution: Execution, state: RunState, reason: str, value: Any, r
     )
 
 
+FROM_OUTSIDE = "cancelled from outside the supervisor"
+
+
+def of_the_process(cause: tuple[RunState, str] | None) -> bool:
+    """Whether a run was asked to end because its supervisor stops, restarts or has failed, not for its own sake."""
+    return cause is not None and (cause[1] == FROM_OUTSIDE or cause[1].startswith("the supervisor "))
+
+
 def deadline_reason(execution: Execution) -> str:
     """Which deadline a running run has passed."""
     deadline = execution.run.deadline

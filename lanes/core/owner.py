@@ -19,6 +19,7 @@ from ..queues.throttle import Throttle
 from ..queues.turns import Turns
 from ..queues.waiter import W
 from ..run import Body, Options, Run, RunState
+from .journal import Journal
 from .raised import Raised
 from .task_host import TaskHost
 
@@ -33,6 +34,7 @@ class World(Protocol[W]):
     groups: dict[str, Group[W]]
     turns: Turns[W]
     throttle: Throttle
+    journal: Journal | None
     services: Mapping[str, Any]
     layout: SessionLayout
     loop: object

@@ -50,6 +50,15 @@ class Parking:
         self._board.history.park(Parked(run, tuple(messages or ()), _clock.clock.now(), again))
         log("run_parked", level="error", run=run.id, lane=run.lane, session=run.session, attempts=run.attempt)
 
+    def restore(self, request: Request, reason: str, attempts: int) -> Run:
+        """Keep a run that an earlier process has parked; returns it, ended as failed."""
+        messages = request.messages or []
+        run = self._intake.ended_run(request, reason, attempts)
+        options = (request.session, request.file is not None, request.timeout, request.urgency)
+        again = partial(self._submit_again, run.id, run.lane, request.body, request.args, [*messages], *options)
+        self._board.history.park(Parked(run, tuple(messages), _clock.clock.now(), again))
+        return run
+
     def _submit_again(
         self,
         parked: int,

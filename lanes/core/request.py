@@ -38,6 +38,12 @@ class Request:
     bound_to: Execution | None = None
     """The run that it ends with."""
     goes_first: bool = False
+    goes_next: bool = False
+    """Whether it is put before what waits in its session."""
+    waited_s: float = 0.0
+    """Seconds that it has waited before: in a process that is gone."""
+    attempt: int = 1
+    """Which attempt at it this is."""
     same_route: set[Execution] = field(default_factory=set)
     """Runs whose messages have a route that equals this one's."""
 

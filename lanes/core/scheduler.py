@@ -16,12 +16,13 @@ from locks._loop import current_loop, current_task, event_type, know_loop, scope
 
 from ..run import RunState
 from .board import Board
-from .causes import FROM_OUTSIDE, Causes
+from .causes import Causes
 from .deadlock import Waits
 from .execution import Execution
 from .finish import Finishing
 from .intake import Intake
 from .next_attempt import Retrying
+from .outcomes import FROM_OUTSIDE
 from .parking import Parking
 from .start import Starting
 from .steer import Steering
@@ -46,10 +47,12 @@ class Scheduler:
         board.throttle.on_restore = starting.admit_all
 
         # For the supervisor
-        self.open, self.shut, self.admit_all = starting.open, starting.shut, starting.admit_all
+        self.take_work, self.open, self.shut = starting.take_work, starting.open, starting.shut
+        self.admit_all = starting.admit_all
         # As the owner of its executions; each name is that of the part itself, so that no call takes two steps
         self.submit, self.message_read, self.wait_for = intake.submit, steering.message_read, waits.wait
-        self.finish, self.park_if_failed = finishing.finish, Parking(board, intake).park_if_failed
+        self.parking = Parking(board, intake)
+        self.finish, self.park_if_failed = finishing.finish, self.parking.park_if_failed
         self.end, self.interrupted = causes.end, causes.interrupted
         self.queue_timeout, self.deadline_came = causes.queue_timeout, causes.deadline_came
         self.turn_lost, self.wait_died = causes.turn_lost, causes.wait_died

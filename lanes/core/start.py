@@ -169,6 +169,10 @@ class Starting:
 
     # Opening and shutting
 
+    def take_work(self) -> None:
+        """Take work, and start none yet."""
+        self._board.accepting = True
+
     @_effects.change
     def open(self) -> None:
         """Take work, and start what waits."""

@@ -34,6 +34,8 @@ class Steering:
         self._board.timers.cancel(taken.timer)
         taken.lane.forget(taken)
         taken.read_by(execution)
+        if self._board.journal is not None and taken.messages:
+            self._board.journal.was_read(taken.messages)
 
     def queue_unread(self, execution: Execution) -> None:
         """Queue the messages that a body has left unread, before all that wait but the runs that interrupted it."""

@@ -12,6 +12,7 @@ import click
 
 from ..trial import output
 from ..usage_error import UsageError
+from .inbox_commands import add_inbox_commands
 
 USAGE = 2
 _FAILED = 1
@@ -198,6 +199,9 @@ def stack(socket: str | None, run_id: int) -> int:
     from . import control  # noqa: PLC0415 -- as above
 
     return control.stack(socket, run_id)
+
+
+add_inbox_commands(cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

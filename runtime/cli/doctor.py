@@ -21,7 +21,8 @@ standard output is one object, a session a line:
   With `--fix`, all but `done` and `left` is how it is afterwards.
 - A holder: `pid`, `host`, `lane`, `run`, `since` and `until` (seconds of the wall clock); each null where not known.
 - `summary`: `sessions`, `records`, `bytes`, and how many sessions are `held`, `wrong`, `mendable`, `mended`;
-  `interrupted`: the signal that ended it early, or null.
+  `interrupted`: the signal that ended it early, or null; `inbox`: what is wrong with the durable inbox, in words, or
+  null where there is none.
 
 Further keys may be added. Names that are no UTF-8 are escaped as Python's `os.fsdecode` does.
 """
@@ -44,6 +45,7 @@ from locks.sidecar.lockfile import Found
 from runtime import log
 from runtime.process.signals import Signals
 
+from ..inbox.settings import FOLDER, NAME
 from ..trial.output import Output
 from ..usage_error import UsageError, one_line
 
@@ -75,6 +77,8 @@ class _Summary:
     mendable: int = 0
     mended: int = 0
     interrupted: int | None = None
+    inbox: list[str] | None = None
+    """What is wrong with the inbox of the directory; `None` where there is none."""
 
     def add(self, seen: Inspection, mended: Mended) -> None:
         """Count one."""
@@ -116,12 +120,31 @@ def run(options: Options) -> int:
             report.add(place.name, seen, mended)
         if signals.received:
             summary.interrupted = signals.received[0]
+        summary.inbox = _faults_of_inbox(options.directory)
         report.end(summary)
     if summary.interrupted is not None:
         return 128 + summary.interrupted
     if not places:
         return _NOTHING_SEEN
-    return _WRONG if summary.wrong or network_fs is not None or output.failed else 0
+    return _WRONG if summary.wrong or summary.inbox or network_fs is not None or output.failed else 0
+
+
+def _faults_of_inbox(directory: str) -> list[str] | None:
+    """What is wrong with the inbox of a directory; `None` where there is none."""
+    if not os.path.lexists(os.path.join(directory, FOLDER, NAME)):
+        return None
+    import sqlite3  # noqa: PLC0415 -- loaded only where there may be an inbox
+
+    from ..inbox import by_hand  # noqa: PLC0415 -- the same
+    from ..inbox.errors import InboxInvalid  # noqa: PLC0415 -- the same
+
+    try:
+        with by_hand.opened(directory, changing=False) as connection:
+            return by_hand.faults(connection)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (InboxInvalid, sqlite3.Error, OSError) as error:
+        return [one_line(str(error))]
 
 
 def _places(options: Options, signals: Signals) -> list[Place]:
@@ -172,6 +195,8 @@ class _Report:
 
     def end(self, summary: _Summary) -> None:
         """The summary, and what to do next."""
+        if summary.inbox:
+            self._line("wrong", os.path.join(FOLDER, NAME), summary.inbox)
         if not self._places and summary.interrupted is None:
             self._output.result(self._nothing_here())
             return

@@ -28,7 +28,7 @@ ORDER: dict[str, list[str]] = {
         "lowlevel",
     ],
     "lanes": [
-        "checks errors events layout message retry run run_errors spec spec_table tracebacks",
+        "asking checks errors events layout message retry run run_errors spec spec_table tracebacks",
         "queues",
         "body",
         "core",
@@ -40,6 +40,7 @@ ORDER: dict[str, list[str]] = {
         "drain phase",
         "calls status",
         "process",
+        "inbox",
         "ending",
         "restart",
         "life",

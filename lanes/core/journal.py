@@ -1,0 +1,73 @@
+"""What a scheduler reports of messages that are kept on disk, stated from its side. The inbox in `runtime` keeps it.
+
+Only messages that were kept (`StoredMessage`) are reported. A change on disk is awaited before what depends on it: a
+body begins, or is given a message, when that is written down. How a message has ended is noted within the change that
+ends its run, and written afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+from ..asking import Question
+from ..message import Message
+from ..run import Outcome, Run
+
+
+class Journal(Protocol):
+    """Keeps what becomes of messages. On the event loop's thread."""
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        """A body is about to be given messages. A checkpoint; returns when that is kept.
+
+        Raises:
+            Exception: it cannot be kept. The body must not begin.
+        """
+
+    def was_read(self, messages: Sequence[Message]) -> None:
+        """A body was given messages without waiting; it is kept soon. Called within a change: it only takes note."""
+
+    def tried(self, messages: Sequence[Message]) -> None:
+        """An attempt at a run has failed, and the run waits for the next one. Called within a change: it takes note."""
+
+    async def finished(self, ids: Sequence[int]) -> None:
+        """Messages are answered, though the body goes on. A checkpoint; returns when that is kept.
+
+        Raises:
+            Exception: it cannot be kept.
+        """
+
+    async def ask(
+        self,
+        run: Run,
+        route: Any,
+        question: Any,
+        *,
+        options: Sequence[Any] | None,
+        expires: float | timedelta | None,
+        key: str | None,
+        keep: Any,
+    ) -> Question:
+        """Keep a question to a person. A checkpoint; cancelled, it may have been asked.
+
+        Raises:
+            InvalidLane: an argument is not allowed; nothing was asked.
+            Exception: it cannot be kept.
+        """
+
+    async def settled(self) -> None:
+        """Wait until all that was noted is kept. A checkpoint.
+
+        Raises:
+            Exception: it cannot be kept.
+        """
+
+    def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
+        """A run that was to answer messages has ended. Called within a change: it only takes note.
+
+        Args:
+            parked: whether it is kept for an operator to decide.
+            by_process: whether it ended because its supervisor stops, restarts or has failed.
+        """

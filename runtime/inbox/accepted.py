@@ -1,0 +1,121 @@
+"""An accepted message, as its sender sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+
+from lanes import Outcome, Run, RunError, RunState
+
+from .errors import OutcomeUnknown
+from .rows import InboxRow, MessageState, decoded
+
+_STATES = {
+    MessageState.DONE: RunState.DONE,
+    MessageState.CANCELLED: RunState.CANCELLED,
+    MessageState.DROPPED: RunState.CANCELLED,
+    MessageState.SUPERSEDED: RunState.SUPERSEDED,
+}
+
+
+class Fate:
+    """What becomes of a message; shared by all that wait for it."""
+
+    __slots__ = ("__weakref__", "ended", "failure", "outcome", "run", "state")
+
+    def __init__(self, state: MessageState) -> None:
+        self.state = state
+        self.run: Run | None = None
+        self.outcome: Outcome | None = None
+        self.failure: BaseException | None = None
+        """Why its end is not kept."""
+        self.ended = anyio.Event()
+
+    def end(self, state: MessageState, outcome: Outcome) -> None:
+        """It has ended, and that is kept."""
+        self.state, self.outcome = state, outcome
+        self.ended.set()
+
+    def fail(self, error: BaseException) -> None:
+        """It has ended, and that could not be kept."""
+        self.failure = error
+        self.ended.set()
+
+
+class Accepted:
+    """A message that is kept. On the event loop's thread; all its fields are for reading."""
+
+    __slots__ = ("_fate", "id", "new")
+
+    def __init__(self, message_id: int, fate: Fate, *, new: bool) -> None:
+        self.id = message_id
+        """Counts up within the inbox, over restarts."""
+        self.new = new
+        """`False` when the message of that `dedupe` key was kept already."""
+        self._fate = fate
+
+    def __repr__(self) -> str:
+        return f"<Accepted {self.id}, {self.state}{'' if self.new else ', known before'}>"
+
+    @property
+    def state(self) -> MessageState:
+        """Where it stands, as this process knows it."""
+        fate = self._fate
+        running = fate.state is MessageState.ACCEPTED and fate.run is not None and fate.run.state is RunState.RUNNING
+        return MessageState.STARTED if running else fate.state
+
+    @property
+    def run(self) -> Run | None:
+        """The run that answers it; `None` while it waits on disk only, and where an earlier process has answered it."""
+        return self._fate.run
+
+    async def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait until the message has ended, and that is kept. A checkpoint; cancelled, the message goes on.
+
+        A message that this process leaves unanswered when it stops has the outcome of its run here, `cancelled`; it is
+        kept, and the next process goes on with it.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            How its run ended. Of a message that ended in an earlier process, only state, reason and value are known,
+            and the value is what JSON makes of it.
+
+        Raises:
+            TimeoutError: it goes on.
+            DeadlockError: as `Run.wait`.
+            InboxDown: how it ended could not be kept.
+        """
+        fate = self._fate
+        with anyio.fail_after(timeout):
+            if fate.run is not None and not fate.ended.is_set():
+                await fate.run.wait()
+            await fate.ended.wait()
+        if fate.failure is not None:
+            raise fate.failure
+        assert fate.outcome is not None
+        return fate.outcome
+
+
+def outcome_of_row(row: InboxRow) -> Outcome:
+    """How a message ended, as far as its row says."""
+    value: Any = None if row.result is None else decoded(row.result)
+    error: Exception | None = None
+    if row.state is MessageState.UNKNOWN:
+        error = OutcomeUnknown(
+            f"message {row.id} on lane {row.lane!r}: {row.reason}; allowed: `on_unknown`, or to requeue it",
+            message_id=row.id,
+        )
+    elif row.state is not MessageState.DONE:
+        error = RunError(
+            f"message {row.id} on lane {row.lane!r} ended as {row.state}: {row.reason or 'no reason given'}"
+        )
+    return Outcome(
+        state=_STATES.get(row.state, RunState.FAILED),
+        value=value,
+        error=error,
+        reason=row.reason or str(row.state),
+        attempts=max(1, row.attempt),
+    )

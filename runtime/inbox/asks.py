@@ -1,0 +1,178 @@
+"""Questions to persons: asked by a handler, answered or expired later, in this process or another.
+
+A question is a row, and nothing else: no task, no turn and no memory waits for its answer. The answer is a message of
+its own, kept in the same transaction that closes the question, so there is exactly one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal
+
+import anyio
+import msgspec
+
+from lanes import Answer as PersonsAnswer
+from lanes import InvalidLane, LaneError, Question, Run
+from lanes.checks import seconds, shown
+from lanes.core.intake import check_dedupe
+from lanes.core.scheduler import Scheduler
+from locks import process
+from locks._events import described, log
+
+from .accepted import Accepted
+from .answer import Answer
+from .door import Door, as_json, repeats
+from .errors import AskClosed, InboxDown, ask_closed
+from .rows import Ask, AskedFor, NewRow, decoded
+
+_LOOK_S = 30.0
+"""How often expiry is looked at at least: the wall clock may be set."""
+_AT_ONCE = 100
+
+
+class Asks:
+    """The questions of one inbox. On the event loop's thread."""
+
+    def __init__(self, scheduler: Scheduler, door: Door) -> None:
+        self._scheduler, self._door, self._store = scheduler, door, door.store
+        self._more = anyio.Event()
+
+    async def ask(
+        self,
+        run: Run,
+        route: Any,
+        question: Any,
+        *,
+        options: Sequence[Any] | None,
+        expires: float | timedelta | None,
+        key: str | None,
+        keep: Any,
+    ) -> Question:
+        """Keep a question; see `RunContext.ask`."""
+        expires_s = expires.total_seconds() if isinstance(expires, timedelta) else expires
+        if expires_s is not None:
+            expires_s = seconds("expires", expires_s)
+        if key is not None:
+            check_dedupe(key)
+        given = None if options is None else _options(options)
+        now = process.wall()
+        new = Ask(
+            id=secrets.token_hex(8),
+            key=key,
+            lane=run.lane,
+            session=run.session,
+            route=as_json("route", route),
+            question=as_json("question", question),
+            options=None if given is None else as_json("options", given),
+            keep=as_json("keep", keep),
+            asked_at=now,
+            expires_at=None if expires_s is None else now + expires_s,
+            state="open",
+        )
+        answer = Answer[Ask]()
+        self._store.ask(new, answer)
+        asked = await answer.wait()
+        self._more.set()
+        return question_of(asked)
+
+    async def answer(self, ask_id: Any, value: Any, by: Any) -> Accepted:
+        """Close a question with an answer; see `Supervisor.answer`."""
+        ask = await self._store.find_ask(ask_id) if isinstance(ask_id, str) else None
+        if ask is None or ask.state != "open":
+            raise ask_closed(ask_id, ask)
+        question = question_of(ask)
+        if question.options is not None and value not in question.options:
+            allowed = ", ".join(map(repr, question.options))
+            raise InvalidLane(f"value: {shown(value)} is no answer to question {ask.id}; allowed: {allowed}")
+        if not isinstance(by, str):
+            raise InvalidLane(f"by: {shown(by)} is not allowed; allowed: text")
+        return await self._close(ask, "answered", value, by)
+
+    async def open(self, *, lane: str | None, session: str | None, at_most: int) -> list[Question]:
+        """The questions that wait for an answer, the oldest first."""
+        return [question_of(ask) for ask in await self._store.open_asks(lane, session, at_most)]
+
+    async def serve(self) -> None:
+        """Have questions expire, until cancelled."""
+        while True:
+            more = self._more = anyio.Event()
+            try:
+                wait_s = await self._expire_due()
+            except InboxDown:
+                raise
+            except LaneError as error:  # the supervisor drains
+                log("asks_not_expired", level="warning", error=described(error))
+                wait_s = _LOOK_S
+            with anyio.move_on_after(wait_s):
+                await more.wait()
+
+    async def _expire_due(self) -> float:
+        """Close what is due; returns for how many seconds nothing else is."""
+        now = process.wall()
+        for ask in await self._store.due_asks(now, _AT_ONCE):
+            try:
+                await self._close(ask, "expired", None, "")
+            except AskClosed:
+                continue  # answered meanwhile
+        next_at = await self._store.next_expiry()
+        return _LOOK_S if next_at is None else min(_LOOK_S, max(0.0, next_at - process.wall()))
+
+    async def _close(self, ask: Ask, outcome: Literal["answered", "expired"], value: Any, by: str) -> Accepted:
+        """Close a question, and queue the message that says so. A checkpoint; cancelled, both happen, or neither.
+
+        Raises:
+            AskClosed: something else has closed it before.
+            InboxDown: nothing has changed.
+        """
+        question = question_of(ask)
+        said = PersonsAnswer(
+            ask=ask.id,
+            question=question.question,
+            options=question.options,
+            outcome=outcome,
+            value=value,
+            by=by,
+            keep=decoded(ask.keep),
+        )
+        body = as_json("value", said)
+        request, policy = self._door.request_for(ask.lane, ask.session)
+        new = NewRow(
+            lane=ask.lane,
+            session=ask.session,
+            priority=None,
+            timeout=None,
+            when_busy="queue",
+            body=body,
+            route=ask.route,
+            dedupe=f"answer:{ask.id}",
+            repeat=repeats(request.spec),
+            first=True,
+            ask=ask.id,
+        )
+        asked_for = AskedFor(ask.id, outcome, msgspec.json.encode(value), by)
+        return await self._door.keep(request, policy, new, partial(self._store.close_ask, asked_for))
+
+
+def question_of(ask: Ask) -> Question:
+    """A question, as handlers and operators see it."""
+    return Question(
+        id=ask.id,
+        lane=ask.lane,
+        session=ask.session,
+        question=decoded(ask.question),
+        options=None if ask.options is None else decoded(ask.options),
+        key=ask.key,
+        asked_at=ask.asked_at,
+        expires_at=ask.expires_at,
+        state=ask.state,
+    )
+
+
+def _options(given: Any) -> list[Any]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or not given:
+        raise InvalidLane(f"options: {shown(given)} is not allowed; allowed: a list of at least one value, or None")
+    return list(given)

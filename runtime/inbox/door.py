@@ -1,0 +1,292 @@
+"""The way in: a message is checked, kept, and then queued, in the order in which it was accepted.
+
+It is queued by the store's report, on the event loop and not in the sender's task, so the order of ids is the order of
+the queue, and a sender that is cancelled meanwhile leaves nothing half done: its message is kept and answered, or it is
+not there at all. A message that is expected to start at once is kept as started, so that no second commit stands before
+its body; if it could not start after all, that is taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from lanes import Answer as PersonsAnswer
+from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Run
+from lanes.checks import shown
+from lanes.core.execution import execution_of
+from lanes.core.intake import check_dedupe
+from lanes.core.needs import would_start
+from lanes.core.phase import UNDERWAY
+from lanes.core.request import Request
+from lanes.core.scheduler import Scheduler
+from lanes.message import StoredMessage, digest_of
+from lanes.spec import LaneSpec, WhenBusy
+from locks import TranscriptError
+from locks._loop import know_loop
+from locks.lowlevel import encode_all
+
+from .accepted import Accepted, Fate, outcome_of_row
+from .answer import Answer
+from .errors import InboxDown
+from .rows import InboxRow, MessageState, NewRow, Taken, decoded
+from .store import InboxStore, Report
+
+DEFAULT_REPEATS = 3
+Keep = Callable[[NewRow, int, Report], None]
+ALL_REPLAYED = (1 << 62) - 1
+"""As `Door.replayed`: nothing is on disk only."""
+
+
+@dataclass(slots=True)
+class _Coming:
+    """A message on its way to the disk."""
+
+    request: Request
+    policy: WhenBusy
+    new: NewRow
+    context: Context
+    answer: Answer[tuple[Taken, Fate]] = field(default_factory=Answer)
+
+
+class Door:
+    """Takes messages in. On the event loop's thread."""
+
+    def __init__(self, scheduler: Scheduler, store: InboxStore) -> None:
+        self._scheduler, self.store = scheduler, store
+        self.fates: WeakValueDictionary[int, Fate] = WeakValueDictionary()
+        """Of messages that something waits for, by id."""
+        self.in_memory: dict[int, Run] = {}
+        """By id, the messages that runs of this process answer, or have not answered yet."""
+        self.begun: set[int] = set()
+        """Those that are kept as started already, though their body has not begun."""
+        self.on_full: Callable[[str, int], None] = lambda _lane, _message: None
+        """Called with a message that is kept and for which its lane has no room: it is to be queued later."""
+        self.replayed: Callable[[str], int] = lambda _lane: ALL_REPLAYED
+        """The id up to which what was on disk at the start is in memory, of a lane."""
+
+    async def accept(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str | None,
+        dedupe: str | None,
+        priority: str | None,
+        timeout: float | None,
+        when_busy: WhenBusy | None,
+    ) -> Accepted:
+        """Keep a message and queue it; see `Supervisor.accept`."""
+        if self.store.failure is not None:
+            raise self._down()
+        intake = self._scheduler.intake
+        request, policy = intake.message_request(
+            lane, message, session=session, timeout=timeout, priority=priority, when_busy=when_busy
+        )
+        assert request.messages is not None
+        given = request.messages[0]
+        body, route = as_json("message", given.body), as_json("route", given.route)
+        if dedupe is not None:
+            check_dedupe(dedupe)
+        try:
+            intake.refuse(request, policy)
+        except (LaneFull, LaneBusy):
+            known = None if dedupe is None else await self.store.said(request.lane.name, request.session, dedupe)
+            if known is None:
+                raise
+            return await self.find(known)
+        new = NewRow(
+            lane=request.lane.name,
+            session=request.session,
+            priority=priority,
+            timeout=timeout,
+            when_busy=when_busy,
+            body=body,
+            route=route,
+            dedupe=dedupe,
+            digest=b"" if dedupe is None else digest_of(given.body),
+            repeat=repeats(request.spec),
+            started=self._starts_at_once(request, policy),
+        )
+        return await self.keep(request, policy, new)
+
+    def request_for(self, lane: str, session: str | None) -> tuple[Request, WhenBusy]:
+        """A request for a message of our own: an answer, or what a schedule sends.
+
+        Raises:
+            What `Intake.message_request` raises.
+        """
+        return self._scheduler.intake.message_request(lane, None, session=session, when_busy="queue")
+
+    async def keep(self, request: Request, policy: WhenBusy, new: NewRow, store: Keep | None = None) -> Accepted:
+        """Keep a message that was checked, and queue it. A checkpoint; cancelled, both happen, or neither.
+
+        Args:
+            store: what keeps it, instead of `InboxStore.accept`.
+
+        Raises:
+            DedupeConflict, LaneBusy, LaneFull: it is not queued, and never will be.
+            InboxDown: it is not kept.
+        """
+        coming = _Coming(request, policy, new, copy_context())
+        (store or self.store.accept)(new, self.replayed(new.lane), partial(self._kept, coming))
+        taken, fate = await coming.answer.wait()
+        return Accepted(taken.id, fate, new=True) if taken.new else await self.find(taken.id)
+
+    async def find(self, message: int) -> Accepted:
+        """A message that is kept, whatever process accepted it. A checkpoint.
+
+        Raises:
+            InvalidLane: none of that id is kept.
+        """
+        fate = self.fate(message, MessageState.ACCEPTED)  # before it is looked for: it may end meanwhile
+        if not fate.ended.is_set():
+            row = await self.store.find(message)
+            if row is None:
+                raise InvalidLane(f"message: {shown(message)} is not kept; allowed: the id of a message in the inbox")
+            if not fate.ended.is_set():
+                fate.state = row.state
+                if not row.state.open:
+                    fate.end(row.state, outcome_of_row(row))
+        return Accepted(message, fate, new=False)
+
+    def fate(self, message: int, state: MessageState) -> Fate:
+        """What becomes of a message; all that wait for it share it."""
+        fate = self.fates.get(message)
+        if fate is None:
+            fate = self.fates[message] = Fate(state)
+            fate.run = self.in_memory.get(message)
+        return fate
+
+    def _kept(self, coming: _Coming, taken: Taken | None, error: BaseException | None) -> None:
+        """The store reports: queue the message."""
+        if taken is None:
+            coming.answer(None, error)
+            return
+        if not taken.new:
+            conflict = None if taken.same_body else _conflict(coming.new, taken.id)
+            coming.answer((taken, None), conflict)
+            return
+        fate = self.fate(taken.id, MessageState.ACCEPTED)
+        older_on_disk = taken.behind and not coming.new.first and taken.id > self.replayed(coming.new.lane)
+        if older_on_disk or not self._scheduler.board.accepting:
+            self._not_started(taken)
+            coming.answer((taken, fate), None)
+        else:
+            self._queue(coming, fate, taken)
+
+    def _queue(self, coming: _Coming, fate: Fate, taken: Taken) -> None:
+        try:
+            run = self.admit(coming.request, coming.policy, coming.new, taken.id, coming.context)
+        except (LaneFull, LaneBusy) as error:  # it has filled up meanwhile
+            if coming.new.first:  # it is for this process to make room, not for a person to answer again
+                self.on_full(coming.new.lane, taken.id)
+                coming.answer((taken, fate), None)
+                return
+            refusal, reason = error, str(error)
+            self._not_started(taken)
+            self.store.end(
+                [taken.id], MessageState.DROPPED, reason, None, lambda _, down: coming.answer(None, down or refusal)
+            )
+            return
+        except Exception as error:
+            self._not_started(taken)
+            coming.answer(None, error)
+            return
+        execution = execution_of(run)
+        if execution is None or execution.phase not in UNDERWAY or execution.joined:
+            self._not_started(taken)
+        elif taken.state is MessageState.STARTED:
+            self.begun.add(taken.id)
+        coming.answer((taken, fate), None)
+
+    def admit(
+        self,
+        request: Request,
+        policy: WhenBusy,
+        kept: NewRow | InboxRow,
+        message: int,
+        context: Context,
+        *,
+        first: bool = False,
+    ) -> Run:
+        """Queue a message that is kept.
+
+        Raises:
+            LaneBusy, LaneFull: it is not queued.
+        """
+        request.messages = [message_of_row(kept, message)]
+        request.goes_next = kept.first or first
+        know_loop(context)
+        run = context.run(self._scheduler.intake.admit, request, policy)
+        if run.outcome is None:  # else it has ended at once, and that is noted
+            self.in_memory[message] = run
+        if (fate := self.fates.get(message)) is not None:
+            fate.run = run
+        return run
+
+    def _not_started(self, taken: Taken) -> None:
+        if taken.state is MessageState.STARTED:
+            self.store.take_back([taken.id])
+
+    def _starts_at_once(self, request: Request, policy: WhenBusy) -> bool:
+        if request.spec.debounce or policy == "steer" or not self._scheduler.board.starting:
+            return False
+        if self.replayed(request.lane.name) != ALL_REPLAYED:
+            return False  # were it taken back, the page that it belongs to might have been read
+        return would_start(self._scheduler.board, request.lane, request.file, request.urgency, held=False)
+
+    def _down(self) -> InboxDown:
+        return InboxDown(
+            f"inbox {self.store.path} takes nothing ({self.store.failure}); allowed: a restart of the supervisor, when "
+            "the cause is gone",
+            path=self.store.path,
+        )
+
+
+def message_of_row(kept: NewRow | InboxRow, message: int) -> StoredMessage:
+    """A message as its handler gets it."""
+    route = decoded(kept.route)
+    if kept.ask is None:
+        return StoredMessage(decoded(kept.body), route, message)
+    answer = PersonsAnswer(**decoded(kept.body))
+    return StoredMessage(answer.value, route, message, answer)
+
+
+def repeats(spec: LaneSpec) -> int:
+    """How often a body may be given a message of a lane, over the ends of processes."""
+    if not spec.repeat:
+        return 0
+    return spec.retry.attempts if spec.retry is not None else DEFAULT_REPEATS
+
+
+def as_json(what: str, value: Any) -> bytes:
+    """A body or a route as it is kept.
+
+    Raises:
+        InvalidLane: it would not come back equal; the message says where.
+    """
+    if value is None:
+        return b"null"
+    try:
+        encode_all([{what: value}], what)
+    except TranscriptError as error:
+        raise InvalidLane(f"{what}: cannot be kept: {error}; allowed: what JSON has") from error
+    return msgspec.json.encode(value)
+
+
+def _conflict(new: NewRow, known: int) -> DedupeConflict:
+    return DedupeConflict(
+        f"dedupe: {shown(new.dedupe)} is the key of message {known} on lane {new.lane!r}, which has another body; "
+        "allowed: the same body, or another key",
+        lane=new.lane,
+        session=new.session,
+        key=new.dedupe,
+        run=known,
+    )

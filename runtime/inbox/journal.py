@@ -1,0 +1,133 @@
+"""What runs do with messages that are kept, written down. Implements `lanes.core.journal.Journal`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from lanes import Message, Outcome, Question, Run, RunState
+from lanes.message import ids_of
+
+from .answer import Answer
+from .asks import Asks
+from .door import Door
+from .errors import InboxDown
+from .rows import MessageState
+
+_ENDS = {
+    RunState.DONE: MessageState.DONE,
+    RunState.SUPERSEDED: MessageState.SUPERSEDED,
+    RunState.CANCELLED: MessageState.CANCELLED,
+}
+_MOST_RESULT_BYTES = 1 << 20
+
+
+class InboxJournal:
+    """Keeps what becomes of messages. On the event loop's thread."""
+
+    def __init__(self, door: Door, asks: Asks) -> None:
+        self._door, self._store, self._asks = door, door.store, asks
+        self.cut: dict[int, None] = {}
+        """Messages whose runs ended because the supervisor restarts or stops, in order: nothing is written of them."""
+        self.on_end: Callable[[str], None] = lambda _lane: None
+        """Called when a run of a lane has ended that had messages."""
+
+    async def begin(self, messages: Sequence[Message]) -> None:
+        """Keep that a body is given messages, unless that is kept already."""
+        fresh = [one for one in ids_of(messages) if one not in self._door.begun]
+        self._door.begun.difference_update(ids_of(messages))
+        if fresh:
+            answer = Answer[int]()
+            self._store.begin(fresh, answer)
+            await answer.wait()
+
+    def was_read(self, messages: Sequence[Message]) -> None:
+        """A body was given messages without waiting."""
+        if ids := ids_of(messages):
+            self._store.begin(ids, None)
+
+    def tried(self, messages: Sequence[Message]) -> None:
+        """An attempt at a run has failed, and the run waits for the next one."""
+        if ids := ids_of(messages):
+            self._store.wait_again(ids)
+
+    async def finished(self, ids: Sequence[int]) -> None:
+        """Keep that messages are answered."""
+        answer = Answer[int]()
+        self._store.end(ids, MessageState.DONE, "", None, answer)
+        await answer.wait()
+
+    async def ask(
+        self,
+        run: Run,
+        route: Any,
+        question: Any,
+        *,
+        options: Sequence[Any] | None,
+        expires: float | timedelta | None,
+        key: str | None,
+        keep: Any,
+    ) -> Question:
+        """Keep a question to a person."""
+        return await self._asks.ask(run, route, question, options=options, expires=expires, key=key, keep=keep)
+
+    async def settled(self) -> None:
+        """Wait until all that was noted is kept."""
+        answer = Answer[None]()
+        self._store.settle(answer)
+        await answer.wait()
+
+    def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
+        """A run that was to answer messages has ended."""
+        ids = ids_of(messages)
+        if not ids:
+            self.on_end(run.lane)
+            return
+        door = self._door
+        for one in ids:
+            door.in_memory.pop(one, None)
+        door.begun.difference_update(ids)
+        if by_process or isinstance(outcome.error, InboxDown):
+            self.cut.update(dict.fromkeys(ids))
+            for fate in filter(None, map(door.fates.get, ids)):
+                fate.end(MessageState.ACCEPTED, outcome)
+            return
+        if isinstance(outcome.value, Question) and outcome.state is RunState.DONE:
+            self._store.wait_for(ids, outcome.value.id, partial(self._kept, ids, MessageState.WAITING, outcome))
+            self.on_end(run.lane)
+            return
+        state = _state(outcome, parked)
+        self._store.end(ids, state, outcome.reason, _result(outcome), partial(self._kept, ids, state, outcome))
+        self.on_end(run.lane)
+
+    def _kept(
+        self, ids: list[int], state: MessageState, outcome: Outcome, _noted: object, error: BaseException | None
+    ) -> None:
+        for fate in filter(None, map(self._door.fates.get, ids)):
+            if error is None:
+                fate.end(state, outcome)
+            else:
+                fate.fail(error)
+
+
+def _state(outcome: Outcome, parked: bool) -> MessageState:
+    if parked:
+        return MessageState.PARKED
+    if outcome.state is RunState.CANCELLED and outcome.reason.startswith("dropped"):
+        return MessageState.DROPPED
+    return _ENDS.get(outcome.state, MessageState.FAILED)
+
+
+def _result(outcome: Outcome) -> bytes | None:
+    """What the run returned, if it has JSON that is not enormous."""
+    if outcome.value is None:
+        return None
+    try:
+        data = msgspec.json.encode(outcome.value)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return data if len(data) <= _MOST_RESULT_BYTES else None

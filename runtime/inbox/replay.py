@@ -1,0 +1,293 @@
+"""What a process has left behind, brought back: in order, in pages, and before new work of the same session.
+
+    at the start      started messages become accepted again, or unknown; `on_unknown` runs are queued first
+    then, in pages    accepted messages are queued by id, while fewer than `PAGE` wait in memory
+    a full lane       is passed over; its messages come when a run of it has ended
+
+A message that is accepted meanwhile stays on disk while an older one of its session is there (`Taken.behind`), and
+comes with its page. No message is brought back twice: `Door.in_memory` says which are there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextvars import copy_context
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import anyio
+
+from lanes import Draining, LaneError, LaneFull, RunContext
+from lanes.core.needs import would_start
+from lanes.core.request import Request
+from lanes.core.scheduler import Scheduler
+from lanes.message import StoredMessage
+from lanes.spec import WhenBusy
+from locks import LockError, process
+from locks._events import described, log
+
+from .answer import Answer
+from .door import ALL_REPLAYED, Door, message_of_row
+from .journal import InboxJournal
+from .rows import InboxRow, MessageState
+
+PAGE = 1_000
+"""Messages that wait in memory before more are brought back from disk."""
+_MOST_UNKNOWN = 10_000
+_LOOK_S = 1.0
+"""How often a full lane is looked at again: the end of a run without a message is reported to no inbox."""
+
+
+class _Untold(NamedTuple):
+    """Messages of one session whose end is unknown, and that its lane is to be told of."""
+
+    lane: str
+    session: str | None
+    messages: list[StoredMessage]
+
+
+class Replay:
+    """Brings back messages that are on disk only. On the event loop's thread."""
+
+    def __init__(self, scheduler: Scheduler, door: Door, journal: InboxJournal) -> None:
+        self._scheduler, self._door, self._store = scheduler, door, door.store
+        self._cursor = ALL_REPLAYED
+        """What was on disk up to this id is in memory, but for full lanes."""
+        self._full: dict[str, int] = {}
+        """Lanes that were full, and the id up to which their messages are in memory."""
+        self._untold: dict[str, deque[_Untold]] = {}
+        """By lane: these go before the messages on disk."""
+        self._look_at: dict[str, None] = {}
+        """Full lanes in which a run has ended since."""
+        self._more = anyio.Event()
+        self._returning: list[InboxRow] = []
+        """Messages that were cut off and may be repeated: they go before all that waits."""
+        self._cut: list[int] = []
+        """Messages to be put right before anything else."""
+        self.replayed = 0
+        """Messages that were brought back."""
+        door.replayed, door.on_full = self._replayed, self._no_room
+        journal.on_end = self._run_ended
+
+    @property
+    def behind(self) -> bool:
+        """Whether messages are on disk only."""
+        return self._cursor != ALL_REPLAYED or bool(self._full)
+
+    def _replayed(self, lane: str) -> int:
+        return self._full.get(lane, self._cursor)
+
+    async def recover(self) -> int:
+        """Put right what the last process had started, before any work is taken; returns how many messages wait."""
+        again, unknown = await self._store.recover()
+        waiting = (await self._store.counts()).get(MessageState.ACCEPTED, 0)
+        await self._look_for_untold()
+        if waiting:
+            self._cursor = 0
+        if waiting or unknown:
+            log("inbox_recovered", path=self._store.path, waiting=waiting, repeated=again, unknown=unknown)
+        return waiting
+
+    async def put_right(self, cut: list[int]) -> None:
+        """Put right messages whose runs were cut off by a restart in the process. A checkpoint."""
+        if not cut:
+            return
+        again, unknown = await self._store.recover(cut)
+        log("inbox_recovered", path=self._store.path, waiting=again, repeated=again, unknown=unknown)
+        if unknown:
+            await self._look_for_untold()
+        if again:
+            self._returning += await self._store.accepted_among(cut)
+
+    def resume(self, cut: list[int]) -> None:
+        """Go on: work is taken again, and none is started yet.
+
+        Args:
+            cut: messages whose runs were cut off, and that were not put right, since the restart was taken back.
+        """
+        self._cut += cut
+        returning, self._returning = self._returning, []
+        for row in reversed(returning):
+            self._bring_back([row], first=True)
+        for lane, untold in list(self._untold.items()):
+            for one in reversed(untold):
+                self._tell(one, first=True)
+            del self._untold[lane]
+            self._full.pop(lane, None)
+        self._more.set()
+
+    def look_again(self) -> None:
+        """Messages may be on disk only, whatever their ids: another process has put them there."""
+        self._cursor = 0
+        self._more.set()
+
+    async def _look_for_untold(self) -> None:
+        """Have lanes be told of messages whose end is unknown, before they are given what waits on disk."""
+        known = {one.id for untold in self._untold.values() for group in untold for one in group.messages}
+        for one in _by_session(await self._store.untold(_MOST_UNKNOWN)):
+            if known.isdisjoint(m.id for m in one.messages) and self._is_told(one.lane):
+                self._untold.setdefault(one.lane, deque()).append(one)
+                self._full.setdefault(one.lane, self._cursor if self._cursor != ALL_REPLAYED else 0)
+                self._look_at[one.lane] = None
+
+    def _is_told(self, lane: str) -> bool:
+        try:
+            return self._scheduler.board.specs.find(lane).on_unknown is not None
+        except LaneError:
+            return False  # no lane is called so any more: `lanes inbox` shows them
+
+    async def serve(self) -> None:
+        """Bring back page after page, until cancelled or nothing is left that can be brought back."""
+        while True:
+            more = self._more = anyio.Event()
+            try:
+                progress = await self._step()
+            except Draining:
+                progress = False  # what is on disk stays there, for the next process
+            if not progress:
+                with anyio.move_on_after(_LOOK_S if self._full else None):
+                    await more.wait()
+                self._look_at.update(dict.fromkeys(self._full))
+
+    def _no_room(self, lane: str, message: int) -> None:
+        """A message was kept for a lane that is full: bring it back as what was left behind."""
+        self._full.setdefault(lane, message - 1)
+        self._more.set()
+
+    def _run_ended(self, lane: str) -> None:
+        if lane in self._full:
+            self._look_at[lane] = None
+            self._more.set()
+        elif self._cursor != ALL_REPLAYED and len(self._door.in_memory) < PAGE // 2:
+            self._more.set()
+
+    async def _step(self) -> bool:
+        """Bring back one page; returns whether there was anything to do. A checkpoint."""
+        if not self._scheduler.board.accepting:
+            return False
+        if self._cut:
+            cut, self._cut = self._cut, []
+            await self.put_right(cut)
+            self.resume([])
+            return True
+        if self._look_at:
+            lane, _ = self._look_at.popitem()
+            if lane in self._full and self._tell_untold(lane):
+                await self._page(lane)
+            return True
+        if self._cursor == ALL_REPLAYED or len(self._door.in_memory) >= PAGE:
+            return False
+        await self._page(None)
+        return True
+
+    async def _page(self, lane: str | None) -> None:
+        """Bring back the next page, of one lane that was full or of all others. A checkpoint.
+
+        Its messages are queued by the store's report, and not by the task that waits for it: what is accepted after
+        the page was read is reported after it, and finds its place behind it.
+        """
+        room = max(1, PAGE - len(self._door.in_memory))
+        answer = Answer[None]()
+
+        def came(rows: list[InboxRow] | None, error: BaseException | None) -> None:
+            if rows is not None and self._scheduler.board.accepting:
+                if lane is None:
+                    self._bring_back(rows)
+                    self._cursor = rows[-1].id if len(rows) == room else ALL_REPLAYED
+                else:
+                    del self._full[lane]
+                    if self._bring_back(rows) and len(rows) == room:
+                        self._full[lane] = rows[-1].id
+                        self._look_at[lane] = None
+            answer(None, error)
+
+        after = self._cursor if lane is None else self._full[lane]
+        self._store.waiting(lane, after, room, came)
+        await answer.wait()
+
+    def _tell_untold(self, lane: str) -> bool:
+        """Queue what tells a lane of messages whose end is unknown; returns `False` when it is full before all are."""
+        untold = self._untold.get(lane)
+        while untold:
+            if not self._tell(untold[0]):
+                return False
+            untold.popleft()
+        self._untold.pop(lane, None)
+        return True
+
+    def _bring_back(self, rows: list[InboxRow], *, first: bool = False) -> bool:
+        """Queue messages; returns `False` when a lane was full, which is noted."""
+        fits = True
+        for row in rows:
+            if row.lane in self._full or row.id in self._door.in_memory:
+                continue
+            try:
+                request, policy = self._request(row)
+            except (LaneError, LockError, ValueError) as error:
+                # Its lane is there no more, say. It is not lost: an operator decides.
+                self._store.end([row.id], MessageState.PARKED, f"cannot be queued: {error}", None, None)
+                continue
+            if self._is_full(request):
+                self._full[row.lane] = row.id - 1
+                fits = False
+                continue
+            try:
+                self._door.admit(request, policy, row, row.id, copy_context(), first=first)
+            except LaneFull:
+                self._full[row.lane] = row.id - 1
+                fits = False
+            else:
+                self.replayed += 1
+        return fits
+
+    def _request(self, row: InboxRow) -> tuple[Request, WhenBusy]:
+        request, _ = self._scheduler.intake.message_request(
+            row.lane, message_of_row(row, row.id), session=row.session, timeout=row.timeout, priority=row.priority
+        )
+        request.waited_s = max(0.0, process.wall() - row.accepted_at)
+        request.attempt = row.attempt + 1
+        # Messages that waited may be answered together. What the other policies do to a message, they did when it came.
+        asked = row.when_busy or request.spec.when_busy
+        return request, "collect" if asked == "collect" else "queue"
+
+    def _is_full(self, request: Request) -> bool:
+        board, limit = self._scheduler.board, request.spec.queue_limit
+        lane = board.lanes.get(request.lane.name, request.lane)
+        return (
+            limit is not None
+            and lane.waiting >= limit
+            and not would_start(board, lane, request.file, request.urgency, held=False)
+        )
+
+    def _tell(self, untold: _Untold, *, first: bool = False) -> bool:
+        """Queue the run that tells of messages whose end is unknown; returns `False` when the lane is full."""
+        spec = self._scheduler.board.specs.find(untold.lane)
+        tell, ids = spec.on_unknown, [one.id for one in untold.messages]
+        assert tell is not None
+
+        async def body(ctx: RunContext) -> Any:
+            value = await tell(ctx, list(untold.messages))
+            self._store.told(ids)
+            return value
+
+        try:
+            request = self._scheduler.intake.checked(untold.lane, body, untold.session)
+            request.goes_next = first
+            self._scheduler.intake.admit(request, "queue")
+        except LaneFull:
+            return False
+        except Draining:
+            raise
+        except LaneError as error:
+            log("unknown_not_told", level="error", messages=ids, lane=untold.lane, error=described(error))
+        return True
+
+
+def _by_session(rows: list[InboxRow]) -> list[_Untold]:
+    """Messages, those of one session together, in the order of the first of each."""
+    ordered = sorted(rows, key=lambda row: (row.lane, row.session or "", row.id))
+    groups = [
+        _Untold(lane, session, [message_of_row(row, row.id) for row in group])
+        for (lane, session), group in groupby(ordered, key=lambda row: (row.lane, row.session))
+    ]
+    return sorted(groups, key=lambda group: group.messages[0].id)

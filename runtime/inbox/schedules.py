@@ -1,0 +1,233 @@
+"""Messages that come by the clock, once for each instant, over restarts too.
+
+Each instant's message is kept under a `dedupe` key made of the schedule's name and the instant, in the transaction that
+notes the instant as served: a crash in between sends nothing twice and forgets nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import partial
+from typing import Any, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import anyio
+
+from lanes import InvalidLane, LaneError
+from lanes.checks import choice, seconds, shown
+from lanes.message import message_of
+from lanes.spec_table import SpecTable
+from locks import process
+from locks._events import described, log
+
+from .door import Door, as_json, repeats
+from .rows import NewRow
+
+Missed = Literal["skip", "once", "all"]
+_LOOK_S = 30.0
+"""How often the wall clock is looked at at least: it may be set."""
+_WINDOWS_S = (3600.0, 86_400.0, 40 * 86_400.0, 3_700 * 86_400.0)
+"""How far back missed instants are looked for, one after the other: a line of cron is only read forwards."""
+MOST_MISSED = 1_000
+"""Instants that `missed="all"` sends after one absence; older ones are skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A message that comes by the clock.
+
+    Args:
+        lane, message, session: as for `Supervisor.accept`.
+        name: what it is called over restarts; by default lane and session. A schedule of another name is another one.
+        every: seconds between two messages, counted from the epoch, so that a restart does not shift them.
+        cron: instead, a line of cron: minute, hour, day of the month, month, day of the week. Needs the extra `cron`.
+        timezone: of `cron`, such as `Europe/Berlin`.
+        missed: what becomes of instants at which no process ran: `skip` them; send `once` for all of them; send `all`.
+        jitter: seconds; each message comes by up to so much later, each instant by an amount of its own.
+
+    Raises:
+        InvalidLane: naming the field, its value and what is allowed.
+    """
+
+    lane: str
+    message: Any
+    _: KW_ONLY
+    every: float | timedelta | None = None
+    cron: str | None = None
+    timezone: str = "UTC"
+    missed: Missed = "skip"
+    jitter: float = 0.0
+    session: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        where = f"schedule {shown(self.called)}, "
+        if (self.every is None) == (self.cron is None):
+            raise InvalidLane(f"{where}every, cron: {'both' if self.every else 'neither'} given; allowed: one of them")
+        if self.every is not None:
+            self._every_s(where)
+        choice(where + "missed", self.missed, get_args(Missed))
+        seconds(where + "jitter", self.jitter, zero=True)
+        if self.cron is not None:
+            next(self.after(process.wall()))
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or (self.lane if self.session is None else f"{self.lane} {self.session}")
+
+    def after(self, instant: float) -> Iterator[float]:
+        """The instants after one, in seconds of the wall clock.
+
+        Raises:
+            InvalidLane: `cron` is no line of cron, or never fires.
+        """
+        if self.every is not None:
+            every_s = self._every_s("")
+            first = math.floor(instant / every_s) + 1
+            return (n * every_s for n in _count(first))
+        return self._cron_after(instant)
+
+    def fires_at(self, instant: float) -> float:
+        """When the message of an instant comes: later by its share of the jitter, the same in each process."""
+        if not self.jitter:
+            return instant
+        digest = hashlib.blake2b(f"{self.called} {instant:.3f}".encode(), digest_size=8).digest()
+        return instant + self.jitter * int.from_bytes(digest, "big") / 2**64
+
+    def _every_s(self, where: str) -> float:
+        given = self.every.total_seconds() if isinstance(self.every, timedelta) else self.every
+        return seconds(where + "every", given)
+
+    def _cron_after(self, instant: float) -> Iterator[float]:
+        where = f"schedule {shown(self.called)}, cron: {shown(self.cron)}"
+        try:
+            from cronsim import CronSim, CronSimError  # noqa: PLC0415 -- the extra `cron`
+        except ImportError as error:
+            raise InvalidLane(f"{where} needs the library cronsim: pip install session-lanes[cron]") from error
+        began = datetime.fromtimestamp(instant, self._zone(where))
+        try:
+            found = CronSim(str(self.cron), began)
+            first = next(found)
+        except CronSimError as error:
+            raise InvalidLane(
+                f"{where} is no line of cron ({error}); allowed: five fields, such as `0 9 * * 1`"
+            ) from error
+        except StopIteration:
+            raise InvalidLane(f"{where} never fires; allowed: a line that does") from None
+        return _instants(first, found)
+
+    def _zone(self, where: str) -> tzinfo:
+        try:
+            return UTC if self.timezone == "UTC" else ZoneInfo(self.timezone)
+        except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as error:
+            raise InvalidLane(
+                f"{where}, timezone: {shown(self.timezone)} is unknown; allowed: a name such as 'Europe/Berlin'"
+            ) from error
+
+
+class Schedules:
+    """Sends what schedules say. On the event loop's thread."""
+
+    def __init__(self, specs: SpecTable, door: Door, schedules: Sequence[Schedule]) -> None:
+        self._door, self._store, self._schedules = door, door.store, schedules
+        seen = set[str]()
+        for schedule in schedules:
+            if schedule.called in seen:
+                raise InvalidLane(
+                    f"schedules: {schedule.called!r} is given twice; allowed: a `name` of its own for each"
+                )
+            seen.add(schedule.called)
+            message = message_of(schedule.message)
+            _ = as_json("message", message.body), as_json("route", message.route)
+            if specs.find(schedule.lane).handler is None:
+                raise InvalidLane(f"schedule {schedule.called!r}: lane {schedule.lane!r} has no handler")
+
+    async def serve(self) -> None:
+        """Send each message at its instant, until cancelled."""
+        if not self._schedules:
+            return
+        served = await self._begin()
+        while True:
+            soonest = math.inf
+            for schedule in self._schedules:
+                served[schedule.called] = await self._send_due(schedule, served[schedule.called])
+                soonest = min(soonest, schedule.fires_at(next(schedule.after(served[schedule.called]))))
+            await anyio.sleep(min(_LOOK_S, max(0.0, soonest - process.wall())))
+
+    async def _begin(self) -> dict[str, float]:
+        """Up to which instant each schedule is served; from now on, where that is not known, or where it skips."""
+        now, found = process.wall(), dict[str, float]()
+        for schedule in self._schedules:
+            kept = await self._store.served(schedule.called)
+            if kept is None:
+                self._store.serve(schedule.called, now)
+            begins = now if kept is None else kept
+            if begins < now:
+                missed = _missed(schedule, begins, now)
+                sent = missed if schedule.missed == "all" else missed[-1:] if schedule.missed == "once" else []
+                begins = math.nextafter(sent[0], -math.inf) if sent else now
+            found[schedule.called] = begins
+        return found
+
+    async def _send_due(self, schedule: Schedule, served: float) -> float:
+        """Send what is due; returns up to which instant the schedule is served."""
+        for instant in schedule.after(served):
+            if schedule.fires_at(instant) > process.wall():
+                return served
+            try:
+                await self._send(schedule, instant)
+            except LaneError as error:  # the lane is full, say: this instant is lost, and the next one will come
+                log("schedule_not_sent", level="warning", schedule=schedule.called, error=described(error))
+            served = instant
+        return served
+
+    async def _send(self, schedule: Schedule, instant: float) -> None:
+        request, policy = self._door.request_for(schedule.lane, schedule.session)
+        message = message_of(schedule.message)
+        new = NewRow(
+            lane=schedule.lane,
+            session=request.session,
+            priority=None,
+            timeout=None,
+            when_busy=policy,
+            body=as_json("message", message.body),
+            route=as_json("route", message.route),
+            dedupe=f"schedule:{schedule.called}:{instant:.3f}",
+            repeat=repeats(request.spec),
+        )
+        await self._door.keep(request, policy, new, partial(self._store.accept_served, schedule.called, instant))
+
+
+def _instants(first: datetime, later: Iterator[datetime]) -> Iterator[float]:
+    yield first.timestamp()
+    for one in later:
+        yield one.timestamp()
+
+
+def _count(n: int) -> Iterator[int]:
+    while True:
+        yield n
+        n += 1
+
+
+def _missed(schedule: Schedule, after: float, now: float) -> list[float]:
+    """The instants that were missed, but the oldest of more than `MOST_MISSED`."""
+    found = deque[float](maxlen=MOST_MISSED)
+    for window_s in _WINDOWS_S:
+        since = max(after, now - window_s)
+        found.clear()
+        count = 0
+        for instant in schedule.after(since):
+            if instant > now:
+                break
+            found.append(instant)
+            count += 1
+        if since == after or count >= MOST_MISSED:
+            break
+    return list(found)

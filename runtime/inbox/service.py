@@ -1,0 +1,166 @@
+"""The inbox of one supervisor: its parts put together, and when each is opened, resumed and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import anyio
+
+from lanes import InvalidLane, LaneError, Message
+from lanes.core.scheduler import Scheduler
+from lanes.message import ids_of
+from locks import LockError, _clock, process
+from locks._events import described, log
+
+from ..background import Background
+from .accepted import Accepted
+from .answer import Answer
+from .asks import Asks
+from .door import Door, message_of_row
+from .errors import InboxDown
+from .journal import InboxJournal
+from .replay import Replay
+from .rows import InboxRow, MessageState
+from .schedules import Schedules
+from .settings import Inbox
+from .store import InboxStore
+
+RAMP_S = 2.0
+"""Within so many seconds what was left behind comes up to full speed."""
+MOST_PARKED = 1_000
+_LOOK_S = 0.5
+_PURGE_EVERY_S = 60.0
+_PURGE_AT_ONCE = 1_000
+
+
+class InboxService:
+    """Keeps the messages of one supervisor. On the event loop's thread."""
+
+    def __init__(self, scheduler: Scheduler, store: InboxStore, settings: Inbox) -> None:
+        self._scheduler, self.store, self._keep_s = scheduler, store, settings.keep.total_seconds()
+        self.door = Door(scheduler, store)
+        self.asks = Asks(scheduler, self.door)
+        self.journal = InboxJournal(self.door, self.asks)
+        self.replay = Replay(scheduler, self.door, self.journal)
+        self.schedules = Schedules(scheduler.board.specs, self.door, settings.schedules)
+        self._tasks: anyio.CancelScope | None = None
+        self._background: Background | None = None
+
+    async def open(self) -> None:
+        """Open the store, and put right what the last process has left. Before any work is taken. A checkpoint.
+
+        Raises:
+            InboxDown, InboxInvalid: it cannot be used.
+        """
+        await self.store.open()
+        if await self.replay.recover():
+            self._scheduler.board.throttle.ramp(_clock.clock.now(), RAMP_S)
+        self._scheduler.board.journal = self.journal
+
+    def begin(self, name: str) -> None:
+        """Work is taken: bring back what waits."""
+        self._background = Background()
+        self._tasks = anyio.CancelScope()
+        self._background.start(self._serve, f"inbox of {name}")
+
+    async def restore_parked(self) -> None:
+        """Have `parked` show what earlier processes have parked. When work is taken. A checkpoint."""
+        for row in await self.store.in_state(MessageState.PARKED, MOST_PARKED):
+            message = message_of_row(row, row.id)
+            try:
+                request, _ = self._scheduler.intake.message_request(
+                    row.lane, message, session=row.session, timeout=row.timeout, priority=row.priority
+                )
+            except (LaneError, LockError) as error:
+                log("parked_not_restored", level="warning", message=row.id, lane=row.lane, error=described(error))
+            else:
+                self._scheduler.parking.restore(request, row.reason, row.attempt)
+
+    async def requeue(self, message: int) -> Accepted:
+        """Have a message wait again; see `Supervisor.requeue`."""
+        accepted = await self.door.find(message)
+        answer = Answer[bool]()
+        self.store.requeue(message, answer)
+        if not await answer.wait():
+            raise InvalidLane(f"message {message} is {accepted.state}; allowed: one that is parked, dropped or unknown")
+        self.door.fates.pop(message, None)
+        self.replay.look_again()
+        return Accepted(message, self.door.fate(message, MessageState.ACCEPTED), new=False)
+
+    async def unknown(self) -> list[InboxRow]:
+        """Messages whose end is unknown."""
+        return await self.store.in_state(MessageState.UNKNOWN, MOST_PARKED)
+
+    def discard(self, messages: Sequence[Message]) -> None:
+        """Messages that were parked are discarded."""
+        if ids := ids_of(messages):
+            self.store.end(ids, MessageState.CANCELLED, "discarded", None, None)
+
+    async def put_right(self) -> None:
+        """Put right what a restart in the process has cut off, before work is taken again. A checkpoint."""
+        cut, self.journal.cut = list(self.journal.cut), {}
+        try:
+            await self.replay.put_right(cut)
+        except LaneError as error:
+            log("inbox_not_put_right", level="error", messages=cut, error=described(error))
+
+    def resume(self) -> None:
+        """Work is taken again, and none is started yet: queue what a restart has cut off, before all that waits."""
+        cut, self.journal.cut = list(self.journal.cut), {}
+        self.replay.resume(cut)
+
+    async def close(self) -> None:
+        """Commit all that was noted, and close. A checkpoint that is not interrupted. Calling it again does nothing."""
+        if self._tasks is not None:
+            self._tasks.cancel()
+        if self._background is not None and self._background.started:
+            with anyio.CancelScope(shield=True):
+                await self._background.over.wait()
+        self._background = None
+        await self.store.close()
+        self._scheduler.board.journal = None
+
+    async def _serve(self) -> None:
+        assert self._tasks is not None
+        try:
+            await self._serve_all(self._tasks)
+        except Exception as error:  # a fault of our own: what was accepted would stay on disk without a word
+            log("inbox_failed", level="error", path=self.store.path, error=described(error))
+            self._scheduler.board.on_failure(error, False)
+
+    async def _serve_all(self, tasks: anyio.CancelScope) -> None:
+        with tasks:
+            async with anyio.create_task_group() as group:
+                for serve in (
+                    self.restore_parked,
+                    self.replay.serve,
+                    self.asks.serve,
+                    self.schedules.serve,
+                    self._look_for_changes,
+                    self._purge,
+                ):
+                    group.start_soon(_until_down, serve)
+
+    async def _look_for_changes(self) -> None:
+        """Take up what another process has changed: `lanes inbox requeue`, `lanes answer`."""
+        seen = await self.store.changes()
+        while True:
+            await anyio.sleep(_LOOK_S)
+            now = await self.store.changes()
+            if now != seen:
+                seen = now
+                self.replay.look_again()
+
+    async def _purge(self) -> None:
+        """Forget what ended long ago, a little at a time."""
+        while True:
+            while await self.store.purge(process.wall() - self._keep_s, _PURGE_AT_ONCE) >= _PURGE_AT_ONCE:
+                await anyio.sleep(0.1)  # others commit in between
+            await anyio.sleep(_PURGE_EVERY_S)
+
+
+async def _until_down(serve: Callable[[], Awaitable[None]]) -> None:
+    """Serve until the inbox cannot be written any more: that is logged, and `accept` says so."""
+    with suppress(InboxDown):
+        await serve()

@@ -1,0 +1,146 @@
+"""One thread owns the connection: it commits whatever has come meanwhile as one transaction, then reports.
+
+With one sender each commit carries one message; with many, the disk's sync is shared (group commit). Steps are done in
+the order in which they came, and their reports reach the event loop in that order, in one call per commit.
+
+An error of the disk or of SQLite ends the writer: its transaction is rolled back, all steps that wait get `InboxDown`,
+and so does each later one. No step is tried again on that connection: after a failed sync nothing is known of what the
+disk has (https://www.sqlite.org/howtocorrupt.html, https://lwn.net/Articles/752063/).
+"""
+
+from __future__ import annotations
+
+import queue
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from locks._events import described, log
+from locks._loop import Post
+
+from .errors import InboxDown
+from .store import Report
+
+MOST_IN_A_COMMIT = 1_000
+Step = Callable[[sqlite3.Connection], Any]
+
+
+class Writer:
+    """The thread that writes. `do` may be called from the event loop's thread; reports come there too.
+
+    Args:
+        connect: opens the connection, in the thread; what it raises, `start` raises.
+        post: how the thread reaches the event loop.
+    """
+
+    def __init__(self, path: str, connect: Callable[[], sqlite3.Connection], post: Post) -> None:
+        self._path, self._connect, self._post = path, connect, post
+        self._steps: queue.SimpleQueue[tuple[Step, Report] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"inbox {path}", daemon=True)
+        self.failure: BaseException | None = None
+        """Why nothing is written any more."""
+        self.commits = 0
+        self.steps = 0
+        self.waiting = 0
+        """Steps that were handed over and not reported yet; on the event loop's thread."""
+
+    def start(self, ready: Report) -> None:
+        """Open the connection in the thread; `ready` is called on the loop when that has worked or failed."""
+        self._ready = ready
+        self._thread.start()
+
+    def do(self, step: Step, report: Report) -> None:
+        """Have a step done and committed. Never blocks; after the writer's end it is reported as down at once."""
+        self.waiting += 1
+        self._steps.put((step, report))
+
+    def stop(self) -> None:
+        """Do what was handed over, close, and end. `join` waits for that."""
+        self._steps.put(None)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread; returns whether it has ended. Blocks: call it from a worker thread."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            failed = error
+            self._post(lambda: self._ready(None, failed))
+            return
+        self._post(lambda: self._ready(None, None))
+        try:
+            while self._serve(connection):
+                pass
+        finally:
+            connection.close()
+
+    def _serve(self, connection: sqlite3.Connection) -> bool:
+        """Commit one batch; `False` when the writer is to end."""
+        batch, last = self._batch()
+        if batch:
+            results, error = self._commit(connection, batch) if self.failure is None else ([], self._down())
+            self._report(batch, results, error)
+        return not last
+
+    def _batch(self) -> tuple[list[tuple[Step, Report]], bool]:
+        batch: list[tuple[Step, Report]] = []
+        one = self._steps.get()
+        while one is not None:
+            batch.append(one)
+            if len(batch) >= MOST_IN_A_COMMIT:
+                return batch, False
+            try:
+                one = self._steps.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _commit(
+        self, connection: sqlite3.Connection, batch: list[tuple[Step, Report]]
+    ) -> tuple[list[Any], BaseException | None]:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            results = [step(connection) for step, _ in batch]
+            connection.execute("COMMIT")
+        except BaseException as error:
+            self.failure = error
+            log("inbox_down", level="error", path=self._path, error=described(error))
+            try:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            except sqlite3.Error:
+                pass  # the connection is not used again, and a transaction that has no commit is none
+            return [], self._down()
+        self.commits += 1
+        self.steps += len(batch)
+        return results, None
+
+    def _down(self) -> InboxDown:
+        why = described(self.failure) if self.failure is not None else "it was closed"
+        return InboxDown(
+            f"inbox {self._path} takes nothing: {why}; what it has acknowledged is kept; allowed: a restart of the "
+            "supervisor, when the cause is gone",
+            path=self._path,
+        )
+
+    def _report(self, batch: list[tuple[Step, Report]], results: list[Any], error: BaseException | None) -> None:
+        left = deque((report, None if error is not None else results[n], error) for n, (_, report) in enumerate(batch))
+
+        def report_all() -> None:
+            try:
+                while left:
+                    report, result, why = left.popleft()
+                    self.waiting -= 1
+                    report(result, why)
+            finally:
+                if left:  # what one report has raised must not keep the others waiting
+                    self._post(report_all)
+
+        self._post(report_all)
