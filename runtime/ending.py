@@ -5,6 +5,8 @@ The lanes are the children of a background task, which lasts as long as any body
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import anyio
 
 from lanes import RunState
@@ -14,10 +16,12 @@ from locks._events import described, log
 from .background import Background
 from .drain import Drain
 from .failures import Failures
-from .inbox.service import InboxService
 from .phase import Phase, Standing
 from .process.bindings import Bindings
 from .watch.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from .inbox.service import InboxService
 
 
 class Ending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -17,12 +18,14 @@ from .background import to_its_end
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted, refuse_inside
 from .ending import Ending
 from .failures import Failures
-from .inbox.service import InboxService
 from .phase import STATES, Phase, Standing
 from .process.bindings import Bindings
 from .restart import Restarts
 from .watch.watchdog import Watchdog
 from .zombies import AbandonedBodies, Exits
+
+if TYPE_CHECKING:
+    from .inbox.service import InboxService
 
 EXIT_ABANDONED = 70
 """The exit code of a process that leaves bodies behind (`EX_SOFTWARE`)."""

@@ -11,6 +11,7 @@ taken along: a process that has some needs to be replaced, and says so.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -22,12 +23,14 @@ from locks._events import described, log
 from .background import Background, to_its_end
 from .drain import SETTLE_S, Drain, DrainReport, log_unstarted
 from .ending import Ending
-from .inbox.service import InboxService
 from .phase import STATES, Phase, Standing
 from .process.bindings import Bindings
 from .services import ServicesStuck
 from .watch.watchdog import EXIT_NEW_PROCESS
 from .zombies import AbandonedBodies, Exits
+
+if TYPE_CHECKING:
+    from .inbox.service import InboxService
 
 _GIVEN_UP = "restart: given up, because the supervisor stops or drains"
 _MARGIN_S = 5.0

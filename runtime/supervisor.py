@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from lanes import GroupSpec, InvalidLane, LaneSpec, Parked, Question, Run, SessionLayout
 from lanes.checks import callback, choice, seconds, shown, whole
@@ -19,10 +19,6 @@ from locks import LockRegistry, _clock
 
 from .calls import Calls
 from .drain import DrainReport, refuse_inside
-from .inbox.accepted import Accepted
-from .inbox.rows import InboxRow
-from .inbox.service import InboxService
-from .inbox.settings import Inbox
 from .life import Life
 from .phase import STATES, Standing, State
 from .process.bindings import Bindings
@@ -32,6 +28,12 @@ from .watch.limits import Keeper, Limits
 from .watch.selfcheck import SelfCheck
 from .watch.watchdog import Watchdog
 from .zombies import Exits, OnZombie
+
+if TYPE_CHECKING:
+    from .inbox.accepted import Accepted
+    from .inbox.rows import InboxRow
+    from .inbox.service import InboxService
+    from .inbox.settings import Inbox
 
 
 class Supervisor:
@@ -524,11 +526,13 @@ class Supervisor:
 def _inbox_of(given: Inbox | bool, scheduler: Scheduler, root: str) -> InboxService | None:
     if given is False:
         return None
+    from .inbox.service import InboxService  # noqa: PLC0415 -- most programs that embed one have no inbox
+    from .inbox.settings import Inbox  # noqa: PLC0415 -- the same
+    from .inbox.sqlite import SqliteInbox  # noqa: PLC0415 -- the same
+
     settings = Inbox() if given is True else given
     if not isinstance(settings, Inbox):
         raise InvalidLane(f"inbox: {shown(settings)} is not allowed; allowed: True, False, or an Inbox")
-    from .inbox.sqlite import SqliteInbox  # noqa: PLC0415 -- SQLite is loaded only where there is an inbox
-
     store = SqliteInbox(settings.file_in(root), settings.durability)
     return InboxService(scheduler, store, settings)
 
