@@ -114,6 +114,7 @@ async def test_a_message_that_may_be_repeated_is_answered_again_but_not_for_ever
         assert [row.attempt for row in await sup.unknown()] == [3]
 
 
+@pytest.mark.failure("G9")
 async def test_a_lane_is_told_of_unknown_messages_before_what_came_later(virtual, writer, tmp_path):
     bodies = [("session:a", 1), ("session:a", 2), ("session:b", 3)]
     await cut_off(tmp_path / "old", tmp_path / "new", messages=bodies, spec=lanes(forever, grace=0))
