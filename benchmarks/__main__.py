@@ -12,6 +12,7 @@ import msgspec
 from .between import figures as between
 from .footprint import figures as footprint
 from .foreign import figures as foreign
+from .imports import figures as imports
 from .inside import help_figure
 from .inside import run as inside
 from .latency import figures as latency
@@ -20,6 +21,7 @@ from .many import figures as many
 from .measure import Figure, quiet, table
 from .path import figures as path
 from .process import figures as surroundings
+from .reading import figures as reading
 from .restarts import figures as restarts
 from .sessions import figures as sessions
 from .soak import figures as soak
@@ -63,6 +65,8 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "foreign": foreign,
     "house": house,
     "path": path,
+    "reading": reading,
+    "imports": imports,
 }
 
 

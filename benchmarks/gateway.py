@@ -49,7 +49,7 @@ def figures() -> list[Figure]:
         _serving("lanes", f"{directory}/lanes") as ours,
         _serving("plain", f"{directory}/plain") as peer,
     ):
-        return [*asyncio.run(_requests(ours[1], peer[1])), *asyncio.run(_websockets(*ours))]
+        return [*asyncio.run(_requests(ours, peer)), *asyncio.run(_websockets(*ours))]
 
 
 @contextmanager
@@ -76,12 +76,16 @@ def _serving(kind: str, directory: str) -> Iterator[tuple[psutil.Process, int]]:
 # Requests
 
 
-async def _requests(ours: int, peer: int) -> list[Figure]:
+Server = tuple[psutil.Process, int]
+
+
+async def _requests(ours: Server, peer: Server) -> list[Figure]:
     await _round(ours, "warm"), await _round(peer, "warm")
     rounds = [(await _round(ours, f"r{n}"), await _round(peer, f"r{n}")) for n in range(ROUNDS)]
     name = "POST /sessions/{key}/messages"
     rates = [REQUESTS / median(one[side][0] for one in rounds) for side in (0, 1)]
     late = [median(one[side][1] for one in rounds) * 1e3 for side in (0, 1)]
+    cpu = [median(one[side][2] for one in rounds) / REQUESTS * 1e6 for side in (0, 1)]
     return [
         Figure(
             f"{name}: requests/s / the same application without lanes",
@@ -91,18 +95,27 @@ async def _requests(ours: int, peer: int) -> list[Figure]:
             at_least=True,
             detail=f"{rates[0]:,.0f}/s against {rates[1]:,.0f}/s, {CONNECTIONS} connections",
         ),
+        Figure(
+            f"{name}: CPU of the server / without lanes",
+            median(with_lanes[2] / without[2] for with_lanes, without in rounds),
+            "×",
+            1.3,
+            detail=f"{cpu[0]:.0f} against {cpu[1]:.0f} µs a request",
+        ),
         Figure(f"{name}: p99", late[0], "ms", detail=f"without lanes {late[1]:.1f} ms"),
     ]
 
 
-async def _round(port: int, name: str) -> tuple[float, float]:
-    """Send all requests; returns the seconds for all of them, and the p99 of one."""
+async def _round(server: Server, name: str) -> tuple[float, float, float]:
+    """Send all requests; returns the seconds for all of them, the p99 of one, and the server's CPU seconds."""
+    process, port = server
     took: list[float] = []
-    began = time.perf_counter()
+    began, used = time.perf_counter(), sum(process.cpu_times()[:2])
     async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as clients:
         for number in range(CONNECTIONS):
             clients.create_task(_client(port, name, range(number, REQUESTS, CONNECTIONS), took))
-    return time.perf_counter() - began, sorted(took)[int(len(took) * 0.99)]
+    cpu = sum(process.cpu_times()[:2]) - used
+    return time.perf_counter() - began, sorted(took)[int(len(took) * 0.99)], cpu
 
 
 async def _client(port: int, name: str, numbers: range, took: list[float]) -> None:
@@ -197,6 +210,7 @@ def _serve(kind: str, directory: str) -> None:
     app: Any = application(settings) if kind == "lanes" else _plain(directory)
     config = uvicorn.Config(app, port=0, access_log=False, log_level="error")
     listening = config.bind_socket()
+    listening.listen(WEBSOCKETS)  # clients that come before the server has started wait for it
     print(listening.getsockname()[1], flush=True)
     uvicorn.Server(config).run([listening])
 

@@ -53,7 +53,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from examples.agent import Agent, Model, clock
 from examples.wire import MAX_BODY, AsSent, Posted, Refusal, body_of, key_in, parsed, problem, refused, reply, shown
 from lanes import LaneError, LaneSpec, Run, RunError
-from locks import LockError, LockRegistry
+from locks import LockError
 from runtime import Supervisor
 from runtime.asgi import Supervised
 from runtime.log import configure
@@ -94,7 +94,6 @@ class Gateway:
         sup = Supervisor(
             s.sessions,
             lanes=[chat],
-            registry=LockRegistry(sidecar=False),  # no other process reads lock files here; see `exclusive`
             exclusive=True,
             status_socket=True,
             notify=True,
