@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import inspect
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -137,6 +138,14 @@ def test_public_names_exist_and_are_typed_and_documented(package):
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_ship_their_types(package):
     assert (ROOT / package / "py.typed").exists()
+
+
+def test_no_event_loop_and_no_slow_library_is_imported_before_it_is_needed():
+    """Half of the time that `from runtime import Supervisor` took went to these."""
+    slow = ("asyncio", "trio", "psutil", "ssl", "logging", "tempfile", "subprocess", "rich", "click")
+    code = f"import sys; from runtime import Supervisor; print(*[name for name in {slow} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.split() == []
 
 
 # The check itself
