@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import os
+import traceback
 import tracemalloc
 from array import array
 from contextlib import aclosing
@@ -22,7 +23,7 @@ import anyio
 import pytest
 import structlog
 
-from lanes import LaneSpec, Outcome, RunState, SessionLayout, tracebacks
+from lanes import LaneSpec, Outcome, RunState, SessionLayout
 from lanes.core.board import Board
 from lanes.core.hooks import Hooks
 from lanes.core.scheduler import Scheduler
@@ -144,7 +145,7 @@ class Churn:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_day_of_conversations_leaves_no_lane_no_task_no_descriptor_and_no_memory(backend, tmp_path, monkeypatch):
     # CPython itself keeps some three bytes each time that it formats a traceback.
-    monkeypatch.setattr(tracebacks, "traceback", Plain)
+    monkeypatch.setattr(traceback, "format_exception", Plain.format_exception)
     quiet = [lambda *_: (_ for _ in ()).throw(structlog.DropEvent)]
     with virtual_time() as clock:
         churn = Churn(tmp_path)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import traceback
 
 import anyio
 import pytest
 import structlog
 import trio
 
-from lanes import GroupSpec, LaneSpec, RunState, tracebacks
+from lanes import GroupSpec, LaneSpec, RunState
 from runtime import Supervisor
 from tests.schedules import INTERNAL_ERRORS, SCENARIOS, Plain, Schedule, World
 from tests.virtual import virtual_time
@@ -24,7 +25,7 @@ PER_LOOP = 500
 
 @pytest.fixture(autouse=True)
 def _plain_tracebacks(monkeypatch):
-    monkeypatch.setattr(tracebacks, "traceback", Plain)
+    monkeypatch.setattr(traceback, "format_exception", Plain.format_exception)
 
 
 @pytest.fixture(autouse=True)
