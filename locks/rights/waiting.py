@@ -58,7 +58,7 @@ class WaitingRoom:
         leader = self._leader
         if queue.ticket is not None or (queue.locked and queue.holder is None):  # `competing`, without a call
             if queue not in self.competing and leader is not None:
-                # It may sleep until a foreign lock file is due again, or until many others have had its right.
+                # It may sleep until a foreign lock file is due again, or for long because many are before it.
                 if leader.changed is not None:
                     leader.changed.set()
                 if leader.queue is not None:
