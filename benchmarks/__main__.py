@@ -13,6 +13,7 @@ from .between import figures as between
 from .footprint import figures as footprint
 from .foreign import figures as foreign
 from .imports import figures as imports
+from .inbox import figures as inbox
 from .inside import help_figure
 from .inside import run as inside
 from .latency import figures as latency
@@ -67,6 +68,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "path": path,
     "reading": reading,
     "imports": imports,
+    "inbox": inbox,
 }
 
 
