@@ -1,7 +1,7 @@
 """The next attempt of a run whose body has failed, on a lane with `retry`.
 
 The failed attempt gives back its place, its slot and its turn, as at an end, but the run keeps its place in the queue
-of its session. The next attempt is a new execution.
+of its session. The next attempt is a new execution. `lanes.retry` says when it comes, `raised` what is worth one.
 """
 
 from __future__ import annotations

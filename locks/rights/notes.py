@@ -1,4 +1,4 @@
-"""Which rights are noted beside their sessions, for people: those that are held for a while.
+"""Which turns are noted beside their sessions (`<file>.turn`), for people: those that are held for a while.
 
 Most turns are over before anyone can ask for the name of their holder, and writing and removing a file costs more than
 all the rest of such a turn. So a note is written when its claim has held for `NOTED_AFTER_S`, by a thread of its own:

@@ -1,5 +1,7 @@
 """The guards of a session's rights: files beside it, for foreign programs and people.
 
+Sessions whose names no foreign program knows get no lock file (`ForeignPolicy.beside`); `lanes.layout` says which.
+
 Our own processes exclude each other by the kernel lock alone. Only the process that has that lock enters or leaves a
 guard, on the event loop's thread and outside the file's mutex, so its check-then-unlink races with no other process of
 ours.

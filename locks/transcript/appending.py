@@ -1,4 +1,4 @@
-"""A session's transcript: one JSON object per line, appended whole or not at all.
+"""Appending to a session's transcript: whole or not at all, and only while the file is the one that its name leads to.
 
 A process that is killed tears the line it is writing, inside one `write`, at a page edge (measured: 171 of 171 tears at
 4 KiB edges), and whatever is appended to a torn tail is destroyed with it. So before each append the last byte is

@@ -1,4 +1,4 @@
-"""What a peer is. A new peer is one entry in `PEERS`, with an adapter that has these methods."""
+"""What a peer is. A new peer is one entry in the tuple of its kind (`inside`, `between`, `jobs`, `gateways`)."""
 
 from __future__ import annotations
 
