@@ -197,8 +197,8 @@ class OnSupervisor:
         self.ways: list[tuple[int, Callable[[str, str], Awaitable[None]]]] = [
             (10, self.conduct),
             (10, self.note),
-            (1, self.reset),
-            (1, self.late),
+            (2, self.reset),
+            (4, self.late),
             (1, self.doctor),
         ]
 

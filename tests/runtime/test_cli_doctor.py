@@ -406,8 +406,8 @@ def as_nobody(directory: Path, *arguments: str) -> subprocess.CompletedProcess[s
         if one.stat().st_uid == os.geteuid() and len(one.parts) > 2:
             one.chmod(one.stat().st_mode | 0o055)
     child = (
-        "import sys, psutil, structlog, runtime.cli.doctor; from runtime.cli import main; from tests import command;"
-        " command.as_nobody(); sys.exit(main(sys.argv[1:]))"
+        "import sys, psutil, structlog, tempfile, runtime.cli.doctor;"
+        " from runtime.cli import main; from tests import command; command.as_nobody(); sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.run(
         [sys.executable, "-c", child, *arguments],

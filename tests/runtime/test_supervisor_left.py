@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import threading
 from contextlib import asynccontextmanager
 from operator import attrgetter
 
@@ -38,6 +39,7 @@ class World:
             lanes=LANES,
             services={"one": self.service},
             exclusive=True,
+            inbox=True,
             status_socket=self.socket,
             signals=signals,
             drain_timeout=0.0,
@@ -65,6 +67,7 @@ class World:
             "runs": [run for run in self.runs if run.state is not RunState.CANCELLED],
             "lanes": not self.sup._life.ending.lanes.over.is_set(),
             "state": self.sup.state != "stopped",
+            "inbox": any(one.name.startswith(f"inbox {self.path}") for one in threading.enumerate()),
         }
         return [name for name, still in found.items() if still]
 
@@ -283,6 +286,7 @@ OWN = {
     "watch_abandoned": set(),
     "leave_lanes_task": {"lanes"},
     "leave_services": {"services"},
+    "close_inbox": {"inbox"},
     "stop_watchdog": {"watchdog"},
     "give_back": {"socket"},
 }
