@@ -184,20 +184,15 @@ class Door:
     def _queue(self, coming: _Coming, fate: Fate, taken: Taken) -> None:
         try:
             run = self.admit(coming.request, coming.policy, coming.new, taken.id, coming.context)
-        except (LaneFull, LaneBusy) as error:  # it has filled up meanwhile
-            if coming.new.first:  # it is for this process to make room, not for a person to answer again
+        except Exception as error:  # it has filled up meanwhile
+            self._not_started(taken)
+            if coming.new.first and isinstance(error, LaneFull):
+                # It is for this process to make room, and not for a person to answer again.
                 self.on_full(coming.new.lane, taken.id)
                 coming.answer((taken, fate), None)
                 return
-            refusal, reason = error, str(error)
-            self._not_started(taken)
-            self.store.end(
-                [taken.id], MessageState.DROPPED, reason, None, lambda _, down: coming.answer(None, down or refusal)
-            )
-            return
-        except Exception as error:
-            self._not_started(taken)
-            coming.answer(None, error)
+            refusal, state = error, MessageState.DROPPED
+            self.store.end([taken.id], state, str(error), None, lambda _, down: coming.answer(None, down or refusal))
             return
         execution = execution_of(run)
         if execution is None or execution.phase not in UNDERWAY or execution.joined:

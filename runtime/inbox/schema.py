@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import sqlite3
 
+from locks.network import network_file_system
+
 from .errors import InboxInvalid
 from .settings import Durability
 
 APPLICATION_ID = 0x6C616E65  # "lane"
 VERSION = 1
+_OLDEST = (3, 37)  # STRICT tables
 
 _TABLES = """
 CREATE TABLE message (
@@ -81,16 +84,21 @@ def connect(path: str, durability: Durability) -> sqlite3.Connection:
         InboxInvalid: the file is damaged, is no inbox, or is of a newer version.
         OSError, sqlite3.Error: it cannot be opened.
     """
+    if sqlite3.sqlite_version_info < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise _invalid(path, f"needs SQLite {oldest}, and this Python has {sqlite3.sqlite_version}")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    if (kind := network_file_system(os.path.dirname(path))) is not None:
+        raise _invalid(path, f"is on {kind}, a network file system, where SQLite cannot lock it")
     connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
     try:
-        os.chmod(path, 0o600)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'sync' else 'NORMAL'}")
         if _is_empty(connection):
             statements = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
             connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} {statements} COMMIT;")
-        check(connection, path)
+        check(connection, path)  # before anything of it is changed
+        os.chmod(path, 0o600)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'sync' else 'NORMAL'}")
     except sqlite3.DatabaseError as error:
         connection.close()
         if type(error) is sqlite3.DatabaseError:  # "malformed", "not a database"; its subclasses say that a call failed

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import anyio
 import pytest
 
 from lanes import DedupeConflict, InvalidLane, LaneFull, LaneSpec, Message, RetrySpec, RunState
-from runtime import Inbox, InboxDown, MessageState, OutcomeUnknown, Supervisor
+from runtime import Inbox, InboxDown, InboxInvalid, MessageState, OutcomeUnknown, Supervisor
 from tests.inboxes import copy_of, inline, rows, service_of, writer_of
 
 
@@ -29,6 +31,11 @@ def answering(log):
 
 def lanes(handler, **options):
     return [LaneSpec("session:*", handler=handler, **options)]
+
+
+def executed(path, statements):
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
 
 
 async def forever(ctx, messages):
@@ -360,6 +367,29 @@ def test_an_inbox_is_true_false_or_an_inbox(tmp_path, bad):
 def test_a_field_of_an_inbox_is_named_when_it_is_refused(field, value):
     with pytest.raises(InvalidLane, match=f"inbox, {field}: "):
         Inbox(**{field: value})
+
+
+@pytest.mark.backends("asyncio")
+async def test_a_file_that_is_no_inbox_of_this_version_is_refused_untouched(virtual, writer, tmp_path):
+    for name, spoil, why in (
+        ("text", lambda path: path.write_bytes(b"no database" * 100), "damaged"),
+        ("other", lambda path: executed(path, "CREATE TABLE t (x)"), "another program"),
+        ("newer", lambda path: executed(path, "PRAGMA application_id = 1818324581; PRAGMA user_version = 2"), "form 2"),
+    ):
+        path = tmp_path / name / ".lanes" / "inbox.db"
+        path.parent.mkdir(parents=True)
+        spoil(path)
+        before = path.read_bytes()
+        with pytest.raises(InboxInvalid, match=why):
+            await Supervisor(tmp_path / name, lanes=lanes(forever), inbox=True).start()
+        assert path.read_bytes() == before
+
+
+@pytest.mark.backends("asyncio")
+async def test_an_inbox_on_a_network_file_system_is_refused(virtual, writer, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.inbox.schema.network_file_system", lambda _path: "nfs")
+    with pytest.raises(InboxInvalid, match="on nfs, a network file system"):
+        await Supervisor(tmp_path, lanes=lanes(forever), inbox=True).start()
 
 
 async def test_a_commit_that_fails_ends_the_writer_and_loses_nothing(virtual, writer, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
@@ -33,6 +34,7 @@ _SETTINGS: Any = {
     "savefig.dpi": 130,
     "svg.hashsalt": "lanes",
 }
+_WIDEST_TITLE = 80  # characters; more would leave the picture on the right
 
 
 class Look(NamedTuple):
@@ -46,7 +48,7 @@ class Look(NamedTuple):
 
 def framed(figure: Figure, title: str, legend: str) -> Figure:
     """The figure with its question above and the meaning of its signs below: it is looked at without the page, too."""
-    figure.suptitle(title, x=0.005, ha="left", fontsize=12, fontweight="bold")
+    figure.suptitle(fill(title, _WIDEST_TITLE), x=0.005, ha="left", fontsize=12, fontweight="bold")
     figure.supxlabel(legend, x=0.005, ha="left", fontsize=8)
     return figure
 
