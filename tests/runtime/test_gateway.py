@@ -235,7 +235,9 @@ async def test_an_idempotency_key_that_was_sent_with_another_text_is_409(gateway
 async def test_a_client_that_goes_away_finds_the_answer_in_the_transcript(gateway, key):
     async with httpx.AsyncClient(base_url=gateway.url) as client:
         with pytest.raises(httpx.ReadTimeout):
-            await client.post(f"/sessions/{key}/messages", json={"text": SLOW}, timeout=0.1)
+            await client.post(
+                f"/sessions/{key}/messages", json={"text": SLOW}, timeout=httpx.Timeout(LIMIT_S, read=0.1)
+            )
     assert await eventually(lambda: gateway.said(key, "assistant"), within=LIMIT_S) == [SLOW]
 
 
