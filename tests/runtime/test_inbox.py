@@ -84,6 +84,34 @@ async def test_nothing_is_acknowledged_and_no_body_begins_before_it_is_kept(virt
     assert log == [[1]]
 
 
+@pytest.mark.failure("G9")
+async def test_a_body_begins_and_is_given_a_message_only_when_that_is_kept(virtual, writer, tmp_path):
+    log: list[Any] = []
+
+    async def reads(ctx, messages):
+        log.append(messages[0].body)
+        await anyio.sleep(5)
+        if messages[0].body == 2:
+            log.append((await ctx.inbox.receive()).body)
+
+    async with Supervisor(tmp_path, lanes=lanes(reads), inbox=True) as sup:
+        await sup.accept("session:a", 1)
+        second = await sup.accept("session:a", 2)
+        writer_of(sup).held = []
+        await anyio.sleep(10)
+        assert log == [1]  # its run has a slot and the turn, and its start is not kept
+        writer_of(sup).release()
+        await anyio.sleep(1)
+        assert log == [1, 2]
+        await sup.accept("session:a", 3, when_busy="steer")
+        writer_of(sup).held = []
+        await anyio.sleep(10)
+        assert log == [1, 2]  # it waits for its message, which is marked as started first
+        writer_of(sup).release()
+        await second.wait()
+    assert log == [1, 2, 3]
+
+
 async def test_a_message_that_has_to_wait_is_kept_as_accepted_until_its_body_begins(virtual, writer, tmp_path):
     async with Supervisor(tmp_path, lanes=lanes(forever, timeout=5, grace=1), inbox=True) as sup:
         first, second = await sup.accept("session:a", 1), await sup.accept("session:a", 2)
