@@ -112,6 +112,29 @@ async def test_a_body_begins_and_is_given_a_message_only_when_that_is_kept(virtu
     assert log == [1, 2, 3]
 
 
+async def test_of_two_messages_that_could_both_start_at_once_the_second_waits_as_accepted(virtual, writer, tmp_path):
+    async with Supervisor(tmp_path, lanes=lanes(forever, grace=0), inbox=True) as sup:
+        writer_of(sup).held = []
+        async with anyio.create_task_group() as group:
+            group.start_soon(sup.accept, "session:a", 1)
+            await anyio.sleep(1)
+            group.start_soon(sup.accept, "session:a", 2)
+            await anyio.sleep(1)
+            writer_of(sup).release()
+        await anyio.sleep(1)
+        assert rows(tmp_path, "body, state, attempt") == [(b"1", "started", 1), (b"2", "accepted", 0)]
+        sup.cancel()
+
+
+async def test_a_message_whose_answer_could_not_be_appended_is_not_done(virtual, writer, tmp_path):
+    async def finishes(ctx, messages):
+        await ctx.finish({"answer": object()})
+
+    async with Supervisor(tmp_path, lanes=lanes(finishes), inbox=True) as sup:
+        await (await sup.accept("session:a", 1)).wait()
+        assert rows(tmp_path) == [(1, "failed")]
+
+
 async def test_a_message_that_has_to_wait_is_kept_as_accepted_until_its_body_begins(virtual, writer, tmp_path):
     async with Supervisor(tmp_path, lanes=lanes(forever, timeout=5, grace=1), inbox=True) as sup:
         first, second = await sup.accept("session:a", 1), await sup.accept("session:a", 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from lanes import LaneError, LaneSpec, RetrySpec, WaitsForAnswer
 from runtime import Supervisor
-from tests.inboxes import Inline, copy_of, inline, rows
+from tests.inboxes import FILE, Inline, copy_of, inline, rows
 
 OPEN = ("accepted", "started")
 
@@ -97,6 +99,7 @@ async def check(first: Story, root: Path, commit: int) -> None:
             unknown = {(row.lane, int(row.body)) for row in await sup.unknown() if row.ask is None}
     after = {(lane, int(body)): state for lane, body, state in rows(root, "lane, body, state", "ask IS NULL")}
     assert not [state for state in after.values() if state in OPEN], commit
+    assert unanswered(root) == [], f"commit {commit}: questions are closed, and no message says so"
     given = [(lane, body) for _, lane, body in second.given if body is not None]
     earlier = {(lane, body) for at, lane, body in first.given if at <= commit}
     for when, lane, body in first.acknowledged.values():
@@ -114,6 +117,14 @@ async def check(first: Story, root: Path, commit: int) -> None:
     for lane in {lane for lane, _ in given}:
         order = [body for one, body in given if one == lane]
         assert sorted(set(order)) == list(dict.fromkeys(order)), f"commit {commit}: {lane} {order}"
+
+
+def unanswered(root: Path) -> list[tuple[Any, ...]]:
+    """Questions that are closed without a message that brings the answer, or the expiry."""
+    with closing(sqlite3.connect(root / FILE)) as connection:
+        return connection.execute(
+            "SELECT id FROM ask WHERE state != 'open' AND id NOT IN (SELECT ask FROM message WHERE ask IS NOT NULL)"
+        ).fetchall()
 
 
 @pytest.mark.suite("K5")
