@@ -201,8 +201,8 @@ def _progress() -> Iterator[Progress]:
         yield tell
         return
     from rich.console import Console  # noqa: PLC0415 -- for a terminal only
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-    from rich.progress import Progress as Bar  # noqa: PLC0415
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415 -- as above
+    from rich.progress import Progress as Bar  # noqa: PLC0415 -- as above
 
     with Bar(
         TextColumn("{task.description:16}"),

@@ -94,13 +94,6 @@ class Door:
         body, route = as_json("message", given.body), as_json("route", given.route)
         if dedupe is not None:
             check_dedupe(dedupe)
-        try:
-            intake.refuse(request, policy)
-        except (LaneFull, LaneBusy):
-            known = None if dedupe is None else await self.store.said(request.lane.name, request.session, dedupe)
-            if known is None:
-                raise
-            return await self.find(known)
         new = NewRow(
             lane=request.lane.name,
             session=request.session,
@@ -114,6 +107,16 @@ class Door:
             repeat=repeats(request.spec),
             started=self._starts_at_once(request, policy),
         )
+        try:
+            intake.refuse(request, policy)
+        except (LaneFull, LaneBusy):
+            known = None if dedupe is None else await self.store.said(new.lane, new.session, dedupe, new.digest)
+            if known is None:
+                raise
+            message, same_body = known
+            if not same_body:
+                raise _conflict(new, message) from None
+            return await self.find(message)
         return await self.keep(request, policy, new)
 
     def request_for(self, lane: str, session: str | None) -> tuple[Request, WhenBusy]:

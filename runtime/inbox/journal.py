@@ -11,6 +11,7 @@ import msgspec
 
 from lanes import Message, Outcome, Question, Run, RunState
 from lanes.message import ids_of
+from locks import _effects
 
 from .answer import Answer
 from .asks import Asks
@@ -101,8 +102,11 @@ class InboxJournal:
             self.on_end(run.lane)
             return
         state = _state(outcome, parked)
-        self._store.end(ids, state, outcome.reason, _result(outcome), partial(self._kept, ids, state, outcome))
+        _effects.after(self._note_end, ids, state, outcome)  # making JSON of a value can call user code
         self.on_end(run.lane)
+
+    def _note_end(self, ids: list[int], state: MessageState, outcome: Outcome) -> None:
+        self._store.end(ids, state, outcome.reason, _result(outcome), partial(self._kept, ids, state, outcome))
 
     def _kept(
         self, ids: list[int], state: MessageState, outcome: Outcome, _noted: object, error: BaseException | None

@@ -189,9 +189,9 @@ class SqliteInbox:
         """Put right what was started and cut off."""
         return await self._ask(lambda c: statements.recover(c, process.wall(), ids))
 
-    async def said(self, lane: str, session: str | None, key: str) -> int | None:
-        """The message that is kept under a key."""
-        return await self._ask(lambda c: statements.said(c, lane, session, key))
+    async def said(self, lane: str, session: str | None, key: str, digest: bytes) -> tuple[int, bool] | None:
+        """The message that is kept under a key, and whether its body has that digest."""
+        return await self._ask(lambda c: statements.said(c, lane, session, key, digest))
 
     async def accepted_among(self, ids: Sequence[int]) -> list[InboxRow]:
         """Those of some messages that wait."""

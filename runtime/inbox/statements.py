@@ -61,10 +61,12 @@ def accept(connection: sqlite3.Connection, new: NewRow, now: float, replayed: fl
     return Taken(taken, True, True, behind, state)
 
 
-def said(connection: sqlite3.Connection, lane: str, session: str | None, key: str) -> int | None:
-    """The id of the message that is kept under a key."""
+def said(
+    connection: sqlite3.Connection, lane: str, session: str | None, key: str, digest: bytes
+) -> tuple[int, bool] | None:
+    """The id of the message that is kept under a key, and whether its body has that digest."""
     found = connection.execute(_SAID, (lane, session or "", key)).fetchone()
-    return None if found is None else int(found[0])
+    return None if found is None else (int(found[0]), found[1] == digest)
 
 
 def begin(connection: sqlite3.Connection, ids: Sequence[int], now: float) -> int:

@@ -114,8 +114,8 @@ class InboxStore(Protocol):
             lane: of that lane only.
         """
 
-    async def said(self, lane: str, session: str | None, key: str) -> int | None:
-        """The message that is kept under a key."""
+    async def said(self, lane: str, session: str | None, key: str, digest: bytes) -> tuple[int, bool] | None:
+        """The message that is kept under a key, and whether its body has that digest."""
 
     async def accepted_among(self, ids: Sequence[int]) -> list[InboxRow]:
         """Those of some messages that wait, by id."""

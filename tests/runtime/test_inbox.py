@@ -217,6 +217,8 @@ async def test_a_full_lane_refuses_and_its_key_still_finds_what_was_accepted(vir
         with pytest.raises(LaneFull):
             await sup.accept("session:a", 3)
         assert not (await sup.accept("session:a", 2, dedupe="two")).new
+        with pytest.raises(DedupeConflict):
+            await sup.accept("session:a", 9, dedupe="two")
         assert len(rows(tmp_path)) == 2
         sup.cancel()
 

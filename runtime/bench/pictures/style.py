@@ -70,7 +70,7 @@ def look_of(peer: str, floor: str | None) -> Look:
     if is_own(peer):
         return Look("black", "", 2.2 if peer == OWN else 1.3, "-")
     if peer == floor:
-        return Look("white", "////", 1.4, (0, (6, 2)))  # type: ignore[arg-type]
+        return Look("white", "////", 1.4, (0, (6, 2)))  # type: ignore[arg-type]  # matplotlib takes it
     if peer == LEGACY:
         return Look("white", "xxxx", 1.2, ":")
     return Look("0.85", "", 0.9, "-")
