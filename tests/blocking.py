@@ -76,7 +76,7 @@ def _announced(event: str, call: Callable[[T], R]) -> Callable[[T], R]:
 
 
 def _hook(event: str, args: tuple) -> None:
-    if event not in _EVENTS or not _EVENTS[event](args):
+    if not _EVENTS or event not in _EVENTS or not _EVENTS[event](args):  # none at the end of the interpreter
         return
     if not _on_a_loop() or getattr(_here, "permitted", False):
         return
