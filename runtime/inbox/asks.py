@@ -17,7 +17,7 @@ import msgspec
 
 from lanes import Answer as PersonsAnswer
 from lanes import InvalidLane, LaneError, Question, Run
-from lanes.checks import seconds, shown
+from lanes.checks import seconds, shown, whole
 from lanes.core.intake import check_dedupe
 from lanes.core.scheduler import Scheduler
 from locks import process
@@ -25,7 +25,7 @@ from locks._events import described, log
 
 from .accepted import Accepted
 from .answer import Answer
-from .door import Door, as_json, repeats
+from .door import MOST_WHOLE, Door, as_json, is_utf8, repeats, storable
 from .errors import AskClosed, InboxDown, ask_closed
 from .rows import Ask, AskedFor, NewRow, decoded
 
@@ -57,7 +57,7 @@ class Asks:
         if expires_s is not None:
             expires_s = seconds("expires", expires_s)
         if key is not None:
-            check_dedupe(key)
+            storable("key", check_dedupe(key))
         given = None if options is None else _options(options)
         now = process.wall()
         new = Ask(
@@ -81,7 +81,7 @@ class Asks:
 
     async def answer(self, ask_id: Any, value: Any, by: Any) -> Accepted:
         """Close a question with an answer; see `Supervisor.answer`."""
-        ask = await self._store.find_ask(ask_id) if isinstance(ask_id, str) else None
+        ask = await self._store.find_ask(ask_id) if isinstance(ask_id, str) and is_utf8(ask_id) else None
         if ask is None or ask.state != "open":
             raise ask_closed(ask_id, ask)
         question = question_of(ask)
@@ -94,6 +94,10 @@ class Asks:
 
     async def open(self, *, lane: str | None, session: str | None, at_most: int) -> list[Question]:
         """The questions that wait for an answer, the oldest first."""
+        for what, given in (("lane", lane), ("session", session)):
+            if given is not None:
+                storable(what, given)
+        at_most = min(whole("at_most", at_most, 0), MOST_WHOLE)
         return [question_of(ask) for ask in await self._store.open_asks(lane, session, at_most)]
 
     async def serve(self) -> None:

@@ -40,6 +40,8 @@ from .store import InboxStore, Report
 
 DEFAULT_REPEATS = 3
 Keep = Callable[[NewRow, int, Report], None]
+MOST_WHOLE = (1 << 63) - 1
+"""The largest whole number that the inbox can keep."""
 ALL_REPLAYED = (1 << 62) - 1
 """As `Door.replayed`: nothing is on disk only."""
 
@@ -93,9 +95,9 @@ class Door:
         given = request.messages[0]
         body, route = as_json("message", given.body), as_json("route", given.route)
         if dedupe is not None:
-            check_dedupe(dedupe)
+            storable("dedupe", check_dedupe(dedupe))
         new = NewRow(
-            lane=request.lane.name,
+            lane=storable("lane", request.lane.name),
             session=request.session,
             priority=priority,
             timeout=timeout,
@@ -148,11 +150,13 @@ class Door:
         Raises:
             InvalidLane: none of that id is kept.
         """
+        if type(message) is not int or not 0 < message <= MOST_WHOLE:
+            raise _not_kept(message)
         fate = self.fate(message, MessageState.ACCEPTED)  # before it is looked for: it may end meanwhile
         if not fate.ended.is_set():
             row = await self.store.find(message)
             if row is None:
-                raise InvalidLane(f"message: {shown(message)} is not kept; allowed: the id of a message in the inbox")
+                raise _not_kept(message)
             if not fate.ended.is_set():
                 fate.state = row.state
                 if not row.state.open:
@@ -277,6 +281,30 @@ def as_json(what: str, value: Any) -> bytes:
     except TranscriptError as error:
         raise InvalidLane(f"{what}: cannot be kept: {error}; allowed: what JSON has") from error
     return msgspec.json.encode(value)
+
+
+def storable(what: str, value: Any) -> str:
+    """Text that the inbox can keep.
+
+    Raises:
+        InvalidLane: it is none: half of a surrogate pair, as a file name may have, has no UTF-8.
+    """
+    if not isinstance(value, str) or not is_utf8(value):
+        raise InvalidLane(f"{what}: {shown(value)} cannot be kept; allowed: text without half of a surrogate pair")
+    return value
+
+
+def is_utf8(text: str) -> bool:
+    """Whether text has UTF-8, as all text in the inbox must."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _not_kept(message: object) -> InvalidLane:
+    return InvalidLane(f"message: {shown(message)} is not kept; allowed: the id of a message in the inbox")
 
 
 def _conflict(new: NewRow, known: int) -> DedupeConflict:

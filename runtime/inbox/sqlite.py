@@ -105,7 +105,9 @@ class SqliteInbox:
         self, ids: Sequence[int], state: MessageState, reason: str, result: bytes | None, report: Report | None
     ) -> None:
         """Messages have ended."""
-        self._do(lambda c: statements.end(c, ids, state, process.wall(), reason, result), report)
+        # It may be the text of an exception, which has halves of surrogate pairs where a file name has bytes.
+        why = reason.encode(errors="backslashreplace").decode()
+        self._do(lambda c: statements.end(c, ids, state, process.wall(), why, result), report)
 
     def told(self, ids: Sequence[int]) -> None:
         """The lane of messages whose end is unknown was told of them."""

@@ -3,6 +3,7 @@
 With one sender each commit carries one message; with many, the disk's sync is shared (group commit). Steps are done in
 the order in which they came, and their reports reach the event loop in that order, in one call per commit.
 
+A step with a value that SQLite cannot have fails alone: the transaction is rolled back, and done without that step.
 An error of the disk or of SQLite ends the writer: its transaction is rolled back, all steps that wait get `InboxDown`,
 and so does each later one. No step is tried again on that connection: after a failed sync nothing is known of what the
 disk has (https://www.sqlite.org/howtocorrupt.html, https://lwn.net/Articles/752063/).
@@ -15,7 +16,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from locks._events import described, log
 from locks._loop import Post
@@ -24,7 +25,15 @@ from .errors import InboxDown
 from .store import Report
 
 MOST_IN_A_COMMIT = 1_000
+_UNFIT = (UnicodeError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+"""A value cannot be bound to a statement. The fault is that of the step's caller, and nothing was written."""
 Step = Callable[[sqlite3.Connection], Any]
+
+
+class _Unfit(NamedTuple):
+    """In the place of a result: the step could not be done, and changed nothing."""
+
+    error: BaseException
 
 
 class Writer:
@@ -106,9 +115,7 @@ class Writer:
         self, connection: sqlite3.Connection, batch: list[tuple[Step, Report]]
     ) -> tuple[list[Any], BaseException | None]:
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            results = [step(connection) for step, _ in batch]
-            connection.execute("COMMIT")
+            results = self._transaction(connection, [step for step, _ in batch])
         except BaseException as error:
             self.failure = error
             log("inbox_down", level="error", path=self._path, error=described(error))
@@ -122,6 +129,23 @@ class Writer:
         self.steps += len(batch)
         return results, None
 
+    def _transaction(self, connection: sqlite3.Connection, steps: list[Step]) -> list[Any]:
+        """Do the steps and commit; returns for each its result, or `_Unfit`."""
+        unfit: dict[int, _Unfit] = {}
+        while True:
+            connection.execute("BEGIN IMMEDIATE")
+            results: list[Any] = []
+            for n, step in enumerate(steps):
+                try:
+                    results.append(unfit[n] if n in unfit else step(connection))
+                except _UNFIT as error:
+                    unfit[n] = _Unfit(error)
+                    connection.execute("ROLLBACK")
+                    break
+            else:
+                connection.execute("COMMIT")
+                return results
+
     def _down(self) -> InboxDown:
         why = described(self.failure) if self.failure is not None else "it was closed"
         return InboxDown(
@@ -131,7 +155,8 @@ class Writer:
         )
 
     def _report(self, batch: list[tuple[Step, Report]], results: list[Any], error: BaseException | None) -> None:
-        left = deque((report, None if error is not None else results[n], error) for n, (_, report) in enumerate(batch))
+        reports = [report for _, report in batch]
+        left = deque((report, *_told(None if error else results[n], error)) for n, report in enumerate(reports))
 
         def report_all() -> None:
             try:
@@ -144,3 +169,7 @@ class Writer:
                     self._post(report_all)
 
         self._post(report_all)
+
+
+def _told(result: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:
+    return (None, result.error) if isinstance(result, _Unfit) else (result, error)
