@@ -361,6 +361,21 @@ class Supervisor:
             when_busy=when_busy,
         )
 
+    async def find_message(self, message_id: int) -> Accepted | None:
+        """An accepted message as it is now, whatever process has accepted it. A checkpoint.
+
+        Returns:
+            `None` if the inbox does not keep it: it was never accepted, or ended too long ago.
+
+        Raises:
+            InboxDown: it is not known.
+        """
+        door = self._inbox_for("find_message").door
+        try:
+            return await door.find(message_id)
+        except InvalidLane:
+            return None
+
     async def answer(self, ask_id: str, value: Any, *, by: str = "") -> Accepted:
         """Answer a question that a handler has asked (`RunContext.ask`). A checkpoint; cancelled, it may be answered.
 

@@ -39,7 +39,7 @@ class Permit(Protocol):
     def message_ids(self) -> list[int]:
         """The ids of the messages that it answers and that an inbox keeps."""
 
-    async def finished(self) -> None:
+    async def finished(self, result: Any) -> None:
         """Its messages are answered. A checkpoint; returns when that is kept."""
 
     async def ask(

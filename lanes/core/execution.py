@@ -216,10 +216,10 @@ class Execution:
         """The ids of the messages that it answers and that an inbox keeps, those that its body has read included."""
         return ids_of(chain(self.messages or (), *(one.messages or () for one in self.answering or ())))
 
-    async def finished(self) -> None:
+    async def finished(self, result: Any) -> None:
         """Its messages are answered. A checkpoint; returns when that is kept."""
         if (journal := self.owner.board.journal) is not None and (ids := self.message_ids()):
-            await journal.finished(ids)
+            await journal.finished(ids, result)
 
     async def ask(
         self,

@@ -32,8 +32,11 @@ class Journal(Protocol):
     def tried(self, messages: Sequence[Message]) -> None:
         """An attempt at a run has failed, and the run waits for the next one. Called within a change: it takes note."""
 
-    async def finished(self, ids: Sequence[int]) -> None:
+    async def finished(self, ids: Sequence[int], result: Any) -> None:
         """Messages are answered, though the body goes on. A checkpoint; returns when that is kept.
+
+        Args:
+            result: what is kept as the value of the run.
 
         Raises:
             Exception: it cannot be kept.

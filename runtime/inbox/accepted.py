@@ -6,13 +6,14 @@ from typing import Any
 
 import anyio
 
-from lanes import Outcome, Run, RunError, RunState
+from lanes import Outcome, Run, RunCancelled, RunError, RunState, RunSuperseded
 
 from .errors import OutcomeUnknown
-from .rows import InboxRow, MessageState, decoded
+from .rows import Ask, InboxRow, MessageState, decoded, question_of
 
 _STATES = {
     MessageState.DONE: RunState.DONE,
+    MessageState.WAITING: RunState.DONE,
     MessageState.CANCELLED: RunState.CANCELLED,
     MessageState.DROPPED: RunState.CANCELLED,
     MessageState.SUPERSEDED: RunState.SUPERSEDED,
@@ -60,7 +61,8 @@ class Accepted:
 
     @property
     def state(self) -> MessageState:
-        """Where it stands, as this process knows it."""
+        """Where it stands; what becomes of it once it was parked, waits for a person, or was left to the next process
+        or generation: `Supervisor.find_message`."""
         fate = self._fate
         running = fate.state is MessageState.ACCEPTED and fate.run is not None and fate.run.state is RunState.RUNNING
         return MessageState.STARTED if running else fate.state
@@ -69,6 +71,11 @@ class Accepted:
     def run(self) -> Run | None:
         """The run that answers it; `None` while it waits on disk only, and where an earlier process has answered it."""
         return self._fate.run
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What `wait` returns; `None` while it waits."""
+        return self._fate.outcome
 
     async def wait(self, timeout: float | None = None) -> Outcome:
         """Wait until the message has ended, and that is kept. A checkpoint; cancelled, the message goes on.
@@ -80,8 +87,8 @@ class Accepted:
             timeout: seconds to wait at most.
 
         Returns:
-            How its run ended. Of a message that ended in an earlier process, only state, reason and value are known,
-            and the value is what JSON makes of it.
+            How its run ended; the value is the `Question` where a person was asked. Of a message that ended in an
+            earlier process, only state, reason and value are known, and the value is what JSON makes of it.
 
         Raises:
             TimeoutError: it goes on.
@@ -99,17 +106,30 @@ class Accepted:
         return fate.outcome
 
 
-def outcome_of_row(row: InboxRow) -> Outcome:
-    """How a message ended, as far as its row says."""
+_ERRORS = {
+    MessageState.CANCELLED: RunCancelled,
+    MessageState.DROPPED: RunCancelled,
+    MessageState.SUPERSEDED: RunSuperseded,
+}
+
+
+def outcome_of_row(row: InboxRow, asked: Ask | None) -> Outcome:
+    """How a message ended, as far as its row says.
+
+    Args:
+        asked: the question with which its run ended, if it did.
+    """
     value: Any = None if row.result is None else decoded(row.result)
+    if asked is not None and value is None:
+        value = question_of(asked)
     error: Exception | None = None
     if row.state is MessageState.UNKNOWN:
         error = OutcomeUnknown(
             f"message {row.id} on lane {row.lane!r}: {row.reason}; allowed: `on_unknown`, or to requeue it",
             message_id=row.id,
         )
-    elif row.state is not MessageState.DONE:
-        error = RunError(
+    elif row.state not in (MessageState.DONE, MessageState.WAITING):
+        error = _ERRORS.get(row.state, RunError)(
             f"message {row.id} on lane {row.lane!r} ended as {row.state}: {row.reason or 'no reason given'}"
         )
     return Outcome(

@@ -54,10 +54,10 @@ def close(connection: sqlite3.Connection, how: AskedFor, new: NewRow, now: float
 
 def wait_for(connection: sqlite3.Connection, ids: Sequence[int], asked: str, now: float) -> int:
     """Note that messages wait for the answer to a question; or are done, where it is closed already."""
+    connection.executemany("UPDATE message SET asked = ? WHERE id = ?", [(asked, message) for message in ids])
     stands = one(connection, asked)
     if stands is None or stands.state != "open":
         return end(connection, ids, MessageState.DONE, now, "asked, and answered meanwhile")
-    connection.executemany("UPDATE message SET asked = ? WHERE id = ?", [(asked, message) for message in ids])
     return end(connection, ids, MessageState.WAITING, now, f"asked a person: {asked}")
 
 

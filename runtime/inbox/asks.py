@@ -27,7 +27,7 @@ from .accepted import Accepted
 from .answer import Answer
 from .door import MOST_WHOLE, Door, as_json, is_utf8, repeats, storable
 from .errors import AskClosed, InboxDown, ask_closed
-from .rows import Ask, AskedFor, NewRow, decoded
+from .rows import Ask, AskedFor, NewRow, decoded, question_of
 
 _LOOK_S = 30.0
 """How often expiry is looked at at least: the wall clock may be set."""
@@ -159,21 +159,6 @@ class Asks:
         )
         asked_for = AskedFor(ask.id, outcome, msgspec.json.encode(value), by)
         return await self._door.keep(request, policy, new, partial(self._store.close_ask, asked_for))
-
-
-def question_of(ask: Ask) -> Question:
-    """A question, as handlers and operators see it."""
-    return Question(
-        id=ask.id,
-        lane=ask.lane,
-        session=ask.session,
-        question=decoded(ask.question),
-        options=None if ask.options is None else decoded(ask.options),
-        key=ask.key,
-        asked_at=ask.asked_at,
-        expires_at=ask.expires_at,
-        state=ask.state,
-    )
 
 
 def _options(given: Any) -> list[Any]:

@@ -18,10 +18,9 @@ from lanes import Answer, Question
 from locks import process
 
 from . import ask_statements, schema, statements
-from .asks import question_of
 from .door import ALL_REPLAYED
 from .errors import InboxInvalid, ask_closed
-from .rows import AskedFor, InboxRow, MessageState, NewRow, Taken, decoded
+from .rows import AskedFor, InboxRow, MessageState, NewRow, Taken, decoded, question_of
 from .settings import FOLDER, NAME
 
 _BUSY_S = 5.0

@@ -8,7 +8,7 @@ its body; if it could not start after all, that is taken back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from lanes import Answer as PersonsAnswer
-from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Run
+from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Outcome, Run
 from lanes.checks import shown
 from lanes.core.execution import execution_of
 from lanes.core.intake import check_dedupe
@@ -157,11 +157,26 @@ class Door:
             row = await self.store.find(message)
             if row is None:
                 raise _not_kept(message)
+            asked = None if row.asked is None else await self.store.find_ask(row.asked)
             if not fate.ended.is_set():
                 fate.state = row.state
                 if not row.state.open:
-                    fate.end(row.state, outcome_of_row(row))
+                    self.end([message], row.state, outcome_of_row(row, asked))
         return Accepted(message, fate, new=False)
+
+    def end(self, messages: Sequence[int], state: MessageState, outcome: Outcome) -> None:
+        """Messages have ended, or a later run goes on with them: all that wait for them are told.
+
+        A call that comes later looks into the store: what waits for a person or for the next generation ends again.
+        """
+        for fate in filter(None, [self.fates.pop(one, None) for one in messages]):
+            fate.end(state, outcome)
+
+    async def look_again(self, messages: Sequence[int]) -> None:
+        """Messages may have ended without a run. A checkpoint."""
+        for one in messages:
+            if one in self.fates:
+                await self.find(one)
 
     def fate(self, message: int, state: MessageState) -> Fate:
         """What becomes of a message; all that wait for it share it."""

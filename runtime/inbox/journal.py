@@ -56,10 +56,10 @@ class InboxJournal:
         if ids := ids_of(messages):
             self._store.wait_again(ids)
 
-    async def finished(self, ids: Sequence[int]) -> None:
+    async def finished(self, ids: Sequence[int], result: Any) -> None:
         """Keep that messages are answered."""
         answer = Answer[int]()
-        self._store.end(ids, MessageState.DONE, "", None, answer)
+        self._store.end(ids, MessageState.DONE, "", _as_json(result), answer)
         await answer.wait()
 
     async def ask(
@@ -94,8 +94,7 @@ class InboxJournal:
         door.begun.difference_update(ids)
         if by_process or isinstance(outcome.error, InboxDown):
             self.cut.update(dict.fromkeys(ids))
-            for fate in filter(None, map(door.fates.get, ids)):
-                fate.end(MessageState.ACCEPTED, outcome)
+            door.end(ids, MessageState.ACCEPTED, outcome)
             return
         if isinstance(outcome.value, Question) and outcome.state is RunState.DONE:
             self._store.wait_for(ids, outcome.value.id, partial(self._kept, ids, MessageState.WAITING, outcome))
@@ -106,16 +105,16 @@ class InboxJournal:
         self.on_end(run.lane)
 
     def _note_end(self, ids: list[int], state: MessageState, outcome: Outcome) -> None:
-        self._store.end(ids, state, outcome.reason, _result(outcome), partial(self._kept, ids, state, outcome))
+        self._store.end(ids, state, outcome.reason, _as_json(outcome.value), partial(self._kept, ids, state, outcome))
 
     def _kept(
         self, ids: list[int], state: MessageState, outcome: Outcome, _noted: object, error: BaseException | None
     ) -> None:
+        if error is None:
+            self._door.end(ids, state, outcome)
+            return
         for fate in filter(None, map(self._door.fates.get, ids)):
-            if error is None:
-                fate.end(state, outcome)
-            else:
-                fate.fail(error)
+            fate.fail(error)
 
 
 def _state(outcome: Outcome, parked: bool) -> MessageState:
@@ -126,12 +125,12 @@ def _state(outcome: Outcome, parked: bool) -> MessageState:
     return _ENDS.get(outcome.state, MessageState.FAILED)
 
 
-def _result(outcome: Outcome) -> bytes | None:
-    """What the run returned, if it has JSON that is not enormous."""
-    if outcome.value is None:
+def _as_json(result: Any) -> bytes | None:
+    """What a run returned, if it has JSON that is not enormous."""
+    if result is None:
         return None
     try:
-        data = msgspec.json.encode(outcome.value)
+        data = msgspec.json.encode(result)
     except (TypeError, ValueError, RecursionError):
         return None
     return data if len(data) <= _MOST_RESULT_BYTES else None

@@ -94,6 +94,7 @@ class Replay:
             return
         again, unknown = await self._store.recover(cut)
         log("inbox_recovered", path=self._store.path, waiting=again, repeated=again, unknown=unknown)
+        await self._door.look_again(cut)
         if unknown:
             await self._look_for_untold()
         if again:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from lanes.asking import AskState
+from lanes.asking import AskState, Question
 
 
 class MessageState(StrEnum):
@@ -110,6 +110,8 @@ class InboxRow(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     result: bytes | None
     """What its run returned, as JSON, if it has any."""
+    asked: str | None
+    """The question with which its run ended."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,3 +158,18 @@ class Taken(msgspec.Struct, frozen=True):
 def decoded(data: bytes) -> Any:
     """A body or route, as its handler gets it."""
     return msgspec.json.decode(data)
+
+
+def question_of(ask: Ask) -> Question:
+    """A question, as handlers and operators see it."""
+    return Question(
+        id=ask.id,
+        lane=ask.lane,
+        session=ask.session,
+        question=decoded(ask.question),
+        options=None if ask.options is None else decoded(ask.options),
+        key=ask.key,
+        asked_at=ask.asked_at,
+        expires_at=ask.expires_at,
+        state=ask.state,
+    )

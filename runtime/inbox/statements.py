@@ -20,7 +20,7 @@ SELECT 1 FROM message WHERE state = 'accepted' AND lane = ? AND session IS ? AND
 _SAID = "SELECT id, digest, state FROM message WHERE lane = ? AND coalesce(session, '') = ? AND dedupe = ?"
 _COLUMNS = (
     "id, lane, session, priority, timeout, when_busy, body, route, dedupe, repeat, first, ask, state, attempt, "
-    "accepted_at, started_at, ended_at, reason, result"
+    "accepted_at, started_at, ended_at, reason, result, asked"
 )
 
 
@@ -212,7 +212,7 @@ def _many(connection: sqlite3.Connection, statement: str, values: Sequence[tuple
 
 
 def _row(found: tuple[Any, ...]) -> InboxRow:
-    (*head, repeat, first, ask, state, attempt, accepted, started, ended, reason, result) = found
+    (*head, repeat, first, ask, state, attempt, accepted, started, ended, reason, result, asked) = found
     message, lane, session, priority, timeout, when_busy, body, route, dedupe = head
     return InboxRow(
         id=message,
@@ -234,6 +234,7 @@ def _row(found: tuple[Any, ...]) -> InboxRow:
         ended_at=ended,
         reason=reason,
         result=result,
+        asked=asked,
     )
 
 
