@@ -6,11 +6,24 @@ session, before all that waits there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, Literal
 
 import msgspec
 
 AskState = Literal["open", "answered", "expired", "withdrawn"]
+
+
+class NewQuestion(msgspec.Struct, frozen=True, kw_only=True):
+    """A question to be asked, as `RunContext.ask` is given it: nothing is checked yet."""
+
+    question: Any
+    options: Sequence[Any] | None
+    expires: float | timedelta | None
+    """From now; seconds, or a `timedelta`."""
+    key: str | None
+    keep: Any
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ import anyio
 
 from locks import InvalidSession, LeaseLost, RunEnded, _clock
 
-from ..asking import WaitsForAnswer
+from ..asking import NewQuestion, WaitsForAnswer
 from ..run import Body, Run
 from .inbox import Inbox
 from .permit import Permit
@@ -189,7 +189,8 @@ class RunContext:
             RunEnded, Superseded: this run has ended.
         """
         self._check_alive("asked")
-        return WaitsForAnswer(await self._permit.ask(question, options=options, expires=expires, key=key, keep=keep))
+        new = NewQuestion(question=question, options=options, expires=expires, key=key, keep=keep)
+        return WaitsForAnswer(await self._permit.ask(new))
 
     async def run_process(
         self,

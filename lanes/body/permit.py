@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Any, Protocol, Unpack
 
 from locks import Fence
 
-from ..asking import Question
+from ..asking import NewQuestion, Question
 from ..run import Body, Options, Run
 from .inbox import Inbox
 from .session import Session
@@ -42,15 +41,7 @@ class Permit(Protocol):
     async def finished(self, result: Any) -> None:
         """Its messages are answered. A checkpoint; returns when that is kept."""
 
-    async def ask(
-        self,
-        question: Any,
-        *,
-        options: Sequence[Any] | None,
-        expires: float | timedelta | None,
-        key: str | None,
-        keep: Any,
-    ) -> Question:
+    async def ask(self, new: NewQuestion) -> Question:
         """Keep a question to a person."""
 
     def submit(self, lane: str, fn: Body, args: tuple[Any, ...], *, detached: bool, **options: Unpack[Options]) -> Run:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack
@@ -17,7 +16,7 @@ from locks import Fence, LockRegistry, Right, _clock, _effects
 from locks._loop import Signal, running_loop
 from locks.lowlevel import FileClaim
 
-from ..asking import Question
+from ..asking import NewQuestion, Question
 from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import InvalidLane, wrong_loop
@@ -221,19 +220,11 @@ class Execution:
         if (journal := self.owner.board.journal) is not None and (ids := self.message_ids()):
             await journal.finished(ids, result)
 
-    async def ask(
-        self,
-        question: Any,
-        *,
-        options: Sequence[Any] | None,
-        expires: float | timedelta | None,
-        key: str | None,
-        keep: Any,
-    ) -> Question:
+    async def ask(self, new: NewQuestion) -> Question:
         """Keep a question to a person."""
         if (journal := self.owner.board.journal) is None:
             raise InvalidLane("ask: the supervisor has no inbox; allowed: Supervisor(..., inbox=True)")
-        return await journal.ask(self.run, self.route, question, options=options, expires=expires, key=key, keep=keep)
+        return await journal.ask(self.run, self.route, new)
 
     @property
     def ending(self) -> bool:

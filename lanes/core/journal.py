@@ -8,10 +8,9 @@ ends its run, and written afterwards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, Protocol
 
-from ..asking import Question
+from ..asking import NewQuestion, Question
 from ..message import Message
 from ..run import Outcome, Run
 
@@ -42,17 +41,7 @@ class Journal(Protocol):
             Exception: it cannot be kept.
         """
 
-    async def ask(
-        self,
-        run: Run,
-        route: Any,
-        question: Any,
-        *,
-        options: Sequence[Any] | None,
-        expires: float | timedelta | None,
-        key: str | None,
-        keep: Any,
-    ) -> Question:
+    async def ask(self, run: Run, route: Any, new: NewQuestion) -> Question:
         """Keep a question to a person. A checkpoint; cancelled, it may have been asked.
 
         Raises:

@@ -17,6 +17,7 @@ import msgspec
 
 from lanes import Answer as PersonsAnswer
 from lanes import InvalidLane, LaneError, Question, Run
+from lanes.asking import NewQuestion
 from lanes.checks import seconds, shown, whole
 from lanes.core.intake import check_dedupe
 from lanes.core.scheduler import Scheduler
@@ -41,40 +42,30 @@ class Asks:
         self._scheduler, self._door, self._store = scheduler, door, door.store
         self._more = anyio.Event()
 
-    async def ask(
-        self,
-        run: Run,
-        route: Any,
-        question: Any,
-        *,
-        options: Sequence[Any] | None,
-        expires: float | timedelta | None,
-        key: str | None,
-        keep: Any,
-    ) -> Question:
+    async def ask(self, run: Run, route: Any, new: NewQuestion) -> Question:
         """Keep a question; see `RunContext.ask`."""
-        expires_s = expires.total_seconds() if isinstance(expires, timedelta) else expires
+        expires_s = new.expires.total_seconds() if isinstance(new.expires, timedelta) else new.expires
         if expires_s is not None:
             expires_s = seconds("expires", expires_s)
-        if key is not None:
-            storable("key", check_dedupe(key))
-        given = None if options is None else _options(options)
+        if new.key is not None:
+            storable("key", check_dedupe(new.key))
+        options = None if new.options is None else _options(new.options)
         now = process.wall()
-        new = Ask(
+        row = Ask(
             id=secrets.token_hex(8),
-            key=key,
+            key=new.key,
             lane=run.lane,
             session=run.session,
             route=as_json("route", route),
-            question=as_json("question", question),
-            options=None if given is None else as_json("options", given),
-            keep=as_json("keep", keep),
+            question=as_json("question", new.question),
+            options=None if options is None else as_json("options", options),
+            keep=as_json("keep", new.keep),
             asked_at=now,
             expires_at=None if expires_s is None else now + expires_s,
             state="open",
         )
         answer = Answer[Ask]()
-        self._store.ask(new, answer)
+        self._store.ask(row, answer)
         asked = await answer.wait()
         self._more.set()
         return question_of(asked)
@@ -132,33 +123,44 @@ class Asks:
             AskClosed: something else has closed it before.
             InboxDown: nothing has changed.
         """
-        question = question_of(ask)
-        said = PersonsAnswer(
-            ask=ask.id,
-            question=question.question,
-            options=question.options,
-            outcome=outcome,
-            value=value,
-            by=by,
-            keep=decoded(ask.keep),
-        )
-        body = as_json("value", said)
         request, policy = self._door.request_for(ask.lane, ask.session)
-        new = NewRow(
-            lane=ask.lane,
-            session=ask.session,
-            priority=None,
-            timeout=None,
-            when_busy="queue",
-            body=body,
-            route=ask.route,
-            dedupe=f"answer:{ask.id}",
-            repeat=repeats(request.spec),
-            first=True,
-            ask=ask.id,
-        )
-        asked_for = AskedFor(ask.id, outcome, msgspec.json.encode(value), by)
-        return await self._door.keep(request, policy, new, partial(self._store.close_ask, asked_for))
+        how, new = answer_rows(ask, outcome, value, by, repeats(request.spec))
+        return await self._door.keep(request, policy, new, partial(self._store.close_ask, how))
+
+
+def answer_rows(
+    ask: Ask, outcome: Literal["answered", "expired"], value: Any, by: str, repeat: int
+) -> tuple[AskedFor, NewRow]:
+    """What is kept of the end of a question: how it is closed, and the message that says so.
+
+    Args:
+        repeat: as `NewRow.repeat`.
+
+    Raises:
+        InvalidLane: the value is not what JSON has.
+    """
+    question = question_of(ask)
+    said = PersonsAnswer(
+        ask=ask.id,
+        question=question.question,
+        options=question.options,
+        outcome=outcome,
+        value=value,
+        by=by,
+        keep=decoded(ask.keep),
+    )
+    new = NewRow(
+        lane=ask.lane,
+        session=ask.session,
+        when_busy="queue",
+        body=as_json("value", said),
+        route=ask.route,
+        dedupe=f"answer:{ask.id}",
+        repeat=repeat,
+        first=True,
+        ask=ask.id,
+    )
+    return AskedFor(ask.id, outcome, msgspec.json.encode(value), by), new
 
 
 def _options(given: Any) -> list[Any]:

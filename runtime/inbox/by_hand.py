@@ -14,13 +14,14 @@ from typing import Any
 
 import msgspec
 
-from lanes import Answer, Question
+from lanes import Question
 from locks import process
 
 from . import ask_statements, schema, statements
+from .asks import answer_rows
 from .door import ALL_REPLAYED
 from .errors import InboxInvalid, ask_closed
-from .rows import AskedFor, InboxRow, MessageState, NewRow, Taken, decoded, question_of
+from .rows import InboxRow, MessageState, Taken, question_of
 from .settings import FOLDER, NAME
 
 _BUSY_S = 5.0
@@ -100,29 +101,8 @@ def answer(connection: sqlite3.Connection, ask_id: str, value: Any, by: str) -> 
     question = question_of(ask)
     if question.options is not None and value not in question.options:
         raise ValueError(", ".join(msgspec.json.encode(one).decode() for one in question.options))
-    said = Answer(
-        ask=ask.id,
-        question=question.question,
-        options=question.options,
-        value=value,
-        by=by,
-        keep=decoded(ask.keep),
-    )
     (repeat,) = connection.execute("SELECT max(repeat) FROM message WHERE asked = ?", (ask.id,)).fetchone()
-    new = NewRow(
-        lane=ask.lane,
-        session=ask.session,
-        priority=None,
-        timeout=None,
-        when_busy="queue",
-        body=msgspec.json.encode(said),
-        route=ask.route,
-        dedupe=f"answer:{ask.id}",
-        repeat=repeat or 0,
-        first=True,
-        ask=ask.id,
-    )
-    how = AskedFor(ask.id, "answered", msgspec.json.encode(value), by)
+    how, new = answer_rows(ask, "answered", value, by, repeat or 0)
     taken = ask_statements.close(connection, how, new, process.wall(), ALL_REPLAYED)
     assert isinstance(taken, Taken)
     return taken.id

@@ -16,9 +16,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
+from msgspec.structs import replace
 
 from lanes import Answer as PersonsAnswer
-from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Outcome, Run
+from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Message, Outcome, Run
 from lanes.checks import shown
 from lanes.core.execution import execution_of
 from lanes.core.intake import check_dedupe
@@ -91,24 +92,11 @@ class Door:
         request, policy = intake.message_request(
             lane, message, session=session, timeout=timeout, priority=priority, when_busy=when_busy
         )
-        assert request.messages is not None
-        given = request.messages[0]
-        body, route = as_json("message", given.body), as_json("route", given.route)
+        new = new_row(request, priority=priority, timeout=timeout, when_busy=when_busy)
         if dedupe is not None:
-            storable("dedupe", check_dedupe(dedupe))
-        new = NewRow(
-            lane=storable("lane", request.lane.name),
-            session=request.session,
-            priority=priority,
-            timeout=timeout,
-            when_busy=when_busy,
-            body=body,
-            route=route,
-            dedupe=dedupe,
-            digest=b"" if dedupe is None else digest_of(given.body),
-            repeat=repeats(request.spec),
-            started=self._starts_at_once(request, policy),
-        )
+            name = storable("dedupe", check_dedupe(dedupe))
+            new = replace(new, dedupe=name, digest=digest_of(_given(request).body))
+        new = replace(new, started=self._starts_at_once(request, policy))
         try:
             intake.refuse(request, policy)
         except (LaneFull, LaneBusy):
@@ -121,13 +109,13 @@ class Door:
             return await self.find(message)
         return await self.keep(request, policy, new)
 
-    def request_for(self, lane: str, session: str | None) -> tuple[Request, WhenBusy]:
+    def request_for(self, lane: str, session: str | None, message: Any = None) -> tuple[Request, WhenBusy]:
         """A request for a message of our own: an answer, or what a schedule sends.
 
         Raises:
             What `Intake.message_request` raises.
         """
-        return self._scheduler.intake.message_request(lane, None, session=session, when_busy="queue")
+        return self._scheduler.intake.message_request(lane, message, session=session, when_busy="queue")
 
     async def keep(self, request: Request, policy: WhenBusy, new: NewRow, store: Keep | None = None) -> Accepted:
         """Keep a message that was checked, and queue it. A checkpoint; cancelled, both happen, or neither.
@@ -274,6 +262,36 @@ def message_of_row(kept: NewRow | InboxRow, message: int) -> StoredMessage:
         return StoredMessage(decoded(kept.body), route, message)
     answer = PersonsAnswer(**decoded(kept.body))
     return StoredMessage(answer.value, route, message, answer)
+
+
+def new_row(
+    request: Request,
+    *,
+    priority: str | None = None,
+    timeout: float | None = None,
+    when_busy: WhenBusy | None = None,
+) -> NewRow:
+    """A message that was checked, as it is kept; by default under the settings of its lane.
+
+    Raises:
+        InvalidLane: it is not what JSON has.
+    """
+    given = _given(request)
+    return NewRow(
+        lane=storable("lane", request.lane.name),
+        session=request.session,
+        priority=priority,
+        timeout=timeout,
+        when_busy=when_busy,
+        body=as_json("message", given.body),
+        route=as_json("route", given.route),
+        repeat=repeats(request.spec),
+    )
+
+
+def _given(request: Request) -> Message:
+    assert request.messages is not None
+    return request.messages[0]
 
 
 def repeats(spec: LaneSpec) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import msgspec
 
 from lanes import Message, Outcome, Question, Run, RunState
+from lanes.asking import NewQuestion
 from lanes.message import ids_of
 from locks import _effects
 
@@ -62,19 +62,9 @@ class InboxJournal:
         self._store.end(ids, MessageState.DONE, "", _as_json(result), answer)
         await answer.wait()
 
-    async def ask(
-        self,
-        run: Run,
-        route: Any,
-        question: Any,
-        *,
-        options: Sequence[Any] | None,
-        expires: float | timedelta | None,
-        key: str | None,
-        keep: Any,
-    ) -> Question:
+    async def ask(self, run: Run, route: Any, new: NewQuestion) -> Question:
         """Keep a question to a person."""
-        return await self._asks.ask(run, route, question, options=options, expires=expires, key=key, keep=keep)
+        return await self._asks.ask(run, route, new)
 
     async def settled(self) -> None:
         """Wait until all that was noted is kept."""

@@ -64,9 +64,9 @@ class NewRow(msgspec.Struct, frozen=True, kw_only=True):
 
     lane: str
     session: str | None
-    priority: str | None
-    timeout: float | None
-    when_busy: str | None
+    priority: str | None = None
+    timeout: float | None = None
+    when_busy: str | None = None
     body: bytes
     """As JSON, like the route."""
     route: bytes

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import anyio
+from msgspec.structs import replace
 
 from lanes import InvalidLane, LaneError
 from lanes.checks import choice, seconds, shown
@@ -25,8 +26,7 @@ from lanes.spec_table import SpecTable
 from locks import process
 from locks._events import described, log
 
-from .door import Door, as_json, repeats
-from .rows import NewRow
+from .door import Door, as_json, new_row
 
 Missed = Literal["skip", "once", "all"]
 _LOOK_S = 30.0
@@ -188,19 +188,8 @@ class Schedules:
         return served
 
     async def _send(self, schedule: Schedule, instant: float) -> None:
-        request, policy = self._door.request_for(schedule.lane, schedule.session)
-        message = message_of(schedule.message)
-        new = NewRow(
-            lane=schedule.lane,
-            session=request.session,
-            priority=None,
-            timeout=None,
-            when_busy=policy,
-            body=as_json("message", message.body),
-            route=as_json("route", message.route),
-            dedupe=f"schedule:{schedule.called}:{instant:.3f}",
-            repeat=repeats(request.spec),
-        )
+        request, policy = self._door.request_for(schedule.lane, schedule.session, schedule.message)
+        new = replace(new_row(request, when_busy=policy), dedupe=f"schedule:{schedule.called}:{instant:.3f}")
         await self._door.keep(request, policy, new, partial(self._store.accept_served, schedule.called, instant))
 
 
