@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,12 @@ class StoredMessage(Message):
 def ids_of(messages: Iterable[Message]) -> list[int]:
     """The ids of those messages that are kept in an inbox."""
     return [one.id for one in messages if isinstance(one, StoredMessage)]
+
+
+def answer_in(messages: Sequence[Message] | None) -> int:
+    """The id of the message that brings a person's answer, where a run has one: it shares its run with no other."""
+    first = messages[0] if messages else None
+    return first.id if isinstance(first, StoredMessage) and first.to is not None else 0
 
 
 def message_of(value: Any) -> Message:

@@ -89,6 +89,7 @@ class Busy:
             or not last.is_queued()
             or last.lane is not lane
             or last.messages is None
+            or last.answer_id  # an answer is alone in its run
             or last.steered_into is not None
             or last.run.attempt > 1
             or last.run.session != request.session

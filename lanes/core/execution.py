@@ -20,7 +20,7 @@ from ..asking import NewQuestion, Question
 from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import InvalidLane, wrong_loop
-from ..message import ids_of
+from ..message import answer_in, ids_of
 from ..run import Body, Options, Run, RunState
 from .owner import Owner
 from .phase import MOVES, OVER, QUEUED, UNDERWAY, Phase
@@ -151,6 +151,11 @@ class Execution:
     def route(self) -> Any:
         """Where its answer goes."""
         return self.messages[0].route if self.messages else None
+
+    @property
+    def answer_id(self) -> int:
+        """The id of the message that brings it a person's answer; 0 without one."""
+        return answer_in(self.messages)
 
     def move(self, to: Phase) -> None:
         """Enter the next phase. What belongs to the phase (queues, slots, timers) changes within the same change."""

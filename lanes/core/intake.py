@@ -240,7 +240,7 @@ class Intake:
         spec, lane = request.spec, request.lane
         plain = policy == "queue"
         target = None if plain else self.busy.target(request, policy)
-        if target is None and request.messages is not None and (policy == "collect" or spec.debounce):
+        if target is None and request.messages is not None and (policy == "collect" or request.debounce):
             joined = self.busy.joinable(request, policy)
             if joined is not None:
                 return joined, None, [], 0, False
@@ -250,7 +250,7 @@ class Intake:
         before = lane.waiting
         if older:
             before -= sum(1 + one.joined for one in older if one.lane is lane)
-        held = bool(spec.debounce) and request.messages is not None
+        held = bool(request.debounce)
         if (
             spec.queue_limit is None
             or before < spec.queue_limit
@@ -292,7 +292,7 @@ class Intake:
         if policy == "steer" and target is not None:
             self._steering.hand_over(execution, target)
             return execution
-        if spec.debounce and request.messages is not None:
+        if request.debounce:
             now = execution.run.enqueued_at
             most = DEBOUNCE_AT_MOST * spec.debounce
             if spec.queue_timeout is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import Priority
-from ..message import Message
+from ..message import Message, answer_in
 from ..queues.lane import Lane
 from ..run import Body, Run
 from ..spec import LaneSpec
@@ -50,6 +50,11 @@ class Request:
     def shares_route(self, one: Execution) -> bool:
         """Whether a run's answer goes where this one's would."""
         return one.route is self.route or one in self.same_route
+
+    @property
+    def debounce(self) -> float:
+        """Seconds for which it waits for more to be answered with it. An answer is alone in its run, and waits not."""
+        return 0.0 if self.messages is None or answer_in(self.messages) else self.spec.debounce
 
     @property
     def route(self) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 from itertools import count
+from operator import attrgetter
 
 import anyio
 
@@ -162,10 +163,14 @@ class Starting:
         self.make_ready(execution)
 
     def put_first(self, execution: Execution) -> None:
-        """Have it start before all others on its lane."""
-        execution.rank = next(self._front_ranks)
-        if execution.phase is Phase.READY:
-            execution.lane.make_ready(execution)
+        """Have it start before all others on its lane; an answer, behind older ones that do so."""
+        ahead: list[Execution] = []
+        if answer := execution.answer_id:
+            ahead = [one for one in execution.lane.queued if one.rank < 0 < one.answer_id < answer]
+        for one in (execution, *sorted(ahead, key=attrgetter("rank"), reverse=True)):
+            one.rank = next(self._front_ranks)
+            if one.phase is Phase.READY:
+                one.lane.make_ready(one)
 
     # Opening and shutting
 

@@ -38,20 +38,18 @@ class Steering:
             self._board.journal.was_read(taken.messages)
 
     def queue_unread(self, execution: Execution) -> None:
-        """Queue the messages that a body has left unread, before all that wait but the runs that interrupted it."""
+        """Queue the messages that a body has left unread, before all that wait but what interrupted it, and answers."""
         unread = execution.unread()
         for one in unread:
             one.wait_in_line()
         if not unread:
             return
         if execution.file is None:
-            ahead = sorted(
-                (one for one in execution.lane.queued if one.policy == "interrupt"), key=lambda one: one.rank
-            )
+            ahead = sorted((one for one in execution.lane.queued if _goes_before_unread(one)), key=lambda one: one.rank)
             self._go_first(ahead, unread)
             return
         others = [one for one in self._board.turns.of(execution.file) if one is not execution]
-        ahead = list(takewhile(lambda one: one.policy == "interrupt" or one.goes_first, others))
+        ahead = list(takewhile(_goes_before_unread, others))
         for one in reversed(unread):
             if ahead:
                 self._board.turns.join_behind(execution.file, ahead[-1], one)
@@ -65,3 +63,7 @@ class Steering:
             self._starting.put_first(one)
         for one in unread:  # in order: the place that has become free is for the first
             self._starting.make_ready(one)
+
+
+def _goes_before_unread(one: Execution) -> bool:
+    return one.policy == "interrupt" or one.goes_first or bool(one.answer_id)

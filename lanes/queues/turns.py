@@ -53,24 +53,26 @@ class Turns(Generic[W]):
     def join_next(self, file: str, execution: W) -> W | None:
         """Queue up before all waiting runs. Returns the run that was at the front and now has to wait, if there is one.
 
-        A run that conducts the session, or is about to take its turn, stays at the front.
+        A run that conducts the session, or is about to take its turn, stays at the front; and an answer goes behind
+        older ones that go next.
         """
         queue = self._by_file.get(file)
         if queue is None or not queue.order:
             self.join(file, execution)
             return None
-        front = next(iter(queue.order))
-        if any(one.goes_first for one in queue.order):
-            self._insert(queue, execution, [one for one in queue.order if one.goes_first][-1])
+        order = list(queue.order)
+        front = order[0]
+        resets = [place for place, one in enumerate(order) if one.goes_first]
+        place = resets[-1] + 1 if resets else 0 if front.is_queued() else 1
+        while place < len(order) and 0 < order[place].answer_id < execution.answer_id:
+            place += 1
+        if place:
+            self._insert(queue, execution, order[place - 1])
             return None
         queue.order[execution], queue.line = None, None
         queue.order.move_to_end(execution, last=False)
-        if front.is_queued():
-            queue.waiting[front.given_urgency] += 1
-            return front
-        queue.order.move_to_end(front, last=False)
-        queue.waiting[execution.given_urgency] += 1
-        return None
+        queue.waiting[front.given_urgency] += 1
+        return front
 
     def join_behind(self, file: str, ahead: W, execution: W) -> None:
         """Queue up right behind a run that is in the queue."""

@@ -22,6 +22,10 @@ class Waiter(Protocol):
     goes_first: bool
     """Whether no run may go before it."""
 
+    @property
+    def answer_id(self) -> int:
+        """Counts up with persons' answers; 0 for other work. Answers go before that, the older ones first."""
+
     def is_queued(self) -> bool: ...
     def want_slot(self) -> None: ...
     def has_slot_again(self) -> None: ...

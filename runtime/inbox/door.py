@@ -241,7 +241,7 @@ class Door:
             self.store.take_back([taken.id])
 
     def _starts_at_once(self, request: Request, policy: WhenBusy) -> bool:
-        if request.spec.debounce or policy == "steer" or not self._scheduler.board.starting:
+        if request.debounce or policy == "steer" or not self._scheduler.board.starting:
             return False
         if self.replayed(request.lane.name) != ALL_REPLAYED:
             return False  # were it taken back, the page that it belongs to might have been read

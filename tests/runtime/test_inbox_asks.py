@@ -136,6 +136,44 @@ async def test_an_answer_to_a_full_lane_waits_for_room(virtual, tmp_path):
         assert "x" in log
 
 
+@pytest.mark.parametrize("lane", ["session:a", "plain"])
+async def test_answers_go_in_the_order_in_which_they_were_given_and_before_other_work(virtual, tmp_path, lane):
+    bot = Bot()
+    specs = [*bot.lanes, LaneSpec("plain", handler=bot.handle, capacity=1)]
+    async with Supervisor(tmp_path, lanes=specs, inbox=True) as sup:
+        for _ in range(3):
+            await (await sup.accept(lane, "ask")).wait()
+        questions = await sup.asks()
+        for n in range(2):
+            await sup.accept(lane, n)
+        for one, who in zip(questions, ("ann", "bob", "cy"), strict=True):
+            await sup.answer(one.id, "yes", by=who)
+        await anyio.sleep(5)
+    assert [one if isinstance(one, int) else one[2] for one in bot.log] == [0, "ann", "bob", "cy", 1]
+
+
+async def test_an_answer_shares_its_run_with_no_other_message(virtual, tmp_path):
+    given: list[Any] = []
+
+    async def handle(ctx, messages):
+        if messages[0].body == "ask":
+            raise await ctx.ask("Well?")
+        given.append([one.body for one in messages])
+        await anyio.sleep(1)
+
+    specs = [LaneSpec("session:*", handler=handle, when_busy="collect", debounce=0.1)]
+    async with Supervisor(tmp_path, lanes=specs, inbox=True) as sup:
+        await (await sup.accept("session:a", "ask")).wait()
+        (question,) = await sup.asks()
+        await sup.accept("session:a", 1)
+        await anyio.sleep(0.5)
+        await sup.answer(question.id, "yes")
+        for n in (2, 3):
+            await sup.accept("session:a", n)
+        await anyio.sleep(10)
+    assert given == [[1], ["yes"], [2, 3]]
+
+
 @pytest.mark.parametrize(
     "bad, field",
     [
