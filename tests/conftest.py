@@ -6,6 +6,7 @@
 - With the fixture `virtual` they run on asyncio and trio in virtual time: see `virtual.py`.
 - Signals, `umask` and environment are those of a terminal, whoever starts the tests: see `surroundings.py`.
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
+- What asyncio's debug mode keeps of each task: see `stacks.py`.
 - A run whose phase does not follow from the one before it, or disagrees with the queues: see `phases.py`.
 - `pytest --failure A3` and `pytest --suite S1` select tests by their markers.
 """
@@ -24,7 +25,7 @@ import pytest
 
 from locks.rights.notes import Notes
 from runtime import Supervisor
-from tests import blocking, leaks, phases, supervised, surroundings, virtual
+from tests import blocking, leaks, phases, stacks, supervised, surroundings, virtual
 from tests.planted.server import Server
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -126,6 +127,7 @@ def _phases(request: pytest.FixtureRequest) -> Iterator[phases.Recorder]:
 
 def pytest_configure() -> None:
     blocking.install()
+    stacks.install()
 
 
 def pytest_sessionstart() -> None:
