@@ -63,7 +63,7 @@ class LaneSpec:
         retry: when a body that failed is called again; never by default.
         repeat: whether a message of the durable inbox may be answered again when the process ended while it was being
             answered: everything that its handler does can be done twice. At most as often as `retry` allows, or three
-            times. By default it ends as `unknown`.
+            times. By default, and after that, it ends as `unknown`.
         on_unknown: `async def on_unknown(ctx, messages)`, called in the next process for such messages, in the order of
             their session, before what came later; it may write to the session. Called again if it did not end well.
         on_drop: called with the run that was dropped and its messages, on the event loop; an exception in it is logged.
@@ -106,8 +106,6 @@ class LaneSpec:
         repeat: object = self.repeat
         if not isinstance(repeat, bool):
             raise InvalidLane(f"{where}repeat: {checks.shown(repeat)} is not allowed; allowed: True or False")
-        if self.repeat and self.on_unknown is not None:
-            raise InvalidLane(f"{where}on_unknown: is called only for what may not be repeated, and repeat is True")
         checks.whole(where + "capacity", self.capacity, 1)
         group: object = self.group
         if not isinstance(group, str):

@@ -253,6 +253,7 @@ class Intake:
         held = bool(request.debounce)
         if (
             spec.queue_limit is None
+            or request.beyond_limit
             or before < spec.queue_limit
             or would_start(self._board, lane, request.file, request.urgency, held=held)
         ):

@@ -40,6 +40,8 @@ class Request:
     goes_first: bool = False
     goes_next: bool = False
     """Whether it is put before what waits in its session."""
+    beyond_limit: bool = False
+    """Whether it is taken on a full lane, too: a run that was cut off had its slot, and comes back."""
     waited_s: float = 0.0
     """Seconds that it has waited before: in a process that is gone."""
     attempt: int = 1

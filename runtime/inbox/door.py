@@ -73,6 +73,8 @@ class Door:
         """Called with a message that is kept and for which its lane has no room: it is to be queued later."""
         self.replayed: Callable[[str], int] = lambda _lane: ALL_REPLAYED
         """The id up to which what was on disk at the start is in memory, of a lane."""
+        self.untold: Callable[[str], bool] = lambda _lane: False
+        """Whether a lane is still to be told of unknown messages, before it is given anything else."""
 
     async def accept(
         self,
@@ -184,8 +186,9 @@ class Door:
             coming.answer((taken, None), conflict)
             return
         fate = self.fate(taken.id, MessageState.ACCEPTED)
-        older_on_disk = taken.behind and not coming.new.first and taken.id > self.replayed(coming.new.lane)
-        if older_on_disk or not self._scheduler.board.accepting:
+        held_back = taken.behind or self.untold(coming.new.lane)
+        on_disk_only = held_back and not coming.new.first and taken.id > self.replayed(coming.new.lane)
+        if on_disk_only or not self._scheduler.board.accepting:
             self._not_started(taken)
             coming.answer((taken, fate), None)
         else:

@@ -4,8 +4,9 @@
     then, in pages    accepted messages are queued by id, while fewer than `PAGE` wait in memory
     a full lane       is passed over; its messages come when a run of it has ended
 
-A message that is accepted meanwhile stays on disk while an older one of its session is there (`Taken.behind`), and
-comes with its page. No message is brought back twice: `Door.in_memory` says which are there.
+A message that is accepted meanwhile stays on disk while an older one of its session is there (`Taken.behind`), or its
+lane is still to be told of unknown ones, and comes with its page. No message is brought back twice: `Door.in_memory`
+says which are there.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Replay:
         """Messages to be put right before anything else."""
         self.replayed = 0
         """Messages that were brought back."""
-        door.replayed, door.on_full = self._replayed, self._no_room
+        door.replayed, door.on_full, door.untold = self._replayed, self._no_room, self._untold.__contains__
         journal.on_end = self._run_ended
 
     @property
@@ -217,7 +218,11 @@ class Replay:
         return True
 
     def _bring_back(self, rows: list[InboxRow], *, first: bool = False) -> bool:
-        """Queue messages; returns `False` when a lane was full, which is noted."""
+        """Queue messages; returns `False` when a lane was full, which is noted.
+
+        Args:
+            first: before all that waits, and on full lanes, too: they were cut off, and had slots.
+        """
         fits = True
         for row in rows:
             if row.lane in self._full or row.id in self._door.in_memory:
@@ -228,7 +233,8 @@ class Replay:
                 # Its lane is there no more, say. It is not lost: an operator decides.
                 self._store.end([row.id], MessageState.PARKED, f"cannot be queued: {error}", None, None)
                 continue
-            if self._is_full(request):
+            request.beyond_limit = first
+            if not first and self._is_full(request):
                 self._full[row.lane] = row.id - 1
                 fits = False
                 continue
@@ -273,7 +279,7 @@ class Replay:
 
         try:
             request = self._scheduler.intake.checked(untold.lane, body, untold.session)
-            request.goes_next = first
+            request.goes_next = request.beyond_limit = first
             self._scheduler.intake.admit(request, "queue")
         except LaneFull:
             return False

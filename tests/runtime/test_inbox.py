@@ -192,6 +192,61 @@ async def test_a_lane_is_told_of_unknown_messages_before_what_came_later(virtual
     assert log == []  # told once
 
 
+@pytest.mark.failure("G9")
+async def test_a_lane_is_told_of_unknown_messages_before_what_is_accepted_at_once(virtual, writer, tmp_path):
+    spec = lanes(forever, grace=0)
+    await cut_off(tmp_path / "old", tmp_path / "new", messages=[("session:a", 1)], spec=spec)
+    log: list[Any] = []
+
+    async def tell(ctx, messages):
+        log.append(("unknown", [one.body for one in messages]))
+
+    async with Supervisor(tmp_path / "new", lanes=lanes(answering(log), on_unknown=tell), inbox=True) as sup:
+        await (await sup.accept("session:a", 2)).wait()
+    assert log == [("unknown", [1]), [2]]
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+async def test_what_a_restart_has_cut_off_goes_first_on_a_full_lane_too(virtual, writer, tmp_path, repeat):
+    log: list[Any] = []
+
+    async def handle(ctx, messages):
+        log.append([one.body for one in messages])
+        if log == [[1]]:
+            await anyio.sleep_forever()
+
+    async def tell(ctx, messages):
+        log.append(("unknown", [one.body for one in messages]))
+
+    spec = lanes(handle, queue_limit=1, grace=0, repeat=repeat, on_unknown=tell)
+    async with Supervisor(tmp_path, lanes=spec, inbox=True, drain_timeout=0) as sup:
+        await sup.accept("session:a", 1)
+        second = await sup.accept("session:a", 2)
+        await anyio.sleep(1)
+        await sup.restart()
+        await second.wait()
+    assert log == [[1], [1] if repeat else ("unknown", [1]), [2]]
+
+
+async def test_a_lane_is_told_of_what_was_repeated_too_often(virtual, writer, tmp_path):
+    spec = lanes(forever, repeat=True, grace=0)
+    await cut_off(tmp_path / "0", tmp_path / "1", messages=[("session:a", 1)], spec=spec)
+    for n in (1, 2):
+        async with Supervisor(tmp_path / str(n), lanes=spec, inbox=True) as sup:
+            await anyio.sleep(1)
+            copy_of(tmp_path / str(n), tmp_path / str(n + 1))
+            sup.cancel()
+    told: list[Any] = []
+
+    async def tell(ctx, messages):
+        told.append([one.body for one in messages])
+
+    last = lanes(forever, repeat=True, grace=0, on_unknown=tell)
+    async with Supervisor(tmp_path / "3", lanes=last, inbox=True):
+        await anyio.sleep(1)
+    assert told == [[1]]
+
+
 async def test_a_key_gives_the_same_message_over_restarts(virtual, writer, tmp_path):
     log: list[Any] = []
     spec = lanes(answering(log))
