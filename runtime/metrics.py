@@ -83,7 +83,7 @@ class SupervisorCollector(Collector):
 
     def describe(self) -> Iterator[_Family]:
         """All metrics, without samples. What a registry asks for to see that names do not clash."""
-        for metric in (*_OF_LOOP, *_OF_STATISTICS):
+        for metric in (*_OF_LOOP, *_OF_STATISTICS, *self._of_inbox()):
             yield metric.family()
 
     def collect(self) -> Iterator[_Family]:
@@ -92,8 +92,11 @@ class SupervisorCollector(Collector):
         for metric in _OF_LOOP:
             yield metric.family(_Loop(self._sup.watchdog, self._sup.generation, statistics is not None))
         if statistics is not None:
-            for metric in _OF_STATISTICS:
+            for metric in (*_OF_STATISTICS, *self._of_inbox()):
                 yield metric.family(statistics)
+
+    def _of_inbox(self) -> tuple[_Metric, ...]:
+        return _OF_INBOX if self._sup._inbox is not None else ()
 
     def _statistics(self) -> Statistics | None:
         sup = self._sup
@@ -261,3 +264,33 @@ _OF_STATISTICS = (
     _one(_COUNTER, "lanes_leases_revoked_total", "Rights taken away.", "leases.revoked"),
     _one(_COUNTER, "lanes_appends_total", "Writes acknowledged.", "leases.appended"),
 )
+
+_OF_INBOX = (
+    _Metric(
+        _GAUGE,
+        "lanes_inbox_messages",
+        "Messages of the inbox that still ask for something, by state.",
+        lambda now: [((state,), number) for state, number in now.inbox.messages.items()],
+        ("state",),
+    ),
+    _one(_GAUGE, "lanes_inbox_questions", "Questions that wait for a person.", "inbox.questions"),
+    _one(
+        _GAUGE,
+        "lanes_inbox_oldest_wait_seconds",
+        "How long ago the oldest message that waits was accepted, over restarts.",
+        "inbox.oldest_wait_s",
+    ),
+    _one(_GAUGE, "lanes_inbox_in_memory", "Messages that runs of this process answer, or will.", "inbox.in_memory"),
+    _one(_GAUGE, "lanes_inbox_on_disk_only", "Messages that are to be brought back into memory.", "inbox.on_disk_only"),
+    _one(_COUNTER, "lanes_inbox_replayed_total", "Messages that were brought back into memory.", "inbox.replayed"),
+    _one(_COUNTER, "lanes_inbox_commits_total", "Commits that have changed something.", "inbox.commits"),
+    _one(_COUNTER, "lanes_inbox_changes_total", "Changes; those that come together share a commit.", "inbox.changes"),
+    _one(_GAUGE, "lanes_inbox_uncommitted", "Changes that wait for the thread that commits.", "inbox.uncommitted"),
+    _one(
+        _GAUGE,
+        "lanes_inbox_down",
+        "1 once a commit has failed: nothing is accepted.",
+        lambda now: bool(now.inbox.error),
+    ),
+)
+"""Of a supervisor that has one."""

@@ -69,6 +69,39 @@ class AbandonedBody:
 
 
 @dataclass(frozen=True, slots=True)
+class InboxStatistics:
+    """The inbox of a supervisor. The thread that writes it counts, so no row is read on the event loop."""
+
+    messages: Mapping[str, int]
+    """Messages by state, of the states that still ask for something; like the next two, as counted `counted_s_ago`."""
+    questions: int
+    """Questions that wait for a person."""
+    oldest_wait_s: float
+    """How long ago the oldest of the `accepted` messages was accepted, over restarts; 0 when there is none."""
+    counted_s_ago: float
+    """How old the count is: less than a second, but for large inboxes, of which a count takes long."""
+    in_memory: int
+    """Messages that runs of this process answer, or will."""
+    on_disk_only: int
+    """Messages that are to be brought back into memory: what an earlier process has left, or full lanes."""
+    replayed: int
+    """Messages that were brought back since the start."""
+    commits: int
+    """Commits since the start that have changed something."""
+    changes: int
+    """Changes since the start: a message accepted, begun, ended. Those that come together share a commit."""
+    uncommitted: int
+    """Changes, and questions to the file, that wait for the thread."""
+    error: str
+    """Why nothing is accepted any more; empty while it works."""
+
+    @property
+    def changes_per_commit(self) -> float:
+        """How many changes share a commit, on average since the start."""
+        return self.changes / self.commits if self.commits else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A supervisor at an instant."""
 
@@ -99,6 +132,8 @@ class Statistics:
     """What the process uses, and its growth; looked at every second."""
     generation: int
     """Counts the restarts in this process, from 1; 0 before the start."""
+    inbox: InboxStatistics | None = None
+    """`None` for a supervisor without one."""
 
     @property
     def healthy(self) -> bool:
@@ -106,7 +141,14 @@ class Statistics:
         return not self.problems
 
 
-def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: int, generation: int) -> Statistics:
+def take(
+    scheduler: Scheduler,
+    watchdog: Watchdog,
+    now: float,
+    max_abandoned: int,
+    generation: int,
+    inbox: InboxStatistics | None,
+) -> Statistics:
     """Look at a scheduler."""
     waited = {name: _oldest_wait(lane, now) for name, lane in scheduler.board.lanes.items()}
     queued, oldest = Counter[str](), dict[str, float]()
@@ -150,10 +192,11 @@ def take(scheduler: Scheduler, watchdog: Watchdog, now: float, max_abandoned: in
         late_writes_refused=scheduler.board.late_writes_refused,
         late_events_dropped=scheduler.board.late_events_dropped,
         admission_slowed=scheduler.board.throttle.why,
-        problems=(*problems(scheduler, max_abandoned), *watchdog.problems),
+        problems=(*problems(scheduler, max_abandoned), *watchdog.problems, *_inbox_problems(inbox)),
         loop_lag=watchdog.quantiles(),
         process=watchdog.statistics(),
         generation=generation,
+        inbox=inbox,
     )
 
 
@@ -165,6 +208,10 @@ def problems(scheduler: Scheduler, max_abandoned: int) -> tuple[str, ...]:
     lanes = Counter(execution.run.lane for execution in scheduler.board.abandoned)
     where = ", ".join(f"{number} on lane {lane}" for lane, number in lanes.most_common(5))
     return (f"abandoned bodies that still run: {abandoned} ({where}); allowed: {max_abandoned} (limits.abandoned)",)
+
+
+def _inbox_problems(inbox: InboxStatistics | None) -> tuple[str, ...]:
+    return (f"the inbox takes nothing: {inbox.error}",) if inbox is not None and inbox.error else ()
 
 
 def _oldest_wait(lane: Lane[Execution], now: float) -> float:

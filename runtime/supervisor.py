@@ -535,7 +535,9 @@ class Supervisor:
 
     def statistics(self) -> Statistics:
         """What it holds at this instant; cheap enough to ask ten times a second."""
-        return take(self._scheduler, self.watchdog, _clock.clock.now(), self._limits.abandoned, self.generation)
+        inbox = self._inbox.statistics() if self._inbox is not None else None
+        now = _clock.clock.now()
+        return take(self._scheduler, self.watchdog, now, self._limits.abandoned, self.generation, inbox)
 
 
 def _inbox_of(given: Inbox | bool, scheduler: Scheduler, root: str) -> InboxService | None:

@@ -90,6 +90,8 @@ def head(picture: protocol.Picture) -> list[str]:
         report.append(f"SLOWED: {picture.admission_slowed}")
     report.append(f"{', '.join(counts)}; loop lag p99 {lag.p99 * 1000:.1f} ms, at most {lag.max * 1000:.1f} ms")
     report.append(f"slots: {', '.join(groups)}")
+    if picture.inbox is not None:
+        report.append(_inbox(picture.inbox))
     full = [
         f"{lane.name} {lane.running}/{lane.capacity} ({lane.queued} waiting, for {lasting(lane.oldest_wait_s)} at most)"
         for lane in picture.lanes
@@ -99,6 +101,20 @@ def head(picture: protocol.Picture) -> list[str]:
         report.append(
             f"full lanes: {', '.join(full[:_PLACES])}" + (f", … {len(full) - _PLACES} more" * (len(full) > 5))
         )
+    return report
+
+
+def _inbox(inbox: protocol.InboxPart) -> str:
+    counts = [f"{number} {state}" for state, number in inbox.messages.items() if number]
+    report = f"inbox: {', '.join(counts) or 'nothing waits'}"
+    if inbox.messages.get("accepted"):
+        report += f"; the oldest was accepted {lasting(inbox.oldest_wait_s)} ago"
+    if inbox.on_disk_only:
+        report += f"; {inbox.on_disk_only} on disk only"
+    if inbox.questions:
+        report += f"; questions to a person: {inbox.questions}"
+    if inbox.uncommitted:
+        report += f"; {inbox.uncommitted} not committed yet"
     return report
 
 

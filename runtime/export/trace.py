@@ -12,6 +12,9 @@ instant never moves back on its row: what begins there begins, at the earliest, 
 What lasts, a run, is written when it begins and again when it ends, so that a process that was killed shows what ran;
 what is short or reported late is written when it is over. The format lets the closing bracket be missing. A trace that
 cannot be written any more ends there, as a whole: left-out events would leave slices without an end.
+
+A message of an inbox is followed by its id, over runs and processes: each slice of a run names its `messages`. A run
+that has asked a person ends with a mark that has the question's id, and the run that brings the answer names that too.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from itertools import count
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
-from lanes import Run, RunState
+from lanes import Question, Run, RunState
+from lanes.core.execution import execution_of
 from lanes.core.hooks import Hook
 from locks import _clock, _events
 
@@ -158,6 +162,8 @@ class Trace:
             if row is None:  # it could not even wait
                 row = self._row_of(run)
                 self._begin(row, f"run {run.id}", ended, _who(run))
+            if isinstance(outcome.value, Question) and outcome.state is RunState.DONE:
+                self._mark(row, "waits for a person", ended, {"ask": outcome.value.id})
             if outcome.state in (RunState.CANCELLED, RunState.SUPERSEDED):
                 self._mark(row, outcome.state.value, ended, {"reason": outcome.reason})
             how = {
@@ -320,7 +326,14 @@ def _both(ours: Hook, given: Hook | None) -> Hook:
 
 
 def _who(run: Run) -> dict[str, Any]:
-    return {"run": run.id, "session": run.session, "parent": run.parent}
+    who: dict[str, Any] = {"run": run.id, "session": run.session, "parent": run.parent}
+    execution = execution_of(run)
+    if execution is not None and (ids := execution.message_ids()):
+        who["messages"] = ", ".join(map(str, ids))
+        answer = execution.messages[0].answer if execution.messages else None
+        if answer is not None:
+            who["answers"] = answer.ask
+    return who
 
 
 def _stem(path: str) -> str:

@@ -30,7 +30,7 @@ from locks._events import described, log
 from .answer import Answer
 from .door import ALL_REPLAYED, Door, message_of_row
 from .journal import InboxJournal
-from .rows import InboxRow, MessageState
+from .rows import Census, InboxRow, MessageState
 
 PAGE = 1_000
 """Messages that wait in memory before more are brought back from disk."""
@@ -78,16 +78,17 @@ class Replay:
     def _replayed(self, lane: str) -> int:
         return self._full.get(lane, self._cursor)
 
-    async def recover(self) -> int:
-        """Put right what the last process had started, before any work is taken; returns how many messages wait."""
+    async def recover(self) -> Census:
+        """Put right what the last process had started, before any work is taken; returns what there is then."""
         again, unknown = await self._store.recover()
-        waiting = (await self._store.counts()).get(MessageState.ACCEPTED, 0)
+        census = await self._store.census()
+        waiting = census.messages.get(MessageState.ACCEPTED, 0)
         await self._look_for_untold()
         if waiting:
             self._cursor = 0
         if waiting or unknown:
             log("inbox_recovered", path=self._store.path, waiting=waiting, repeated=again, unknown=unknown)
-        return waiting
+        return census
 
     async def put_right(self, cut: list[int]) -> None:
         """Put right messages whose runs were cut off by a restart in the process. A checkpoint."""

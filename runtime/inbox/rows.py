@@ -143,6 +143,28 @@ class AskedFor(msgspec.Struct, frozen=True):
     by: str
 
 
+class Census(msgspec.Struct, frozen=True, kw_only=True):
+    """What the inbox has at an instant that still asks for something."""
+
+    messages: dict[MessageState, int]
+    """By state; those that are accepted, started, waiting, parked or unknown."""
+    questions: int
+    """The open ones."""
+    oldest_accepted_at: float | None
+    """When the oldest of the accepted messages was accepted, in seconds of the wall clock."""
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store has done since it was opened."""
+
+    commits: int = 0
+    """Commits that have changed something."""
+    changes: int = 0
+    """Calls that have; several may share a commit."""
+    uncommitted: int = 0
+    """Calls that were not reported yet."""
+
+
 class Taken(msgspec.Struct, frozen=True):
     """What became of a message that was to be accepted."""
 

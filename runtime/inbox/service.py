@@ -14,6 +14,7 @@ from locks import LockError, _clock, process
 from locks._events import described, log
 
 from ..background import Background
+from ..statistics import InboxStatistics
 from .accepted import Accepted
 from .answer import Answer
 from .asks import Asks
@@ -21,7 +22,7 @@ from .door import Door, message_of_row
 from .errors import InboxDown
 from .journal import InboxJournal
 from .replay import Replay
-from .rows import InboxRow, MessageState
+from .rows import Census, InboxRow, MessageState
 from .schedules import Schedules
 from .settings import Inbox
 from .store import InboxStore
@@ -30,6 +31,16 @@ RAMP_S = 2.0
 """Within so many seconds what was left behind comes up to full speed."""
 MOST_PARKED = 1_000
 _LOOK_S = 0.5
+"""How often changes of other processes are looked for, and what the statistics say is counted."""
+_COUNT_PAUSE = 20
+"""After a count, no other for so many times as long as it took."""
+_COUNTED = (
+    MessageState.ACCEPTED,
+    MessageState.STARTED,
+    MessageState.WAITING,
+    MessageState.PARKED,
+    MessageState.UNKNOWN,
+)
 _PURGE_EVERY_S = 60.0
 _PURGE_AT_ONCE = 1_000
 
@@ -46,6 +57,12 @@ class InboxService:
         self.schedules = Schedules(scheduler.board.specs, self.door, settings.schedules)
         self._tasks: anyio.CancelScope | None = None
         self._background: Background | None = None
+        self._census = Census(messages={}, questions=0, oldest_accepted_at=None)
+        self._counted_at = _clock.clock.now()
+        self._counted_commits = -1
+        """How many commits the count has seen; -1 when another process may have changed something since."""
+        self._count_again_at = 0.0
+        self._on_disk_only = 0
 
     async def open(self) -> None:
         """Open the store, and put right what the last process has left. Before any work is taken. A checkpoint.
@@ -54,7 +71,8 @@ class InboxService:
             InboxDown, InboxInvalid: it cannot be used.
         """
         await self.store.open()
-        if await self.replay.recover():
+        self._note(await self.replay.recover())
+        if self._census.messages.get(MessageState.ACCEPTED):
             self._scheduler.board.throttle.ramp(_clock.clock.now(), RAMP_S)
         self._scheduler.board.journal = self.journal
 
@@ -110,6 +128,24 @@ class InboxService:
         cut, self.journal.cut = list(self.journal.cut), {}
         self.replay.resume(cut)
 
+    def statistics(self) -> InboxStatistics:
+        """What an operator sees. Nothing is read from disk."""
+        census, traffic, failure = self._census, self.store.traffic, self.store.failure
+        oldest = census.oldest_accepted_at
+        return InboxStatistics(
+            messages={state.value: census.messages.get(state, 0) for state in _COUNTED},
+            questions=census.questions,
+            oldest_wait_s=0.0 if oldest is None else max(0.0, process.wall() - oldest),
+            counted_s_ago=_clock.clock.now() - self._counted_at,
+            in_memory=len(self.door.in_memory),
+            on_disk_only=self._on_disk_only if self.replay.behind else 0,
+            replayed=self.replay.replayed,
+            commits=traffic.commits,
+            changes=traffic.changes,
+            uncommitted=traffic.uncommitted,
+            error="" if failure is None else described(failure),
+        )
+
     async def close(self) -> None:
         """Commit all that was noted, and close. A checkpoint that is not interrupted. Calling it again does nothing."""
         if self._tasks is not None:
@@ -149,8 +185,26 @@ class InboxService:
             await anyio.sleep(_LOOK_S)
             now = await self.store.changes()
             if now != seen:
-                seen = now
+                seen, self._counted_commits = now, -1
                 self.replay.look_again()
+            await self._count()
+
+    async def _count(self) -> None:
+        """Count for `statistics`, if something has changed, and not so often that commits would wait for it."""
+        now = _clock.clock.now()
+        if self._counted_commits == self.store.traffic.commits:
+            self._counted_at = now
+        elif now >= self._count_again_at:
+            commits = self.store.traffic.commits
+            self._note(await self.store.census())
+            self._counted_commits = commits
+            self._count_again_at = self._counted_at + _COUNT_PAUSE * (self._counted_at - now)
+
+    def _note(self, census: Census) -> None:
+        """A count has come."""
+        self._census, self._counted_at = census, _clock.clock.now()
+        open_ = sum(number for state, number in census.messages.items() if state.open)
+        self._on_disk_only = max(0, open_ - len(self.door.in_memory))
 
     async def _purge(self) -> None:
         """Forget what ended long ago, a little at a time."""

@@ -16,7 +16,7 @@ from locks._loop import poster
 from . import ask_statements, schema, statements
 from .answer import Answer
 from .errors import InboxDown, ask_closed
-from .rows import Ask, AskedFor, InboxRow, MessageState, NewRow, Taken
+from .rows import Ask, AskedFor, Census, InboxRow, MessageState, NewRow, Taken, Traffic
 from .settings import Durability
 from .store import Report
 from .writer import Writer
@@ -36,16 +36,21 @@ class SqliteInbox:
         self.path = path
         self.durability = durability
         self._writer: Writer | None = None
+        self._opened: Writer | None = None
+        """The writer, also once it is closed: how it ended, and what it has counted, stays known."""
 
     @property
     def failure(self) -> BaseException | None:
         """Why nothing is written any more."""
-        return self._writer.failure if self._writer is not None else None
+        return self._opened.failure if self._opened is not None else None
 
     @property
-    def commits(self) -> int:
-        """Transactions since it was opened."""
-        return self._writer.commits if self._writer is not None else 0
+    def traffic(self) -> Traffic:
+        """What was written since it was opened."""
+        writer = self._opened
+        if writer is None:
+            return Traffic()
+        return Traffic(commits=writer.commits, changes=writer.changes, uncommitted=writer.waiting)
 
     async def open(self) -> None:
         """Open the file in a thread of its own."""
@@ -56,7 +61,7 @@ class SqliteInbox:
             await ready.wait()
         except (sqlite3.Error, OSError) as error:
             raise InboxDown(f"inbox: {self.path} cannot be opened: {error}", path=self.path) from error
-        self._writer = writer
+        self._writer = self._opened = writer
 
     async def close(self) -> None:
         """Have the thread commit what it was given, and end."""
@@ -216,9 +221,9 @@ class SqliteInbox:
         """The id of the newest message there ever was."""
         return await self._ask(statements.last_id)
 
-    async def counts(self) -> dict[MessageState, int]:
-        """How many messages are in each state that still asks for something."""
-        return await self._ask(statements.counts)
+    async def census(self) -> Census:
+        """Count what still asks for something."""
+        return await self._ask(statements.census)
 
     async def purge(self, before: float, at_most: int) -> int:
         """Forget what ended before an instant."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .rows import MAY_BECOME, InboxRow, MessageState, NewRow, Taken
+from .rows import MAY_BECOME, Census, InboxRow, MessageState, NewRow, Taken
 
 _INSERT = """
 INSERT INTO message (lane, session, priority, timeout, when_busy, body, route, dedupe, digest, repeat, first, again,
@@ -195,14 +195,19 @@ def purge(connection: sqlite3.Connection, before: float, at_most: int) -> int:
     return gone
 
 
-def counts(connection: sqlite3.Connection) -> dict[MessageState, int]:
-    """How many messages are in each state that still asks for something."""
+def census(connection: sqlite3.Connection) -> Census:
+    """Count what still asks for something. Each part is read from an index of such rows alone."""
     found = connection.execute(
         "SELECT 'accepted', count(*) FROM message WHERE state = 'accepted' UNION ALL "
         "SELECT 'started', count(*) FROM message WHERE state = 'started' UNION ALL "
         "SELECT state, count(*) FROM message WHERE state IN ('waiting', 'parked', 'unknown') GROUP BY state"
     )
-    return {MessageState(state): count for state, count in found}
+    oldest = "SELECT accepted_at FROM message WHERE state = 'accepted' ORDER BY id LIMIT 1"
+    return Census(
+        messages={MessageState(state): count for state, count in found},
+        questions=connection.execute("SELECT count(*) FROM ask WHERE state = 'open'").fetchone()[0],
+        oldest_accepted_at=(connection.execute(oldest).fetchone() or (None,))[0],
+    )
 
 
 def _many(connection: sqlite3.Connection, statement: str, values: Sequence[tuple[Any, ...]]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .rows import Ask, AskedFor, InboxRow, MessageState, NewRow
+from .rows import Ask, AskedFor, Census, InboxRow, MessageState, NewRow, Traffic
 
 Report = Callable[[Any, BaseException | None], None]
 """Called on the event loop with what came of a change, or with why it was not made."""
@@ -25,6 +25,10 @@ class InboxStore(Protocol):
     @property
     def failure(self) -> BaseException | None:
         """Why nothing is written any more; `None` while it works."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """What it has done since it was opened; also after it was closed. Cheap."""
 
     async def open(self) -> None:
         """Open it, make it if there is none. A checkpoint.
@@ -135,8 +139,8 @@ class InboxStore(Protocol):
     async def last_id(self) -> int:
         """The id of the newest message there ever was; 0 for none."""
 
-    async def counts(self) -> dict[MessageState, int]:
-        """How many messages are in each state that still asks for something."""
+    async def census(self) -> Census:
+        """Count what still asks for something. It may take long: a time in proportion to that."""
 
     async def changes(self) -> int:
         """A number that another one follows when another process has changed the inbox."""

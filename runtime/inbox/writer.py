@@ -51,7 +51,9 @@ class Writer:
         self.failure: BaseException | None = None
         """Why nothing is written any more."""
         self.commits = 0
-        self.steps = 0
+        """Commits that have changed something; like the next one, counted by the thread."""
+        self.changes = 0
+        """Steps that have."""
         self.waiting = 0
         """Steps that were handed over and not reported yet; on the event loop's thread."""
 
@@ -115,7 +117,7 @@ class Writer:
         self, connection: sqlite3.Connection, batch: list[tuple[Step, Report]]
     ) -> tuple[list[Any], BaseException | None]:
         try:
-            results = self._transaction(connection, [step for step, _ in batch])
+            results, changes = self._transaction(connection, [step for step, _ in batch])
         except BaseException as error:
             self.failure = error
             log("inbox_down", level="error", path=self._path, error=described(error))
@@ -125,16 +127,17 @@ class Writer:
             except sqlite3.Error:
                 pass  # the connection is not used again, and a transaction that has no commit is none
             return [], self._down()
-        self.commits += 1
-        self.steps += len(batch)
+        self.commits += bool(changes)
+        self.changes += changes
         return results, None
 
-    def _transaction(self, connection: sqlite3.Connection, steps: list[Step]) -> list[Any]:
-        """Do the steps and commit; returns for each its result, or `_Unfit`."""
+    def _transaction(self, connection: sqlite3.Connection, steps: list[Step]) -> tuple[list[Any], int]:
+        """Do the steps and commit; returns for each its result, or `_Unfit`, and how many have changed something."""
         unfit: dict[int, _Unfit] = {}
         while True:
             connection.execute("BEGIN IMMEDIATE")
             results: list[Any] = []
+            changes, before = 0, connection.total_changes
             for n, step in enumerate(steps):
                 try:
                     results.append(unfit[n] if n in unfit else step(connection))
@@ -142,9 +145,11 @@ class Writer:
                     unfit[n] = _Unfit(error)
                     connection.execute("ROLLBACK")
                     break
+                changes += connection.total_changes != before
+                before = connection.total_changes
             else:
                 connection.execute("COMMIT")
-                return results
+                return results, changes
 
     def _down(self) -> InboxDown:
         why = described(self.failure) if self.failure is not None else "it was closed"

@@ -199,7 +199,7 @@ class Handlers:
     def _picture(self) -> protocol.Picture:
         sup, now = self._sup, _clock.clock.now()
         scheduler, statistics = sup._scheduler, sup.statistics()
-        leases = statistics.leases
+        leases, inbox = statistics.leases, statistics.inbox
         lanes = nsmallest(
             protocol.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
@@ -230,6 +230,7 @@ class Handlers:
             leases=[_row(protocol.LeaseRow, right, path=text(right.path), holder=text(right.holder)) for right in held],
             leases_left_out=len(leases.holders) - len(held),
             orders=list(self._orders.values()),
+            inbox=None if inbox is None else _row(protocol.InboxPart, inbox, error=text(inbox.error)),
         )
 
     def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[protocol.RunRow]:

@@ -151,6 +151,26 @@ class LeaseRow(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
 
 
+class InboxPart(msgspec.Struct, frozen=True, kw_only=True):
+    """The inbox, counted `counted_s_ago`."""
+
+    messages: dict[str, int]
+    """By state, of the states that still ask for something."""
+    questions: int
+    """Those that wait for a person."""
+    oldest_wait_s: float
+    """Of the accepted messages."""
+    counted_s_ago: float
+    in_memory: int
+    on_disk_only: int
+    replayed: int
+    commits: int
+    changes: int
+    uncommitted: int
+    error: str
+    """Why nothing is accepted any more; empty while it works."""
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a drain or a restart that was asked for here."""
 
@@ -194,6 +214,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     leases_left_out: int
     orders: list[Order]
     """The last ones, the latest last."""
+    inbox: InboxPart | None = None
+    """Null for a supervisor without one."""
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,6 +21,7 @@ from lanes import GroupSpec, LaneSpec, RetrySpec
 from runtime import Supervisor
 from runtime.metrics import SupervisorCollector
 from tests import blocking
+from tests.inboxes import inline
 from tests.poll import eventually, eventually_sync
 from tests.supervised import HungThread, gone
 
@@ -125,11 +126,12 @@ async def test_labels_are_groups_states_and_rights_only(virtual, tmp_path):
 
 
 async def test_every_metric_has_a_help_text_and_a_name_after_the_conventions(virtual, tmp_path):
-    async with Supervisor(tmp_path) as sup:
-        registry = CollectorRegistry()
-        registry.register(SupervisorCollector(sup))
-        families = list(parse_openmetrics(generate_openmetrics(registry).decode()))
-        described = {family.name for family in SupervisorCollector(sup).describe()}
+    with inline():
+        async with Supervisor(tmp_path, inbox=True) as sup:  # which has all of them
+            registry = CollectorRegistry()
+            registry.register(SupervisorCollector(sup))
+            families = list(parse_openmetrics(generate_openmetrics(registry).decode()))
+            described = {family.name for family in SupervisorCollector(sup).describe()}
     assert {family.name for family in families} == described and len(described) >= 30
     for family in families:
         assert re.fullmatch(r"lanes_[a-z_]+[a-z]", family.name)
