@@ -88,6 +88,8 @@ class Execution:
     """There while the task of its body waits for another run."""
     answering: list[Execution] | None = None
     """The runs whose messages its body has read from its inbox: they share its outcome."""
+    is_answered = False
+    """Whether its messages are, though its body may go on."""
     _inbox: Inbox | None = None
     killers: set[Callable[[], None]] | None = None
     """What ends the processes that it runs."""
@@ -224,6 +226,7 @@ class Execution:
         """Its messages are answered. A checkpoint; returns when that is kept."""
         if (journal := self.owner.board.journal) is not None and (ids := self.message_ids()):
             await journal.finished(ids, result)
+            self.is_answered = True
 
     async def ask(self, new: NewQuestion) -> Question:
         """Keep a question to a person."""

@@ -28,8 +28,9 @@ class Journal(Protocol):
     def was_read(self, messages: Sequence[Message]) -> None:
         """A body was given messages without waiting; it is kept soon. Called within a change: it only takes note."""
 
-    def tried(self, messages: Sequence[Message]) -> None:
-        """An attempt at a run has failed, and the run waits for the next one. Called within a change: it takes note."""
+    def tried(self, ids: Sequence[int]) -> None:
+        """An attempt at a run has failed, and the messages that it was given wait for the next one. Called within a
+        change: it only takes note."""
 
     async def finished(self, ids: Sequence[int], result: Any) -> None:
         """Messages are answered, though the body goes on. A checkpoint; returns when that is kept.

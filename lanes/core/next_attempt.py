@@ -32,6 +32,8 @@ class Retrying:
         retry, run = execution.spec.retry, execution.run
         if retry is None or run.attempt >= retry.attempts or not self._board.may_start(execution):
             return False
+        if execution.is_answered:
+            return False  # the answer is in the transcript: another attempt would give a second one
         if state is RunState.FAILED:
             if raised is None or not raised.retryable:
                 return False
@@ -42,8 +44,8 @@ class Retrying:
             return False
         if execution.parent is not None and execution.parent.phase not in UNDERWAY:
             return False
-        if self._board.journal is not None and execution.messages:
-            self._board.journal.tried(execution.messages)
+        if self._board.journal is not None and (ids := execution.message_ids()):
+            self._board.journal.tried(ids)
         self._finishing.close(execution, Phase.REPLACED)
         wait_s = retry.wait_after(run.attempt)
         follower = execution.next_attempt(self._board.new_fence(run.lane, run.id))

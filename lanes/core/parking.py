@@ -9,7 +9,7 @@ from locks import _clock, _effects
 from locks._events import log
 
 from ..checks import Priority
-from ..message import Message
+from ..message import Message, ids_of
 from ..run import Body, Run, RunState
 from .board import Board
 from .execution import Execution
@@ -30,6 +30,8 @@ class Parking:
         retry = execution.spec.retry
         if retry is None or execution.body is None or execution.steered_into is not None:
             return
+        if execution.is_answered:
+            return  # only what its body did afterwards has failed
         overran = execution.cause is not None and execution.cause[0] is RunState.TIMED_OUT
         # A run that had to be abandoned is not tried again; its sender's work is kept all the same.
         if state is RunState.FAILED or (overran and retry.timeouts and execution.run.started_at is not None):
@@ -58,6 +60,18 @@ class Parking:
         again = partial(self._submit_again, run.id, run.lane, request.body, request.args, [*messages], *options)
         self._board.history.park(Parked(run, tuple(messages), _clock.clock.now(), again))
         return run
+
+    def requeued(self, run_id: int, message: int) -> tuple[int, list[int]]:
+        """A message of a parked run waits again; returns the run that is parked for the others, and their ids."""
+        parked = self._board.history.parked.get(run_id)
+        others = [] if parked is None else [one for one in parked.messages if ids_of([one]) != [message]]
+        self._board.history.forget_parked(run_id)
+        if parked is not None and others:
+            request, _ = self._intake.message_request(parked.run.lane, others[0], session=parked.run.session)
+            request.messages = others
+            reason = parked.run.outcome.reason if parked.run.outcome is not None else ""
+            run_id = self.restore(request, reason, parked.run.attempt).id
+        return run_id, ids_of(others)
 
     def _submit_again(
         self,

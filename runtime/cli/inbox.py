@@ -58,7 +58,7 @@ def show(directory: str, message: int) -> int:
 
 def requeue(directory: str, messages: Sequence[int]) -> int:
     """Have messages wait again; returns the exit code."""
-    return _change(directory, messages, statements.requeue, "waits again", "parked, dropped or unknown")
+    return _change(directory, messages, by_hand.requeue, "waits again", "parked, dropped or unknown")
 
 
 def discard(directory: str, messages: Sequence[int]) -> int:

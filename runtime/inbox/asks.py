@@ -16,19 +16,19 @@ import anyio
 import msgspec
 
 from lanes import Answer as PersonsAnswer
-from lanes import InvalidLane, LaneError, Question, Run
+from lanes import Draining, InvalidLane, LaneError, Question, Run
 from lanes.asking import NewQuestion
 from lanes.checks import seconds, shown, whole
 from lanes.core.intake import check_dedupe
 from lanes.core.scheduler import Scheduler
-from locks import process
+from locks import LockError, process
 from locks._events import described, log
 
 from .accepted import Accepted
 from .answer import Answer
-from .door import MOST_WHOLE, Door, as_json, is_utf8, repeats, storable
+from .door import ALL_REPLAYED, MOST_WHOLE, Door, as_json, is_utf8, repeats, storable
 from .errors import AskClosed, InboxDown, ask_closed
-from .rows import Ask, AskedFor, NewRow, decoded, question_of
+from .rows import Ask, AskedFor, NewRow, Taken, decoded, question_of
 
 _LOOK_S = 30.0
 """How often expiry is looked at at least: the wall clock may be set."""
@@ -113,6 +113,11 @@ class Asks:
                 await self._close(ask, "expired", None, "")
             except AskClosed:
                 continue  # answered meanwhile
+            except (Draining, InboxDown):
+                raise
+            except (LaneError, LockError) as error:  # its lane is there no more: others expire all the same
+                log("ask_not_queued", level="warning", ask=ask.id, lane=ask.lane, error=described(error))
+                await self._close_only(ask)
         next_at = await self._store.next_expiry()
         return _LOOK_S if next_at is None else min(_LOOK_S, max(0.0, next_at - process.wall()))
 
@@ -126,6 +131,17 @@ class Asks:
         request, policy = self._door.request_for(ask.lane, ask.session)
         how, new = answer_rows(ask, outcome, value, by, repeats(request.spec))
         return await self._door.keep(request, policy, new, partial(self._store.close_ask, how))
+
+    async def _close_only(self, ask: Ask) -> None:
+        """Have a question expire whose message cannot be queued: it comes from the disk, and is parked there."""
+        how, new = answer_rows(ask, "expired", None, "", 0)
+        answer = Answer[Taken]()
+        self._store.close_ask(how, new, ALL_REPLAYED, answer)
+        try:
+            taken = await answer.wait()
+        except AskClosed:
+            return  # answered meanwhile
+        self._door.on_full(ask.lane, taken.id)
 
 
 def answer_rows(

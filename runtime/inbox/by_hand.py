@@ -74,6 +74,11 @@ def all_counts(connection: sqlite3.Connection) -> dict[str, int]:
     return dict(connection.execute("SELECT state, count(*) FROM message GROUP BY state ORDER BY state").fetchall())
 
 
+def requeue(connection: sqlite3.Connection, message: int) -> bool:
+    """Have a message that was parked, dropped or left unknown wait again; returns whether it does."""
+    return statements.requeue(connection, message, process.wall())
+
+
 def discard(connection: sqlite3.Connection, message: int) -> bool:
     """Have a message that waits for an operator wait no longer; returns whether it did."""
     found = statements.one(connection, message)

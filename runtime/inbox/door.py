@@ -186,10 +186,14 @@ class Door:
             coming.answer((taken, None), conflict)
             return
         fate = self.fate(taken.id, MessageState.ACCEPTED)
-        held_back = taken.behind or self.untold(coming.new.lane)
-        on_disk_only = held_back and not coming.new.first and taken.id > self.replayed(coming.new.lane)
-        if on_disk_only or not self._scheduler.board.accepting:
+        new = coming.new
+        held_back = taken.behind or self.untold(new.lane)
+        if held_back and not new.first and taken.id > self.replayed(new.lane):
             self._not_started(taken)
+            coming.answer((taken, fate), None)
+        elif not self._scheduler.board.accepting:
+            self._not_started(taken)
+            self.on_full(new.lane, taken.id)  # a restart in the process has begun: it comes when that is over
             coming.answer((taken, fate), None)
         else:
             self._queue(coming, fate, taken)
@@ -204,8 +208,8 @@ class Door:
                 self.on_full(coming.new.lane, taken.id)
                 coming.answer((taken, fate), None)
                 return
-            refusal, state = error, MessageState.DROPPED
-            self.store.end([taken.id], state, str(error), None, lambda _, down: coming.answer(None, down or refusal))
+            refusal = error
+            self.store.refuse(taken.id, str(error), lambda _, down: coming.answer(None, down or refusal))
             return
         execution = execution_of(run)
         if execution is None or execution.phase not in UNDERWAY or execution.joined:

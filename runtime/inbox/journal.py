@@ -34,6 +34,8 @@ class InboxJournal:
         self._door, self._store, self._asks = door, door.store, asks
         self.cut: dict[int, None] = {}
         """Messages whose runs ended because the supervisor restarts or stops, in order: nothing is written of them."""
+        self.parked: dict[int, int] = {}
+        """Of messages that are parked, the run that was to answer them."""
         self.on_end: Callable[[str], None] = lambda _lane: None
         """Called when a run of a lane has ended that had messages."""
 
@@ -51,10 +53,9 @@ class InboxJournal:
         if ids := ids_of(messages):
             self._store.begin(ids, None)
 
-    def tried(self, messages: Sequence[Message]) -> None:
+    def tried(self, ids: Sequence[int]) -> None:
         """An attempt at a run has failed, and the run waits for the next one."""
-        if ids := ids_of(messages):
-            self._store.wait_again(ids)
+        self._store.wait_again(ids)
 
     async def finished(self, ids: Sequence[int], result: Any) -> None:
         """Keep that messages are answered."""
@@ -81,6 +82,7 @@ class InboxJournal:
         door = self._door
         for one in ids:
             door.in_memory.pop(one, None)
+            self.parked.pop(one, None)
         door.begun.difference_update(ids)
         if by_process or isinstance(outcome.error, InboxDown):
             self.cut.update(dict.fromkeys(ids))
@@ -90,6 +92,8 @@ class InboxJournal:
             self._store.wait_for(ids, outcome.value.id, partial(self._kept, ids, MessageState.WAITING, outcome))
             self.on_end(run.lane)
             return
+        if parked:
+            self.parked.update(dict.fromkeys(ids, run.id))
         state = _state(outcome, parked)
         _effects.after(self._note_end, ids, state, outcome)  # making JSON of a value can call user code
         self.on_end(run.lane)

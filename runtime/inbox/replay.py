@@ -35,6 +35,7 @@ from .rows import Census, InboxRow, MessageState
 PAGE = 1_000
 """Messages that wait in memory before more are brought back from disk."""
 _MOST_UNKNOWN = 10_000
+"""Messages that lanes are told of at one start, at most: the next one tells of the others."""
 _LOOK_S = 1.0
 """How often a full lane is looked at again: the end of a run without a message is reported to no inbox."""
 
@@ -51,13 +52,15 @@ class Replay:
     """Brings back messages that are on disk only. On the event loop's thread."""
 
     def __init__(self, scheduler: Scheduler, door: Door, journal: InboxJournal) -> None:
-        self._scheduler, self._door, self._store = scheduler, door, door.store
+        self._scheduler, self._door, self._store, self._journal = scheduler, door, door.store, journal
         self._cursor = ALL_REPLAYED
         """What was on disk up to this id is in memory, but for full lanes."""
         self._full: dict[str, int] = {}
         """Lanes that were full, and the id up to which their messages are in memory."""
         self._untold: dict[str, deque[_Untold]] = {}
         """By lane: these go before the messages on disk."""
+        self._telling: set[int] = set()
+        """Messages that a run in memory tells a lane of."""
         self._look_at: dict[str, None] = {}
         """Full lanes in which a run has ended since."""
         self._more = anyio.Event()
@@ -112,23 +115,31 @@ class Replay:
         returning, self._returning = self._returning, []
         for row in reversed(returning):
             self._bring_back([row], first=True)
-        for lane, untold in list(self._untold.items()):
+        for untold in self._untold.values():
             for one in reversed(untold):
                 self._tell(one, first=True)
-            del self._untold[lane]
-            self._full.pop(lane, None)
+        self._untold.clear()
         self._more.set()
 
     def look_again(self) -> None:
         """Messages may be on disk only, whatever their ids: another process has put them there."""
         self._cursor = 0
+        self._full = dict.fromkeys(self._full, 0)
         self._more.set()
 
     async def _look_for_untold(self) -> None:
         """Have lanes be told of messages whose end is unknown, before they are given what waits on disk."""
         known = {one.id for untold in self._untold.values() for group in untold for one in group.messages}
-        for one in _by_session(await self._store.untold(_MOST_UNKNOWN)):
-            if known.isdisjoint(m.id for m in one.messages) and self._is_told(one.lane):
+        known |= self._telling
+        found: list[InboxRow] = []
+        after, left = 0, True
+        while left and len(found) < _MOST_UNKNOWN:  # those of lanes that are not told stay for ever
+            page = await self._store.untold(after, PAGE)
+            found += [row for row in page if self._is_told(row.lane)]
+            left = len(page) == PAGE
+            after = page[-1].id if left else 0
+        for one in _by_session(found):
+            if known.isdisjoint(m.id for m in one.messages):
                 self._untold.setdefault(one.lane, deque()).append(one)
                 self._full.setdefault(one.lane, self._cursor if self._cursor != ALL_REPLAYED else 0)
                 self._look_at[one.lane] = None
@@ -193,20 +204,26 @@ class Replay:
         answer = Answer[None]()
 
         def came(rows: list[InboxRow] | None, error: BaseException | None) -> None:
-            if rows is not None and self._scheduler.board.accepting:
-                if lane is None:
-                    self._bring_back(rows)
-                    self._cursor = rows[-1].id if len(rows) == room else ALL_REPLAYED
-                else:
-                    del self._full[lane]
-                    if self._bring_back(rows) and len(rows) == room:
-                        self._full[lane] = rows[-1].id
-                        self._look_at[lane] = None
+            try:
+                if rows is not None and self._scheduler.board.accepting:
+                    self._page_came(lane, rows, len(rows) == room)
+            except Exception as fault:  # the task that waits for the page reports it
+                error = fault
             answer(None, error)
 
         after = self._cursor if lane is None else self._full[lane]
         self._store.waiting(lane, after, room, came)
         await answer.wait()
+
+    def _page_came(self, lane: str | None, rows: list[InboxRow], more: bool) -> None:
+        if lane is None:
+            self._bring_back(rows)
+            self._cursor = rows[-1].id if more else ALL_REPLAYED
+        else:
+            del self._full[lane]
+            if self._bring_back(rows) and more:
+                self._full[lane] = rows[-1].id
+                self._look_at[lane] = None
 
     def _tell_untold(self, lane: str) -> bool:
         """Queue what tells a lane of messages whose end is unknown; returns `False` when it is full before all are."""
@@ -226,7 +243,7 @@ class Replay:
         """
         fits = True
         for row in rows:
-            if row.lane in self._full or row.id in self._door.in_memory:
+            if (row.lane in self._full and not first) or row.id in self._door.in_memory:
                 continue
             try:
                 request, policy = self._request(row)
@@ -246,13 +263,22 @@ class Replay:
                 fits = False
             else:
                 self.replayed += 1
+                self._unpark(row.id)
         return fits
+
+    def _unpark(self, message: int) -> None:
+        """An operator has requeued a message that was parked: it is not to be submitted a second time."""
+        parked = self._journal.parked
+        if (run_id := parked.pop(message, None)) is not None:
+            kept, others = self._scheduler.parking.requeued(run_id, message)
+            parked.update(dict.fromkeys(others, kept))
 
     def _request(self, row: InboxRow) -> tuple[Request, WhenBusy]:
         request, _ = self._scheduler.intake.message_request(
             row.lane, message_of_row(row, row.id), session=row.session, timeout=row.timeout, priority=row.priority
         )
-        request.waited_s = max(0.0, process.wall() - row.accepted_at)
+        if not row.attempt:  # else its wait ended in time when it began
+            request.waited_s = max(0.0, process.wall() - row.accepted_at)
         request.attempt = row.attempt + 1
         # Messages that waited may be answered together. What the other policies do to a message, they did when it came.
         asked = row.when_busy or request.spec.when_busy
@@ -268,20 +294,28 @@ class Replay:
         )
 
     def _tell(self, untold: _Untold, *, first: bool = False) -> bool:
-        """Queue the run that tells of messages whose end is unknown; returns `False` when the lane is full."""
+        """Queue the run that tells of messages whose end is unknown; returns `False` when the lane is full.
+
+        Args:
+            first: as for `_bring_back`.
+        """
         spec = self._scheduler.board.specs.find(untold.lane)
         tell, ids = spec.on_unknown, [one.id for one in untold.messages]
         assert tell is not None
 
         async def body(ctx: RunContext) -> Any:
-            value = await tell(ctx, list(untold.messages))
-            self._store.told(ids)
-            return value
+            try:
+                value = await tell(ctx, list(untold.messages))
+                self._store.told(ids)
+                return value
+            finally:
+                self._telling.difference_update(ids)
 
         try:
             request = self._scheduler.intake.checked(untold.lane, body, untold.session)
             request.goes_next = request.beyond_limit = first
             self._scheduler.intake.admit(request, "queue")
+            self._telling.update(ids)
         except LaneFull:
             return False
         except Draining:

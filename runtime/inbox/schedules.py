@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import anyio
 from msgspec.structs import replace
 
-from lanes import InvalidLane, LaneError
+from lanes import Draining, InvalidLane, LaneError
 from lanes.checks import choice, seconds, shown
 from lanes.message import message_of
 from lanes.spec_table import SpecTable
@@ -27,10 +27,15 @@ from locks import process
 from locks._events import described, log
 
 from .door import Door, as_json, new_row
+from .errors import InboxDown
 
 Missed = Literal["skip", "once", "all"]
 _LOOK_S = 30.0
 """How often the wall clock is looked at at least: it may be set."""
+_LATE_S = 60.0
+"""A message that is later than that was missed: the machine has slept, say, or the supervisor has drained."""
+_DRAINING_S = 1.0
+"""How often a supervisor that drains is looked at again."""
 _WINDOWS_S = (3600.0, 86_400.0, 40 * 86_400.0, 3_700 * 86_400.0)
 """How far back missed instants are looked for, one after the other: a line of cron is only read forwards."""
 MOST_MISSED = 1_000
@@ -47,7 +52,8 @@ class Schedule:
         every: seconds between two messages, counted from the epoch, so that a restart does not shift them.
         cron: instead, a line of cron: minute, hour, day of the month, month, day of the week. Needs the extra `cron`.
         timezone: of `cron`, such as `Europe/Berlin`.
-        missed: what becomes of instants at which no process ran: `skip` them; send `once` for all of them; send `all`.
+        missed: what becomes of instants at which no process ran, or none could send for a minute (the machine slept):
+            `skip` them; send `once` for all of them; send `all`.
         jitter: seconds; each message comes by up to so much later, each instant by an amount of its own.
 
     Raises:
@@ -156,8 +162,10 @@ class Schedules:
         while True:
             soonest = math.inf
             for schedule in self._schedules:
-                served[schedule.called] = await self._send_due(schedule, served[schedule.called])
-                soonest = min(soonest, schedule.fires_at(next(schedule.after(served[schedule.called]))))
+                try:
+                    soonest = min(soonest, await self._send_due(schedule, served))
+                except Draining:  # for a restart in the process, after which it comes, or for good
+                    soonest = process.wall() + _DRAINING_S
             await anyio.sleep(min(_LOOK_S, max(0.0, soonest - process.wall())))
 
     async def _begin(self) -> dict[str, float]:
@@ -167,25 +175,29 @@ class Schedules:
             kept = await self._store.served(schedule.called)
             if kept is None:
                 self._store.serve(schedule.called, now)
-            begins = now if kept is None else kept
-            if begins < now:
-                missed = _missed(schedule, begins, now)
-                sent = missed if schedule.missed == "all" else missed[-1:] if schedule.missed == "once" else []
-                begins = math.nextafter(sent[0], -math.inf) if sent else now
-            found[schedule.called] = begins
+            found[schedule.called] = now if kept is None else _after_gap(schedule, kept, now)
         return found
 
-    async def _send_due(self, schedule: Schedule, served: float) -> float:
-        """Send what is due; returns up to which instant the schedule is served."""
-        for instant in schedule.after(served):
-            if schedule.fires_at(instant) > process.wall():
-                return served
+    async def _send_due(self, schedule: Schedule, served: dict[str, float]) -> float:
+        """Send what is due, and note up to which instant that is; returns when the next message is.
+
+        Raises:
+            Draining: the supervisor takes no work now; what was not sent is due still.
+        """
+        name, now = schedule.called, process.wall()
+        if schedule.fires_at(next(schedule.after(served[name]))) < now - _LATE_S:
+            served[name] = _after_gap(schedule, served[name], now)
+        for instant in schedule.after(served[name]):
+            if (at := schedule.fires_at(instant)) > process.wall():
+                return at
             try:
                 await self._send(schedule, instant)
+            except (Draining, InboxDown):
+                raise
             except LaneError as error:  # the lane is full, say: this instant is lost, and the next one will come
-                log("schedule_not_sent", level="warning", schedule=schedule.called, error=described(error))
-            served = instant
-        return served
+                log("schedule_not_sent", level="warning", schedule=name, error=described(error))
+            served[name] = instant
+        return math.inf
 
     async def _send(self, schedule: Schedule, instant: float) -> None:
         request, policy = self._door.request_for(schedule.lane, schedule.session, schedule.message)
@@ -203,6 +215,15 @@ def _count(n: int) -> Iterator[int]:
     while True:
         yield n
         n += 1
+
+
+def _after_gap(schedule: Schedule, served: float, now: float) -> float:
+    """Up to which instant a schedule counts as served, when nothing could be sent for some time."""
+    if served >= now:
+        return served
+    missed = _missed(schedule, served, now)
+    sent = missed if schedule.missed == "all" else missed[-1:] if schedule.missed == "once" else []
+    return math.nextafter(sent[0], -math.inf) if sent else now
 
 
 def _missed(schedule: Schedule, after: float, now: float) -> list[float]:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 
 from locks.network import network_file_system
+from locks.transcript.syncing import sync_directory
 
 from .errors import InboxInvalid
 from .settings import Durability
@@ -87,8 +88,9 @@ def connect(path: str, durability: Durability) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
         raise _invalid(path, f"needs SQLite {oldest}, and this Python has {sqlite3.sqlite_version}")
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    if (kind := network_file_system(os.path.dirname(path))) is not None:
+    folder, is_new = os.path.dirname(path), not os.path.exists(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if (kind := network_file_system(folder)) is not None:
         raise _invalid(path, f"is on {kind}, a network file system, where SQLite cannot lock it")
     connection = sqlite3.connect(path, isolation_level=None, timeout=5.0)
     try:
@@ -97,8 +99,13 @@ def connect(path: str, durability: Durability) -> sqlite3.Connection:
             connection.executescript(f"BEGIN IMMEDIATE; {_TABLES} {statements} COMMIT;")
         check(connection, path)  # before anything of it is changed
         os.chmod(path, 0o600)
-        connection.execute("PRAGMA journal_mode = WAL")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise _invalid(path, f"is where SQLite cannot keep a write-ahead log (its mode there is {mode!r})")
         connection.execute(f"PRAGMA synchronous = {'FULL' if durability == 'sync' else 'NORMAL'}")
+        if is_new and durability == "sync":  # SQLite syncs the folder of its file, and not the name of the folder
+            sync_directory(path)
+            sync_directory(folder)
     except sqlite3.DatabaseError as error:
         connection.close()
         if type(error) is sqlite3.DatabaseError:  # "malformed", "not a database"; its subclasses say that a call failed

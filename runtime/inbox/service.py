@@ -93,7 +93,8 @@ class InboxService:
             except (LaneError, LockError) as error:
                 log("parked_not_restored", level="warning", message=row.id, lane=row.lane, error=described(error))
             else:
-                self._scheduler.parking.restore(request, row.reason, row.attempt)
+                run = self._scheduler.parking.restore(request, row.reason, row.attempt)
+                self.journal.parked[row.id] = run.id
 
     async def requeue(self, message: int) -> Accepted:
         """Have a message wait again; see `Supervisor.requeue`."""

@@ -25,6 +25,11 @@ _T = TypeVar("_T")
 CLOSE_WITHIN_S = 30.0
 
 
+def _kept_as(reason: str) -> str:
+    """A reason as UTF-8: the text of an exception has halves of surrogate pairs where a file name has bytes."""
+    return reason.encode(errors="backslashreplace").decode()
+
+
 def _nobody(_result: Any, _error: BaseException | None) -> None:
     """Nothing waits for the report."""
 
@@ -61,6 +66,9 @@ class SqliteInbox:
             await ready.wait()
         except (sqlite3.Error, OSError) as error:
             raise InboxDown(f"inbox: {self.path} cannot be opened: {error}", path=self.path) from error
+        except anyio.get_cancelled_exc_class():
+            writer.stop()  # the thread ends when it has opened the file
+            raise
         self._writer = self._opened = writer
 
     async def close(self) -> None:
@@ -110,9 +118,12 @@ class SqliteInbox:
         self, ids: Sequence[int], state: MessageState, reason: str, result: bytes | None, report: Report | None
     ) -> None:
         """Messages have ended."""
-        # It may be the text of an exception, which has halves of surrogate pairs where a file name has bytes.
-        why = reason.encode(errors="backslashreplace").decode()
+        why = _kept_as(reason)
         self._do(lambda c: statements.end(c, ids, state, process.wall(), why, result), report)
+
+    def refuse(self, message: int, reason: str, report: Report) -> None:
+        """A message that was accepted found no room."""
+        self._do(lambda c: statements.refuse(c, message, process.wall(), _kept_as(reason)), report)
 
     def told(self, ids: Sequence[int]) -> None:
         """The lane of messages whose end is unknown was told of them."""
@@ -124,7 +135,7 @@ class SqliteInbox:
 
     def requeue(self, message: int, report: Report) -> None:
         """Have a message wait again."""
-        self._do(lambda c: statements.requeue(c, message), report)
+        self._do(lambda c: statements.requeue(c, message, process.wall()), report)
 
     # Questions to persons
 
@@ -204,10 +215,10 @@ class SqliteInbox:
         """Those of some messages that wait."""
         return await self._ask(lambda c: statements.accepted_among(c, ids))
 
-    async def untold(self, at_most: int) -> list[InboxRow]:
-        """Messages whose end is unknown, and that their lane was not told of."""
-        where = "state = 'unknown' AND NOT told ORDER BY id LIMIT ?"
-        return await self._ask(lambda c: statements.rows(c, where, (at_most,)))
+    async def untold(self, after: int, at_most: int) -> list[InboxRow]:
+        """A page of the messages whose end is unknown, and that their lane was not told of."""
+        where = "state = 'unknown' AND NOT told AND id > ? ORDER BY id LIMIT ?"
+        return await self._ask(lambda c: statements.rows(c, where, (after, at_most)))
 
     async def find(self, message: int) -> InboxRow | None:
         """A message that is kept."""

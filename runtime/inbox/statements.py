@@ -107,15 +107,24 @@ def end(
     )
 
 
-def requeue(connection: sqlite3.Connection, message: int) -> bool:
-    """Have a message that was parked, dropped or left unknown wait again; returns whether it does."""
+def requeue(connection: sqlite3.Connection, message: int, now: float) -> bool:
+    """Have a message that was parked, dropped or left unknown wait again; returns whether it does.
+
+    It is as one that is accepted now: its time in the queue begins, and its lane is told if it ends unknown again.
+    """
     return bool(
         connection.execute(
-            "UPDATE message SET state = 'accepted', attempt = 0, ended_at = NULL, reason = '', started_at = NULL "
-            "WHERE id = ? AND state IN ('parked', 'dropped', 'unknown')",
-            (message,),
+            "UPDATE message SET state = 'accepted', attempt = 0, accepted_at = ?, ended_at = NULL, reason = '', "
+            "started_at = NULL WHERE id = ? AND state IN ('parked', 'dropped', 'unknown')",
+            (now, message),
         ).rowcount
     )
+
+
+def refuse(connection: sqlite3.Connection, message: int, now: float, reason: str) -> None:
+    """Note that a message found no room when it was kept: its sender is told so, and may send it again by its key."""
+    end(connection, [message], MessageState.DROPPED, now, reason)
+    connection.execute("UPDATE message SET dedupe = NULL WHERE id = ? AND state = 'dropped'", (message,))
 
 
 def told(connection: sqlite3.Connection, ids: Sequence[int]) -> None:
@@ -147,7 +156,8 @@ def recover(connection: sqlite3.Connection, now: float, ids: Sequence[int] | Non
     )
     unknown = _many(
         connection,
-        "UPDATE message SET state = 'unknown', ended_at = ?, reason = 'the process ended while it was being answered' "
+        "UPDATE message SET state = 'unknown', ended_at = ?, told = 0, "
+        "reason = 'the process ended while it was being answered' "
         f"WHERE state = 'started'{which}",
         [(now, *one) for one in values],
     )

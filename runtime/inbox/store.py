@@ -65,6 +65,9 @@ class InboxStore(Protocol):
     ) -> None:
         """Messages have ended, unless they had ended before."""
 
+    def refuse(self, message: int, reason: str, report: Report) -> None:
+        """A message that was accepted found no room, and its sender is told so: it is dropped, and its key is free."""
+
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question, unless one of its key is open; reports the one that is open then (`Ask`)."""
 
@@ -124,8 +127,8 @@ class InboxStore(Protocol):
     async def accepted_among(self, ids: Sequence[int]) -> list[InboxRow]:
         """Those of some messages that wait, by id."""
 
-    async def untold(self, at_most: int) -> list[InboxRow]:
-        """Messages whose end is unknown, and that their lane was not told of."""
+    async def untold(self, after: int, at_most: int) -> list[InboxRow]:
+        """A page of the messages whose end is unknown, and that their lane was not told of, by id."""
 
     def told(self, ids: Sequence[int]) -> None:
         """The lane of messages whose end is unknown was told of them."""

@@ -50,6 +50,8 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name=f"inbox {path}", daemon=True)
         self.failure: BaseException | None = None
         """Why nothing is written any more."""
+        self._ending = False
+        """Whether it was told to end: it waits for no other process any more."""
         self.commits = 0
         """Commits that have changed something; like the next one, counted by the thread."""
         self.changes = 0
@@ -69,6 +71,7 @@ class Writer:
 
     def stop(self) -> None:
         """Do what was handed over, close, and end. `join` waits for that."""
+        self._ending = True
         self._steps.put(None)
 
     def join(self, timeout: float) -> bool:
@@ -135,7 +138,7 @@ class Writer:
         """Do the steps and commit; returns for each its result, or `_Unfit`, and how many have changed something."""
         unfit: dict[int, _Unfit] = {}
         while True:
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection)
             results: list[Any] = []
             changes, before = 0, connection.total_changes
             for n, step in enumerate(steps):
@@ -150,6 +153,17 @@ class Writer:
             else:
                 connection.execute("COMMIT")
                 return results, changes
+
+    def _begin(self, connection: sqlite3.Connection) -> None:
+        """Begin a transaction. While another process writes, that waits: nothing is wrong with the file then."""
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or self._ending:
+                    raise
+                log("inbox_locked", level="warning", path=self._path, error=described(error))
 
     def _down(self) -> InboxDown:
         why = described(self.failure) if self.failure is not None else "it was closed"
