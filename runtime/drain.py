@@ -28,6 +28,8 @@ class DrainReport:
     """Runs whose bodies ignored their cancellation, and still run."""
     unstarted: tuple[Run, ...]
     """Runs that were still queued."""
+    kept: tuple[Run, ...] = ()
+    """Those of them whose messages an inbox keeps: the next process answers them."""
 
 
 def refuse_inside(scheduler: Scheduler, what: str) -> None:
@@ -85,12 +87,14 @@ class Drain:
     def report(self) -> DrainReport:
         """What became of the runs that ran when the drain began, and of the queued ones."""
         zombies, left = self._scheduler.board.abandoned, self._left
-        queued = (execution.run for lane in self._scheduler.board.lanes.values() for execution in lane.queued)
+        queued = [execution for lane in self._scheduler.board.lanes.values() for execution in lane.queued]
+        queued.sort(key=lambda one: one.run.id)
         return DrainReport(
             finished=sum(execution not in left and execution not in zombies for execution in self._before),
             cancelled=sum(execution not in zombies for execution in left),
             abandoned=tuple(execution.run for execution in zombies),
-            unstarted=tuple(sorted(queued, key=lambda run: run.id)),
+            unstarted=tuple(one.run for one in queued),
+            kept=tuple(one.run for one in queued if one.is_kept()),
         )
 
     async def finish_or_cancel(self, timeout: float) -> DrainReport:
@@ -106,6 +110,12 @@ class Drain:
 
 
 def log_unstarted(report: DrainReport) -> None:
-    """Log each run that will not be started: its outcome reaches its sender, which may not be the operator."""
+    """Log each run that will not be started: its outcome reaches its sender, which may not be the operator.
+
+    But for those that an inbox keeps: they are not lost, and it says how many there are.
+    """
+    kept = set(report.kept)
     for run in report.unstarted:
+        if run in kept:
+            continue
         log("run_not_started", level="warning", run=run.id, lane=run.lane, session=run.session)

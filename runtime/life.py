@@ -94,7 +94,7 @@ class Life:
             standing.move(Phase.RUNNING)
             self._scheduler.open()
             if self._inbox is not None:
-                self._inbox.begin(root)
+                self._inbox.begin()
         log("supervisor_started", sessions=root, pid=os.getpid())
         self._bindings.ready()
 

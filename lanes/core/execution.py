@@ -222,6 +222,10 @@ class Execution:
         """The ids of the messages that it answers and that an inbox keeps, those that its body has read included."""
         return ids_of(chain(self.messages or (), *(one.messages or () for one in self.answering or ())))
 
+    def is_kept(self) -> bool:
+        """Whether an inbox keeps all that it is to answer."""
+        return bool(self.messages) and len(self.message_ids()) == len(self.messages or ())
+
     async def finished(self, result: Any) -> None:
         """Its messages are answered. A checkpoint; returns when that is kept."""
         if (journal := self.owner.board.journal) is not None and (ids := self.message_ids()):

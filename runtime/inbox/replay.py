@@ -84,7 +84,9 @@ class Replay:
     async def recover(self) -> Census:
         """Put right what the last process had started, before any work is taken; returns what there is then."""
         again, unknown = await self._store.recover()
-        census = await self._store.census()
+        answer = Answer[Census]()
+        self._store.census(answer)
+        census = await answer.wait()
         waiting = census.messages.get(MessageState.ACCEPTED, 0)
         await self._look_for_untold()
         if waiting:

@@ -221,9 +221,12 @@ def _after_gap(schedule: Schedule, served: float, now: float) -> float:
     """Up to which instant a schedule counts as served, when nothing could be sent for some time."""
     if served >= now:
         return served
-    missed = _missed(schedule, served, now)
+    # Not those that are yet to come, by their share of the jitter.
+    missed = [instant for instant in _missed(schedule, served, now) if schedule.fires_at(instant) <= now]
+    if not missed:
+        return served
     sent = missed if schedule.missed == "all" else missed[-1:] if schedule.missed == "once" else []
-    return math.nextafter(sent[0], -math.inf) if sent else now
+    return math.nextafter(sent[0], -math.inf) if sent else missed[-1]
 
 
 def _missed(schedule: Schedule, after: float, now: float) -> list[float]:

@@ -76,11 +76,11 @@ class InboxService:
             self._scheduler.board.throttle.ramp(_clock.clock.now(), RAMP_S)
         self._scheduler.board.journal = self.journal
 
-    def begin(self, name: str) -> None:
+    def begin(self) -> None:
         """Work is taken: bring back what waits."""
         self._background = Background()
         self._tasks = anyio.CancelScope()
-        self._background.start(self._serve, f"inbox of {name}")
+        self._background.start(self._serve, f"inbox {self.store.path}")
 
     async def restore_parked(self) -> None:
         """Have `parked` show what earlier processes have parked. When work is taken. A checkpoint."""
@@ -128,6 +128,8 @@ class InboxService:
         """Work is taken again, and none is started yet: queue what a restart has cut off, before all that waits."""
         cut, self.journal.cut = list(self.journal.cut), {}
         self.replay.resume(cut)
+        if self._background is None:  # a drain was asked for while the supervisor started
+            self.begin()
 
     def statistics(self) -> InboxStatistics:
         """What an operator sees. Nothing is read from disk."""
@@ -155,8 +157,18 @@ class InboxService:
             with anyio.CancelScope(shield=True):
                 await self._background.over.wait()
         self._background = None
+        self.store.census(self._closed)
         await self.store.close()
         self._scheduler.board.journal = None
+
+    def _closed(self, census: Census | None, _error: BaseException | None) -> None:
+        """The last thing that the store reports: what it keeps for the next process."""
+        if census is None:
+            return  # nothing could be read any more, or it was closed before
+        self._note(census)
+        waiting, started = (census.messages.get(one, 0) for one in (MessageState.ACCEPTED, MessageState.STARTED))
+        if waiting or started or census.questions:
+            log("inbox_keeps", path=self.store.path, waiting=waiting, started=started, questions=census.questions)
 
     async def _serve(self) -> None:
         assert self._tasks is not None
@@ -197,7 +209,9 @@ class InboxService:
             self._counted_at = now
         elif now >= self._count_again_at:
             commits = self.store.traffic.commits
-            self._note(await self.store.census())
+            answer = Answer[Census]()
+            self.store.census(answer)
+            self._note(await answer.wait())
             self._counted_commits = commits
             self._count_again_at = self._counted_at + _COUNT_PAUSE * (self._counted_at - now)
 

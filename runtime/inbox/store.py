@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from .rows import Ask, AskedFor, Census, InboxRow, MessageState, NewRow, Traffic
+from .rows import Ask, AskedFor, InboxRow, MessageState, NewRow, Traffic
 
 Report = Callable[[Any, BaseException | None], None]
 """Called on the event loop with what came of a change, or with why it was not made."""
@@ -142,8 +142,8 @@ class InboxStore(Protocol):
     async def last_id(self) -> int:
         """The id of the newest message there ever was; 0 for none."""
 
-    async def census(self) -> Census:
-        """Count what still asks for something. It may take long: a time in proportion to that."""
+    def census(self, report: Report) -> None:
+        """Count what still asks for something, and report it (`Census`). It takes a time in proportion to that."""
 
     async def changes(self) -> int:
         """A number that another one follows when another process has changed the inbox."""

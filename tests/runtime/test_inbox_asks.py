@@ -224,6 +224,32 @@ async def test_what_was_missed_is_skipped_sent_once_or_sent(virtual, tmp_path, m
     assert len(bot.log) == count
 
 
+async def test_an_instant_that_is_yet_to_come_by_its_jitter_is_not_missed(virtual, tmp_path):
+    bot = Bot()
+    schedule = Schedule("session:a", "tick", every=100.0, jitter=50.0)
+    instant = next(schedule.after(process.wall()))
+    comes = schedule.fires_at(instant)
+    async with Supervisor(tmp_path, lanes=bot.lanes, inbox=scheduled(schedule)):
+        await anyio.sleep((instant + comes) / 2 - process.wall())
+    async with Supervisor(tmp_path, lanes=bot.lanes, inbox=scheduled(schedule)):
+        await anyio.sleep(comes - process.wall() + 1)
+    assert bot.log == ["tick"]
+
+
+async def test_an_instant_that_comes_during_a_restart_is_sent_after_it(virtual, tmp_path):
+    bot = Bot()
+
+    async def works(ctx):
+        await anyio.sleep(50)
+
+    async with Supervisor(tmp_path, lanes=bot.lanes, inbox=scheduled(Schedule("session:a", "tick", every=40.0))) as sup:
+        sup.submit("main", works)
+        await sup.restart(drain_timeout=100)
+        assert bot.log == []
+        await anyio.sleep(5)
+        assert bot.log == ["tick"]
+
+
 @pytest.mark.parametrize("day, hour", [(28, 8), (29, 7)])  # summer time has begun on the 29th
 async def test_a_line_of_cron_fires_in_its_time_zone(virtual, tmp_path, monkeypatch, day, hour):
     start = datetime(2026, 3, day, hour - 1, 59, tzinfo=UTC).timestamp() - virtual.now()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from lanes import LaneSpec
 from locks import process
@@ -121,14 +124,22 @@ async def test_it_is_counted_when_something_has_changed_and_the_less_often_the_l
     virtual, tmp_path, monkeypatch
 ):
     counted: list[float] = []
-    async with Supervisor(tmp_path, lanes=LANES, inbox=True) as sup:
+    later: list[Any] = []
+
+    async def reports():
+        while True:
+            await anyio.sleep(0.1)
+            while later and later[0][0] <= virtual.now():
+                later.pop(0)[1]()
+
+    async with anyio.create_task_group() as group, Supervisor(tmp_path, lanes=LANES, inbox=True) as sup:
+        group.start_soon(reports)
         store = service_of(sup).store
         census = store.census
 
-        async def slow():
+        def slow(report):
             counted.append(virtual.now())
-            await anyio.sleep(1.0)
-            return await census()
+            census(lambda found, error: later.append((virtual.now() + 1.0, lambda: report(found, error))))
 
         monkeypatch.setattr(store, "census", slow)
         await anyio.sleep(60.0)
@@ -136,6 +147,7 @@ async def test_it_is_counted_when_something_has_changed_and_the_less_often_the_l
         for _ in range(60):
             await (await sup.accept("session:a", 0.0)).wait()
             await anyio.sleep(1.0)
+        group.cancel_scope.cancel()
     assert idle <= 1
     assert 2 <= len(counted) - idle <= 5
     assert service._COUNT_PAUSE >= 20
@@ -180,3 +192,39 @@ async def test_a_trace_follows_a_message_from_its_wait_to_its_question_and_to_th
     ]
     marks = [e["args"] for e in events if e["ph"] == "i" and e["name"] == "waits for a person"]
     assert marks == [{"ask": question.id}]
+
+
+async def test_a_stop_names_what_is_lost_and_counts_what_the_inbox_keeps(virtual, tmp_path):
+    with capture_logs() as logs:
+        async with Supervisor(tmp_path, lanes=LANES, inbox=True, drain_timeout=1.0) as sup:
+            await (await sup.accept("session:q", "ask")).wait()
+            await sup.accept("session:a", 100.0)
+            for _ in range(3):
+                await sup.accept("session:a", 0.0)
+            lost = sup.post("session:a", 0.0)
+    assert [one["run"] for one in logs if one["event"] == "run_not_started"] == [lost.id]
+    (kept,) = [one for one in logs if one["event"] == "inbox_keeps"]
+    assert (kept["waiting"], kept["started"], kept["questions"]) == (3, 1, 1)
+
+
+async def test_an_inbox_is_served_after_a_restart_also_where_the_start_was_drained(virtual, tmp_path):
+    async with Supervisor(tmp_path / "first", lanes=LANES, inbox=True) as sup:
+        for n in (100.0, 0.0):
+            await sup.accept("session:a", n)
+        copy_of(tmp_path / "first", tmp_path / "second")
+        sup.cancel()
+
+    @asynccontextmanager
+    async def drains():
+        if sup.generation == 0:
+            await sup.drain(0.0)
+        yield
+
+    sup = Supervisor(tmp_path / "second", lanes=LANES, inbox=True, services={"drains": drains})
+    async with sup:
+        assert sup.state == "draining"
+        await sup.restart()
+        await anyio.sleep(SECOND)
+        now = sup.statistics().inbox
+        assert now is not None
+        assert (now.messages["accepted"], now.replayed) == (0, 1)
