@@ -31,7 +31,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from examples.agent import Model
 from examples.gateway import Settings, application
-from examples.wire import body_of, parsed, reply
+from examples.wire import Posted, body_of, parsed, reply
 from lanes import SessionLayout
 
 from .measure import CHILD_S, ROUNDS, Figure, quiet
@@ -181,7 +181,7 @@ def _plain(directory: str) -> Starlette:
     os.makedirs(directory)
 
     async def post(request: Request) -> Response:
-        asked = parsed(await body_of(request, within=20.0))
+        asked = parsed(await body_of(request, within=20.0), Posted)
         path = Path(layout.file_of(request.path_params["key"]))
         with path.open("a+b", buffering=0) as file:  # noqa: ASYNC230 -- on the loop, as the gateway appends too
             file.seek(0)

@@ -4,14 +4,20 @@
     python -m examples.gateway --sessions sessions/     # each option is a variable too, such as GATEWAY_SESSIONS, for
     uvicorn --factory examples.gateway:create_app --timeout-graceful-shutdown 30
 
-`POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. 200 with the reply, or
-    202 with a run to poll when it takes longer than `wait` (at most `--wait`). A request with an `Idempotency-Key` that
-    was sent before gets the same run, unless that run gave no answer: then it gets a new run.
+`POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. The message is on disk
+    before it is answered: 200 with the reply, or 202 with a message to poll, when it takes longer than `wait` (at most
+    `--wait`) or when a person has to be asked first. A request with an `Idempotency-Key` that was sent before gets the
+    same message for 7 days, whatever became of it: after one that gave no answer, send another key.
+`GET /messages/{id}`: where a message stands, also after the process was killed, and its reply or question.
+`GET /asks`, `GET /asks?session=...`: the questions that wait for a person. The agent asks before it deletes a file:
+    send the text `/delete notes.txt`.
+`POST /asks/{id}`: `{"value": ..., "by"?: ..., "wait"?: ...}` answers one; the response is that to a message. 409 it has
+    an answer already, or has expired; 404 it was never asked.
 `WebSocket /sessions/{key}/stream`: accepts the same objects, waits for no answer, and sends events of the types
     `accepted`, `token`, `end` and `error`. A client that reads too slowly misses tokens; a client that reads nothing is
     disconnected.
 `POST /sessions/{key}/stop`, `POST /sessions/{key}/reset`: end the session's runs; `reset` also moves its file aside.
-`GET /runs/{id}`: the state of a run, and its reply.
+`GET /runs/{id}`: the state of a run of this process, and its reply.
 `GET /healthz`, `GET /readyz`, `GET /metrics`: whether the process is healthy, whether it accepts work, Prometheus.
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
@@ -19,10 +25,13 @@ A key is the percent-decoded part of the path: 1 byte to 1 KiB of UTF-8. Other b
 
 A refusal gives the reason: 408 and 413 the body arrives too slowly, or is too long; 409 the session is busy (the body
 names the run that has it), the run was stopped, reset or superseded, or the `Idempotency-Key` is that of another text;
-422 a field, its value and what is allowed; 429 the queue is full; 503 draining or restarting; 504 the run timed out. A
-response to a request that may be tried again has `Retry-After`. A client that disconnects ends no run: its question is
-in the transcript, and the answer will be. uvicorn handles SIGTERM: requests under way are answered, which takes
-`--wait` at most, WebSockets are closed, then the supervisor drains. SIGHUP does the same; SIGUSR1 restarts.
+422 a field, its value and what is allowed; 429 the queue is full; 503 draining or restarting, or the disk is full; 504
+the run timed out. A response to a request that may be tried again has `Retry-After`. A client that disconnects ends no
+run: its message is kept, and the answer will be.
+
+What waits when the process ends is answered by the next process. What was being answered when it was killed is not
+repeated: the session says so, and asks to ask again. uvicorn handles SIGTERM: requests under way are answered, which
+takes `--wait` at most, WebSockets are closed, then the supervisor drains. SIGHUP does the same; SIGUSR1 restarts.
 """
 
 from __future__ import annotations
@@ -51,10 +60,25 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from examples.agent import Agent, Model, clock
-from examples.wire import MAX_BODY, AsSent, Posted, Refusal, body_of, key_in, parsed, problem, refused, reply, shown
-from lanes import LaneError, LaneSpec, Run, RunError
+from examples.wire import (
+    MAX_BODY,
+    AsSent,
+    Decided,
+    Posted,
+    Refusal,
+    answered,
+    body_of,
+    kept,
+    key_in,
+    parsed,
+    problem,
+    refused,
+    reply,
+    shown,
+)
+from lanes import LaneError, LaneSpec, RunError
 from locks import LockError
-from runtime import Supervisor
+from runtime import Accepted, OutcomeUnknown, Supervisor
 from runtime.asgi import Supervised
 from runtime.log import configure
 from runtime.metrics import SupervisorCollector
@@ -89,12 +113,13 @@ class Gateway:
     def supervisor(self) -> Supervisor:
         """What `Supervised` starts."""
         s = self.settings
-        chat = LaneSpec("session:*", handler=Agent(s.compact_above), timeout=s.timeout)
+        agent = Agent(s.compact_above)
+        chat = LaneSpec("session:*", handler=agent, timeout=s.timeout, on_unknown=agent.interrupted)
         model = Model(s.model_delay, s.model_tokens)
         sup = Supervisor(
             s.sessions,
             lanes=[chat],
-            exclusive=True,
+            inbox=True,
             status_socket=True,
             notify=True,
             services={
@@ -106,48 +131,75 @@ class Gateway:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, sup.request_restart, "SIGUSR1")
         return sup
 
-    def take(self, connection: Request | WebSocket, asked: Posted) -> Run:
-        """Post a message to the session that the path names."""
-        key = key_in(connection)
+    async def take(self, connection: Request | WebSocket, posted: Posted) -> Accepted:
+        """Accept a message for the session that the path names: returns when it is on disk."""
+        key, sup = key_in(connection), connection.state.lanes
         dedupe = connection.headers.get("idempotency-key")
-        run: Run = connection.state.lanes.post(f"session:{key}", asked.text, when_busy=asked.when_busy, dedupe=dedupe)
+        accepted: Accepted = await sup.accept(f"session:{key}", posted.text, when_busy=posted.when_busy, dedupe=dedupe)
         if key not in self.recent:
             self.recent.append(key)
-        return run
+        return accepted
 
     async def post(self, request: Request) -> Response:
-        """Post a message, and wait for the answer, for a bounded time."""
-        asked = parsed(await body_of(request, within=self.settings.client_timeout))
-        run = self.take(request, asked)
+        """Accept a message, and wait for the answer, for a bounded time."""
+        posted = parsed(await body_of(request, within=self.settings.client_timeout), Posted)
+        return await self.response(request, await self.take(request, posted), posted.wait)
+
+    async def response(self, request: Request, accepted: Accepted, wait: float | None) -> Response:
+        """Wait for what becomes of a message, at most as long as client and gateway want to."""
         longest = self.settings.wait
-        with anyio.move_on_after(longest if asked.wait is None else min(asked.wait, longest)):
-            await run.wait()
-        if run.outcome is None:
-            return reply({"run": run.id}, 202, Location=f"/runs/{run.id}")
-        if run.outcome.error is not None:
-            return await refused(request, run.outcome.error)
-        return reply({"run": run.id, "reply": run.outcome.value})
+        with anyio.move_on_after(longest if wait is None else min(wait, longest)):
+            await accepted.wait()
+        return await answered(request, accepted)
+
+    async def message(self, request: Request) -> Response:
+        """Where a message stands."""
+        number = request.path_params["id"]
+        found = await request.state.lanes.find_message(number)
+        if found is None:
+            raise Refusal(f"message {number} is not kept: it never was, or ended too long ago", status=404)
+        return reply(kept(found))
+
+    async def asks(self, request: Request) -> Response:
+        """The questions that wait for a person."""
+        return reply({"asks": await request.state.lanes.asks(session=request.query_params.get("session"))})
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a question, and wait for what the agent says to that, as for a message."""
+        decided = parsed(await body_of(request, within=self.settings.client_timeout), Decided)
+        accepted = await request.state.lanes.answer(request.path_params["id"], decided.value, by=decided.by)
+        return await self.response(request, accepted, decided.wait)
 
     async def stream(self, socket: WebSocket) -> None:
-        """Post messages, and send the events of their runs. Ends with the connection; the runs go on."""
+        """Accept messages, and send the events of their runs. Ends with the connection; the runs go on."""
         await socket.accept()
         async with anyio.create_task_group() as tasks:
             while (frame := await socket.receive())["type"] == "websocket.receive":
                 try:
-                    run = self.take(socket, parsed(frame.get("text") or frame.get("bytes") or b""))
+                    posted = parsed(frame.get("text") or frame.get("bytes") or b"", Posted)
+                    accepted = await self.take(socket, posted)
                 except (LaneError, LockError) as error:
                     await self.send(socket, tasks, {"type": "error"} | problem(error, socket.state.lanes))
                 else:
-                    tasks.start_soon(self.relay, socket, tasks, run)
+                    tasks.start_soon(self.relay, socket, tasks, accepted)
             tasks.cancel_scope.cancel()
 
-    async def relay(self, socket: WebSocket, tasks: TaskGroup, run: Run) -> None:
-        """Send the events of a run, and its outcome."""
-        events = run.events(buffer=256)  # a slow client misses the oldest events, and costs no more memory
-        await self.send(socket, tasks, {"type": "accepted", "run": run.id})
-        async for token in events:
-            await self.send(socket, tasks, {"type": "token", "run": run.id, "token": token})
-        await self.send(socket, tasks, {"type": "end", "missed": events.dropped} | shown(run))
+    async def relay(self, socket: WebSocket, tasks: TaskGroup, accepted: Accepted) -> None:
+        """Send the events of a message's run, and what became of the message."""
+        run, missed = accepted.run, 0  # no run yet: older messages of the session are on disk only
+        # A slow client misses the oldest events, and costs no more memory.
+        events = run.events(buffer=256) if run is not None else None
+        await self.send(socket, tasks, {"type": "accepted", "id": accepted.id, "run": run and run.id})
+        if run is not None and events is not None:
+            async for token in events:
+                await self.send(socket, tasks, {"type": "token", "id": accepted.id, "run": run.id, "token": token})
+            missed = events.dropped
+        told = {"type": "end", "missed": missed} | (shown(run) if run is not None else {})
+        try:
+            await accepted.wait()
+        except LaneError as error:  # how it ended cannot be kept
+            told |= problem(error, socket.state.lanes) | {"type": "error"}
+        await self.send(socket, tasks, told | kept(accepted))
 
     async def send(self, socket: WebSocket, tasks: TaskGroup, event: dict[str, Any]) -> None:
         """Send an event; a client that reads none for too long counts as disconnected."""
@@ -214,13 +266,16 @@ def application(settings: Settings) -> Supervised:
         Route("/sessions/{key:key}/stop", gateway.stop, methods=["POST"]),
         Route("/sessions/{key:key}/reset", gateway.reset, methods=["POST"]),
         WebSocketRoute("/sessions/{key:key}/stream", gateway.stream),
+        Route("/messages/{id:int}", gateway.message),
+        Route("/asks", gateway.asks),
+        Route("/asks/{id}", gateway.answer, methods=["POST"]),
         Route("/runs/{id:int}", gateway.run),
         Route("/healthz", healthz),
         Route("/readyz", readyz),
         Route("/metrics", metrics),
         Route("/admin/restart", restart, methods=["POST"]),
     ]
-    errors: Any = dict.fromkeys((LaneError, LockError, RunError), refused)
+    errors: Any = dict.fromkeys((LaneError, LockError, RunError, OutcomeUnknown), refused)
     return Supervised(AsSent(Starlette(routes=routes, exception_handlers=errors)), gateway.supervisor)
 
 

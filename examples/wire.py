@@ -6,7 +6,7 @@ import os
 import re
 import time
 from contextlib import suppress
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 import anyio
@@ -23,6 +23,7 @@ from lanes import (
     LaneBusy,
     LaneError,
     LaneFull,
+    Question,
     Run,
     RunCancelled,
     RunError,
@@ -32,16 +33,16 @@ from lanes import (
 from lanes.layout import check_key
 from lanes.spec import WhenBusy
 from locks import DeadlockError, InvalidSession, LeaseLost, LeaseTimeout
-from runtime import Supervisor
+from runtime import Accepted, AskClosed, InboxDown, MessageState, OutcomeUnknown, Supervisor
 
 MAX_BODY = 1 << 20
 STATUS: dict[type[BaseException], int] = {
     InvalidLane: 422,
     InvalidSession: 422,
     **dict.fromkeys((LaneBusy, DedupeConflict, LeaseTimeout, LeaseLost), 409),
-    **dict.fromkeys((DeadlockError, RunCancelled, RunSuperseded), 409),
+    **dict.fromkeys((DeadlockError, RunCancelled, RunSuperseded, OutcomeUnknown, AskClosed), 409),
     LaneFull: 429,
-    Draining: 503,
+    **dict.fromkeys((Draining, InboxDown), 503),
     RunTimedOut: 504,
 }
 """By class; the most specific class counts. Every other exception is an error of ours: 500."""
@@ -119,19 +120,31 @@ class Posted(msgspec.Struct, forbid_unknown_fields=True):
     wait: Annotated[float, msgspec.Meta(ge=0)] | bool | None = None
 
 
+class Decided(msgspec.Struct, forbid_unknown_fields=True):
+    """An answer to a question that the agent has asked."""
+
+    value: Any
+    by: str = ""
+    wait: Annotated[float, msgspec.Meta(ge=0)] | bool | None = None
+
+
 ALLOWED = {
     "text": "text of one character or more",
     "when_busy": ", ".join(get_args(WhenBusy)),
+    "value": "one of the question's options",
+    "by": "text",
     "wait": "seconds, 0 and more, or false",
 }
+Body = TypeVar("Body", Posted, Decided)
 
 
-def parsed(raw: str | bytes) -> Posted:
-    """The message in a body or a frame.
+def parsed(raw: str | bytes, kind: type[Body]) -> Body:
+    """The message or the answer in a body or a frame.
 
     Raises:
-        Refusal: the data is no message; the error has the field, its value and what is allowed.
+        Refusal: the data is none; the error has the field, its value and what is allowed.
     """
+    fields = kind.__struct_fields__
     if len(raw) > MAX_BODY:
         raise Refusal(f"body: {len(raw)} bytes; allowed: {MAX_BODY} bytes", status=413)
     try:
@@ -141,13 +154,13 @@ def parsed(raw: str | bytes) -> Posted:
     if not isinstance(given, dict):
         raise Refusal(f"body: {given!r:.80}; allowed: a JSON object", status=422)
     try:
-        posted = msgspec.convert(given, Posted)
+        posted = msgspec.convert(given, kind)
         if posted.wait is True:
             raise msgspec.ValidationError("`wait`")
     except msgspec.ValidationError as error:
-        unknown = [name for name in given if name not in ALLOWED]
+        unknown = [name for name in given if name not in fields]
         field = unknown[0] if unknown else re.findall(r"`[$.]*(\w+)", str(error))[-1]
-        value, allowed = given.get(field), ALLOWED.get(field, f"the fields {', '.join(ALLOWED)}")
+        value, allowed = given.get(field), ALLOWED[field] if field in fields else f"the fields {', '.join(fields)}"
         value = value if len(repr(value)) <= 80 else f"{value!r:.80}"  # do not send a megabyte back
         message = f"{field:.80}: {value!r:.80} is not allowed; allowed: {allowed}"
         raise Refusal(message, status=422, field=field[:80], value=value, allowed=allowed) from None
@@ -179,13 +192,22 @@ def reply(content: Any, status: int = 200, **headers: str) -> Response:
 def problem(error: BaseException, sup: Supervisor) -> dict[str, Any]:
     """An error for a client: its class, its status, its message, its fields."""
     status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
-    fields = {name: value for name, value in vars(error).items() if name[0] != "_" and name != "path"}
+    if isinstance(error, AskClosed) and error.state is None:
+        status = 404
+    fields = {name: printable(value) for name, value in vars(error).items() if name[0] != "_" and name != "path"}
+    if isinstance(error, DedupeConflict):
+        fields["id"] = fields.pop("run")  # in an inbox, a message has the key
     holder = sup.find(fields["holder"]) if isinstance(fields.get("holder"), int) else None
     if holder is not None:
         fields["holder"] = held_by(holder)
     if isinstance(error, RunError) and error.run is not None:
         fields["run"] = error.run.id
-    return {"error": type(error).__name__, "status": status, "message": str(error), **fields}
+    return {"error": type(error).__name__, "status": status, "message": printable(str(error)), **fields}
+
+
+def printable(value: Any) -> Any:
+    """A field of an error as JSON can have it: a path may have bytes that are no UTF-8."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def held_by(run: Run) -> dict[str, Any]:
@@ -200,9 +222,9 @@ def held_by(run: Run) -> dict[str, Any]:
     }
 
 
-async def refused(request: Request, error: BaseException) -> Response:
+async def refused(request: Request, error: BaseException, **fields: Any) -> Response:
     """The response to an error."""
-    told = problem(error, request.state.lanes)
+    told = problem(error, request.state.lanes) | fields
     headers = {"Retry_After": "1"} if getattr(error, "retryable", False) else {}
     if told["status"] == 408:
         headers["Connection"] = "close"
@@ -211,8 +233,34 @@ async def refused(request: Request, error: BaseException) -> Response:
 
 def shown(run: Run) -> dict[str, Any]:
     """A run, for a client that polls it."""
-    told = {"run": run.id, "lane": run.lane, "session": run.session, "state": run.state, "reason": run.reason}
+    told = {"run": run.id, "lane": run.lane, "session": run.session, "state": run.state}
+    told["reason"] = printable(run.reason)
     if (outcome := run.outcome) is None:
         return told
     times = {"waited_s": outcome.waited_s, "ran_s": outcome.ran_s, "late_s": outcome.late_s}
-    return told | times | ({"reply": outcome.value} if outcome.error is None else {"error": str(outcome.error)})
+    return (
+        told | times | ({"reply": outcome.value} if outcome.error is None else {"error": printable(str(outcome.error))})
+    )
+
+
+def kept(accepted: Accepted) -> dict[str, Any]:
+    """An accepted message, for a client that polls it: its state, and what came of it."""
+    told = {"id": accepted.id, "run": accepted.run and accepted.run.id, "state": accepted.state}
+    outcome = accepted.outcome
+    if outcome is None or accepted.state is MessageState.ACCEPTED:  # cut off by a restart, it goes on
+        return told
+    told["reason"] = printable(outcome.reason)
+    if isinstance(outcome.value, Question):
+        return told | {"ask": outcome.value}
+    return told | ({"reply": outcome.value} if outcome.error is None else {"error": printable(str(outcome.error))})
+
+
+async def answered(request: Request, accepted: Accepted) -> Response:
+    """The response to a message: 200 with the reply, 202 with where to ask for it, or why there will be none."""
+    told = kept(accepted)
+    if "error" in told:
+        assert accepted.outcome is not None and accepted.outcome.error is not None
+        return await refused(request, accepted.outcome.error, id=accepted.id)
+    if accepted.state.open or accepted.state is MessageState.WAITING:
+        return reply(told, 202, Location=f"/messages/{accepted.id}")
+    return reply(told)

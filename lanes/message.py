@@ -24,6 +24,11 @@ class Message:
     """Where the answer goes; messages of different routes are never answered together."""
 
     @property
+    def id(self) -> int:
+        """Counts up within the inbox that keeps the message; 0 for one that none keeps."""
+        return 0
+
+    @property
     def answer(self) -> Answer | None:
         """What a person has answered, or that nobody did in time, where the message brings that (`RunContext.ask`)."""
         return None

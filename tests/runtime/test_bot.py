@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +18,7 @@ import anyio
 import pytest
 
 from examples.bot import Bot, poll
+from tests import ROOT, blocking
 from tests.poll import eventually
 from tests.supervised import lines_of, path_of
 
@@ -40,6 +45,14 @@ class Chats(ThreadingHTTPServer):
     def say(self, chat: str, text: str) -> None:
         """Somebody writes."""
         self.updates.append({"id": len(self.updates) + 1, "chat": chat, "text": text})
+
+    def press(self, chat: str, button: dict[str, Any]) -> None:
+        """Somebody presses a button that was sent."""
+        self.updates.append({"id": len(self.updates) + 1, "chat": chat, "button": button})
+
+    def told(self, chat: str) -> list[str]:
+        """What was sent to a chat."""
+        return [one["text"] for one in list(self.sent) if one["chat"] == chat]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -91,6 +104,24 @@ async def polling(chats: Chats, bot: Bot) -> AsyncIterator[None]:
             framework.cancel_scope.cancel()
 
 
+@contextmanager
+def started(chats: Chats, directory: Path) -> Iterator[None]:
+    """The bot as a process of its own; left, it is killed."""
+    with blocking.permitted("starts a child"):
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "examples" / "bot.py"), chats.url],
+            cwd=directory,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 async def test_each_update_is_answered_in_its_chat_and_in_order(chats, tmp_path):
     for chat, text in (("ann", "one"), ("bob", "hello"), ("ann", "two")):
         chats.say(chat, text)
@@ -136,3 +167,42 @@ async def test_stopped_it_sends_the_answer_that_is_under_way(chats, tmp_path):
         others.start_soon(release)
     assert [one["role"] for one in lines_of(path_of(bot.sup, "ann"))] == ["user", "assistant"]
     assert bot.sup.state == "stopped"
+
+
+async def test_a_button_answers_the_question_once_in_the_next_process_too(chats, tmp_path):
+    chats.say("ann", "/delete notes.txt")
+    async with polling(chats, Bot(chats.url, str(tmp_path))):
+        await eventually(lambda: chats.sent, within=LIMIT_S)
+    (asked,) = chats.sent
+    assert (asked["text"], [one["text"] for one in asked["buttons"]]) == ("Delete notes.txt?", ["yes", "no"])
+    chats.press("ann", asked["buttons"][0])
+    chats.press("ann", asked["buttons"][1])
+    chats.press("ann", {"ask": "nothing", "value": "yes"})
+    chats.say("ann", "hello")
+    bot = Bot(chats.url, str(tmp_path))
+    async with polling(chats, bot):
+        await eventually(lambda: len(chats.sent) == 3, within=LIMIT_S)
+    assert chats.told("ann") == ["Delete notes.txt?", "Deleted notes.txt", "You said: hello"]
+    said = [(one["role"], one["content"]) for one in lines_of(path_of(bot.sup, "ann")) if "role" in one]
+    assert ("tool", "deleted notes.txt") in said
+
+
+@pytest.mark.failure("G9")
+@pytest.mark.backends("asyncio")
+async def test_after_kill_9_each_update_is_answered_asked_about_or_named(chats, tmp_path):
+    chats.say("ann", "/delete notes.txt")
+    with started(chats, tmp_path):
+        await eventually(lambda: chats.told("ann"), within=LIMIT_S)
+        chats.held.clear()
+        for chat, text in (("bob", "first"), ("bob", "second"), ("ann", "meanwhile")):
+            chats.say(chat, text)
+        await eventually(lambda: chats.polls[-1] == 5 and chats.told("bob") == ["You said: first"], within=LIMIT_S)
+        await eventually(lambda: "You said: meanwhile" in chats.told("ann"), within=LIMIT_S)
+    chats.held.set()
+    with started(chats, tmp_path):
+        interrupted = "I was interrupted. Please ask again."
+        await eventually(lambda: interrupted in chats.told("ann"), within=LIMIT_S)
+        await eventually(lambda: chats.told("bob")[1:] == [interrupted, "You said: second"], within=LIMIT_S)
+        chats.press("ann", chats.sent[0]["buttons"][1])
+        await eventually(lambda: chats.told("ann")[-1] == "I keep notes.txt", within=LIMIT_S)
+    assert chats.told("ann") == ["Delete notes.txt?", "You said: meanwhile", interrupted, "I keep notes.txt"]
