@@ -136,6 +136,6 @@ def outcome_of_row(row: InboxRow, asked: Ask | None) -> Outcome:
         state=_STATES.get(row.state, RunState.FAILED),
         value=value,
         error=error,
-        reason=row.reason or str(row.state),
+        reason=row.reason or ("" if row.state is MessageState.DONE else str(row.state)),
         attempts=max(1, row.attempt),
     )
