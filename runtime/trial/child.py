@@ -23,6 +23,8 @@ from runtime.supervisor import Supervisor
 from ..usage_error import UsageError
 from . import harness, wire
 from .generation_secrets import NAME, GenerationSecrets
+from .kept_bodies import KeptBodies
+from .kept_work import KeptWork
 from .ledger import Ledger
 from .model_bodies import ModelBodies
 from .options import Options, overrides_of
@@ -34,7 +36,7 @@ from .supervised import opened_socket, opened_trace, supervisor_of
 from .target import resolve
 from .traffic import Line
 from .verdict import Survey
-from .work import Scenario
+from .work import Scenario, Work
 
 _SERVICES_S = 5.0
 """What the services get to be entered, and to be left."""
@@ -109,37 +111,54 @@ class _Served:
     """What one event loop of it does."""
 
     def __init__(self, job: wire.Job, todo: Plan, options: Options, result: Result, reporter: Reporter) -> None:
-        assert todo.restart is not None
         self._options, self._result, self._reporter = options, result, reporter
-        self._secrets = GenerationSecrets(todo.restart.secrets, result.ledger.instance)
-        past = job.elapsed_s / todo.scale
-        lines = tuple(_moved(todo.lines[number], past) for number in job.todo)
-        self._plan = replace(todo, lines=lines)
-        self._bodies = ModelBodies(result.ledger, todo.scale)
-        self._work = Scenario(
-            self._plan, self._bodies, result.ledger, [wire.name_of(job.service, number) for number in job.todo]
+        self._secrets = GenerationSecrets(
+            todo.restart.secrets if todo.restart is not None else 0.0, result.ledger.instance
         )
+        past = job.elapsed_s / todo.scale
+        self._plan = replace(todo, lines=tuple(_moved(todo.lines[number], past) for number in job.todo))
+        self._names = [wire.name_of(job.service, number) for number in job.todo]
 
     async def serve(self, signals: Signals, trace: Trace | None) -> None:
         """Serve, and report the result."""
-        restart = self._plan.restart
-        assert restart is not None
-        sup = supervisor_of(
-            self._result,
-            [replace(spec, handler=self._bodies.handle) for spec in self._plan.lanes],
-            self._plan,
-            trace,
-            services={NAME: self._secrets.service},
-            services_timeout=_SERVICES_S,
-            drain_timeout=restart.drain,
-        )
+        sup, work = self._kept(trace) if self._plan.crash is not None else self._restarted(trace)
         with opened_socket(self._options.socket, sup):
-            await harness.serve(sup, self._work, self._result, signals, self._display)
+            await harness.serve(sup, work, self._result, signals, self._display)
         if trace is not None:
             trace.close()
         self._reporter.report(self._ended(sup))
         if self._result.abandoned:
             leave_now(self._result.exit_code)
+
+    def _restarted(self, trace: Trace | None) -> tuple[Supervisor, Work]:
+        """For a service that is restarted."""
+        assert self._plan.restart is not None
+        bodies = ModelBodies(self._result.ledger, self._plan.scale)
+        lanes = [replace(spec, handler=bodies.handle) for spec in self._plan.lanes]
+        sup = supervisor_of(
+            self._result,
+            lanes,
+            self._plan,
+            trace,
+            services={NAME: self._secrets.service},
+            services_timeout=_SERVICES_S,
+            drain_timeout=self._plan.restart.drain,
+        )
+        return sup, Scenario(self._plan, bodies, self._result.ledger, self._names)
+
+    def _kept(self, trace: Trace | None) -> tuple[Supervisor, Work]:
+        """For a service with an inbox, whose process is killed."""
+        bodies = KeptBodies(self._result.ledger, self._plan.scale, self._reporter.report)
+        lanes = [
+            replace(
+                spec,
+                handler=bodies.handle_again if spec.repeat else bodies.handle_once,
+                on_unknown=bodies.tell_unknown,
+            )
+            for spec in self._plan.lanes
+        ]
+        sup = supervisor_of(self._result, lanes, self._plan, trace, inbox=True)
+        return sup, KeptWork(self._plan, self._names, self._reporter.report)
 
     async def _display(self, sup: Supervisor) -> None:
         self._reporter.report(wire.Ready())

@@ -3,20 +3,15 @@
 This is the part of a service manager. It starts the process, sends SIGUSR1 when the scenario says so, passes on its
 own signals, and starts the next process when one exits with 75 or is killed, with the messages that have no outcome:
 senders send again. The next one is started when the last one is gone, never before.
-
-No process outlives this one: each has a pipe from here as its standard input, and ends when that does.
 """
 
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from dataclasses import replace
 
 import anyio
-import msgspec
-from anyio.abc import Process
 
 from locks._events import log
 from runtime.process.signals import Signals
@@ -28,14 +23,12 @@ from .options import Options
 from .output import Output, leave_now
 from .report import USAGE, Result
 from .scenario import Plan
+from .served import Served
 from .totals import ServiceTotals, numbered
 
-_COMMAND = [sys.executable, "-P", "-m", "runtime.trial.child"]
 _MARGIN_S = 10.0
 """What a restart, or an end, may take beyond the drain and the grace."""
 _EVERY_S = 1.0
-_SILENT_S = 40.0
-"""The longest time without a word; while the process works, its probe alone speaks ten times a second."""
 
 
 async def serve(plan: Plan, options: Options, result: Result, output: Output, signals: Signals) -> None:
@@ -50,7 +43,7 @@ async def serve(plan: Plan, options: Options, result: Result, output: Output, si
         try:
             await service.serve()
         finally:
-            service.kill()
+            service.served.kill()
         beside.cancel_scope.cancel()
     service.totals.close()
     result.loop_lag = quantiles(service.totals.figures.lags_s)
@@ -62,7 +55,7 @@ async def serve(plan: Plan, options: Options, result: Result, output: Output, si
 class _Service:
     """The processes, one after the other. On the event loop's thread.
 
-    Invariant: `_process` is the only one that may live; `_ready` is set while it takes signals.
+    Invariant: `_ready` is set while the process takes signals.
     """
 
     def __init__(self, plan: Plan, options: Options, result: Result, output: Output) -> None:
@@ -72,7 +65,7 @@ class _Service:
         self._restart = plan.restart
         grace = max(spec.grace for spec in plan.lanes)
         self._within_s = plan.restart.drain + 2 * grace + _MARGIN_S
-        self._process: Process | None = None
+        self.served = Served(self._note, self._give_up)
         self._ready = anyio.Event()
         self._first_ready = anyio.Event()
         self._began = 0.0
@@ -80,31 +73,21 @@ class _Service:
         """When there was last a process that took work."""
         self._restarted = anyio.Event()
         """Set when a restart has come to something: a new generation, or the end of the process."""
-        self._stopping = False
 
     # Signals
 
     def stop(self, count: int) -> None:
         """Pass on a signal; nothing is started any more."""
-        self._stopping = True
-        self._send(signal.SIGTERM)
+        self.served.stop()
         if count == 1:
-            log("stopping_process", level="warning", pid=self._process.pid if self._process is not None else None)
+            log("stopping_process", level="warning", pid=self.served.pid)
 
     def restart(self) -> None:
         """Pass it on, once the process takes it: before that, it would be its end."""
         if self._ready.is_set():
-            self._send(signal.SIGUSR1)
+            self.served.send(signal.SIGUSR1)
         else:
             log("signal_ignored", signal="SIGUSR1", reason="the process is just being started")
-
-    def kill(self) -> None:
-        """End the process at once, if there is one."""
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
 
     # Tasks
 
@@ -112,7 +95,7 @@ class _Service:
         """One process after the other, until one ends of its own accord."""
         left = self.totals.left()
         for number in range(1, self._restart.processes + 1):
-            if self._stopping:
+            if self.served.stopping:
                 return
             code = await self._one(number, left)
             if code == USAGE and not self._first_ready.is_set():
@@ -121,7 +104,7 @@ class _Service:
                 self._result.failure = f"a process ended with exit code {code}, without a word"
             if code == EXIT_NEW_PROCESS:
                 self.totals.figures.replaced += 1
-            elif code < 0 and not self._stopping:
+            elif code < 0 and not self.served.stopping:
                 self.totals.figures.died += 1
             else:
                 return
@@ -138,17 +121,17 @@ class _Service:
             await anyio.sleep_until(self._began + at)
             await self._ready.wait()
             self._restarted = anyio.Event()
-            self._send(signal.SIGUSR1)
+            self.served.send(signal.SIGUSR1)
             with anyio.move_on_after(self._within_s) as waiting:
                 await self._restarted.wait()
-            if waiting.cancelled_caught and not self._stopping:
+            if waiting.cancelled_caught and not self.served.stopping:
                 log("restart_not_in_time", level="error", within_s=self._within_s)
                 self._give_up()
 
     def _give_up(self) -> None:
         """End a process that is stuck."""
         self.totals.figures.unbounded += 1
-        self.kill()
+        self.served.kill()
 
     async def show(self) -> None:
         """Print how far it is, a line a second; silent when standard output is for a machine."""
@@ -172,45 +155,18 @@ class _Service:
             todo=todo,
             elapsed_s=0.0 if number == 1 else anyio.current_time() - self._began,
         )
-        # A session of its own: Ctrl-C at a terminal is for the parent, which passes it on once.
-        process = self._process = await anyio.open_process(_COMMAND, stderr=None, start_new_session=True)
         try:
-            if self._stopping:
-                self._send(signal.SIGTERM)
-            assert process.stdin is not None
-            try:
-                await process.stdin.send(wire.line_of(job))
-                await self._listen(process)
-            except (anyio.BrokenResourceError, anyio.EndOfStream):
-                pass  # it has gone; its exit code says how
-            return await process.wait()
+            return await self.served.run(job)
         finally:
-            self.kill()
-            with anyio.CancelScope(shield=True):
-                await process.aclose()
             self._note_away()
             self._restarted.set()
 
-    async def _listen(self, process: Process) -> None:
-        """Note all that it reports, until it reports no more."""
-        assert process.stdout is not None
-        decoder = msgspec.json.Decoder(wire.Event)
-        rest = b""
-        while True:
-            with anyio.move_on_after(_SILENT_S) as waiting:
-                chunk = await process.stdout.receive()
-            if waiting.cancelled_caught:
-                log("process_silent", level="error", within_s=_SILENT_S)
-                self._give_up()
-                return
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                event = decoder.decode(line)
-                if isinstance(event, wire.Ready):
-                    self._note_ready()
-                elif isinstance(event, wire.Restarted):
-                    self._restarted.set()
-                self.totals.note(event)
+    def _note(self, event: wire.Event) -> None:
+        if isinstance(event, wire.Ready):
+            self._note_ready()
+        elif isinstance(event, wire.Restarted):
+            self._restarted.set()
+        self.totals.note(event)
 
     def _note_ready(self) -> None:
         now = anyio.current_time()

@@ -12,6 +12,7 @@ from runtime.quantiles import Quantiles, quantiles
 from runtime.statistics import Statistics
 from runtime.watch.watchdog import EXIT_NEW_PROCESS
 
+from .crash_verdict import CrashFindings
 from .figures import Figures, milliseconds
 from .ledger import Ledger
 from .verdict import Findings, Survey
@@ -55,6 +56,8 @@ class Result:
     """Runs that were queued when nothing was started any more; their senders have an outcome."""
     service: Figures | None = None
     """What the parent of the processes saw, where there were several."""
+    crash: CrashFindings | None = None
+    """What the inbox says, where its process was killed."""
     failure: str | None = None
     """Why the harness itself could not go on."""
     signal: int | None = None
@@ -87,6 +90,7 @@ class Result:
         """Green only when nothing is lost, interleaved or stuck, and each sender has an outcome that is true."""
         wrong = self.lost or self.interleaved or self.stuck or self.untold or self.ledger.unanswered or self.failure
         wrong = wrong or self.findings.doubled or (self.service is not None and self.service.wrong)
+        wrong = wrong or (self.crash is not None and self.crash.complaints)
         return "red" if wrong else "green"
 
     @property
@@ -125,6 +129,7 @@ class Result:
                 **self.policies,
                 **self._restarting(),
                 **({} if self.service is None else self.service.as_json()),
+                **({} if self.crash is None else self.crash.as_json()),
             }
         )
 
@@ -144,7 +149,9 @@ class Result:
             longest = f", the longest took {max(self.restarts_s):.2f} s" if self.restarts_s else ""
             needed = "; only a new process helps now" if self.new_process else ""
             yield f"  restarts     {len(self.restarts_s)} in the process{longest}{needed}"
-        if self.service is not None:
+        if self.crash is not None:
+            yield from self.crash.lines()
+        elif self.service is not None:
             yield from self.service.lines()
         yield (
             f"  records      {self.acknowledged} acknowledged, {self.verified} verified, {self.lost} lost, "
@@ -183,6 +190,8 @@ class Result:
             ("stuck", self.stuck),
             ("unanswered", [f"{text!r:.80}: its run was done without it" for text in self.ledger.unanswered]),
             ("wrong", self.findings.complaints),
+            ("inbox", self.crash.complaints if self.crash is not None else []),
+            ("unknown", self.crash.unknown if self.crash is not None else []),
             # Where there are several processes, the next one has started them.
             ("not started", self.not_started if self.service is None else []),
             ("abandoned", self.abandoned),

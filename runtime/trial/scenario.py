@@ -23,6 +23,7 @@ from locks import InvalidSession
 
 from ..usage_error import UsageError
 from . import traffic
+from .crash_plan import CrashTable, InvalidCrash, check_messages, check_table
 from .generate import InvalidLoad, Load, generate
 from .model_bodies import summarize
 from .traffic import Line
@@ -59,6 +60,7 @@ class LaneTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     debounce: float | UnsetType = UNSET
     dedupe_keeps: DedupeKeeps | UnsetType = UNSET
     retry: RetryTable | UnsetType = UNSET
+    repeat: bool | UnsetType = UNSET
 
 
 class GroupTable(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -99,6 +101,7 @@ class ScenarioFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_o
     traffic: str | None = None
     """A traffic file, relative to this one."""
     restart: RestartTable | None = None
+    crash: CrashTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,12 @@ class Plan:
     sleeps_at_most: float
     """Seconds within which some run must begin or end, as long as there is any."""
     restart: RestartTable | None = None
+    crash: CrashTable | None = None
+
+    @property
+    def service(self) -> bool:
+        """Whether it is served by processes of its own, one after the other."""
+        return self.restart is not None or self.crash is not None
 
     @property
     def plans_abandoned(self) -> bool:
@@ -174,7 +183,7 @@ def plan(path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> 
     file = ScenarioFile(traffic=path.name) if path.suffix == ".jsonl" else load_file(path)
     try:
         return _planned(file, path, name, layout, overrides)
-    except (LaneError, InvalidLoad, InvalidSession) as error:
+    except (LaneError, InvalidLoad, InvalidCrash, InvalidSession) as error:
         raise UsageError(f"{path}: {error}") from error
 
 
@@ -207,7 +216,19 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
         seed=seed,
         sleeps_at_most=max(map(_sleeps_at_most, used)) * scale,
         restart=_restart(file, lines, path, scale),
+        crash=_crash(file, lines, [*used], scale),
     )
+
+
+def _crash(file: ScenarioFile, lines: list[Line], used: list[LaneSpec], scale: float) -> CrashTable | None:
+    given = file.crash
+    check_messages(lines, crashes=given is not None)
+    if given is None:
+        return None
+    if file.restart is not None:
+        raise InvalidCrash("crash, restart: only one of them is allowed")
+    check_table(given, used)
+    return msgspec.structs.replace(given, person=given.person * scale)
 
 
 def _restart(file: ScenarioFile, lines: list[Line], path: Path, scale: float) -> RestartTable | None:

@@ -12,7 +12,7 @@ from runtime.export.trace import Trace
 from runtime.process.signals import Signals
 
 from ..usage_error import UsageError
-from . import harness, lines, verdict
+from . import crashes, harness, lines, processes, verdict
 from .directory import prepare
 from .harness import Display
 from .ledger import Ledger
@@ -51,7 +51,9 @@ def run(options: Options) -> int:
     check_socket(options.socket)
     directory = prepare(options.sessions)
     logging.configure(options.log_format)
-    supervised = todo is not None and todo.restart is not None
+    if todo is not None and todo.crash is not None:
+        crashes.check(directory)
+    supervised = todo is not None and todo.service
     with Signals() as signals, opened_trace(None if supervised else options.trace) as trace:
         before = _surveyed(directory)
         result = Result(
@@ -65,9 +67,8 @@ def run(options: Options) -> int:
         for broken in before.broken:
             output.line(f"broken before: {broken} (left as it is)")
         if supervised:
-            from .processes import serve  # noqa: PLC0415 -- most runs are one process, which is this one
-
             assert todo is not None
+            serve = processes.serve if todo.crash is None else crashes.serve
             anyio.run(
                 serve, todo, replace(options, sessions=directory), result, output, signals, backend=options.backend
             )

@@ -17,8 +17,8 @@ from locks.transcript.lines import LONGEST_LINE, NoObject, NoRecord, decode
 from ..usage_error import UsageError
 from .validation import explain
 
-Behaviour = Literal["ok", "flaky", "raise", "hang", "block", "swallow"]
-BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "flaky", "raise", "hang", "block", "swallow")
+Behaviour = Literal["ok", "flaky", "raise", "hang", "block", "swallow", "ask"]
+BEHAVIOURS: tuple[Behaviour, ...] = ("ok", "flaky", "raise", "hang", "block", "swallow", "ask")
 """From the best to the worst: a call that several messages share ends in the worst of theirs."""
 _SESSION_PREFIX = "session:"
 _LONGEST_S = 1e8
@@ -38,11 +38,12 @@ class Line(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     """How long the model call takes."""
     behave: Behaviour = "ok"
     """What the call ends in: an answer, an exception in the first attempts, an exception, waiting for ever, a worker
-    thread that blocks and hears of no cancellation, a body that catches it and goes on."""
+    thread that blocks and hears of no cancellation, a body that catches it and goes on, a question to a person."""
     fails: int = 1
     """How many attempts of a `flaky` one raise."""
     hold: float | None = None
-    """How long `hang`, `block` and `swallow` last; by default until everything else is over."""
+    """How long `hang`, `block` and `swallow` last, by default until everything else is over; after how long a question
+    of `ask` expires, by default never."""
     turn: bool = True
     """`false` appends to the session without conducting it."""
     context_mb: float = 0.0

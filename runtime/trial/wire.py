@@ -42,6 +42,35 @@ class Outcome(msgspec.Struct, frozen=True, tag=True):
     state: str
 
 
+class Kept(msgspec.Struct, frozen=True, tag=True):
+    """`accept` has returned."""
+
+    name: str
+    message: int
+    """Its id in the inbox."""
+    state: str
+
+
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """A body has begun, and has done something that cannot be taken back."""
+
+    messages: list[int]
+
+
+class Asked(msgspec.Struct, frozen=True, tag=True):
+    """`ctx.ask` has returned."""
+
+    ask: str
+    name: str
+
+
+class Answered(msgspec.Struct, frozen=True, tag=True):
+    """`answer` has returned."""
+
+    ask: str
+    value: str
+
+
 class Promised(msgspec.Struct, frozen=True, tag=True):
     """An append has returned."""
 
@@ -84,7 +113,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     old_uses: int
 
 
-Event = Ready | Posted | Outcome | Promised | Probed | Restarted | Ended
+Event = Ready | Posted | Outcome | Kept | Begun | Asked | Answered | Promised | Probed | Restarted | Ended
 
 
 def line_of(what: Job | Event) -> bytes:
