@@ -98,12 +98,23 @@ def test_a_standby_takes_connections_and_refuses_to_write():
             connection.execute("create schema lanes")
 
 
-def test_nothing_is_left_of_a_server_that_does_not_start(monkeypatch):
+def test_a_start_that_fails_says_what_the_server_said(pg):
+    settings = pg.directory / "data" / "postgresql.conf"
+    before = settings.read_text()
+    pg.stop()
+    settings.write_text(before + "no_such_setting = on\n")
+    with pytest.raises(PostgresServerError, match='unrecognized configuration parameter "no_such_setting"'):
+        pg.start()
+    settings.write_text(before)
+    pg.start()
+
+
+def test_nothing_is_left_of_a_server_that_cannot_be_made(monkeypatch):
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         Path(directory).chmod(0o755)  # the server's user enters it
         monkeypatch.setenv("TMPDIR", directory)
-        with pytest.raises(PostgresServerError, match="no_such_setting"):
-            PostgresServer(settings={"no_such_setting": "on"})
+        with pytest.raises(PostgresServerError, match="no binaries"):
+            PostgresServer(Path(directory, "no binaries"))
         assert list(Path(directory).iterdir()) == []
 
 
