@@ -73,6 +73,8 @@ class Calls:
             and (session is None or execution.run.session == session)
             and (queued or execution.run.state is RunState.RUNNING)
         ]
+        if queued and (journal := self._scheduler.board.journal) is not None:
+            journal.cancelled(lane=lane, session=session, reason=reason)
         # The latest first: else each run that ends would start the next one, just for that one to be cancelled.
         return sum(execution.ask_to_end(RunState.CANCELLED, reason) for execution in reversed(chosen))
 

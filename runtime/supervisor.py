@@ -449,16 +449,16 @@ class Supervisor:
         """Ask all runs of a lane, of a session, or all to end; returns how many were asked.
 
         Args:
-            queued: whether to cancel the queued ones too.
+            queued: whether to cancel the queued ones too, and accepted messages that wait on disk only (not counted).
         """
         return self._calls.cancel(lane=lane, session=session, reason=reason, queued=queued)
 
     async def reset(self, key: str, *, archive: bool = True) -> str | None:
         """Start a session afresh: end its runs, refuse what they and all older runs still write, put its file away.
 
-        What is posted meanwhile finds the new session. Ends after the longest grace of the session's runs, and, where
-        another process conducts it, when that turn has ended. A checkpoint. Cancelled, the runs are ended all the same;
-        the file is either put away or as it was.
+        Questions that were asked in the session are withdrawn. What is posted meanwhile finds the new session. Ends
+        after the longest grace of the session's runs, and, where another process conducts it, when that turn has ended.
+        A checkpoint. Cancelled, the runs are ended all the same; the file is either put away or as it was.
 
         Args:
             key: the session.

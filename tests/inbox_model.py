@@ -170,6 +170,13 @@ class MemoryInbox:
             self._set(one, state=_S.ACCEPTED, attempt=0, accepted_at=now, ended_at=None, reason="", started_at=None)
         self._tell(report, bool(which))
 
+    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
+        which = [
+            row.id for row in self._rows(_S.ACCEPTED) if lane in (None, row.lane) and session in (None, row.session)
+        ]
+        self._end(which, _S.CANCELLED, reason)
+        self._tell(report, which)
+
     def told(self, ids: Sequence[int]) -> None:
         self._data.told.update(ids)
 
@@ -208,10 +215,18 @@ class MemoryInbox:
                 self._set(one, asked=ask)
         stands = self._data.asks.get(ask)
         if stands is None or stands.state != "open":
-            ended = self._end(ids, _S.DONE, "asked, and answered meanwhile")
+            ended = self._end(ids, _S.DONE, f"asked, and {'answered' if stands is None else stands.state} meanwhile")
         else:
             ended = self._end(ids, _S.WAITING, f"asked a person: {ask}")
         self._tell(report, ended)
+
+    def withdraw(self, session: str, reason: str) -> None:
+        data = self._data
+        for ask in [one for one in data.asks.values() if (one.session, one.state) == (session, "open")]:
+            data.asks[ask.id] = replace(ask, state="withdrawn")
+            data.asks_ended[ask.id] = process.wall()
+            waiting = [row.id for row in data.messages.values() if row.asked == ask.id and row.state is _S.WAITING]
+            self._end(waiting, _S.CANCELLED, reason)
 
     async def find_ask(self, ask: str) -> Ask | None:
         return self._data.asks.get(ask)

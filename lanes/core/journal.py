@@ -57,6 +57,15 @@ class Journal(Protocol):
             Exception: it cannot be kept.
         """
 
+    def cancelled(self, *, lane: str | None, session: str | None, reason: str) -> None:
+        """The runs of a lane, of a session, or all were asked to end: what waits on disk only is to end with them.
+
+        Called within a change: it only takes note.
+        """
+
+    def reset(self, session: str, reason: str) -> None:
+        """A session was reset: as `cancelled`, and its questions are not to be answered any more. As above."""
+
     def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
         """A run that was to answer messages has ended. Called within a change: it only takes note.
 

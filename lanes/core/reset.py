@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
 
 
+_ENDED = "ended by a reset of its session"
+
+
 def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
     """End and bar every run of a session, and queue the run that puts its file away. Its value: where the file is now.
 
@@ -51,7 +54,9 @@ def _begin(scheduler: Scheduler, request: Request, key: str, file: str) -> Run:
             continue
         execution.bar(file, "the session was reset")
         if concerns(execution, key, file):
-            execution.ask_to_end(RunState.CANCELLED, "ended by a reset of its session")
+            execution.ask_to_end(RunState.CANCELLED, _ENDED)
+    if scheduler.board.journal is not None:
+        scheduler.board.journal.reset(key, _ENDED)
     return run
 
 

@@ -57,8 +57,21 @@ def wait_for(connection: sqlite3.Connection, ids: Sequence[int], asked: str, now
     connection.executemany("UPDATE message SET asked = ? WHERE id = ?", [(asked, message) for message in ids])
     stands = one(connection, asked)
     if stands is None or stands.state != "open":
-        return end(connection, ids, MessageState.DONE, now, "asked, and answered meanwhile")
+        stands_as = "answered" if stands is None else stands.state
+        return end(connection, ids, MessageState.DONE, now, f"asked, and {stands_as} meanwhile")
     return end(connection, ids, MessageState.WAITING, now, f"asked a person: {asked}")
+
+
+def withdraw(connection: sqlite3.Connection, session: str, now: float, reason: str) -> None:
+    """Withdraw the open questions of a session, and end those that wait for them."""
+    connection.execute(
+        "UPDATE message SET state = 'cancelled', ended_at = ?, reason = ? WHERE state = 'waiting' "
+        "AND asked IN (SELECT id FROM ask WHERE session = ? AND state = 'open')",
+        (now, reason, session),
+    )
+    connection.execute(
+        "UPDATE ask SET state = 'withdrawn', ended_at = ? WHERE session = ? AND state = 'open'", (now, session)
+    )
 
 
 def one(connection: sqlite3.Connection, asked: str) -> Ask | None:

@@ -71,6 +71,8 @@ class Door:
         """Those that are kept as started already, though their body has not begun."""
         self.on_full: Callable[[str, int], None] = lambda _lane, _message: None
         """Called with a message that is kept and for which its lane has no room: it is to be queued later."""
+        self.behind: Callable[[], bool] = lambda: False
+        """Whether messages are on disk only."""
         self.replayed: Callable[[str], int] = lambda _lane: ALL_REPLAYED
         """The id up to which what was on disk at the start is in memory, of a lane."""
         self.untold: Callable[[str], bool] = lambda _lane: False

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from lanes import Message, Outcome, Question, Run, RunState
+from lanes import Message, Outcome, Question, Run, RunCancelled, RunState
 from lanes.asking import NewQuestion
 from lanes.message import ids_of
 from locks import _effects
@@ -72,6 +72,25 @@ class InboxJournal:
         answer = Answer[None]()
         self._store.settle(answer)
         await answer.wait()
+
+    def cancelled(self, *, lane: str | None, session: str | None, reason: str) -> None:
+        """End what waits on disk only."""
+        if self._door.behind():
+            self._store.cancel_waiting(lane, session, reason, partial(self._cancelled, reason))
+
+    def reset(self, session: str, reason: str) -> None:
+        """End what waits on disk only, and withdraw the questions of a session."""
+        self._store.withdraw(session, reason)
+        self.cancelled(lane=None, session=session, reason=reason)
+
+    def _cancelled(self, reason: str, ids: list[int] | None, _down: BaseException | None) -> None:
+        door = self._door
+        for one in ids or ():
+            if (run := door.in_memory.get(one)) is not None:
+                run.cancel(reason)  # its page had been read before
+            elif one in door.fates:
+                error = RunCancelled(f"message {one} was cancelled while it waited: {reason}")
+                door.end([one], MessageState.CANCELLED, Outcome(state=RunState.CANCELLED, error=error, reason=reason))
 
     def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
         """A run that was to answer messages has ended."""

@@ -71,6 +71,7 @@ class Replay:
         self.replayed = 0
         """Messages that were brought back."""
         door.replayed, door.on_full, door.untold = self._replayed, self._no_room, self._untold.__contains__
+        door.behind = lambda: self.behind
         journal.on_end = self._run_ended
 
     @property

@@ -137,7 +137,16 @@ class SqliteInbox:
         """Have a message wait again."""
         self._do(lambda c: statements.requeue(c, message, process.wall()), report)
 
+    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
+        """Messages that wait end as cancelled."""
+        why = _kept_as(reason)
+        self._do(lambda c: statements.cancel_waiting(c, lane, session, process.wall(), why), report)
+
     # Questions to persons
+
+    def withdraw(self, session: str, reason: str) -> None:
+        """The open questions of a session are withdrawn."""
+        self._do(lambda c: ask_statements.withdraw(c, session, process.wall(), _kept_as(reason)), None)
 
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question."""

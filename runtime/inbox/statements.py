@@ -107,6 +107,18 @@ def end(
     )
 
 
+def cancel_waiting(
+    connection: sqlite3.Connection, lane: str | None, session: str | None, now: float, reason: str
+) -> list[int]:
+    """Note that messages that wait, of a lane, of a session or all, are cancelled; returns their ids."""
+    found = connection.execute(
+        "UPDATE message SET state = 'cancelled', ended_at = ?1, reason = ?2 WHERE state = 'accepted' "
+        "AND (?3 IS NULL OR lane = ?3) AND (?4 IS NULL OR session = ?4) RETURNING id",
+        (now, reason, lane, session),
+    )
+    return [message for (message,) in found]
+
+
 def requeue(connection: sqlite3.Connection, message: int, now: float) -> bool:
     """Have a message that was parked, dropped or left unknown wait again; returns whether it does.
 

@@ -68,6 +68,12 @@ class InboxStore(Protocol):
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room, and its sender is told so: it is dropped, and its key is free."""
 
+    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
+        """Messages that wait, of a lane, of a session or all, end as cancelled; reports their ids."""
+
+    def withdraw(self, session: str, reason: str) -> None:
+        """The open questions of a session are withdrawn; messages that wait for an answer end as cancelled."""
+
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question, unless one of its key is open; reports the one that is open then (`Ask`)."""
 

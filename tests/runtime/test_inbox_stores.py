@@ -280,6 +280,35 @@ async def test_only_what_an_operator_decides_on_is_requeued(store):
 # Questions to persons
 
 
+@pytest.mark.parametrize(
+    "lane, session, which", [(None, None, [0, 1, 3]), ("a", None, [0, 1]), (None, "s", [1, 3]), ("a", "s", [1])]
+)
+async def test_what_waits_is_cancelled_of_a_lane_of_a_session_or_all(store, lane, session, which):
+    given = [new(), new(session="s"), new(session="s", started=True), new(lane="b", session="s")]
+    ids = [await accept(store, one) for one in given]
+    assert sorted(await reported(store.cancel_waiting, lane, session, "stopped")) == [ids[n] for n in which]
+    for n, one in enumerate(ids):
+        row = await store.find(one)
+        assert row is not None and (row.state is S.CANCELLED, row.reason == "stopped") == (n in which, n in which)
+
+
+async def test_the_open_questions_of_a_session_are_withdrawn_and_what_waits_for_them_is_cancelled(store):
+    for name, session in (("q", "s"), ("r", "s"), ("other", "t")):
+        await reported(store.ask, question(name, session=session))
+    ids = [await accept(store, new(session=one, started=True)) for one in ("s", "t")]
+    for one, asked in zip(ids, ("q", "other"), strict=True):
+        await reported(store.wait_for, [one], asked)
+    await reported(store.close_ask, AskedFor("r", "answered", b"1", "ann"), new(session="s"), 0)
+    store.withdraw("s", "reset")
+    asks = [await store.find_ask(name) for name in ("q", "r", "other")]
+    assert [one and one.state for one in asks] == ["withdrawn", "answered", "open"]
+    assert await states(store, *ids) == [S.CANCELLED, S.WAITING]
+    late = await accept(store, new(session="s", started=True))
+    await reported(store.wait_for, [late], "q")
+    row = await store.find(late)
+    assert row is not None and (row.state, row.reason) == (S.DONE, "asked, and withdrawn meanwhile")
+
+
 async def test_a_question_comes_back_as_it_was_asked(make):
     store = make()
     await store.open()
