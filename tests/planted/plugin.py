@@ -9,10 +9,10 @@ import os
 
 import pytest
 
-from tests.planted import lanes, locks, process
+from tests.planted import inbox, lanes, locks, process
 
 NAME = os.environ["LANES_PLANT"]
-(DEFECTS,) = (module for module in (lanes, locks, process) if NAME in module.DEFECTS)
+(DEFECTS,) = (module for module in (inbox, lanes, locks, process) if NAME in module.DEFECTS)
 
 
 def pytest_configure() -> None:

@@ -122,6 +122,7 @@ def _import_everything() -> None:
     import uvloop
 
     import runtime.cli
+    import tests.planted.inbox
     import tests.planted.lanes
     import tests.planted.locks
     import tests.planted.process
