@@ -93,7 +93,7 @@ class Writer:
             while self._serve(connection):
                 pass
         finally:
-            connection.close()
+            _close(connection, self._path, failed=self.failure is not None)
 
     def _serve(self, connection: sqlite3.Connection) -> bool:
         """Commit one batch; `False` when the writer is to end."""
@@ -193,3 +193,28 @@ class Writer:
 
 def _told(result: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:
     return (None, result.error) if isinstance(result, _Unfit) else (result, error)
+
+
+def _close(connection: sqlite3.Connection, path: str, *, failed: bool) -> None:
+    """Close a connection; one that has failed without a checkpoint.
+
+    The last connection copies the log into the database as it closes. After a write or a sync that failed, the kernel
+    may have other pages in the place of those that it has lost: the copy would ruin what is whole. While a connection
+    that only reads is there, SQLite makes none, and the next process finds the log with what it has on the disk.
+    """
+    if not failed:
+        connection.close()
+        return
+    from urllib.parse import quote  # noqa: PLC0415 -- for this rare case
+
+    guard = None
+    try:
+        guard = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, isolation_level=None)
+        guard.execute("BEGIN")
+        guard.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error:
+        pass  # what cannot be read is copied nowhere either
+    finally:
+        connection.close()
+        if guard is not None:
+            guard.close()

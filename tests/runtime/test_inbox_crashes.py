@@ -162,3 +162,21 @@ def test_the_exception_of_a_question_can_be_pickled():
 
     question = Question(id="x", lane="l", session=None, question=1, asked_at=0.0)
     assert pickle.loads(pickle.dumps(WaitsForAnswer(question))).question == question
+
+
+@pytest.mark.suite("K5")
+async def test_a_stop_after_any_commit_loses_nothing_and_repeats_nothing_unsafe(virtual, tmp_path):
+    for n in range(2, 60, 15):
+        root, first = tmp_path / str(n), Story()
+        sup = Supervisor(root, lanes=first.lanes(), inbox=True)
+
+        def counted(_writer: Inline, n: int = n, first: Story = first, sup: Supervisor = sup) -> None:
+            first.commits += 1
+            if first.commits == n:
+                sup.cancel()
+
+        with inline() as writer:
+            writer.after = counted
+            async with sup:
+                await first.play(sup)
+        await check(first, root, first.commits)

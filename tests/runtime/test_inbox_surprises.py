@@ -11,7 +11,7 @@ import pytest
 from lanes import LaneFull, LaneSpec, RetrySpec, RunState
 from lanes.message import ids_of
 from locks import process
-from runtime import Inbox, Schedule, Supervisor
+from runtime import AbandonedBodies, Inbox, Schedule, Supervisor
 from runtime.inbox import by_hand
 from tests.inboxes import copy_of, inline, rows, service_of, writer_of
 
@@ -299,3 +299,34 @@ async def test_what_was_read_in_an_attempt_that_failed_waits_with_it(tmp_path):
         await anyio.sleep(5)
         assert rows(tmp_path, "state, attempt") == [("accepted", 1)] * 2
         sup.cancel()
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+async def test_what_a_restart_has_cut_off_is_put_right_though_the_restart_is_taken_back(tmp_path, repeat):
+    begun: list[Any] = []
+
+    async def stubborn(ctx: Any, messages: Any) -> None:
+        begun.append(messages[0].body)
+        if messages[0].body == "stubborn" and begun.count("stubborn") == 1:
+            with anyio.CancelScope(shield=True):  # the restart ends in vain, and this body goes on meanwhile
+                await anyio.sleep(100)
+        await anyio.sleep(5)
+
+    spec = [LaneSpec("session:*", handler=stubborn, repeat=repeat, grace=1)]
+    async with Supervisor(tmp_path, lanes=spec, inbox=True) as sup:
+        await sup.accept("session:a", "stubborn")
+        await sup.accept("session:b", "docile")
+        await sup.accept("session:b", "next")
+        await anyio.sleep(1)
+        with pytest.raises(AbandonedBodies):
+            await sup.restart(drain_timeout=0)
+        accepted = await sup.accept("session:a", "new")
+        assert (await accepted.wait()).state is RunState.DONE
+        await anyio.sleep(200)
+        ends = rows(tmp_path, "body, state, attempt")
+    again = ["stubborn", "docile"] if repeat else []
+    assert sorted(begun) == sorted(["stubborn", "docile", "next", "new", *again])
+    cut = ("done", 2) if repeat else ("unknown", 1)
+    assert ends == [(b'"stubborn"', *cut), (b'"docile"', *cut), (b'"next"', "done", 1), (b'"new"', "done", 1)]
+    if repeat:
+        assert begun.index("new") > 2 + begun[2:].index("stubborn")  # what was cut off goes first
