@@ -1,4 +1,4 @@
-"""The real command `lanes`, as a child process."""
+"""The command `lanes`, as a child process."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import forks
+
 LANES = str(Path(sys.executable).with_name("lanes"))
 LIMIT_S = 120.0
 
 
 def lanes(*arguments: str | Path, cwd: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run it to its end."""
-    return subprocess.run(
-        [LANES, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        **options,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with _process(arguments, cwd=cwd, text=True, stdin=subprocess.DEVNULL, **pipes, **options) as child:
+        try:
+            stdout, stderr = child.communicate(timeout=LIMIT_S)
+        finally:
+            child.kill()  # nothing, if it has ended
+    return subprocess.CompletedProcess(child.args, child.returncode, stdout, stderr)
+
+
+def _process(arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+    """The command as a child: a fork of what has imported it, or the script where its start-up counts."""
+    return forks.python([LANES, *map(str, arguments)], **options)
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -39,21 +43,18 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 @contextmanager
 def started(
-    *arguments: str | Path, cwd: Path | None = None, log: Path = Path(os.devnull), command: Sequence[str] = (LANES,)
+    *arguments: str | Path, cwd: Path | None = None, log: Path = Path(os.devnull), command: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[str]]:
     """Run it beside the test, with its log lines in a file; killed at the latest when the block is left.
 
-    `command` is what runs the arguments: another program, perhaps, that becomes `lanes`.
+    `command` is what runs the script and its arguments: another program, perhaps, that becomes `lanes`.
     """
+    options: dict[str, Any] = {"cwd": cwd, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True}
     with log.open("w") as stderr:
-        child = subprocess.Popen(
-            [*command, *map(str, arguments)],
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
+        if command:
+            child = subprocess.Popen([*command, *map(str, arguments)], stderr=stderr, **options)
+        else:
+            child = _process(arguments, stderr=stderr, **options)
     try:
         yield child
     finally:

@@ -20,6 +20,8 @@ from pathlib import Path
 import anyio
 from anyio.lowlevel import checkpoint
 
+from tests import forks
+
 ENDS_WITHIN = 5.0
 """Seconds that a thread, a descriptor or a child may take to end after its loop has closed, on a busy machine."""
 
@@ -77,12 +79,13 @@ def descriptors() -> frozenset[tuple[int, str]]:
 
 
 def children() -> frozenset[int]:
-    """The ids of all child processes, dead ones that nobody has waited for included."""
+    """The ids of all child processes, dead ones that nobody has waited for included, and of living forks."""
     found: set[int] = set()
-    with contextlib.suppress(FileNotFoundError):
-        for task in os.listdir("/proc/self/task"):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                found.update(map(int, Path(f"/proc/self/task/{task}/children").read_bytes().split()))
+    for parent in filter(None, (os.getpid(), forks.id_of_server())):
+        with contextlib.suppress(FileNotFoundError):
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    found.update(map(int, Path(f"/proc/{parent}/task/{task}/children").read_bytes().split()))
     return frozenset(found)
 
 
@@ -100,14 +103,15 @@ def complaints(before: Look) -> list[str]:
     """What has come to exist since `before` and is still there. Waits for threads that are about to end."""
 
     def new_descriptors() -> list[tuple[int, str]]:
-        return sorted(one for one in descriptors() - before.descriptors if one[0] != _tracker("_fd"))
+        stay = (_tracker("_fd"), forks.descriptor_of_server())
+        return sorted(one for one in descriptors() - before.descriptors if one[0] not in stay)
 
     found = []
     if threads := _after_all(lambda: [t for t in threading.enumerate() if t not in before.threads and not _stays(t)]):
         found.append(f"leaked threads: {', '.join(repr(thread) for thread in threads)}")
     if left := _after_all(new_descriptors):
         found.append(f"leaked descriptors: {', '.join(f'{number} ({target})' for number, target in left)}")
-    if pids := _after_all(lambda: sorted(children() - before.children - {_tracker("_pid")})):
+    if pids := _after_all(lambda: sorted(children() - before.children - {_tracker("_pid"), forks.id_of_server()})):
         found.append(f"leaked processes: {', '.join(map(str, pids))}")
     found += busy_now(before)
     return found

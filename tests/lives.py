@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests import ROOT
+from tests import ROOT, forks
 from tests.command import LANES
 
 BACKENDS = ("asyncio", "trio")
@@ -24,8 +24,8 @@ class Life:
         self.log = directory.with_name(f"{directory.name}-{writer}.log")
         self.pipe, theirs = os.pipe()
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [LANES, "run", TARGET, "--sessions", directory, "--json", "--backend", BACKENDS[writer % 2]],
+            self._process = forks.python(
+                [LANES, "run", TARGET, "--sessions", str(directory), "--json", "--backend", BACKENDS[writer % 2]],
                 cwd=ROOT,
                 env=told_by(theirs, writer, self.mark, planted),
                 stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Other processes: small programs of `tests/children/`, spoken with line by line.
+"""Other processes: small programs of `tests/children/`, spoken with line by line. Forks, see `forks.py`.
 
 with peer("holder", path) as other:
     await eventually(lambda: other.said("held"))
@@ -14,21 +14,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests import ROOT, blocking
+from tests import ROOT, blocking, forks
+
+AFRESH = frozenset({"elsewhere", "signalled", "streamless"})
+"""Programs that are about what happens, or is read, while a Python starts up: they get a Python of their own."""
 
 
 class Peer:
     """A child process that says lines on its standard output and hears some on its standard input."""
 
     def __init__(self, script: str, *args: object) -> None:
+        command = ["-m", f"tests.children.{script}", *map(str, args)]
+        options: dict[str, Any] = {"cwd": ROOT, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
         with blocking.permitted("starting a process takes milliseconds"):
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"tests.children.{script}", *map(str, args)],
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
+            self._process: subprocess.Popen[bytes] = (
+                subprocess.Popen([sys.executable, *command], **options)
+                if script in AFRESH
+                else forks.python(command, **options)
             )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-import subprocess
-import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE
 
 from locks import process
 from locks.sidecar.payload import Terms, encode
-from tests import ROOT
+from tests import ROOT, forks
 
 RECORD = b'{"n": 1}\n'
 
@@ -50,13 +49,8 @@ def everything(directory: str | Path) -> dict[str, tuple[int, bytes, int]]:
 @contextmanager
 def holding(path: str, right: str, backend: str = "asyncio"):
     """Another process has a right of a session."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.children.holder", path, right, backend],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        text=True,
-    ) as child:
+    command, streams = ["-m", "tests.children.holder", path, right, backend], {"stdin": PIPE, "stdout": PIPE}
+    with forks.python(command, cwd=ROOT, text=True, **streams) as child:
         try:
             assert child.stdout is not None
             assert "held\n" in iter(child.stdout.readline, "")

@@ -33,12 +33,9 @@ def prepare(given: str | None) -> str:
 
 def _write_something(directory: str) -> None:
     """Whether a directory can be written to is only known by writing: root, full disks and quotas see to that."""
-    fd, path = tempfile.mkstemp(prefix=".lanes-", dir=directory)
-    try:
+    # Without a name where the kernel can do that: a killed process leaves nothing behind.
+    with tempfile.TemporaryFile(prefix=".lanes-", dir=directory, buffering=0) as file:
         left = _PROBE
         while left:
-            left = left[os.write(fd, left) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-        Path(path).unlink()
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from contextlib import contextmanager, suppress
 
 import anyio
@@ -17,7 +16,7 @@ from structlog.testing import capture_logs
 from lanes import GroupSpec, LaneSpec, RunState
 from locks import LockRegistry
 from runtime import Supervisor
-from tests import ROOT, blocking
+from tests import ROOT, blocking, forks
 from tests.poll import eventually
 from tests.supervised import assert_empty, lines_of, path_of, texts
 
@@ -27,9 +26,9 @@ LANES = [LaneSpec("session:*", timeout=60.0, grace=0.2, queue_limit=None)]
 @contextmanager
 def gateway(*args: object):
     """A gateway in a process of its own; killed when it is still there at the end."""
-    command = [sys.executable, "-m", "tests.children.gateway", *map(str, args)]
+    command = ["-m", "tests.children.gateway", *map(str, args)]
     with blocking.permitted("until the child is started"):
-        child = subprocess.Popen(
+        child = forks.python(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
     try:

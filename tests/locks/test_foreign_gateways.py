@@ -386,9 +386,10 @@ async def test_a_real_foreign_gateway_is_waited_for_until_it_leaves_or_dies(path
 @pytest.mark.failure("B9", "B7")
 async def test_a_real_foreign_gateway_waits_for_us_and_is_let_in(path, lock):
     registry = LockRegistry()
-    with peer("foreign_gateway", path, "hold") as gateway, fail_after(30):
+    with ExitStack() as stack, fail_after(30):
         async with registry.lease(path) as lease:
             content = lock.read_bytes()
+            gateway = stack.enter_context(peer("foreign_gateway", path, "hold"))
             await eventually(lambda: gateway.said("waiting"), within=20)
             for n in range(20):
                 await lease.append({"n": n})

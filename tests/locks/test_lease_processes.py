@@ -90,8 +90,9 @@ async def test_the_right_of_a_killed_process_is_free(path, right, how):
 @pytest.mark.failure("C1")
 async def test_a_killed_waiter_leaves_no_ticket(path):
     registry = LockRegistry()
-    with peer("holder", path, "lease", "asyncio") as waiter, fail_after(30):
+    with ExitStack() as stack, fail_after(30):
         async with registry.lease(path) as lease:
+            waiter = stack.enter_context(peer("holder", path, "lease", "asyncio"))
             await eventually(lambda: waiter.said("waiting"), within=20)
             waiter.signal(signal.SIGKILL)
             await eventually(waiter.ended)
@@ -114,8 +115,9 @@ async def test_a_stopped_process_at_the_head_of_the_queue_is_passed_and_gets_its
             await lease.append({"by": "passer-by"})
             inside -= 1
 
-    with peer("holder", path, "lease", backend) as stopped, fail_after(30):
+    with ExitStack() as stack, fail_after(30):
         async with create_task_group() as group, first.lease(path):
+            stopped = stack.enter_context(peer("holder", path, "lease", backend))
             await eventually(lambda: stopped.said("waiting"), within=20)
             for registry in (second, first, second):
                 group.start_soon(hold, registry)

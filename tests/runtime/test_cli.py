@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from runtime.cli import main
+from runtime.trial.directory import prepare
 from tests.command import LANES, lanes, result_of
 
 ONE = '{"lane": "session:agent:x", "text": "hi", "think": 0.01}\n'
@@ -118,6 +119,14 @@ def run_without_rights(here, prepare, *arguments):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         cwd=here,
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="here a file has a name for a moment")
+def test_whoever_is_killed_while_a_directory_is_tried_leaves_nothing_in_it(here, monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append(os.listdir("tried")))
+    assert prepare("tried") == "tried"
+    assert seen == [[]]
 
 
 def test_a_directory_that_may_not_be_written_to_is_refused(here):

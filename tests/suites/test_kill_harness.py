@@ -110,7 +110,7 @@ def strike(directory: Path, kills: int, choice: random.Random, numbers: Iterator
         while done < kills and (not told.enough() or time.monotonic() < end):
             when = choice.random()
             if when < 0.2:
-                victim, moment = lives[-1], choice.uniform(0, 0.5)  # it may still be starting up
+                victim, moment = lives[-1], choice.uniform(0, 0.1)  # it may still be starting up
             elif when < 0.4:
                 victim, moment = lives[0], 0.0
                 eventually_sync(lambda: [life.works() for life in lives] and programs(lives[0].mark), within=120)
