@@ -54,12 +54,11 @@ class Inline(Writer):
         if held:
             self._do(held)
 
-    def stop(self) -> None:
+    def stop(self, ended: Report | None = None) -> None:
         self.release()
         self._open.close()
-
-    def join(self, timeout: float) -> bool:
-        return True
+        if ended is not None:
+            self._post(lambda: ended(None, None))
 
     def _do(self, batch: list[tuple[Step, Report]]) -> None:
         before = self._open.total_changes

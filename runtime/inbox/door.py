@@ -55,6 +55,8 @@ class _Coming:
     policy: WhenBusy
     new: NewRow
     context: Context
+    waits: bool
+    """Whether it waits for room, on disk, where its lane has filled up meanwhile; else it is refused."""
     answer: Answer[tuple[Taken, Fate]] = field(default_factory=Answer)
 
 
@@ -102,7 +104,7 @@ class Door:
             new = replace(new, dedupe=name, digest=digest_of(_given(request).body))
         new = replace(new, started=self._starts_at_once(request, policy))
         try:
-            intake.refuse(request, policy)
+            self.refuse(request, policy)
         except (LaneFull, LaneBusy):
             known = None if dedupe is None else await self.store.said(new.lane, new.session, dedupe, new.digest)
             if known is None:
@@ -121,17 +123,28 @@ class Door:
         """
         return self._scheduler.intake.message_request(lane, message, session=session, when_busy="queue")
 
-    async def keep(self, request: Request, policy: WhenBusy, new: NewRow, store: Keep | None = None) -> Accepted:
+    def refuse(self, request: Request, policy: WhenBusy) -> None:
+        """Raise what queueing it now would raise; nothing changes.
+
+        Raises:
+            LaneBusy, LaneFull.
+        """
+        self._scheduler.intake.refuse(request, policy)
+
+    async def keep(
+        self, request: Request, policy: WhenBusy, new: NewRow, store: Keep | None = None, *, waits: bool = False
+    ) -> Accepted:
         """Keep a message that was checked, and queue it. A checkpoint; cancelled, both happen, or neither.
 
         Args:
             store: what keeps it, instead of `InboxStore.accept`.
+            waits: whether it waits on disk where its lane has filled up meanwhile, as answers do; else it is refused.
 
         Raises:
             DedupeConflict, LaneBusy, LaneFull: it is not queued, and never will be.
             InboxDown: it is not kept.
         """
-        coming = _Coming(request, policy, new, copy_context())
+        coming = _Coming(request, policy, new, copy_context(), waits or new.first)
         (store or self.store.accept)(new, self.replayed(new.lane), partial(self._kept, coming))
         taken, fate = await coming.answer.wait()
         return Accepted(taken.id, fate, new=True) if taken.new else await self.find(taken.id)
@@ -205,8 +218,8 @@ class Door:
             run = self.admit(coming.request, coming.policy, coming.new, taken.id, coming.context)
         except Exception as error:  # it has filled up meanwhile
             self._not_started(taken)
-            if coming.new.first and isinstance(error, LaneFull):
-                # It is for this process to make room, and not for a person to answer again.
+            if coming.waits and isinstance(error, LaneFull):
+                # It is for this process to make room: no person answers again, and no instant comes again.
                 self.on_full(coming.new.lane, taken.id)
                 coming.answer((taken, fate), None)
                 return

@@ -10,6 +10,7 @@ import msgspec
 
 from lanes import Message, Outcome, Question, Run, RunCancelled, RunState
 from lanes.asking import NewQuestion
+from lanes.core.body_task import interrupt_in
 from lanes.message import ids_of
 from locks import _effects
 
@@ -103,7 +104,7 @@ class InboxJournal:
             door.in_memory.pop(one, None)
             self.parked.pop(one, None)
         door.begun.difference_update(ids)
-        if by_process or isinstance(outcome.error, InboxDown):
+        if by_process or isinstance(outcome.error, InboxDown) or _is_interrupt(outcome.error):
             self.cut.update(dict.fromkeys(ids))
             door.end(ids, MessageState.ACCEPTED, outcome)
             return
@@ -128,6 +129,11 @@ class InboxJournal:
             return
         for fate in filter(None, map(self._door.fates.get, ids)):
             fate.fail(error)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether a body was interrupted, by Ctrl-C say: then the process is to end, and the message has not failed."""
+    return error is not None and interrupt_in(error) is not None
 
 
 def _state(outcome: Outcome, parked: bool) -> MessageState:

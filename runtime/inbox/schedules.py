@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import anyio
 from msgspec.structs import replace
 
-from lanes import Draining, InvalidLane, LaneError
+from lanes import Draining, InvalidLane, LaneError, LaneFull
 from lanes.checks import choice, seconds, shown
 from lanes.message import message_of
 from lanes.spec_table import SpecTable
@@ -34,8 +34,8 @@ _LOOK_S = 30.0
 """How often the wall clock is looked at at least: it may be set."""
 _LATE_S = 60.0
 """A message that is later than that was missed: the machine has slept, say, or the supervisor has drained."""
-_DRAINING_S = 1.0
-"""How often a supervisor that drains is looked at again."""
+_AGAIN_S = 1.0
+"""How often a supervisor that drains, or a full lane, is looked at again."""
 _WINDOWS_S = (3600.0, 86_400.0, 40 * 86_400.0, 3_700 * 86_400.0)
 """How far back missed instants are looked for, one after the other: a line of cron is only read forwards."""
 MOST_MISSED = 1_000
@@ -53,7 +53,7 @@ class Schedule:
         cron: instead, a line of cron: minute, hour, day of the month, month, day of the week. Needs the extra `cron`.
         timezone: of `cron`, such as `Europe/Berlin`.
         missed: what becomes of instants at which no process ran, or none could send for a minute (the machine slept):
-            `skip` them; send `once` for all of them; send `all`.
+            `skip` them; send `once` for all of them; send `all`, each when its lane has room.
         jitter: seconds; each message comes by up to so much later, each instant by an amount of its own.
 
     Raises:
@@ -165,7 +165,7 @@ class Schedules:
                 try:
                     soonest = min(soonest, await self._send_due(schedule, served))
                 except Draining:  # for a restart in the process, after which it comes, or for good
-                    soonest = process.wall() + _DRAINING_S
+                    soonest = process.wall() + _AGAIN_S
             await anyio.sleep(min(_LOOK_S, max(0.0, soonest - process.wall())))
 
     async def _begin(self) -> dict[str, float]:
@@ -194,7 +194,10 @@ class Schedules:
                 await self._send(schedule, instant)
             except (Draining, InboxDown):
                 raise
-            except LaneError as error:  # the lane is full, say: this instant is lost, and the next one will come
+            except LaneError as error:
+                if schedule.missed == "all" and isinstance(error, LaneFull):
+                    return process.wall() + _AGAIN_S  # no instant may be left out: it comes when there is room
+                # This instant is lost, and the next one will come.
                 log("schedule_not_sent", level="warning", schedule=name, error=described(error))
             served[name] = instant
         return math.inf
@@ -202,7 +205,9 @@ class Schedules:
     async def _send(self, schedule: Schedule, instant: float) -> None:
         request, policy = self._door.request_for(schedule.lane, schedule.session, schedule.message)
         new = replace(new_row(request, when_busy=policy), dedupe=f"schedule:{schedule.called}:{instant:.3f}")
-        await self._door.keep(request, policy, new, partial(self._store.accept_served, schedule.called, instant))
+        self._door.refuse(request, policy)  # rather than to write down, and drop, each instant of a lane that is full
+        served = partial(self._store.accept_served, schedule.called, instant)
+        await self._door.keep(request, policy, new, served, waits=schedule.missed == "all")
 
 
 def _instants(first: datetime, later: Iterator[datetime]) -> Iterator[float]:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
-import anyio.to_thread
 
 from locks import process
 from locks._loop import poster
@@ -75,9 +74,10 @@ class SqliteInbox:
         """Have the thread commit what it was given, and end."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.stop()
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(writer.join, CLOSE_WITHIN_S)
+            ended = Answer[None]()
+            writer.stop(ended)
+            with anyio.move_on_after(CLOSE_WITHIN_S, shield=True):
+                await ended.wait()
 
     def let_go(self) -> None:
         """Have the thread end by itself: the event loop is gone, and nothing can wait for it."""

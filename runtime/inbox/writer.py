@@ -52,6 +52,7 @@ class Writer:
         """Why nothing is written any more."""
         self._ending = False
         """Whether it was told to end: it waits for no other process any more."""
+        self._ended: Report | None = None
         self.commits = 0
         """Commits that have changed something; like the next one, counted by the thread."""
         self.changes = 0
@@ -69,15 +70,16 @@ class Writer:
         self.waiting += 1
         self._steps.put((step, report))
 
-    def stop(self) -> None:
-        """Do what was handed over, close, and end. `join` waits for that."""
-        self._ending = True
-        self._steps.put(None)
+    def stop(self, ended: Report | None = None) -> None:
+        """Do what was handed over, close, and end.
 
-    def join(self, timeout: float) -> bool:
-        """Wait for the thread; returns whether it has ended. Blocks: call it from a worker thread."""
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        Args:
+            ended: called on the loop when it is closed. No thread joins this one: the interpreter would wait for that
+                other thread, and for ever where the event loop was interrupted before it could end it.
+        """
+        self._ending = True
+        self._ended = ended
+        self._steps.put(None)
 
     # The thread
 
@@ -93,7 +95,11 @@ class Writer:
             while self._serve(connection):
                 pass
         finally:
-            _close(connection, self._path, failed=self.failure is not None)
+            try:
+                _close(connection, self._path, failed=self.failure is not None)
+            finally:
+                if (ended := self._ended) is not None:
+                    self._post(lambda: ended(None, None))
 
     def _serve(self, connection: sqlite3.Connection) -> bool:
         """Commit one batch; `False` when the writer is to end."""

@@ -250,6 +250,21 @@ async def test_an_instant_that_comes_during_a_restart_is_sent_after_it(virtual, 
         assert bot.log == ["tick"]
 
 
+async def test_no_instant_of_all_is_left_out_where_the_lane_is_full(virtual, tmp_path):
+    given: list[int] = []
+
+    async def slow(ctx, messages):
+        given.append(messages[0].id)
+        await anyio.sleep(40 if len(given) == 1 else 1)
+
+    specs = [LaneSpec("session:*", handler=slow, queue_limit=1)]
+    schedule = Schedule("session:a", "tick", every=10.0, missed="all")
+    async with Supervisor(tmp_path, lanes=specs, inbox=scheduled(schedule)):
+        await anyio.sleep(85)
+    assert (len(given), given) == (8, sorted(given))
+    assert set(rows(tmp_path, "state")) == {("done",)}  # none was written down to be dropped
+
+
 @pytest.mark.parametrize("day, hour", [(28, 8), (29, 7)])  # summer time has begun on the 29th
 async def test_a_line_of_cron_fires_in_its_time_zone(virtual, tmp_path, monkeypatch, day, hour):
     start = datetime(2026, 3, day, hour - 1, 59, tzinfo=UTC).timestamp() - virtual.now()
