@@ -16,12 +16,17 @@ import anyio
 
 from lanes import LaneSpec, Message, Outcome, RunContext
 from runtime import Inbox, Limits, Supervisor
+from runtime.inbox.answer import Answer
+from runtime.inbox.replay import PAGE
+from runtime.inbox.rows import InboxRow
 from runtime.inbox.schema import connect
 from runtime.inbox.settings import Durability
+from runtime.inbox.sqlite import SqliteInbox
 
 from .measure import Figure
+from .without_inbox import without_an_inbox
 
-SINGLES, SHARED = 100, 10
+SINGLES, SHARED = 100, 30
 """Messages of one sender; of each of many."""
 OPEN, ROWS, LITTLE = 100_000, 1_000_000, 1_000
 ROUNDS = 3
@@ -33,7 +38,14 @@ async def _answer(ctx: RunContext, messages: Sequence[Message]) -> None:
     return None
 
 
-LANES = [LaneSpec("main", handler=_answer, capacity=32, queue_limit=None), LaneSpec("other", handler=_answer)]
+async def _hold(ctx: RunContext, messages: Sequence[Message]) -> None:
+    await anyio.sleep_forever()
+
+
+LANES = [
+    LaneSpec("main", handler=_answer, capacity=32, queue_limit=None),
+    LaneSpec("held", handler=_hold, queue_limit=None, grace=0),
+]
 
 
 def _supervisor(directory: str, durability: Durability) -> Supervisor:
@@ -45,7 +57,9 @@ def figures() -> list[Figure]:
     return [
         *(figure for backend in ("asyncio", "trio") for figure in anyio.run(_shared, backend, backend=backend)),
         *(anyio.run(_first_step, backend, backend=backend) for backend in ("asyncio", "trio")),
+        anyio.run(_replay),
         *anyio.run(_come_back),
+        *without_an_inbox(),
         anyio.run(_many_rows),
         anyio.run(_questions),
     ]
@@ -53,11 +67,14 @@ def figures() -> list[Figure]:
 
 async def _shared(backend: str) -> list[Figure]:
     """Accepted messages a second of many senders, by those of one, each commit with a sync of the disk."""
-    single, ratios = [], dict[int, list[float]]()
+    single, ratios, batches = [], dict[int, list[float]](), dict[int, list[float]]()
     for _ in range(ROUNDS):
-        single.append(await _rate(1, SINGLES))
+        alone, _ = await _rate(1, SINGLES)
+        single.append(alone)
         for senders in (16, 128):
-            ratios.setdefault(senders, []).append(await _rate(senders, SHARED) / single[-1])
+            rate, batch = await _rate(senders, SHARED)
+            ratios.setdefault(senders, []).append(rate / alone)
+            batches.setdefault(senders, []).append(batch)
     return [
         Figure(
             f"accept with a sync, {senders} senders / one ({backend})",
@@ -65,25 +82,31 @@ async def _shared(backend: str) -> list[Figure]:
             "×",
             bound,
             at_least=True,
-            detail=f"one: {median(single):,.0f} messages a second",
+            detail=f"one: {median(single):,.0f} messages a second; {median(batches[senders]):.0f} share a commit",
         )
         for senders, bound in ((16, 5), (128, 15))
     ]
 
 
-async def _rate(senders: int, each: int) -> float:
+async def _rate(senders: int, each: int) -> tuple[float, float]:
+    """Messages that are accepted, and wait, for answering them would take the time of the loop: a second, a commit."""
     with tempfile.TemporaryDirectory(dir=".") as directory, anyio.fail_after(LIMIT_S):
         async with _supervisor(directory, "sync") as sup:
 
             async def send() -> None:
                 for _ in range(each):
-                    await sup.accept("main", _TEXT)
+                    await sup.accept("held", _TEXT)
 
-            began = time.perf_counter()
+            await send()
+            assert sup._inbox is not None
+            store = sup._inbox.store
+            began, before = time.perf_counter(), store.traffic.commits
             async with anyio.create_task_group() as group:
                 for _ in range(senders):
                     group.start_soon(send)
-            return senders * each / (time.perf_counter() - began)
+            took, commits = time.perf_counter() - began, store.traffic.commits - before
+            await sup.stop(drain_timeout=0.0)  # what waits stays in the inbox
+            return senders * each / took, senders * each / commits
 
 
 async def _first_step(backend: str) -> Figure:
@@ -128,28 +151,99 @@ async def _commit(directory: str, found: list[float]) -> None:
         found[-1] = time.perf_counter() - began
 
 
-async def _come_back() -> list[Figure]:
-    """How long a process takes to have brought back, and answered, what the last one has left."""
+async def _replay() -> Figure:
+    """How long a process takes to open what the last one has left, put it right, and read all of it in pages.
+
+    All of it was started, and may be repeated: the most there can be to put right.
+    """
     with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
-        async with _supervisor(directory, "process"):
-            pass
-        _fill(directory, OPEN, "accepted")
-        tracemalloc.start()
+        await _left_behind(directory, OPEN, "started")
+        store = SqliteInbox(str(Path(directory) / ".lanes" / "inbox.db"))
         began = time.perf_counter()
+        await store.open()
+        opened = time.perf_counter()
+        await store.recover()
+        recovered = time.perf_counter()
+        read, last = 0, 0
+        while rows := await _page(store, last):
+            read, last = read + len(rows), rows[-1].id
+        took = time.perf_counter() - began
+        await store.close()
+    assert read == OPEN
+    detail = f"opened in {opened - began:.3f}, put right in {recovered - opened:.3f} s, the rest are pages"
+    return Figure(f"{OPEN:,} open messages: opened, put right, and read", took, "s", 3, detail=detail)
+
+
+async def _page(store: SqliteInbox, after: int) -> list[InboxRow]:
+    answer = Answer[list[InboxRow]]()
+    store.waiting(None, after, PAGE, answer)
+    return await answer.wait()
+
+
+async def _come_back() -> list[Figure]:
+    """How long it takes until all that was left behind is answered, and how much of it is in memory meanwhile."""
+    took, cpu, until_work = await _answer_all(OPEN)
+    posted = await _post(OPEN // 10) * 10
+    peaks = [await _peak(count) for count in (LITTLE * 5, LITTLE * 20)]
+    return [
+        Figure(f"{OPEN:,} open messages: until work is taken", until_work, "s", 3),
+        Figure(f"{OPEN:,} open messages: until all are answered", took, "s", detail=f"{cpu:.0f} s of CPU"),
+        Figure(
+            "answering what was left behind / posting it, in CPU",
+            cpu / posted,
+            "×",
+            detail="two commits more a message",
+        ),
+        Figure(
+            f"memory with {LITTLE * 20:,} open messages / with {LITTLE * 5:,}",
+            peaks[1] / peaks[0],
+            "×",
+            1.5,
+            detail=f"at most {peaks[1] / 1e6:.1f} MB",
+        ),
+    ]
+
+
+async def _left_behind(directory: str, count: int, state: str = "accepted") -> None:
+    """A directory of sessions as a process has left it, with open messages."""
+    async with _supervisor(directory, "process"):
+        pass
+    _fill(directory, count, state)
+
+
+async def _answer_all(count: int) -> tuple[float, float, float]:
+    """Seconds until all open messages are answered: by the clock, and of CPU; and until work is taken."""
+    with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
+        await _left_behind(directory, count)
+        began, cpu = time.perf_counter(), time.process_time()
         async with _supervisor(directory, "process") as sup:
             assert sup._inbox is not None
-            await anyio.sleep(0.01)
             opened = time.perf_counter() - began
             while sup._inbox.replay.behind or sup._inbox.door.in_memory:
                 await anyio.sleep(0.01)
-            took = time.perf_counter() - began
-            peak = tracemalloc.get_traced_memory()[1]
+            return time.perf_counter() - began, time.process_time() - cpu, opened
+
+
+async def _post(count: int) -> float:
+    """Seconds of CPU for as many messages that are posted, as many at a time as there are slots."""
+    with tempfile.TemporaryDirectory() as directory, anyio.fail_after(LIMIT_S):
+        async with Supervisor(directory, lanes=LANES, limits=Limits(lag_s=60)) as sup:
+            cpu = time.process_time()
+            for _ in range(count // PAGE):
+                runs = [sup.post("main", _TEXT) for _ in range(PAGE)]
+                for run in runs:
+                    await run.wait()
+            return time.process_time() - cpu
+
+
+async def _peak(count: int) -> float:
+    """Bytes in use at most while open messages are answered."""
+    tracemalloc.start()
+    try:
+        await _answer_all(count)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
-    return [
-        Figure(f"{OPEN:,} open messages: until work is taken", opened, "s", 3),
-        Figure(f"{OPEN:,} open messages: until all are answered", took, "s", detail="under tracemalloc"),
-        Figure(f"{OPEN:,} open messages: memory at most", peak / 1e6, "MB", 20),
-    ]
 
 
 async def _many_rows() -> Figure:
@@ -200,13 +294,13 @@ async def _questions() -> Figure:
 def _fill(directory: str, count: int, state: str) -> None:
     """Rows as earlier processes have left them."""
     path = str(Path(directory) / ".lanes" / "inbox.db")
-    ended = None if state == "accepted" else time.time()
+    ended = time.time() if state == "done" else None
     rows = (("main", f'"{_TEXT}"'.encode(), state, time.time(), ended) for _ in range(count))
     with closing(connect(path, "process")) as connection:
         connection.execute("BEGIN")
         connection.executemany(
             "INSERT INTO message (lane, body, route, digest, repeat, first, state, accepted_at, ended_at) "
-            "VALUES (?, ?, CAST('null' AS BLOB), x'', 0, 0, ?, ?, ?)",
+            "VALUES (?, ?, CAST('null' AS BLOB), x'', 3, 0, ?, ?, ?)",
             rows,
         )
         connection.execute("COMMIT")
