@@ -240,7 +240,11 @@ class Intake:
         spec, lane = request.spec, request.lane
         plain = policy == "queue"
         target = None if plain else self.busy.target(request, policy)
-        if target is None and request.messages is not None and (policy == "collect" or request.debounce):
+        if (
+            target is None
+            and request.messages is not None
+            and (policy == "collect" or (spec.debounce and request.debounce))
+        ):
             joined = self.busy.joinable(request, policy)
             if joined is not None:
                 return joined, None, [], 0, False
@@ -250,7 +254,7 @@ class Intake:
         before = lane.waiting
         if older:
             before -= sum(1 + one.joined for one in older if one.lane is lane)
-        held = bool(request.debounce)
+        held = bool(spec.debounce and request.debounce)
         if (
             spec.queue_limit is None
             or request.beyond_limit
@@ -293,7 +297,7 @@ class Intake:
         if policy == "steer" and target is not None:
             self._steering.hand_over(execution, target)
             return execution
-        if request.debounce:
+        if spec.debounce and request.debounce:
             now = execution.run.enqueued_at
             most = DEBOUNCE_AT_MOST * spec.debounce
             if spec.queue_timeout is not None:

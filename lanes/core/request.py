@@ -55,7 +55,10 @@ class Request:
 
     @property
     def debounce(self) -> float:
-        """Seconds for which it waits for more to be answered with it. An answer is alone in its run, and waits not."""
+        """Seconds for which it waits for more to be answered with it: an answer, which is alone in its run, for none.
+
+        Ask the spec first: on most lanes no message waits, and this is a call for each that is posted.
+        """
         return 0.0 if self.messages is None or answer_in(self.messages) else self.spec.debounce
 
     @property
