@@ -152,6 +152,20 @@ async def test_answers_go_in_the_order_in_which_they_were_given_and_before_other
     assert [one if isinstance(one, int) else one[2] for one in bot.log] == [0, "ann", "bob", "cy", 1]
 
 
+@pytest.mark.parametrize("lane", ["session:a", "plain"])
+async def test_an_answer_goes_before_messages_that_a_body_has_left_unread(virtual, tmp_path, lane):
+    bot = Bot()
+    specs = [LaneSpec(name, handler=bot.handle, capacity=1, when_busy="steer") for name in ("session:*", "plain")]
+    async with Supervisor(tmp_path, lanes=specs, inbox=True) as sup:
+        await (await sup.accept(lane, "ask")).wait()
+        (question,) = await sup.asks()
+        for n in range(3):
+            await sup.accept(lane, n)  # the last two are handed to the body of the first, which reads none
+        await sup.answer(question.id, "yes", by="ann")
+        await anyio.sleep(5)
+    assert [one if isinstance(one, int) else one[2] for one in bot.log] == [0, "ann", 1, 2]
+
+
 async def test_an_answer_shares_its_run_with_no_other_message(virtual, tmp_path):
     given: list[Any] = []
 
