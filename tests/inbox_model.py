@@ -96,7 +96,9 @@ class MemoryInbox:
                     return Taken(row.id, False, data.digests[row.id] == new.digest, False, row.state)
         data.last += 1
         behind = any(
-            (row.state, row.lane, row.session) == (_S.ACCEPTED, new.lane, new.session) and row.id > replayed
+            (row.state, row.session) == (_S.ACCEPTED, new.session)
+            and (row.lane == new.lane or new.session is not None)
+            and row.id > replayed
             for row in data.messages.values()
         )
         now = process.wall()

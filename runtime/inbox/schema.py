@@ -46,7 +46,7 @@ CREATE TABLE message (
 ) STRICT;
 CREATE UNIQUE INDEX message_dedupe ON message (lane, coalesce(session, ''), dedupe) WHERE dedupe IS NOT NULL;
 CREATE INDEX message_accepted ON message (id) WHERE state = 'accepted';
-CREATE INDEX message_accepted_of ON message (lane, session, id) WHERE state = 'accepted';
+CREATE INDEX message_accepted_of ON message (session, id) WHERE state = 'accepted';
 CREATE INDEX message_accepted_on ON message (lane, id) WHERE state = 'accepted';
 CREATE INDEX message_started ON message (id) WHERE state = 'started';
 CREATE INDEX message_kept ON message (state, id) WHERE state IN ('waiting', 'parked', 'unknown');

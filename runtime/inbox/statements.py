@@ -15,7 +15,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING RETURNING id
 """
 _BEHIND = """
-SELECT 1 FROM message WHERE state = 'accepted' AND lane = ? AND session IS ? AND id > ? AND id < ? LIMIT 1
+SELECT 1 FROM message WHERE state = 'accepted' AND session = ? AND id > ? AND id < ? LIMIT 1
+"""
+_BEHIND_ON_LANE = """
+SELECT 1 FROM message WHERE state = 'accepted' AND lane = ? AND session IS NULL AND id > ? AND id < ? LIMIT 1
 """
 _SAID = "SELECT id, digest, state FROM message WHERE lane = ? AND coalesce(session, '') = ? AND dedupe = ?"
 _COLUMNS = (
@@ -57,7 +60,9 @@ def accept(connection: sqlite3.Connection, new: NewRow, now: float, replayed: fl
         known, digest, stands = connection.execute(_SAID, (new.lane, new.session or "", new.dedupe)).fetchone()
         return Taken(known, False, digest == new.digest, False, MessageState(stands))
     (taken,) = found
-    behind = connection.execute(_BEHIND, (new.lane, new.session, replayed, taken)).fetchone() is not None
+    before = _BEHIND_ON_LANE if new.session is None else _BEHIND  # a session has one order, over all lanes
+    which = new.lane if new.session is None else new.session
+    behind = connection.execute(before, (which, replayed, taken)).fetchone() is not None
     return Taken(taken, True, True, behind, state)
 
 

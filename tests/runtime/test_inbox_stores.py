@@ -161,6 +161,8 @@ async def test_older_messages_of_the_session_that_are_not_in_memory_are_reported
         return (await reported(store.accept, new("4", **more), replayed)).behind
 
     assert not await behind(0, session="u")
+    assert not await behind(0, lane="c")
+    assert await behind(0, lane="c", session="s")  # a session has one order over all lanes
     assert not await behind(0)
     assert await behind(one - 1, session="s")
     assert not await behind(1 << 62, session="s")

@@ -330,3 +330,20 @@ async def test_what_a_restart_has_cut_off_is_put_right_though_the_restart_is_tak
     assert ends == [(b'"stubborn"', *cut), (b'"docile"', *cut), (b'"next"', "done", 1), (b'"new"', "done", 1)]
     if repeat:
         assert begun.index("new") > 2 + begun[2:].index("stubborn")  # what was cut off goes first
+
+
+async def test_a_new_message_stays_behind_its_session_on_whatever_lane(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.inbox.replay.PAGE", 2)
+    bot = Bot()
+    lanes = [*bot.lanes("one", queue_limit=100), *bot.lanes("other")]
+    async with Supervisor(tmp_path / "0", lanes=lanes, inbox=True) as sup:
+        await sup.accept("one", "slow", session="s")
+        for n in range(6):
+            await sup.accept("one", n, session="s")
+        await anyio.sleep(1)
+        copy_of(tmp_path / "0", tmp_path / "1")
+        sup.cancel()
+    bot.log.clear()
+    async with Supervisor(tmp_path / "1", lanes=lanes, inbox=True) as sup:
+        await (await sup.accept("other", "new", session="s")).wait()
+    assert bot.log == [*range(6), "new"]
