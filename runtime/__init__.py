@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .services import ServicesStuck
-    from .statistics import AbandonedBody, GroupStatistics, LaneStatistics, Statistics
+    from .statistics import AbandonedBody, GroupStatistics, InboxStatistics, LaneStatistics, Statistics
     from .status.socket_path import StatusSocketError
     from .supervisor import Supervisor
     from .watch.limits import Limits
@@ -35,6 +35,7 @@ __all__ = [
     "InboxDown",
     "InboxInvalid",
     "InboxRow",
+    "InboxStatistics",
     "LaneStatistics",
     "Limits",
     "MessageState",
@@ -61,6 +62,7 @@ _HOMES = {
     "InboxDown": "inbox.errors",
     "InboxInvalid": "inbox.errors",
     "InboxRow": "inbox.rows",
+    "InboxStatistics": "statistics",
     "LaneStatistics": "statistics",
     "Limits": "watch.limits",
     "MessageState": "inbox.rows",
