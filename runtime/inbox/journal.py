@@ -37,6 +37,8 @@ class InboxJournal:
         """Messages whose runs ended because the supervisor restarts or stops, in order: nothing is written of them."""
         self.parked: dict[int, int] = {}
         """Of messages that are parked, the run that was to answer them."""
+        self._finished: set[int] = set()
+        """Messages that are kept as done while their runs go on."""
         self.on_end: Callable[[str], None] = lambda _lane: None
         """Called when a run of a lane has ended that had messages."""
 
@@ -63,6 +65,7 @@ class InboxJournal:
         answer = Answer[int]()
         self._store.end(ids, MessageState.DONE, "", _as_json(result), answer)
         await answer.wait()
+        self._finished.update(ids)
 
     async def ask(self, run: Run, route: Any, new: NewQuestion) -> Question:
         """Keep a question to a person."""
@@ -95,15 +98,18 @@ class InboxJournal:
 
     def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
         """A run that was to answer messages has ended."""
-        ids = ids_of(messages)
-        if not ids:
-            self.on_end(run.lane)
-            return
-        door = self._door
+        door, ids = self._door, ids_of(messages)
         for one in ids:
             door.in_memory.pop(one, None)
             self.parked.pop(one, None)
         door.begun.difference_update(ids)
+        if done := self._finished.intersection(ids):  # however the run has ended, and that is kept already
+            self._finished -= done
+            door.end(list(done), MessageState.DONE, outcome)
+            ids = [one for one in ids if one not in done]
+        if not ids:
+            self.on_end(run.lane)
+            return
         if by_process or isinstance(outcome.error, InboxDown) or _is_interrupt(outcome.error):
             self.cut.update(dict.fromkeys(ids))
             door.end(ids, MessageState.ACCEPTED, outcome)

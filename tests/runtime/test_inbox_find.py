@@ -9,7 +9,7 @@ import pytest
 
 from lanes import LaneSpec, Question, RunCancelled, RunState, RunSuperseded
 from runtime import MessageState, OutcomeUnknown, Supervisor
-from tests.inboxes import inline
+from tests.inboxes import inline, writer_of
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,13 @@ class Bodies:
             return f"{body}, then"
         if body == "ask":
             raise await ctx.ask("Well?")
-        if body == "finish":
+        if isinstance(body, str) and body.startswith("finish"):
             await ctx.finish({"said": 1}, {"answer": 42})
-        elif body == "hang" and self.hang:
+            if body == "finish, then raise":
+                raise ValueError("afterwards")
+            if body == "finish, then hang":
+                await anyio.sleep_forever()
+        if body == "hang" and self.hang:
             await anyio.sleep_forever()
         return body
 
@@ -108,3 +112,22 @@ async def test_how_a_message_has_ended_is_the_same_in_the_next_process(tmp_path)
     assert [type(one.error) for one in there] == kinds == [type(one.error) for one in here]
     assert [one.value for one in there] == [None, "hello", {"answer": 42}, None]
     assert there[3].reason == "stopped"
+
+
+async def test_a_finished_message_is_done_however_its_run_ends_and_that_costs_no_commit_more(tmp_path):
+    async with Supervisor(tmp_path, lanes=Bodies().lanes, inbox=True) as sup:
+        one = await sup.accept("session:a", "finish")
+        commits = writer_of(sup).commits
+        await one.wait()
+        assert writer_of(sup).commits == commits + 1
+        raised = await sup.accept("session:a", "finish, then raise")
+        await raised.wait()
+        cut = await sup.accept("session:a", "finish, then hang")
+        await anyio.sleep(1)
+        await sup.restart(drain_timeout=0.0)
+        for one in (raised, cut):
+            there = await found(sup, one.id)
+            assert (await one.wait(60.0)).state in (RunState.FAILED, RunState.CANCELLED)  # that is how its run ended
+            outcome = await there.wait(60.0)
+            assert (outcome.state, outcome.value, outcome.error) == (RunState.DONE, {"answer": 42}, None)
+            assert one.state is there.state is MessageState.DONE
