@@ -3,6 +3,8 @@
 Both are processes of their own, under uvicorn with the same settings. The same client sends requests to each in turn,
 over raw keep-alive connections. The peer does by hand what the gateway's agent does: it reads the transcript, appends
 the question, asks the same model, which answers at once, and appends the answer, without order, bounds or deadlines.
+Before that it keeps the message in SQLite, and afterwards the answer, as the gateway does: on the event loop, a commit
+for each.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -179,16 +182,24 @@ def _plain(directory: str) -> Starlette:
     """The peer."""
     model, layout = Model(0.0, TOKENS), SessionLayout(directory)
     os.makedirs(directory)
+    inbox = sqlite3.connect(f"{directory}/inbox.db", isolation_level=None)
+    inbox.execute("PRAGMA journal_mode = WAL")
+    inbox.execute("PRAGMA synchronous = NORMAL")
+    inbox.execute("CREATE TABLE message (id INTEGER PRIMARY KEY, key TEXT, body TEXT, state TEXT, result TEXT)")
 
     async def post(request: Request) -> Response:
         asked = parsed(await body_of(request, within=20.0), Posted)
-        path = Path(layout.file_of(request.path_params["key"]))
+        key = request.path_params["key"]
+        path = Path(layout.file_of(key))
+        insert = "INSERT INTO message (key, body, state) VALUES (?, ?, 'started')"
+        message = inbox.execute(insert, (key, asked.text)).lastrowid
         with path.open("a+b", buffering=0) as file:  # noqa: ASYNC230 -- on the loop, as the gateway appends too
             file.seek(0)
             _ = [json.loads(line) for line in file.read().splitlines()]
             file.write(json.dumps({"role": "user", "content": asked.text}).encode() + b"\n")
             answer = "".join([token async for token in model.answer(asked.text)])
             file.write(json.dumps({"role": "assistant", "content": answer}).encode() + b"\n")
+        inbox.execute("UPDATE message SET state = 'done', result = ? WHERE id = ?", (answer, message))
         return reply({"reply": answer})
 
     return Starlette(routes=[Route("/sessions/{key:path}/messages", post, methods=["POST"])])
