@@ -266,11 +266,11 @@ class Replay:
                 fits = False
             else:
                 self.replayed += 1
-                self._unpark(row.id)
+                self.unpark(row.id)
         return fits
 
-    def _unpark(self, message: int) -> None:
-        """An operator has requeued a message that was parked: it is not to be submitted a second time."""
+    def unpark(self, message: int) -> None:
+        """A message is parked no longer, since an operator has decided: it is not to be submitted as well."""
         parked = self._journal.parked
         if (run_id := parked.pop(message, None)) is not None:
             kept, others = self._scheduler.parking.requeued(run_id, message)

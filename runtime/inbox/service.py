@@ -192,7 +192,7 @@ class InboxService:
                     group.start_soon(_until_down, serve)
 
     async def _look_for_changes(self) -> None:
-        """Take up what another process has changed: `lanes inbox requeue`, `lanes answer`."""
+        """Take up what another process has changed: `lanes inbox requeue`, `discard`, `lanes answer`."""
         seen = await self.store.changes()
         while True:
             await anyio.sleep(_LOOK_S)
@@ -200,7 +200,17 @@ class InboxService:
             if now != seen:
                 seen, self._counted_commits = now, -1
                 self.replay.look_again()
+                await self._unpark()
             await self._count()
+
+    async def _unpark(self) -> None:
+        """Forget the parked messages that an operator has discarded by hand."""
+        known = list(self.journal.parked)
+        still = {row.id for row in await self.store.in_state(MessageState.PARKED, MOST_PARKED)} if known else set()
+        if len(still) < MOST_PARKED:  # else there are others
+            for one in known:
+                if one not in still:
+                    self.replay.unpark(one)
 
     async def _count(self) -> None:
         """Count for `statistics`, if something has changed, and not so often that commits would wait for it."""

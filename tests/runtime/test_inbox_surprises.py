@@ -197,6 +197,10 @@ async def test_a_parked_message_that_is_requeued_is_not_parked_any_more(tmp_path
         assert [ids_of(one.messages) for one in sup.parked()] == [[3]]
         await anyio.sleep(20)
         assert sorted(ids_of(one.messages) for one in sup.parked()) == [[1], [2], [3]]
+        with by_hand.opened(str(tmp_path), changing=True) as connection:
+            assert by_hand.discard(connection, 2)
+        await anyio.sleep(1)
+        assert sorted(ids_of(one.messages) for one in sup.parked()) == [[1], [3]]
 
 
 async def test_what_is_requeued_by_hand_comes_back_though_its_lane_is_full(tmp_path, monkeypatch):
