@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from locks import InvalidSession
 from locks.lowlevel import HEADER_KEY, encode_header, in_full
@@ -44,6 +44,27 @@ def check_key(key: Any) -> str:
     if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in key):
         raise InvalidSession(f"session: {key!r:.80} has a control character; {allowed}")
     return key
+
+
+class Layout(Protocol):
+    """From a session's key to its place, on disk or in a store."""
+
+    @property
+    def root(self) -> str | os.PathLike[str]:
+        """The directory, or the name of the store."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether files have our own names and header, which no other program gives its sessions."""
+
+    def file_of(self, key: str) -> str:
+        """The place of a session's transcript."""
+
+    def header_of(self, key: str) -> Mapping[str, Any] | None:
+        """The first line of a new transcript."""
+
+    def first_line_of(self, key: str, path: str) -> bytes | None:
+        """The same, as it stands there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,4 +10,8 @@ from .rights.open_file import FileClaim as FileClaim
 from .transcript.encoding import encode_all as encode_all
 from .transcript.encoding import encode_header as encode_header
 from .transcript.header import HEADER_KEY as HEADER_KEY
+from .transcript.lines import NoRecord as NoRecord
+from .transcript.lines import decode as decode
+from .transcript.records import OnError as OnError
 from .transcript.store import FileStore as FileStore
+from .transcript.store import TranscriptStore as TranscriptStore

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .inbox.rows import InboxRow, MessageState
     from .inbox.schedules import Schedule
     from .inbox.settings import Inbox
+    from .postgres.errors import NodeLost, StoreDown
+    from .postgres.settings import PostgresStore
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .services import ServicesStuck
@@ -39,7 +41,9 @@ __all__ = [
     "LaneStatistics",
     "Limits",
     "MessageState",
+    "NodeLost",
     "OutcomeUnknown",
+    "PostgresStore",
     "ProcessStatistics",
     "Quantiles",
     "Schedule",
@@ -47,6 +51,7 @@ __all__ = [
     "SessionsOwned",
     "Statistics",
     "StatusSocketError",
+    "StoreDown",
     "Supervisor",
 ]
 
@@ -66,7 +71,9 @@ _HOMES = {
     "LaneStatistics": "statistics",
     "Limits": "watch.limits",
     "MessageState": "inbox.rows",
+    "NodeLost": "postgres.errors",
     "OutcomeUnknown": "inbox.errors",
+    "PostgresStore": "postgres.settings",
     "ProcessStatistics": "watch.resources",
     "Quantiles": "quantiles",
     "Schedule": "inbox.schedules",
@@ -74,6 +81,7 @@ _HOMES = {
     "SessionsOwned": "process.owner",
     "Statistics": "statistics",
     "StatusSocketError": "status.socket_path",
+    "StoreDown": "postgres.errors",
     "Supervisor": "supervisor",
 }
 

@@ -39,12 +39,14 @@ class Life:
     """Starts, drains and stops one supervisor. On the event loop's thread; `Supervisor` documents the calls.
 
     Args:
-        root: the directory of the sessions.
+        root: the directory of the sessions, or the name of the store.
+        local: whether it is a directory.
     """
 
     def __init__(
         self,
         root: str,
+        local: bool,
         standing: Standing,
         scheduler: Scheduler,
         watchdog: Watchdog,
@@ -54,6 +56,7 @@ class Life:
     ) -> None:
         self.ending = Ending(standing, scheduler, watchdog, bindings, inbox)
         self.restarts = Restarts(standing, scheduler, bindings, self.ending, exits, inbox)
+        self._local = local
         self._root, self._standing, self._scheduler, self._exits = root, standing, scheduler, exits
         self._watchdog, self._bindings, self._inbox = watchdog, bindings, inbox
         self._starting: anyio.CancelScope | None = None
@@ -68,7 +71,8 @@ class Life:
         standing, root = self._standing, self._root
         if not standing.is_in(Phase.NEW):
             raise RuntimeError(f"a supervisor starts once; this one is {STATES[standing.phase]}")
-        _check_root(root)
+        if self._local:
+            _check_root(root)
         standing.move(Phase.STARTING)
         try:
             with anyio.CancelScope() as self._starting:

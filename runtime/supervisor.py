@@ -21,6 +21,7 @@ from .calls import Calls
 from .drain import DrainReport, refuse_inside
 from .life import Life
 from .phase import STATES, Standing, State
+from .postgres.settings import PostgresStore, StoreLayout
 from .process.bindings import Bindings
 from .services import ServiceFactory, Services
 from .statistics import AbandonedBody, Statistics, take
@@ -43,7 +44,8 @@ class Supervisor:
     event loop's thread, but for `submit_threadsafe` and `post_threadsafe`.
 
     Args:
-        sessions: the directory of the transcripts, created when missing, or a `SessionLayout` for an existing one.
+        sessions: the directory of the transcripts, created when missing, or a `SessionLayout` for an existing one; or a
+            `PostgresStore`, whose sessions any number of processes on any machines share, always with an inbox.
         lanes: specifications that add to the default lanes or override them by pattern.
         groups: the same for groups.
         services: name to factory of an async context manager; entered in order before work is accepted, left in
@@ -51,6 +53,7 @@ class Supervisor:
         registry: the lock registry; by default one of its own.
         exclusive: whether no other supervisor may have the directory at the same time.
         exclusive_wait: seconds to wait for another one to leave; by default it fails at once.
+        node: what this process is called among others on the same store; by default after its host.
         signals: whether the process belongs to this supervisor: SIGINT, SIGTERM and SIGHUP stop it, SIGUSR1 restarts
             it, and the `async with` block is cancelled when it is to stop. Main thread only.
         inbox: whether messages can be accepted durably (`accept`): `True` for a file in the directory of the sessions,
@@ -77,7 +80,7 @@ class Supervisor:
 
     def __init__(
         self,
-        sessions: str | os.PathLike[str] | SessionLayout,
+        sessions: str | os.PathLike[str] | SessionLayout | PostgresStore,
         *,
         lanes: Iterable[LaneSpec] = (),
         groups: Iterable[GroupSpec] = (),
@@ -86,6 +89,7 @@ class Supervisor:
         exclusive: bool = False,
         exclusive_wait: float = 0.0,
         inbox: Inbox | bool = False,
+        node: str | None = None,
         signals: bool = False,
         status_socket: str | os.PathLike[str] | bool | None = None,
         notify: bool = False,
@@ -98,7 +102,7 @@ class Supervisor:
         on_run_end: Hook | None = None,
         on_wait: Hook | None = None,
     ) -> None:
-        self.layout = sessions if isinstance(sessions, SessionLayout) else SessionLayout(os.fspath(sessions))
+        self.layout = _layout_of(sessions)
         self.registry = registry if registry is not None else LockRegistry()
         self.drain_timeout = seconds("drain_timeout", drain_timeout, zero=True)
         self._standing = Standing(Services(dict(services or {})), seconds("services_timeout", services_timeout))
@@ -121,12 +125,17 @@ class Supervisor:
             dead_s=self._limits.dead_s if exits else None,
         )
         self._scheduler.board.lateness = self.watchdog
-        self._inbox = _inbox_of(inbox, self._scheduler, os.fspath(self.layout.root))
+        local = not isinstance(self.layout, StoreLayout)
+        self._inbox = (
+            _inbox_of(inbox, self._scheduler, os.fspath(self.layout.root))
+            if not isinstance(sessions, PostgresStore)
+            else _shared(sessions, inbox, self._scheduler, node, exclusive=exclusive)
+        )
         self._calls = Calls(self._scheduler, self._standing)
         self._bindings = Bindings(
             self,
             self.watchdog,
-            exclusive=exclusive or self._inbox is not None,
+            exclusive=exclusive or (local and self._inbox is not None),
             exclusive_wait=seconds("exclusive_wait", exclusive_wait, zero=True),
             signals=signals,
             status_socket=status_socket,
@@ -134,6 +143,7 @@ class Supervisor:
         )
         self._life = Life(
             os.fspath(self.layout.root),
+            local,
             self._standing,
             self._scheduler,
             self.watchdog,
@@ -552,6 +562,33 @@ def _inbox_of(given: Inbox | bool, scheduler: Scheduler, root: str) -> InboxServ
         raise InvalidLane(f"inbox: {shown(settings)} is not allowed; allowed: True, False, or an Inbox")
     store = SqliteInbox(settings.file_in(root), settings.durability)
     return InboxService(scheduler, store, settings)
+
+
+def _layout_of(sessions: str | os.PathLike[str] | SessionLayout | PostgresStore) -> SessionLayout | StoreLayout:
+    if isinstance(sessions, PostgresStore):
+        return StoreLayout(sessions.name)
+    return sessions if isinstance(sessions, SessionLayout) else SessionLayout(os.fspath(sessions))
+
+
+def _shared(
+    store: PostgresStore, inbox: Inbox | bool, scheduler: Scheduler, name: str | None, *, exclusive: bool
+) -> InboxService:
+    from .inbox.settings import Inbox  # noqa: PLC0415 -- most programs that embed one have no inbox
+
+    try:
+        from .postgres.node import Node  # noqa: PLC0415 -- the driver is an extra
+    except ImportError as error:
+        raise InvalidLane(
+            f"sessions: a PostgresStore needs its driver ({error}); allowed: with `pip install session-lanes[postgres]`"
+        ) from error
+    settings = Inbox() if isinstance(inbox, bool) else inbox
+    if not isinstance(settings, Inbox):
+        raise InvalidLane(f"inbox: {shown(settings)} is not allowed; allowed: True, False, or an Inbox")
+    if settings.path is not None or settings.durability != "process":
+        raise InvalidLane("inbox: path and durability are the database's; allowed: Inbox(keep=…, schedules=…)")
+    if exclusive:
+        raise InvalidLane("exclusive: the sessions of a store are shared; allowed: False, or another schema")
+    return Node(store, scheduler, settings, name).service
 
 
 def _hooks(**hooks: Hook | None) -> Hooks:

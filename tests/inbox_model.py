@@ -320,6 +320,15 @@ class MemoryInbox:
     async def changes(self) -> int:
         return 0
 
+    async def comes_back(self) -> bool:
+        """It never fails."""
+        return False
+
+    async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
+        """Those of some messages for which nothing is to be done any more."""
+        messages = self._data.messages
+        return [messages[one] for one in ids if one in messages and not messages[one].state.open]
+
     async def purge(self, before: float, at_most: int) -> int:
         data = self._data
         ended = sorted(

@@ -61,8 +61,8 @@ _ALL = (
     "a run to wait for",
 )
 _MAY_START = QUEUED - {Phase.NEW, Phase.HELD_BACK}  # a timer may be due, and not have rung
-_right: set[tuple[Phase, bool, tuple[bool, ...]]] = set()
-"""Phases that were seen with facts that are right, and whether with a session: a run moves a dozen times."""
+_right: set[tuple[Phase, frozenset[str], tuple[bool, ...]]] = set()
+"""Phases that were seen with facts that are right, and what their runs need not have: a run moves a dozen times."""
 
 
 def facts(one: Execution) -> tuple[bool, ...]:
@@ -92,13 +92,16 @@ def complaints(one: Execution) -> list[str]:
     """Where the phase of an execution and the facts disagree."""
     phase, state, found = one.phase, one.run.state, facts(one)
     wrong: list[str] = []
-    if (phase, one.file is None, found) not in _right:
-        needless = frozenset({"its turn", "a position in line"}) if one.file is None else frozenset[str]()
+    board = one.owner.board
+    needless = frozenset({"its turn", "a position in line"}) if one.file is None else frozenset[str]()
+    if board.ownership is not None:  # the node has the session, and no run a right in the lock registry
+        needless |= {"its turn"}
+    if (phase, needless, found) not in _right:
         has, should = frozenset(compress(_ALL, found)), FACTS[phase] - needless
         wrong += [f"{one!r} is {phase.name} without {what}" for what in sorted(should - has)]
         wrong += [f"{one!r} is {phase.name} with {what}" for what in sorted(has - should - ALSO.get(phase, should))]
         if not wrong:
-            _right.add((phase, one.file is None, found))
+            _right.add((phase, needless, found))
     if (phase in QUEUED and state is not RunState.QUEUED) or (phase in UNDERWAY and state != RunState.RUNNING):
         wrong.append(f"{one!r} is {phase.name}")
     if phase in _MAY_START and next(needs_of(one), None) is None:

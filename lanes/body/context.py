@@ -147,9 +147,9 @@ class RunContext:
     async def finish(self, record: Mapping[str, Any], result: Any = None) -> None:
         """Append the answer to the session, and have the messages of this run kept as done. A checkpoint.
 
-        Transcript and inbox are two files: when the process dies between the two, the answer is there and the messages
-        end as `unknown`, or are repeated where the lane says so. That is as close as files allow. What the run does
-        afterwards changes nothing of it.
+        On a shared store both are kept, or neither. In files, transcript and inbox are two: when the process dies
+        between the two, the answer is there and the messages end as `unknown`, or are repeated where the lane says so.
+        That is as close as files allow. What the run does afterwards changes nothing of it.
 
         Args:
             result: kept with the messages, as what a run returns is otherwise: what later processes know of the answer.
@@ -158,8 +158,7 @@ class RunContext:
             What `Session.append` raises; the messages are not done then.
             InboxDown: the answer is there, and that it is done could not be kept.
         """
-        await self.session.append(record)
-        await self._permit.finished(result)
+        await self._permit.finish(self.session, record, result)
 
     async def ask(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Unpack
 
 from locks import Fence
@@ -38,8 +38,8 @@ class Permit(Protocol):
     def message_ids(self) -> list[int]:
         """The ids of the messages that it answers and that an inbox keeps."""
 
-    async def finished(self, result: Any) -> None:
-        """Its messages are answered. A checkpoint; returns when that is kept."""
+    async def finish(self, session: Session, record: Mapping[str, Any], result: Any) -> None:
+        """Append the answer to its messages, and keep that they are answered. A checkpoint."""
 
     async def ask(self, new: NewQuestion) -> Question:
         """Keep a question to a person."""

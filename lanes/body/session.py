@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from locks import Fence, Lease, LockRegistry, Position, Records
-from locks.lowlevel import encode_all
+from locks import Fence, Lease, Position, Records
+from locks.lowlevel import TranscriptStore, encode_all
+
+
+class Sessions(Protocol):
+    """Where transcripts are, and who may write: a lock registry, or a store that machines share."""
+
+    @property
+    def store(self) -> TranscriptStore:
+        """Reads and writes transcripts."""
+
+    def lease_for(
+        self,
+        fence: Fence,
+        path: str,
+        *,
+        header: bytes | None = None,
+        wait_timeout: float | None = None,
+        max_hold: float | None = None,
+    ) -> Lease:
+        """The write lease of a session, for the run that `fence` belongs to."""
 
 
 class Session:
@@ -16,14 +35,19 @@ class Session:
     run has ended, was superseded, or has passed the grace after its cancellation: a dead run never writes.
     """
 
-    __slots__ = ("_fence", "_header", "_registry", "key", "path")
+    __slots__ = ("_fence", "_header", "_sessions", "key", "path")
 
-    def __init__(self, key: str, path: str, header: bytes | None, registry: LockRegistry, fence: Fence) -> None:
+    def __init__(self, key: str, path: str, header: bytes | None, sessions: Sessions, fence: Fence) -> None:
         self.key = key
         self.path = path
         self._header = header
-        self._registry = registry
+        self._sessions = sessions
         self._fence = fence
+
+    @property
+    def fence(self) -> Fence:
+        """The run's permission to write."""
+        return self._fence
 
     def __repr__(self) -> str:
         return f"<Session {self.key!r} at {self.path}, {self._fence!r}>"
@@ -38,7 +62,7 @@ class Session:
         Raises:
             TranscriptError: it cannot be read, or has a broken line.
         """
-        return await self._registry.store.read(self.path, last=last, on_error=on_error, header=self._header)
+        return await self._sessions.store.read(self.path, last=last, on_error=on_error, header=self._header)
 
     async def append(self, record: Mapping[str, Any]) -> Position:
         """Append one record behind all others, whole. A checkpoint.
@@ -57,7 +81,7 @@ class Session:
                 refused; the file is as before, but for a sync that failed: the message says so.
         """
         data = encode_all((record,), self.path)
-        return await self._registry.store.append(self.path, data, under=self._fence, header=self._header)
+        return await self._sessions.store.append(self.path, data, under=self._fence, header=self._header)
 
     def append_sync(self, record: Mapping[str, Any]) -> Position:
         """As `append`, from a worker thread of the run; blocks that thread until the event loop has done it.
@@ -68,13 +92,13 @@ class Session:
             RuntimeError: on the event loop's own thread. Nothing was written.
         """
         data = encode_all((record,), self.path)
-        return self._registry.store.append_sync(self.path, data, under=self._fence, header=self._header)
+        return self._sessions.store.append_sync(self.path, data, under=self._fence, header=self._header)
 
     def lease(self, *, wait_timeout: float | None = None, max_hold: float | None = None) -> Lease:
         """The session's write lease, to append several records with nothing in between: `async with session.lease()`.
 
         Others wait meanwhile, so never hold it over a model call. It ends with the run, whatever is shielded.
         """
-        return self._registry.lease_for(
+        return self._sessions.lease_for(
             self._fence, self.path, header=self._header, wait_timeout=wait_timeout, max_hold=max_hold
         )

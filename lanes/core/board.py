@@ -13,7 +13,8 @@ import anyio
 from locks import Fence, LockRegistry
 from locks._loop import Signal
 
-from ..layout import SessionLayout, is_own_name
+from ..body.session import Sessions
+from ..layout import Layout, is_own_name
 from ..queues.groups import Group
 from ..queues.lane import Lane
 from ..queues.throttle import Throttle
@@ -26,6 +27,7 @@ from .history import History
 from .hooks import Hooks
 from .journal import Journal
 from .loop_lag import Lateness, Unwatched
+from .ownership import Ownership
 from .phase import OVER
 from .task_host import TaskHost
 
@@ -41,7 +43,7 @@ class Board:
         self,
         specs: SpecTable,
         registry: LockRegistry,
-        layout: SessionLayout,
+        layout: Layout,
         *,
         keep_outcomes: int = 1000,
         hooks: Hooks | None = None,
@@ -78,6 +80,10 @@ class Board:
         self.hooks = hooks or Hooks(None, None, None)
         self.journal: Journal | None = None
         """What keeps messages on disk, where there is an inbox."""
+        self.ownership: Ownership | None = None
+        """Which sessions this process conducts, where they are in a store that other machines share."""
+        self.sessions: Sessions = registry
+        """Where transcripts are read and written."""
         self.tasks: TaskHost | None = None
         """Where bodies are started; there while `serve` runs."""
         self.task: Any = None

@@ -35,8 +35,8 @@ async def conduct(execution: Execution, host: TaskHost) -> None:
     error: BaseException | None = None
     try:
         with scope:  # raises itself where the body has left a scope of its own open
-            if execution.messages is not None and owner.board.journal is not None:
-                await owner.board.journal.begin(execution.messages)
+            if (execution.messages is not None or execution.file is not None) and owner.board.journal is not None:
+                await owner.board.journal.begin(execution.messages or (), execution.file, execution.fence)
             value = await body(RunContext(execution, owner.board.services), *args)
     except BaseException as raised:
         error = raised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
@@ -226,11 +226,13 @@ class Execution:
         """Whether an inbox keeps all that it is to answer."""
         return bool(self.messages) and len(self.message_ids()) == len(self.messages or ())
 
-    async def finished(self, result: Any) -> None:
-        """Its messages are answered. A checkpoint; returns when that is kept."""
+    async def finish(self, session: Session, record: Mapping[str, Any], result: Any) -> None:
+        """Append the answer to its messages, and keep that they are answered. A checkpoint."""
         if (journal := self.owner.board.journal) is not None and (ids := self.message_ids()):
-            await journal.finished(ids, result)
+            await journal.finish(session, record, ids, result)
             self.is_answered = True
+        else:
+            await session.append(record)
 
     async def ask(self, new: NewQuestion) -> Question:
         """Keep a question to a person."""
@@ -500,7 +502,7 @@ class Execution:
         path = self.session_file if key == self.run.session else None
         if path is None:
             path = layout.file_of(key)
-        return Session(key, path, layout.first_line_of(key, path), self.owner.board.registry, self.fence)
+        return Session(key, path, layout.first_line_of(key, path), self.owner.board.sessions, self.fence)
 
     def emit(self, event: Any) -> None:
         """Hand an event to the readers of the run; after the end it is dropped and counted.

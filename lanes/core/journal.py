@@ -7,10 +7,13 @@ ends its run, and written afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from locks import Fence
+
 from ..asking import NewQuestion, Question
+from ..body.session import Session
 from ..message import Message
 from ..run import Outcome, Run
 
@@ -18,8 +21,12 @@ from ..run import Outcome, Run
 class Journal(Protocol):
     """Keeps what becomes of messages. On the event loop's thread."""
 
-    async def begin(self, messages: Sequence[Message]) -> None:
-        """A body is about to be given messages. A checkpoint; returns when that is kept.
+    async def begin(self, messages: Sequence[Message], path: str | None, fence: Fence) -> None:
+        """A body is about to be given messages, or to conduct a session. A checkpoint if there is something to keep.
+
+        Args:
+            path: the transcript of the session that it conducts.
+            fence: its permission to write.
 
         Raises:
             Exception: it cannot be kept. The body must not begin.
@@ -32,8 +39,8 @@ class Journal(Protocol):
         """An attempt at a run has failed, and the messages that it was given wait for the next one. Called within a
         change: it only takes note."""
 
-    async def finished(self, ids: Sequence[int], result: Any) -> None:
-        """Messages are answered, though the body goes on. A checkpoint; returns when that is kept.
+    async def finish(self, session: Session, record: Mapping[str, Any], ids: Sequence[int], result: Any) -> None:
+        """Append the answer to messages, and keep that they are answered, though the body goes on. A checkpoint.
 
         Args:
             result: what is kept as the value of the run.

@@ -13,13 +13,15 @@ import anyio
 from locks import LeaseLost, LockRegistry
 from locks._loop import Signal
 
-from ..layout import SessionLayout
+from ..body.session import Sessions
+from ..layout import Layout
 from ..queues.groups import Group
 from ..queues.throttle import Throttle
 from ..queues.turns import Turns
 from ..queues.waiter import W
 from ..run import Body, Options, Run, RunState
 from .journal import Journal
+from .ownership import Ownership
 from .raised import Raised
 from .task_host import TaskHost
 
@@ -35,8 +37,10 @@ class World(Protocol[W]):
     turns: Turns[W]
     throttle: Throttle
     journal: Journal | None
+    ownership: Ownership | None
+    sessions: Sessions
     services: Mapping[str, Any]
-    layout: SessionLayout
+    layout: Layout
     loop: object
     new_scope: Callable[..., anyio.CancelScope]
     """Makes a cancel scope on the running loop."""

@@ -21,8 +21,7 @@ from ..run import RunState
 from ..spec import CONTROL
 
 if TYPE_CHECKING:
-    from locks import LockRegistry
-
+    from ..body.session import Sessions
     from ..run import Run
     from .execution import Execution
     from .request import Request
@@ -39,7 +38,7 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
     file = scheduler.board.layout.file_of(key)
-    body = partial(_put_away, registry=scheduler.board.registry, file=file, archive=archive)
+    body = partial(_put_away, sessions=scheduler.board.sessions, file=file, archive=archive)
     request = scheduler.intake.checked(CONTROL, body, key)
     request.goes_first = True
     return _begin(scheduler, request, key, file)
@@ -65,10 +64,10 @@ def concerns(execution: Execution, key: str, file: str) -> bool:
     return execution.run.session == key or execution.session_file == file
 
 
-async def _put_away(ctx: RunContext, *, registry: LockRegistry, file: str, archive: bool) -> str | None:
+async def _put_away(ctx: RunContext, *, sessions: Sessions, file: str, archive: bool) -> str | None:
     """Move the transcript aside, or delete it. Returns its new path; `None` when it was empty, or deleted."""
     to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
-    moved = await registry.store.set_aside(file, to, under=ctx._permit.fence)
+    moved = await sessions.store.set_aside(file, to, under=ctx._permit.fence)
     return to if moved and to is not None and not _removed_if_empty(to) else None
 
 

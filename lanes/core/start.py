@@ -261,7 +261,11 @@ class Starting:
         failure: Raised | None = None
         turn = False
         try:
-            turn = execution.take_turn(self._board.registry)
+            ownership = self._board.ownership
+            if ownership is None:
+                turn = execution.take_turn(self._board.registry)
+            else:
+                turn = execution.file is None or ownership.owns(execution.file)
         except Exception as error:
             failure = raised_of(error)  # the file cannot be opened or locked: the failure of this run alone
         if failure is not None:
@@ -310,14 +314,17 @@ class Starting:
         self._board.groups[lane.spec.group].offer(lane)  # its place is free again
 
     async def _wait_for_turn(self, execution: Execution, scope: anyio.CancelScope) -> None:
-        file, registry, failure = execution.file, self._board.registry, None
+        file, registry, ownership, failure = execution.file, self._board.registry, self._board.ownership, None
+        claim: FileClaim | None = None
         assert file is not None
         with scope:
             if execution.over:
                 return  # it was cancelled before this task began
             try:
-                # What it holds may be another claim than it asked with: the file may have been replaced meanwhile.
-                claim = await registry.arbiter.acquire(file, Right.TURN, execution.turn_claim(registry))
+                if ownership is not None:
+                    await ownership.want(file)
+                else:  # what it holds may be another claim than it asked with: the file may have been replaced
+                    claim = await registry.arbiter.acquire(file, Right.TURN, execution.turn_claim(registry))
             except Exception as error:
                 failure = raised_of(error)
             else:
@@ -326,10 +333,11 @@ class Starting:
             self._turn_failed(execution, failure)
 
     @_effects.change
-    def _turn_came(self, execution: Execution, claim: FileClaim, scope: anyio.CancelScope) -> None:
+    def _turn_came(self, execution: Execution, claim: FileClaim | None, scope: anyio.CancelScope) -> None:
         """The other process has finished its turn, which this process holds now."""
         if execution.phase is not Phase.WAITS_OUTSIDE or execution.turn_scope is not scope:
-            self._board.registry.arbiter.release(claim)
+            if claim is not None:
+                self._board.registry.arbiter.release(claim)
             return
         execution.wait_in_line(claim)
         self.make_ready(execution)

@@ -47,6 +47,7 @@ class Fence:
         "end_at",
         "lane",
         "on_refused",
+        "permit",
         "run_id",
         "scope_ends",
         "task",
@@ -81,6 +82,8 @@ class Fence:
         """What the run holds; changed on the event loop's thread only."""
         self.task: object = None
         """The task that runs its body: what the run holds is not given back before it goes on."""
+        self.permit: Any = None
+        """What a store that other machines share knows its run by, while the run conducts a session."""
         self._closed: type[LeaseLost] | None = None
         self._by: Holder | None = None
         self._barred = _NOTHING

@@ -69,6 +69,8 @@ class Door:
         """Of messages that something waits for, by id."""
         self.in_memory: dict[int, Run] = {}
         """By id, the messages that runs of this process answer, or have not answered yet."""
+        self.forsaken: set[int] = set()
+        """Those of runs of this process that another node goes on with."""
         self.begun: set[int] = set()
         """Those that are kept as started already, though their body has not begun."""
         self.on_full: Callable[[str, int], None] = lambda _lane, _message: None
@@ -92,8 +94,8 @@ class Door:
         when_busy: WhenBusy | None,
     ) -> Accepted:
         """Keep a message and queue it; see `Supervisor.accept`."""
-        if self.store.failure is not None:
-            raise self._down()
+        if (failure := self.store.failure) is not None:
+            raise failure if isinstance(failure, InboxDown) else self._down()
         intake = self._scheduler.intake
         request, policy = intake.message_request(
             lane, message, session=session, timeout=timeout, priority=priority, when_busy=when_busy
@@ -183,6 +185,15 @@ class Door:
             if one in self.fates:
                 await self.find(one)
 
+    def forsake(self) -> None:
+        """Others go on with all that is in memory: this node is lost. What its runs still do is noted nowhere."""
+        self.forsaken.update(self.in_memory)
+        for message in self.in_memory:
+            if (fate := self.fates.get(message)) is not None:
+                fate.run = None
+        self.in_memory.clear()
+        self.begun.clear()
+
     def fate(self, message: int, state: MessageState) -> Fate:
         """What becomes of a message; all that wait for it share it."""
         fate = self.fates.get(message)
@@ -203,7 +214,9 @@ class Door:
         fate = self.fate(taken.id, MessageState.ACCEPTED)
         new = coming.new
         held_back = taken.behind or self.untold(new.lane)
-        if held_back and not new.first and taken.id > self.replayed(new.lane):
+        if taken.elsewhere:
+            coming.answer((taken, fate), None)
+        elif held_back and not new.first and taken.id > self.replayed(new.lane):
             self._not_started(taken)
             coming.answer((taken, fate), None)
         elif not self._scheduler.board.accepting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,10 @@ import msgspec
 
 from lanes import Message, Outcome, Question, Run, RunCancelled, RunState
 from lanes.asking import NewQuestion
+from lanes.body.session import Session
 from lanes.core.body_task import interrupt_in
 from lanes.message import ids_of
-from locks import _effects
+from locks import Fence, _effects
 
 from .answer import Answer
 from .asks import Asks
@@ -26,6 +27,8 @@ _ENDS = {
     RunState.CANCELLED: MessageState.CANCELLED,
 }
 _MOST_RESULT_BYTES = 1 << 20
+Conduct = Callable[[str | None, Fence, Sequence[int]], Awaitable[None]]
+AnswerTogether = Callable[[Session, Mapping[str, Any], Sequence[int], bytes | None], Awaitable[None]]
 
 
 class InboxJournal:
@@ -39,11 +42,19 @@ class InboxJournal:
         """Of messages that are parked, the run that was to answer them."""
         self._finished: set[int] = set()
         """Messages that are kept as done while their runs go on."""
+        self.conduct: Conduct | None = None
+        """Keeps that a body begins, in a store that machines share."""
+        self.answer: AnswerTogether | None = None
+        """Keeps an answer and that it is given at once, where transcript and messages are in one store."""
         self.on_end: Callable[[str], None] = lambda _lane: None
         """Called when a run of a lane has ended that had messages."""
 
-    async def begin(self, messages: Sequence[Message]) -> None:
+    async def begin(self, messages: Sequence[Message], path: str | None, fence: Fence) -> None:
         """Keep that a body is given messages, unless that is kept already."""
+        if self.conduct is not None:
+            if path is not None or ids_of(messages):
+                await self.conduct(path, fence, ids_of(messages))
+            return
         fresh = [one for one in ids_of(messages) if one not in self._door.begun]
         self._door.begun.difference_update(ids_of(messages))
         if fresh:
@@ -60,11 +71,15 @@ class InboxJournal:
         """An attempt at a run has failed, and the run waits for the next one."""
         self._store.wait_again(ids)
 
-    async def finished(self, ids: Sequence[int], result: Any) -> None:
-        """Keep that messages are answered."""
-        answer = Answer[int]()
-        self._store.end(ids, MessageState.DONE, "", _as_json(result), answer)
-        await answer.wait()
+    async def finish(self, session: Session, record: Mapping[str, Any], ids: Sequence[int], result: Any) -> None:
+        """Append the answer to messages, and keep that they are answered."""
+        if self.answer is not None:
+            await self.answer(session, record, ids, _as_json(result))
+        else:
+            await session.append(record)
+            answer = Answer[int]()
+            self._store.end(ids, MessageState.DONE, "", _as_json(result), answer)
+            await answer.wait()
         self._finished.update(ids)
 
     async def ask(self, run: Run, route: Any, new: NewQuestion) -> Question:
@@ -99,6 +114,11 @@ class InboxJournal:
     def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
         """A run that was to answer messages has ended."""
         door, ids = self._door, ids_of(messages)
+        if not door.forsaken.isdisjoint(ids):  # another node goes on with them
+            door.forsaken.difference_update(ids)
+            self._finished.difference_update(ids)
+            self.on_end(run.lane)
+            return
         for one in ids:
             door.in_memory.pop(one, None)
             self.parked.pop(one, None)

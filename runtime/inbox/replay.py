@@ -61,6 +61,7 @@ class Replay:
         """By lane: these go before the messages on disk."""
         self._telling: set[int] = set()
         """Messages that a run in memory tells a lane of."""
+        self._untold_elsewhere = False
         self._look_at: dict[str, None] = {}
         """Full lanes in which a run has ended since."""
         self._more = anyio.Event()
@@ -122,6 +123,11 @@ class Replay:
             for one in reversed(untold):
                 self._tell(one, first=True)
         self._untold.clear()
+        self._more.set()
+
+    def look_for_untold(self) -> None:
+        """There may be messages whose end is unknown since another node is gone."""
+        self._untold_elsewhere = True
         self._more.set()
 
     def look_again(self) -> None:
@@ -186,6 +192,10 @@ class Replay:
             cut, self._cut = self._cut, []
             await self.put_right(cut)
             self.resume([])
+            return True
+        if self._untold_elsewhere:
+            self._untold_elsewhere = False
+            await self._look_for_untold()
             return True
         if self._look_at:
             lane, _ = self._look_at.popitem()

@@ -175,6 +175,8 @@ class Taken(msgspec.Struct, frozen=True):
     behind: bool
     """Whether older messages of its session are on disk only, behind which it has to wait."""
     state: MessageState
+    elsewhere: bool = False
+    """Whether another process answers it, or any that claims it."""
 
 
 def decoded(data: bytes) -> Any:

@@ -26,6 +26,7 @@ from .rows import Census, InboxRow, MessageState
 from .schedules import Schedules
 from .settings import Inbox
 from .store import InboxStore
+from .watch import Watch
 
 RAMP_S = 2.0
 """Within so many seconds what was left behind comes up to full speed."""
@@ -55,6 +56,17 @@ class InboxService:
         self.journal = InboxJournal(self.door, self.asks)
         self.replay = Replay(scheduler, self.door, self.journal)
         self.schedules = Schedules(scheduler.board.specs, self.door, settings.schedules)
+        self.watch = Watch(self.door)
+        self.tasks: list[Callable[[], Awaitable[None]]] = [
+            self.restore_parked,
+            self.replay.serve,
+            self.asks.serve,
+            self.schedules.serve,
+            self.watch.serve,
+            self._look_for_changes,
+            self._purge,
+        ]
+        """What is done while work is taken, each until it is cancelled."""
         self._tasks: anyio.CancelScope | None = None
         self._background: Background | None = None
         self._census = Census(messages={}, questions=0, oldest_accepted_at=None)
@@ -181,15 +193,8 @@ class InboxService:
     async def _serve_all(self, tasks: anyio.CancelScope) -> None:
         with tasks:
             async with anyio.create_task_group() as group:
-                for serve in (
-                    self.restore_parked,
-                    self.replay.serve,
-                    self.asks.serve,
-                    self.schedules.serve,
-                    self._look_for_changes,
-                    self._purge,
-                ):
-                    group.start_soon(_until_down, serve)
+                for serve in self.tasks:
+                    group.start_soon(_until_down, serve, self.store)
 
     async def _look_for_changes(self) -> None:
         """Take up what another process has changed: `lanes inbox requeue`, `discard`, `lanes answer`."""
@@ -239,7 +244,11 @@ class InboxService:
             await anyio.sleep(_PURGE_EVERY_S)
 
 
-async def _until_down(serve: Callable[[], Awaitable[None]]) -> None:
-    """Serve until the inbox cannot be written any more: that is logged, and `accept` says so."""
-    with suppress(InboxDown):
-        await serve()
+async def _until_down(serve: Callable[[], Awaitable[None]], store: InboxStore) -> None:
+    """Serve until the inbox cannot be written any more, for good: that is logged, and `accept` says so."""
+    while True:
+        with suppress(InboxDown):
+            await serve()
+            return
+        if not await store.comes_back():
+            return

@@ -245,6 +245,15 @@ class SqliteInbox:
         """Count what still asks for something."""
         self._do(statements.census, report)
 
+    async def comes_back(self) -> bool:
+        """Never: after a failed sync nothing is known of what the disk has."""
+        await anyio.lowlevel.checkpoint()
+        return False
+
+    async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
+        """Those of some messages for which nothing is to be done any more."""
+        return await self._ask(lambda c: [row for one in ids if (row := statements.one(c, one)) and not row.state.open])
+
     async def purge(self, before: float, at_most: int) -> int:
         """Forget what ended before an instant."""
         return await self._ask(lambda c: statements.purge(c, before, at_most))

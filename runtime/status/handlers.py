@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from lanes import Run, RunState, SessionLayout
+from lanes import Run, RunState
 from lanes.core.execution import Execution
 from lanes.core.needs import Kind, needs_of
 from lanes.core.scheduler import Scheduler
+from lanes.layout import Layout
 from locks import WaitingClaim, _clock
 from locks._events import described, log
 
@@ -53,7 +54,7 @@ class Supervised(Protocol):
     services_timeout: float
 
     @property
-    def layout(self) -> SessionLayout: ...
+    def layout(self) -> Layout: ...
     @property
     def state(self) -> str: ...
     @property

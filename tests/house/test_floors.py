@@ -41,6 +41,7 @@ ORDER: dict[str, list[str]] = {
         "calls status",
         "process",
         "inbox",
+        "postgres",
         "ending",
         "restart",
         "life",

@@ -10,8 +10,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from lanes import Message, RunContext
+from lanes import Message
+from lanes.body.session import Session
+from locks import Fence
 from runtime.inbox import ask_statements, statements
+from runtime.inbox.answer import Answer
 from runtime.inbox.journal import InboxJournal
 from runtime.inbox.rows import Ask, AskedFor, InboxRow, MessageState, NewRow, Taken
 from runtime.inbox.writer import Step, Writer
@@ -22,12 +25,14 @@ reached: Counter[str] = Counter()
 def done_before_the_append() -> None:
     """A message is done before its answer is in the transcript."""
 
-    async def finish(self: RunContext, record: Any, result: Any = None) -> None:
+    async def finish(self: InboxJournal, session: Session, record: Any, ids: Sequence[int], result: Any) -> None:
         reached["done_before_the_append"] += 1
-        await self._permit.finished(result)
-        await self.session.append(record)
+        kept = Answer[int]()
+        self._store.end(ids, MessageState.DONE, "", None, kept)
+        await kept.wait()
+        await session.append(record)
 
-    RunContext.finish = finish  # type: ignore[method-assign]
+    InboxJournal.finish = finish  # type: ignore[method-assign]
 
 
 def replay_out_of_order() -> None:
@@ -94,7 +99,7 @@ def acknowledged_early() -> None:
 def begun_before_it_is_kept() -> None:
     """A body begins while it is being written that it does."""
 
-    async def begin(self: InboxJournal, messages: Sequence[Message]) -> None:
+    async def begin(self: InboxJournal, messages: Sequence[Message], path: str | None, fence: Fence) -> None:
         reached["begun_before_it_is_kept"] += 1
         self.was_read(messages)
 

@@ -253,6 +253,7 @@ def look(pair: Pair, n: int, m: int, k: int) -> None:
         lambda store, _: done(store.due_asks(pair.now + m % 5, 2)),
         lambda store, _: done(store.next_expiry()),
         lambda store, _: done(store.last_id()),
+        lambda store, _: done(store.ended_among(range(n % 5 + 3))),
         lambda store, report: store.waiting(("a", None)[m % 2], n % 5, 3, report),
     ]
     real, expected = Report[Any](), Report[Any]()

@@ -1,0 +1,25 @@
+"""What a program on a shared store has to expect besides what it expects of files."""
+
+from __future__ import annotations
+
+from locks import LeaseLost, LockError
+
+from ..inbox.errors import InboxDown
+
+
+class StoreDown(InboxDown, LockError):
+    """The database cannot be reached, or cannot do what it must. Nothing was taken, or what became of it is not known.
+
+    While the database is away for less than a node may be silent, work waits and goes on. Asking again later can help;
+    a message with a `dedupe` key is accepted once.
+    """
+
+    retryable = True
+    path: str
+
+
+class NodeLost(LeaseLost):
+    """This process was silent for too long: other nodes may conduct its sessions now. Nothing was written.
+
+    Its runs are cancelled, and it joins again under another id.
+    """

@@ -1,0 +1,238 @@
+"""The life of a node: it joins, beats, reaps nodes that are silent, and gives itself up before others may.
+
+    join ► beat every ttl / 3 ► … ► leave
+             └ silent for 0.9 ttl: lost ► its runs end ► join again, with another id
+
+All by the clock of the server but the node's own deadline: 0.9 ttl after the last answered beat was *sent*, by the
+monotonic clock of this machine. Lost for itself, a node writes nothing more, and only later do others take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+import psycopg
+
+from locks._events import described, log
+
+from .errors import NodeLost, StoreDown
+from .link import Link, Rows
+from .schema import check, make
+
+_JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s)"
+_NOW = "select extract(epoch from clock_timestamp())::float8"
+_BEAT = "update {s}.node set beat_at = clock_timestamp(), figures = coalesce(%s, figures) where id = %s returning 1"
+_REAP = "select place, name, pending from {s}.reaped(%s)"
+_GONE = "select {s}.gone(%s)"
+_MARGIN = 0.9
+LEAVE_WITHIN_S = 5.0
+
+
+class Inherited(NamedTuple):
+    """A session of a dead node, which is this node's now."""
+
+    place: str
+    pending: int
+
+
+class Life:
+    """One node after the other, of one process. In the link's thread, but for what is said otherwise.
+
+    Args:
+        joined: called on the program's loop with the id of a new node.
+        lost: called there when the node is lost.
+        inherited: called there with what dead nodes have left.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        name: str,
+        *,
+        joined: Callable[[int], None],
+        lost: Callable[[NodeLost], None],
+        inherited: Callable[[list[Inherited]], None],
+        figures: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._link, self._store, self._name = link, link.store, name
+        self._joined, self._lost, self._inherited, self._figures = joined, lost, inherited, figures
+        self.deadline = float("-inf")
+        """When this node gives itself up (`time.monotonic`). Read from any thread."""
+        self.clock_ahead_s = 0.0
+        """How far the server's clock is ahead of this machine's."""
+        self.beats = 0
+
+    def alive(self) -> bool:
+        """Whether this node may write. From any thread."""
+        return time.monotonic() < self.deadline
+
+    def left_s(self) -> float:
+        """For how many seconds it may be silent from now on. From any thread."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    async def begin(self) -> psycopg.AsyncConnection:
+        """Connect, see that the database can be used, and join.
+
+        Raises:
+            StoreDown, InboxInvalid: it cannot.
+        """
+        link = self._link
+        try:
+            connection = await link.connect(" lives")
+        except (psycopg.Error, OSError) as error:
+            why = "no answer in time" if isinstance(error, TimeoutError) else " ".join(str(error).split())
+            raise StoreDown(
+                f"store: {link.name} cannot be reached ({why}); allowed: the URL of a PostgreSQL that answers",
+                path=link.name,
+            ) from error
+        try:
+            if self._store.create:
+                await make(connection, self._store.schema)
+            await check(connection, link.name, self._store.schema)
+            await self._join(connection)
+        except psycopg.Error as error:
+            await connection.close()
+            raise StoreDown(
+                f"store: {link.name} cannot be used ({' '.join(str(error).split())}); allowed: a role that may use the "
+                f"schema {self._store.schema!r}",
+                path=link.name,
+            ) from error
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _join(self, connection: psycopg.AsyncConnection) -> None:
+        node, sent = secrets.randbits(62) + 1, time.monotonic()
+        row = (node, self._name, socket.gethostname(), os.getpid(), self._store.ttl, self._store.grace_s)
+        await connection.execute(self._link.statement(_JOIN), row)
+        found = await (await connection.execute(self._link.statement(_NOW))).fetchone()
+        assert found is not None
+        self.clock_ahead_s = found[0] - time.time()
+        self.deadline = sent + _MARGIN * self._store.ttl
+        self._link.node, self._link.trouble = node, None
+        log("node_joined", store=self._link.name, node=node, name=self._name)
+        self._link.post(partial(self._joined, node))
+
+    async def live(self, connection: psycopg.AsyncConnection) -> None:
+        """Beat and reap until the link is told to stop, or the node is lost."""
+        link, every_s = self._link, self._store.ttl / 3
+        current: psycopg.AsyncConnection | None = connection
+        try:
+            while True:
+                for _ in range(20):
+                    if link.over and link.idle:
+                        return
+                    await asyncio.sleep(every_s / 20)
+                try:
+                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.left_s()):
+                        current = await self._beat(current)
+                except (psycopg.Error, OSError) as error:  # a `TimeoutError` is one of those
+                    if not self.alive():
+                        why = "no answer in time" if isinstance(error, TimeoutError) else described(error)
+                        raise self._lost_error(why) from error
+                    await _dropped(current)
+                    current = None
+                    await asyncio.sleep(min(0.05, every_s))
+        finally:
+            if not link.over:
+                await _dropped(current)
+            elif current is not None:
+                await self._leave(current)
+
+    async def _beat(self, connection: psycopg.AsyncConnection | None) -> psycopg.AsyncConnection:
+        link = self._link
+        if connection is None or connection.closed:
+            connection = await link.connect(" lives")
+        sent = time.monotonic()
+        found = await connection.execute(link.statement(_BEAT), (self._figures(), link.node))
+        if await found.fetchone() is None:
+            self.deadline = float("-inf")
+            raise self._lost_error("other nodes have taken it for dead")
+        self.deadline = sent + _MARGIN * self._store.ttl
+        self.beats += 1
+        rows = await (await connection.execute(link.statement(_REAP), (link.node,))).fetchall()
+        if rows:
+            self._heirs(rows)
+        return connection
+
+    def _heirs(self, rows: Rows) -> None:
+        inherited = [Inherited(place, pending) for place, _, pending in rows if place is not None]
+        names = rows[0][1]
+        log("node_reaped", level="warning", store=self._link.name, names=names, sessions=len(inherited))
+        self._link.post(partial(self._inherited, inherited))
+
+    def _lost_error(self, why: str) -> NodeLost:
+        return NodeLost(f"node {self._link.node} of {self._link.name} is lost: {why}", path=self._link.name)
+
+    def lose(self, error: NodeLost) -> None:
+        """Give everything up."""
+        self.deadline = float("-inf")
+        log("node_lost", level="error", store=self._link.name, node=self._link.node, error=described(error))
+        self._link.lose(error)
+        self._link.post(partial(self._lost, error))
+
+    async def _leave(self, connection: psycopg.AsyncConnection) -> None:
+        """Give back what it has, so that nobody waits for it."""
+        with suppress(psycopg.Error, OSError):  # then it is reaped
+            async with asyncio.timeout(LEAVE_WITHIN_S):
+                if not connection.closed:
+                    await connection.execute(self._link.statement(_GONE), (self._link.node,))
+                    log("node_left", store=self._link.name, node=self._link.node)
+        self.deadline, self._link.node = float("-inf"), 0
+        await _dropped(connection)
+
+
+async def _dropped(connection: psycopg.AsyncConnection | None) -> None:
+    if connection is not None:
+        with suppress(psycopg.Error, OSError):
+            await connection.close()
+
+
+async def serve(link: Link, life: Life, ready: Callable[[BaseException | None], None]) -> None:
+    """What the link's thread does from start to stop.
+
+    Args:
+        ready: called in the thread when the first node has joined, or cannot.
+    """
+    try:
+        connection = await life.begin()
+    except Exception as error:
+        ready(error)
+        return
+    ready(None)
+    while True:
+        readers = max(1, link.store.connections - 2 - int(link.store.notify))
+        serving = [link.write, *[link.answer] * readers, *[link.listen] * int(link.store.notify)]
+        lost: NodeLost | None = None
+        async with asyncio.TaskGroup() as group:  # what none of them expects ends the thread, with that error
+            tasks = [group.create_task(serve()) for serve in serving]
+            try:
+                await life.live(connection)
+            except NodeLost as error:
+                lost = error
+                life.lose(lost)  # at once: to cancel the others may take a moment
+            for task in tasks:
+                task.cancel()
+        if lost is None:
+            return
+        link.lose(lost)  # what was on its way
+        retry_s = 0.05
+        while not link.over:
+            try:
+                connection = await life.begin()
+                break
+            except Exception as error:
+                link.trouble = error
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, 1.0)
+        else:
+            return

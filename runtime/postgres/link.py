@@ -1,0 +1,407 @@
+"""The thread that owns the connections of one process to the database, with an event loop of its own.
+
+The same on asyncio and trio, whose loops it never holds up, and which do not hold it up: while the loop of the program
+stands still, the node goes on living. Steps are handed over in order by `do`, committed as one transaction per round
+trip with whatever has come meanwhile (group commit), and reported on the program's loop in that order. Each step is one
+call of a function of the database that can be called again: when the answer of a transaction is lost, all its steps are
+sent once more on the next connection. Questions (`ask`) have connections of their own.
+
+After its node is lost (`life`), every step that waits is reported as failed, and none that was on its way can do harm:
+its node is not the owner any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg import errors, sql
+
+from locks._events import described, log
+from locks._loop import Post
+
+from ..inbox.store import Report
+from .errors import StoreDown
+from .schema import channel_of, filled
+from .settings import PostgresStore
+
+MOST_IN_A_COMMIT = 500
+CONNECT_WITHIN_S = 5.0
+_SOONEST_RETRY_S, _LATEST_RETRY_S = 0.02, 1.0
+_LOCK_TIMEOUT_MS = 5_000
+_AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
+"""The server has undone the transaction, and says to try it again."""
+_REFUSES = (errors.InsufficientResources, errors.ReadOnlySqlTransaction, errors.OperatorIntervention)
+"""The server can do nothing now: it is full, read-only, or shuts down."""
+
+Decode = Callable[[list[tuple[Any, ...]]], Any]
+Rows = list[tuple[Any, ...]]
+
+
+class Step(NamedTuple):
+    """One statement, and what to make of its rows."""
+
+    statement: str
+    values: Sequence[Any]
+    decode: Decode
+    place: str = ""
+    """The session that it concerns: those of a transaction are done in the order of their places, so that the
+    transactions of two nodes never wait for each other in a ring."""
+
+
+class _Connection(psycopg.AsyncConnection):
+    """A connection that is closed when a call on it is cancelled.
+
+    The library asks the server to cancel the statement, over another connection, and waits for that: where the network
+    is cut, for seconds.
+    """
+
+    async def cancel_safe(self, *, timeout: float = 0.0) -> None:
+        self.pgconn.finish()
+
+
+class Link:
+    """The connections of one process. `do`, `ask` and `stop` are to be called on the program's loop.
+
+    `do`, `ask` and `post` need `start` first.
+    """
+
+    def __init__(self, store: PostgresStore) -> None:
+        self.store, self.name = store, store.name
+        self._post: Post = lambda call: call()
+        self.node = 0
+        """The id of this node; 0 while it has none."""
+        self.trouble: BaseException | None = None
+        """Why the last transaction failed, until one works."""
+        self.commits = 0
+        self.steps = 0
+        self.waiting = 0
+        """Steps that were handed over and not reported yet; on the program's loop."""
+        self.reconnects = 0
+        self.on_hint: Callable[[int], None] = lambda _node: None
+        """Called on the program's loop when another node has something for this one, or (0) for any."""
+        self._statements: dict[str, sql.Composed] = {}
+        self._writes: deque[tuple[Step, Report]] = deque()
+        self._asked: deque[tuple[Step, Report]] = deque()
+        self._woken = False
+        self._over = False
+        self._committing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._work = asyncio.Event()
+        self._questions = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"store {self.name}", daemon=True)
+        self._serve: Callable[[], Awaitable[None]] | None = None
+        self._ended: Callable[[BaseException | None], None] = lambda _error: None
+
+    # On the program's loop
+
+    def start(
+        self, post: Post, serve: Callable[[], Awaitable[None]], ended: Callable[[BaseException | None], None]
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            post: how the thread reaches the program's loop.
+            serve: a coroutine function, to run there until `stop`.
+            ended: called in the thread when it has ended, with what `serve` raised.
+        """
+        self._post, self._serve, self._ended = post, serve, ended
+        self._thread.start()
+
+    def do(self, step: Step, report: Report) -> None:
+        """Have a step committed, behind all that were handed over before. Never blocks."""
+        if self.node == 0 or self._over:
+            error = self.down()
+            self._post(lambda: report(None, error))
+            return
+        self.waiting += 1
+        self._writes.append((step, self._counted(report)))
+        self._wake()
+
+    def _counted(self, report: Report) -> Report:
+        def count(result: Any, error: BaseException | None) -> None:
+            self.waiting -= 1
+            report(result, error)
+
+        return count
+
+    def ask(self, step: Step, report: Report) -> None:
+        """Have a question answered, in no order. Never blocks."""
+        if self._over:
+            error = self.down()
+            self._post(lambda: report(None, error))
+            return
+        self._asked.append((step, report))
+        self._wake()
+
+    def stop(self) -> None:
+        """Have the thread do what it was given, and end."""
+        self._over = True
+        self._wake(always=True)
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the thread; returns whether it has ended. Blocks: call it from a worker thread."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def down(self) -> StoreDown:
+        """Why nothing can be done now."""
+        why = "this node has no life in the database" if self.trouble is None else described(self.trouble)
+        return StoreDown(
+            f"store {self.name} takes nothing: {why}; what it has acknowledged is kept; allowed: to ask again when the "
+            "database answers",
+            path=self.name,
+        )
+
+    def _wake(self, *, always: bool = False) -> None:
+        loop = self._loop
+        if loop is not None and (always or not self._woken):
+            self._woken = True
+            with suppress(RuntimeError):  # closed: the thread has ended
+                loop.call_soon_threadsafe(self._look)
+
+    # In the thread
+
+    def _run(self) -> None:
+        failure: BaseException | None = None
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            failure = error
+        self._fail_all(self.down())
+        self._ended(failure)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._work, self._questions = asyncio.Event(), asyncio.Event()
+        self._look()
+        assert self._serve is not None
+        await self._serve()
+
+    @property
+    def over(self) -> bool:
+        """Whether it was told to stop."""
+        return self._over
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be written."""
+        return not self._writes and not self._committing
+
+    def _look(self) -> None:
+        self._woken = False
+        self._work.set()
+        self._questions.set()
+
+    def post(self, call: Callable[[], Any]) -> None:
+        """Have something called on the program's loop."""
+        self._post(call)
+
+    async def connect(self, role: str = "") -> psycopg.AsyncConnection:
+        """A connection, in autocommit mode.
+
+        Raises:
+            psycopg.Error, OSError, TimeoutError: none can be had.
+        """
+        async with asyncio.timeout(CONNECT_WITHIN_S):
+            connection = await _Connection.connect(
+                self.store.url,
+                autocommit=True,
+                application_name=f"lanes {self.node}{role}",
+                connect_timeout=int(CONNECT_WITHIN_S) + 1,
+                keepalives_idle=5,
+                keepalives_interval=2,
+                keepalives_count=3,
+                tcp_user_timeout=10_000,
+            )
+            await connection.execute(
+                sql.SQL("set lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT_MS)), prepare=False
+            )
+        return connection
+
+    def statement(self, text: str) -> sql.Composed:
+        """A statement with the schema in it."""
+        found = self._statements.get(text)
+        if found is None:
+            found = self._statements[text] = filled(text, self.store.schema)
+        return found
+
+    async def write(self) -> None:
+        """Commit what is handed over, until it is cancelled. A transaction whose answer is lost is sent again."""
+        connection: psycopg.AsyncConnection | None = None
+        retry_s = _SOONEST_RETRY_S
+        try:
+            while True:
+                while not self._writes:
+                    self._work.clear()
+                    await self._work.wait()
+                self._committing = True
+                batch = [self._writes.popleft() for _ in range(min(len(self._writes), MOST_IN_A_COMMIT))]
+                while batch:
+                    try:
+                        if connection is None or connection.closed:
+                            connection = await self.connect()
+                        results = await self._commit(connection, batch)
+                    except asyncio.CancelledError:
+                        self._writes.extendleft(reversed(batch))
+                        raise
+                    except (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN, OSError) as error:
+                        _raise_if_cancelled()
+                        self._troubled(error)
+                        connection = await _closed(connection, unless=isinstance(error, _AGAIN))
+                        await asyncio.sleep(retry_s)
+                        retry_s = min(2 * retry_s, _LATEST_RETRY_S)
+                    except psycopg.Error as error:
+                        if len(batch) == 1:
+                            self._report(batch, [None], self._refused(error))
+                            batch = []
+                        else:  # one of them is at fault: each by itself
+                            for one in reversed(batch[1:]):
+                                self._writes.appendleft(one)
+                            batch = batch[:1]
+                    else:
+                        self.trouble, retry_s = None, _SOONEST_RETRY_S
+                        self.commits += 1
+                        self.steps += len(batch)
+                        self._report(batch, results, None)
+                        batch = []
+                self._committing = False
+        finally:
+            self._committing = False
+            await _closed(connection)
+
+    async def _commit(self, connection: psycopg.AsyncConnection, batch: list[tuple[Step, Report]]) -> list[Any]:
+        if len(batch) == 1:
+            step = batch[0][0]
+            return [step.decode(await self._rows(connection, step))]
+        order = sorted(range(len(batch)), key=lambda n: batch[n][0].place)
+        cursors: dict[int, psycopg.AsyncCursor[tuple[Any, ...]]] = {}
+        async with connection.pipeline(), connection.transaction():
+            for n in order:
+                step = batch[n][0]
+                cursors[n] = await connection.execute(self.statement(step.statement), step.values)
+        return [batch[n][0].decode(await cursors[n].fetchall()) for n in range(len(batch))]
+
+    async def _rows(self, connection: psycopg.AsyncConnection, step: Step) -> Rows:
+        cursor = await connection.execute(self.statement(step.statement), step.values)
+        return await cursor.fetchall() if cursor.description is not None else []
+
+    async def answer(self) -> None:
+        """Answer questions, one after the other, until it is cancelled."""
+        connection: psycopg.AsyncConnection | None = None
+        retry_s = _SOONEST_RETRY_S
+        try:
+            while True:
+                while not self._asked:
+                    self._questions.clear()
+                    await self._questions.wait()
+                one = self._asked.popleft()
+                step = one[0]
+                try:
+                    if connection is None or connection.closed:
+                        connection = await self.connect()
+                    rows = await self._rows(connection, step)
+                except asyncio.CancelledError:
+                    self._asked.appendleft(one)
+                    raise
+                except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
+                    _raise_if_cancelled()
+                    self._troubled(error)
+                    connection = await _closed(connection)
+                    if self.node == 0:
+                        self._report([one], [None], self.down())
+                    else:
+                        self._asked.appendleft(one)
+                        await asyncio.sleep(retry_s)
+                        retry_s = min(2 * retry_s, _LATEST_RETRY_S)
+                except psycopg.Error as error:
+                    self._report([one], [None], self._refused(error))
+                else:
+                    retry_s = _SOONEST_RETRY_S
+                    self._report([one], [step.decode(rows)], None)
+        finally:
+            await _closed(connection)
+
+    async def listen(self) -> None:
+        """Pass on what other nodes say, until it is cancelled."""
+        while True:
+            connection: psycopg.AsyncConnection | None = None
+            try:
+                connection = await self.connect(" listens")
+                await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel_of(self.store.schema))))
+                async for note in connection.notifies():
+                    said = int(note.payload) if note.payload.lstrip("-").isdigit() else 0
+                    if said in (0, self.node):
+                        self._post(partial(self.on_hint, said))
+            except (psycopg.Error, OSError) as error:
+                _raise_if_cancelled()
+                self._troubled(error)
+            finally:
+                await _closed(connection)
+            await asyncio.sleep(_LATEST_RETRY_S)
+
+    def lose(self, error: BaseException) -> None:
+        """The node is lost: nothing that waits is done any more."""
+        self.node, self.trouble = 0, error
+        self._fail_all(self.down())
+
+    def _fail_all(self, error: BaseException) -> None:
+        waiting = [*self._writes, *self._asked]
+        self._writes.clear()
+        self._asked.clear()
+        if waiting:
+            self._report(waiting, [None] * len(waiting), error)
+
+    def _troubled(self, error: BaseException) -> None:
+        if self.trouble is None:
+            log("store_trouble", level="warning", store=self.name, error=described(error))
+        self.trouble = error
+        self.reconnects += 1
+
+    def _refused(self, error: psycopg.Error) -> StoreDown:
+        return StoreDown(
+            f"store {self.name} refuses a statement: {described(error)}; nothing of it was done; allowed: what the "
+            "message says",
+            path=self.name,
+        )
+
+    def _report(self, batch: list[tuple[Step, Report]], results: list[Any], error: BaseException | None) -> None:
+        left = deque((report, results[n], error) for n, (_, report) in enumerate(batch))
+
+        def report_all() -> None:
+            try:
+                while left:
+                    report, result, why = left.popleft()
+                    if isinstance(result, BaseException):
+                        result, why = None, result
+                    report(result, why)
+            finally:
+                if left:  # what one report has raised must not keep the others waiting
+                    self._post(report_all)
+
+        self._post(report_all)
+
+
+def _raise_if_cancelled() -> None:
+    """The library may raise an error of its own in the place of a cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def _closed(
+    connection: psycopg.AsyncConnection | None, *, unless: bool = False
+) -> psycopg.AsyncConnection | None:
+    """Close a connection; returns what can still be used."""
+    if unless and connection is not None and not connection.closed:
+        return connection
+    if connection is not None:
+        with suppress(psycopg.Error, OSError):
+            await connection.close()
+    return None

@@ -1,0 +1,117 @@
+"""One process on a shared store: its parts put together, opened and closed."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+
+import anyio
+import anyio.to_thread
+
+from lanes.core.scheduler import Scheduler
+from locks._events import described, log
+from locks._loop import poster
+
+from ..inbox.answer import Answer
+from ..inbox.service import InboxService
+from ..inbox.settings import Inbox
+from . import life as lives
+from .errors import NodeLost, StoreDown
+from .life import Inherited, Life
+from .link import Link
+from .messages import PostgresMessages
+from .ownership import Ownership
+from .settings import PostgresStore
+from .transcripts import PostgresTranscripts
+
+CLOSE_WITHIN_S = 15.0
+
+
+class Node:
+    """A process that shares the sessions of a store. On the program's loop."""
+
+    def __init__(self, store: PostgresStore, scheduler: Scheduler, settings: Inbox, name: str | None) -> None:
+        self._scheduler = scheduler
+        self.link = Link(store)
+        self.ownership = Ownership(scheduler, self.link, store.name)
+        self.life = Life(
+            self.link,
+            name or socket.gethostname(),
+            lost=self._lost,
+            joined=self.ownership.look,
+            inherited=self._inherited,
+        )
+        self.transcripts = PostgresTranscripts(self.link, self.life, store.name)
+        self.messages = PostgresMessages(self.link, self, scheduler.board.specs)
+        self.service = service = InboxService(scheduler, self.messages, settings)
+        self.messages.claims = self.ownership.has_room
+        self.messages.owned = self.ownership.take
+        self.messages.in_memory = service.door.in_memory
+        self.ownership.on_more = self.messages.more = self._more
+        self.ownership.on_lost = service.door.forsake
+        self.link.on_hint = self._hint
+        service.journal.conduct, service.journal.answer = self.ownership.begin, self.transcripts.finish
+        service.tasks += [self.ownership.serve]
+        board = scheduler.board
+        board.ownership, board.sessions = self.ownership, self.transcripts
+
+    @property
+    def clock_ahead_s(self) -> float:
+        """How far the server's clock is ahead of this machine's."""
+        return self.life.clock_ahead_s
+
+    async def open(self) -> None:
+        """Join the others. A checkpoint; failed or cancelled, nothing is left.
+
+        Raises:
+            StoreDown, InboxInvalid: the database cannot be used.
+        """
+        post, ready = poster(), Answer[None]()
+
+        def told(error: BaseException | None) -> None:
+            post(partial(ready, None, error))
+
+        def ended(error: BaseException | None) -> None:
+            told(error or StoreDown(f"store {self.link.name} was closed", path=self.link.name))
+            if error is not None:  # a fault of our own
+                post(partial(self._failed, error))
+
+        self.transcripts.bind(post)
+        self.link.start(post, partial(lives.serve, self.link, self.life, told), ended)
+        try:
+            await ready.wait()
+        except BaseException:
+            self.link.stop()
+            raise
+
+    async def close(self) -> None:
+        """Commit what was handed over, give everything back, and leave. A checkpoint that is not interrupted."""
+        self.link.stop()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.link.join, CLOSE_WITHIN_S)
+
+    def let_go(self) -> None:
+        """As `close`, without waiting: the program's loop is gone."""
+        self.link.stop()
+
+    def _failed(self, error: BaseException) -> None:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        log("store_failed", level="error", store=self.link.name, error=described(error))
+        self.ownership.lost(NodeLost(f"store {self.link.name} has failed: {described(error)}", path=self.link.name))
+        self._scheduler.board.on_failure(error, False)
+
+    def _more(self) -> None:
+        self.messages.hints += 1
+        self.service.replay.look_again()
+
+    def _hint(self, node: int) -> None:
+        self.ownership.look(node)
+        self.service.watch.look()
+
+    def _lost(self, error: NodeLost) -> None:
+        self.ownership.lost(error)
+
+    def _inherited(self, sessions: list[Inherited]) -> None:
+        self.ownership.inherited(sessions)
+        self.service.replay.look_for_untold()

@@ -1,0 +1,238 @@
+"""Which sessions this node conducts: it claims them, keeps them while it has something of theirs, and gives them back.
+
+    nobody's ──claim, or a message accepted here──► owned ──nothing left, or another node wants it──► given back
+                                                      └── the node is lost: all of them, at once
+
+A session is owned from its first unanswered message until nothing is left of it, and for a moment longer, since the
+next message often follows. Meanwhile its messages, wherever they are accepted, come to this node, and all policies work
+as on one machine. Only work that is
+no message (`submit(session=…)`) waits between nodes: its node notes that it wants the session; the owner then takes
+nothing newer, and hands over when it has nothing left.
+
+What the database answers is taken note of within its report, so in the order in which the database has done it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+
+from lanes.core.scheduler import Scheduler
+from lanes.message import ids_of
+from locks import Fence, _clock, _effects
+from locks._events import described, log
+
+from ..inbox.answer import Answer
+from .errors import NodeLost
+from .life import Inherited
+from .link import Link, Rows, Step
+
+LINGER_S = 1.0
+"""How long a session without work stays with its node."""
+_LOOK_S = 0.5
+MOST_AT_ONCE = 100
+"""Sessions that are claimed at once."""
+
+
+class RunPermit:
+    """What the database knows a run by that conducts a session."""
+
+    __slots__ = ("calls", "fence", "node", "nonce", "place")
+
+    def __init__(self, place: str, node: int, fence: int, nonce: int) -> None:
+        self.place, self.node, self.fence, self.nonce = place, node, fence, nonce
+        self.calls = 0
+        """Its appends so far: the database does none of them twice."""
+
+
+class Ownership:
+    """The sessions of this node. On the program's loop. Implements `lanes.core.ownership.Ownership`.
+
+    Invariant: a place is in `_owned` only while the database says so, or this node is lost and has not noticed.
+    """
+
+    def __init__(self, scheduler: Scheduler, link: Link, root: str) -> None:
+        self._scheduler, self._link, self._root = scheduler, link, root
+        self._owned: dict[str, float] = {}
+        """Places, each with the instant since which nothing of it is here."""
+        self._leaving: set[str] = set()
+        self._wanted: dict[str, anyio.Event] = {}
+        """Places that runs of this node wait for."""
+        self._more = anyio.Event()
+        self.on_more: Callable[[], None] = lambda: None
+        """Called when there may be messages that are to be brought into memory."""
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called before the runs of a lost node are ended."""
+        self.claimed = self.given_back = 0
+
+    @property
+    def count(self) -> int:
+        """How many sessions it conducts."""
+        return len(self._owned)
+
+    def _place_of(self, path: str) -> str:
+        return f"s:{path[len(self._root) + 1 :]}"
+
+    def owns(self, path: str) -> bool:
+        """Whether this node conducts a session."""
+        place = self._place_of(path)
+        return place in self._owned and place not in self._leaving
+
+    def take(self, place: str) -> None:
+        """The database says that this node conducts a session."""
+        self._owned[place] = _clock.clock.now()
+        if (came := self._wanted.pop(place, None)) is not None:
+            came.set()
+
+    def look(self, _node: int = 0) -> None:
+        """There may be something for this node."""
+        self._more.set()
+        self.on_more()
+
+    def has_room(self) -> bool:
+        """Whether it could begin another message now."""
+        return self._room() > 0
+
+    def _room(self) -> int:
+        board = self._scheduler.board
+        if not board.accepting or not board.starting or self._link.node == 0:
+            return 0
+        free = sum(max(0, group.spec.slots - group.running) for group in board.groups.values())
+        waiting = sum(lane.waiting for lane in board.lanes.values())
+        return min(MOST_AT_ONCE, max(0, free - waiting))
+
+    async def want(self, path: str) -> None:
+        """Wait until this node conducts a session. A checkpoint; cancelled, the session may come all the same.
+
+        Raises:
+            StoreDown: the node is lost, or the database cannot be reached.
+        """
+        place = self._place_of(path)
+        while not self.owns(path):
+            came = self._wanted.setdefault(place, anyio.Event())
+
+            def said(rows: Rows) -> None:
+                if rows[0][0]:
+                    self.take(place)
+                    self.on_more()
+
+            await self._do("select {s}.wanted(%s, %s)", (self._link.node, place), said, place)
+            if not self.owns(path):
+                with anyio.move_on_after(_LOOK_S):
+                    await came.wait()
+
+    async def begin(self, path: str | None, fence: Fence, ids: Sequence[int]) -> None:
+        """A body is about to begin: keep that, and give its run a number that only it may write under. A checkpoint.
+
+        Raises:
+            NodeLost: this node does not conduct the session any more. The body must not begin.
+            StoreDown: the database cannot be reached.
+        """
+        node = self._link.node
+        place, nonce = (None, None) if path is None else (self._place_of(path), secrets.randbits(62) + 1)
+        text = "select {s}.started(%s, %s, %s::bigint, %s::bigint[])"
+        rows = await self._do(text, (node, place, nonce, list(ids)), None, place or "")
+        number = rows[0][0]
+        if number is None:
+            raise NodeLost(f"{path} is conducted by another node: {fence.holder} does not begin", path=path)
+        if place is not None and nonce is not None:
+            fence.permit = RunPermit(place, node, number, nonce)
+
+    # The node
+
+    def inherited(self, sessions: list[Inherited]) -> None:
+        """A node is gone, and this one has what it had."""
+        for one in sessions:
+            self.take(one.place)
+        self.look()
+
+    @_effects.change
+    def lost(self, error: NodeLost) -> None:
+        """The node is lost: end what conducts a session or answers a kept message, and forget what was owned."""
+        self._owned.clear()
+        self._leaving.clear()
+        self.on_lost()
+        for execution in sorted(self._scheduler.board.live.values(), reverse=True):
+            conducts = execution.file is not None and not execution.is_queued()
+            if conducts or ids_of(execution.messages or ()):
+                execution.owner.turn_lost(execution, error)
+
+    # Serving
+
+    async def serve(self) -> None:
+        """Claim, give back and hand over, until cancelled."""
+        while True:
+            more = self._more = anyio.Event()
+            try:
+                if self._link.node:
+                    await self._step()
+            except Exception as error:  # the link says what is wrong with the database, and tries again
+                log("ownership_waits", level="warning", store=self._link.name, error=described(error))
+            with anyio.move_on_after(_LOOK_S):
+                await more.wait()
+
+    async def _step(self) -> None:
+        if self._owned:
+            await self._give_back()
+        if room := self._room():
+            await self._do("select {s}.claimed(%s, %s)", (self._link.node, room), self._claimed)
+        if self._wanted:
+            text = "select place from {s}.session where owner = %s and place = any(%s::text[])"
+            await self._do(text, (self._link.node, list(self._wanted)), self._claimed)
+
+    def _claimed(self, rows: Rows) -> None:
+        for (place,) in rows:
+            self.take(place)
+        self.claimed += len(rows)
+        if rows:
+            self.on_more()
+
+    async def _give_back(self) -> None:
+        """Give back what is idle, and what other nodes want if nothing of it is here."""
+        node = self._link.node
+        text = "select place from {s}.session where owner = %s and wanted"
+        wanted = {row[0] for row in await self._do(text, (node,), None)}
+        now, leaving = _clock.clock.now(), list[str]()
+        for place, since in self._owned.items():
+            if self._is_busy(place):
+                self._owned[place] = now
+            elif now - since >= LINGER_S or place in wanted:
+                leaving.append(place)
+        if not leaving:
+            return
+        self._leaving.update(leaving)
+
+        def said(rows: Rows) -> None:
+            self._leaving.difference_update(leaving)
+            gone = {row[0] for row in rows}
+            for place in gone:
+                self._owned.pop(place, None)
+            self.given_back += len(gone)
+            for place in leaving:
+                if place not in gone and place in self._owned:  # it has messages that are not in memory
+                    self.take(place)
+                    self.on_more()
+
+        try:
+            await self._do("select {s}.left_alone(%s, %s::text[], false)", (node, leaving), said)
+        finally:
+            self._leaving.difference_update(leaving)
+
+    def _is_busy(self, place: str) -> bool:
+        kind, _, key = place.partition(":")
+        return kind == "s" and self._scheduler.board.turns.front(f"{self._root}/{key}") is not None
+
+    async def _do(self, text: str, values: Sequence[Any], then: Callable[[Rows], None] | None, place: str = "") -> Rows:
+        """Have a statement committed; `then` is called with its rows within the report. A checkpoint."""
+        answer = Answer[Rows]()
+
+        def report(rows: Rows | None, error: BaseException | None) -> None:
+            if rows is not None and then is not None:
+                then(rows)
+            answer(rows, error)
+
+        self._link.do(Step(text, values, lambda rows: rows, place), report)
+        return await answer.wait()

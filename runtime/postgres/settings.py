@@ -1,0 +1,109 @@
+"""What a supervisor is given to keep its sessions on PostgreSQL."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+from lanes import InvalidLane
+from lanes.checks import seconds, shown, whole
+from lanes.layout import check_key
+from locks.checks import flag
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_SCHEMA = 40
+LEAST_TTL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresStore:
+    """Sessions, transcripts and accepted messages on PostgreSQL: `Supervisor(PostgresStore("postgresql://…"))`.
+
+    Any number of processes with the same database and schema share the sessions: each session is conducted by one of
+    them at a time. Needs `pip install session-lanes[postgres]`.
+
+    Args:
+        url: where the database is, as libpq reads it (`postgresql://user@host/database?sslmode=…`).
+        schema: the schema with our tables, made by `lanes db init`.
+        ttl: seconds for which a process may be silent. After `0.9 ttl` it gives up its sessions by itself, after
+            `ttl + grace` others take them over.
+        grace: seconds that others wait longer than that, by the clock of the server; by default a quarter of `ttl`.
+        connections: how many it uses; at least 3: one writes, one keeps the process alive, the others answer questions
+            and listen.
+        notify: whether processes wake each other through the database; without, each looks twice a second.
+        create: whether to make the schema when it is not there.
+
+    Raises:
+        InvalidLane: naming the field, its value and what is allowed.
+    """
+
+    url: str = field(repr=False)
+    _: KW_ONLY
+    schema: str = "lanes"
+    ttl: float = 10.0
+    grace: float | None = None
+    connections: int = 4
+    notify: bool = True
+    create: bool = False
+
+    def __post_init__(self) -> None:
+        url: object = self.url
+        if not isinstance(url, str) or not url.startswith(("postgresql://", "postgres://")):
+            given = shown(url) if not isinstance(url, str) or "@" not in url else "what was given"
+            raise InvalidLane(f"store, url: {given} is not allowed; allowed: 'postgresql://user@host/database'")
+        schema: object = self.schema
+        if not isinstance(schema, str) or not schema.isidentifier() or len(schema) > MAX_SCHEMA:
+            raise InvalidLane(
+                f"store, schema: {shown(schema)} is not allowed; allowed: a name of at most {MAX_SCHEMA} letters, "
+                "digits and underscores"
+            )
+        if seconds("store, ttl", self.ttl) < LEAST_TTL_S:
+            raise InvalidLane(f"store, ttl: {shown(self.ttl)} is not allowed; allowed: {LEAST_TTL_S} seconds or more")
+        if self.grace is not None:
+            seconds("store, grace", self.grace, zero=True)
+        whole("store, connections", self.connections, 3)
+        flag("store, notify", self.notify)
+        flag("store, create", self.create)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds past `ttl` after which a silent node is taken for dead."""
+        return self.ttl / 4 if self.grace is None else self.grace
+
+    @property
+    def name(self) -> str:
+        """Where it is, for errors and logs: without a password."""
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        return f"{urlunsplit(('postgresql', host, parts.path, '', ''))}#{self.schema}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLayout:
+    """From a session's key to its place in a store. As `SessionLayout`, without a directory."""
+
+    root: str
+
+    @property
+    def is_own(self) -> bool:
+        """Whether files have our own names: there are none."""
+        return False
+
+    def file_of(self, key: str) -> str:
+        """The place of a session: what errors, logs and turns call it.
+
+        Raises:
+            InvalidSession: the key is not allowed.
+        """
+        return f"{self.root}/{check_key(key)}"
+
+    def header_of(self, key: str) -> Mapping[str, object] | None:
+        """There is no header: the row of a session says what it is."""
+        return None
+
+    def first_line_of(self, key: str, path: str) -> bytes | None:
+        """As `header_of`."""
+        return None

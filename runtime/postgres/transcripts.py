@@ -1,0 +1,441 @@
+"""Transcripts in the database, behind the face that runs know (`TranscriptStore`), and write leases on them.
+
+Each record has a number that counts up densely within its session; a `Position` has it as `offset`, and which
+transcript of the session it is (a reset, or a replacement, begins a new one) as `file_id`. A run that conducts a
+session writes under the number that `Ownership.begin` has given it, and counts its appends: one whose answer was lost
+is sent again, and is there once. Whoever else writes, writes while its node lives.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from lanes.body.session import Session
+from locks import Fence, Holder, Lease, LeaseExpired, LeaseLost, LeaseTimeout, Position, Records, TranscriptError
+from locks._loop import Post, current_loop, from_thread, on_loop_thread
+from locks.checks import instant
+from locks.lowlevel import FileClaim, NoRecord, OnError, decode, encode_all
+from locks.transcript.records import BrokenLine
+
+from ..inbox.answer import Answer
+from ..inbox.rows import MAY_BECOME, MessageState
+from .errors import NodeLost
+from .life import Life
+from .link import Link, Rows, Step
+
+PAGE = 500
+"""Records that are read at once, so that a long transcript keeps no other question waiting."""
+_BUSY_S = 0.05
+_FINISH = "select * from {s}.finish(%s, %s, %s, %s, %s, %s::bigint, %s::text[], %s::bigint[], %s::text[], %s)"
+MOST_HOLD_S = 300.0
+
+
+class PostgresTranscripts:
+    """Keeps transcripts in the database. On the program's loop, but for `append_sync`."""
+
+    def __init__(self, link: Link, life: Life, root: str) -> None:
+        self._link, self._life, self._root = link, life, root
+        self._loop: object = None
+        self._post: Post | None = None
+
+    def bind(self, post: Post) -> None:
+        """Note the program's loop, for threads of bodies."""
+        self._loop, self._post = current_loop(), post
+
+    @property
+    def store(self) -> Self:
+        """Itself: what reads and writes."""
+        return self
+
+    def lease_for(
+        self,
+        fence: Fence,
+        path: str,
+        *,
+        header: bytes | None = None,
+        wait_timeout: float | None = None,
+        max_hold: float | None = None,
+    ) -> StoreLease:
+        """The write lease of a session."""
+        return StoreLease(self, fence, path, wait_timeout, MOST_HOLD_S if max_hold is None else max_hold)
+
+    def _place(self, path: str) -> str:
+        return f"s:{path[len(self._root) + 1 :]}"
+
+    async def _ask(self, text: str, values: Sequence[Any]) -> Rows:
+        answer = Answer[Rows]()
+        self._link.ask(Step(text, values, lambda rows: rows), answer)
+        return await answer.wait()
+
+    async def write(self, text: str, values: Sequence[Any], path: str) -> tuple[Any, ...]:
+        """Have a statement committed; returns its row. A checkpoint; cancelled, it is done all the same, or not."""
+        answer = Answer[tuple[Any, ...]]()
+        self._link.do(Step(text, values, lambda rows: rows[0], self._place(path)), answer)
+        return await answer.wait()
+
+    # Reading
+
+    async def read(
+        self, path: str, *, last: int | None = None, on_error: OnError = "skip", header: bytes | None = None
+    ) -> Records:
+        """Read the records: a whole prefix."""
+        records, skipped = Records(), list[BrokenLine]()
+        if last is not None:
+            await self._read_last(path, last, on_error, records, skipped)
+        else:
+            async for batch in self.stream(path, on_error=on_error):
+                records += batch
+                skipped += batch.skipped
+                records.position = batch.position
+        records.skipped = tuple(skipped)
+        return records
+
+    async def _read_last(
+        self, path: str, last: int, on_error: OnError, records: Records, skipped: list[BrokenLine]
+    ) -> None:
+        text = (
+            "select e.seq, e.line, t.incarnation, t.next_seq from {s}.session t left join {s}.entry e "
+            "on e.place = t.place and e.incarnation = t.incarnation and e.seq >= t.next_seq - %s "
+            "where t.place = %s order by e.seq"
+        )
+        rows = await self._ask(text, (last, self._place(path)))
+        for seq, line, incarnation, _ in rows:
+            if line is not None:
+                _decode(path, seq, line, on_error, records, skipped)
+            records.position = Position(0 if seq is None else seq + 1, (0, incarnation))
+
+    async def stream(
+        self, path: str, *, after: Position | None = None, on_error: OnError = "skip"
+    ) -> AsyncGenerator[Records, None]:
+        """As `read`, in batches, from behind a position on."""
+        text = (
+            "select t.incarnation, t.next_seq, e.seq, e.line from {s}.session t left join {s}.entry e "
+            "on e.place = t.place and e.incarnation = t.incarnation and e.seq >= %s "
+            "where t.place = %s order by e.seq limit %s"
+        )
+        begin, which = (0, None) if after is None else (after.offset, after.file_id[1])
+        end: int | None = None
+        while True:
+            rows = await self._ask(text, (begin, self._place(path), PAGE))
+            if not rows:
+                await checkpoint()
+                return
+            if which is not None and rows[0][0] != which:
+                raise TranscriptError(f"{path} was replaced or reset since it was read", path=path)
+            which = rows[0][0]
+            end = int(rows[0][1]) if end is None else end  # what comes while it is read, a later reader gets
+            batch, skipped = Records(), list[BrokenLine]()
+            for _, _, seq, line in rows:
+                if seq is not None and seq < end:
+                    _decode(path, seq, line, on_error, batch, skipped)
+                    begin = seq + 1
+            batch.position, batch.skipped = Position(begin, (0, which)), tuple(skipped)
+            yield batch
+            if begin >= end or len(rows) < PAGE:
+                return
+
+    # Writing
+
+    def check(self, path: str, fence: Fence | None) -> None:
+        """Raise unless a write is legal, as far as this process knows. From any thread.
+
+        Raises:
+            LeaseLost: the run has ended, or this node may be taken for dead.
+        """
+        if fence is not None:
+            fence.check(path)
+        if not self._life.alive():
+            raise NodeLost(f"node {self._link.node} of {self._link.name} is lost: nothing written to {path}", path=path)
+
+    async def append(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        under: Fence | FileClaim | None = None,
+        header: bytes | None = None,
+        writer: int | None = None,
+        ids: Sequence[int] = (),
+        result: bytes | None = None,
+    ) -> Position:
+        """Append whole lines. A checkpoint; cancelled, they are there once and whole, or not at all.
+
+        Args:
+            writer: the number of the write lease that is held.
+            ids: the messages that are answered with these lines: both are kept, or neither.
+            result: what is kept with them as the value of the run, as JSON.
+
+        Raises:
+            LeaseLost: another run conducts the session, or the run may not write any more. Nothing was written.
+            StoreDown: the database cannot be reached; the lines are there once, or not at all.
+        """
+        assert under is None or isinstance(under, Fence)
+        self.check(path, under)
+        lines = data.decode().split("\n")[:-1]
+        place, permit = self._place(path), None if under is None else under.permit
+        while True:
+            number = 0
+            if permit is not None and permit.place == place:
+                number = permit.calls = permit.calls + 1
+                call = (place, permit.node, permit.fence, permit.nonce, number, writer, lines)
+                if ids:
+                    text = _FINISH
+                    values: tuple[Any, ...] = (*call, list(ids), list(MAY_BECOME[MessageState.DONE]), result)
+                else:
+                    text, values = "select * from {s}.append(%s, %s, %s, %s, %s, %s::bigint, %s::text[])", call
+            else:
+                text = "select * from {s}.note(%s, %s, %s::bigint, %s::bigint, %s::text[])"
+                values = (place, self._link.node, secrets.randbits(62), writer, lines)
+            code, end, incarnation = await self.write(text, values, path)
+            if code == "ok":
+                return Position(end, (0, incarnation))
+            if code not in ("busy", "gap"):
+                raise LeaseLost(f"{path} is conducted by another run: nothing was written", path=path)
+            if code == "busy" and permit is not None and permit.place == place:
+                # The database counted neither it nor, as a gap, those that were sent behind it.
+                permit.calls = number - 1
+            await anyio.sleep(_BUSY_S)  # another run holds the write lease
+            self.check(path, under)
+
+    async def finish(
+        self, session: Session, record: Mapping[str, Any], ids: Sequence[int], result: bytes | None
+    ) -> None:
+        """Append the answer to messages, and keep that they are answered: both, or neither. A checkpoint.
+
+        Raises:
+            What `append` raises.
+        """
+        data = encode_all((record,), session.path)
+        await self.append(session.path, data, under=session.fence, ids=ids, result=result)
+
+    def append_sync(
+        self,
+        path: str,
+        data: bytes,
+        *,
+        under: Fence | FileClaim | None = None,
+        header: bytes | None = None,
+        writer: int | None = None,
+    ) -> Position:
+        """As `append`, from a worker thread."""
+        if on_loop_thread():
+            raise RuntimeError("append_sync would block the event loop it waits for; use `await append(...)` there")
+        if self._loop is None or self._post is None:
+            raise RuntimeError("append_sync: the store has not been used on an event loop yet")
+
+        async def append() -> Position:
+            return await self.append(path, data, under=under, writer=writer)
+
+        return from_thread(self._loop, self._post, append, f"append to {path}")
+
+    async def set_aside(self, path: str, to: str | None, *, under: Fence) -> bool:
+        """Begin a new transcript; the old one is kept (`lanes db sessions` lists it), or forgotten. A checkpoint.
+
+        Returns whether there was one.
+
+        Raises:
+            LeaseLost: that run does not conduct the session.
+        """
+        self.check(path, under)
+        permit, place = under.permit, self._place(path)
+        if permit is None or permit.place != place:
+            raise LeaseLost(f"{under.holder} does not conduct {path}", path=path)
+        values = (place, permit.node, permit.fence, permit.nonce, to is not None)
+        code, entries, _ = await self.write("select * from {s}.put_away(%s, %s, %s, %s, %s)", values, path)
+        if code != "ok":
+            raise LeaseLost(f"{path} is conducted by another run: nothing was changed", path=path)
+        return bool(entries)
+
+    async def replace(
+        self, path: str, records: Iterable[Mapping[str, Any]], through: Position, under: Fence, writer: int
+    ) -> Position:
+        """Put records in the place of what there is up to a position. A checkpoint."""
+        self.check(path, under)
+        lines = encode_all(records, path).decode().split("\n")[:-1]
+        values = (self._place(path), self._link.node, writer, through.file_id[1], through.offset, lines)
+        code, number, incarnation = await self.write(
+            "select * from {s}.replaced(%s, %s, %s::bigint, %s, %s, %s::text[])", values, path
+        )
+        if code == "ok":
+            return Position(number, (0, incarnation))
+        if code == "replaced":
+            raise TranscriptError(f"{path} was replaced or reset since it was read: it stands as it is", path=path)
+        raise LeaseLost(f"the write lease on {path} was lost: nothing was changed", path=path)
+
+
+class StoreLease(Lease):
+    """The write lease of a session in the database: nothing comes in between. See `locks.Lease`.
+
+    It is a number in the session's row, which each append of others asks, and the server's clock ends at `max_hold`, so
+    that the end of a process does.
+    """
+
+    # A lease to its users; it shares no state with those on files, whose constructor it does not call.
+    def __init__(
+        self, transcripts: PostgresTranscripts, fence: Fence, path: str, wait_timeout: float | None, max_hold: float
+    ) -> None:
+        self.path = path
+        self._transcripts, self._run, self._wait_timeout, self._max_hold = transcripts, fence, wait_timeout, max_hold
+        self._nonce = secrets.randbits(62) + 1
+        self._read_to: Position | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._acquired_at = self._deadline = 0.0
+        self._entered = False
+
+    def __repr__(self) -> str:
+        return f"<StoreLease on {self.path}: {'held' if self._entered else 'not held'}>"
+
+    @property
+    def holder(self) -> Holder:
+        """The holder's name."""
+        return self._run.holder
+
+    @property
+    def epoch(self) -> int:
+        """A number of its own; it does not rise."""
+        return self._nonce
+
+    @property
+    def acquired_at(self) -> float:
+        """When it was granted (`time.monotonic`)."""
+        return self._acquired_at
+
+    def progress(self) -> bool:
+        """There is no idle limit here to start again."""
+        return False
+
+    def end_by(self, at: float) -> None:
+        """Cancel the block now; what it may still write ends at `at` (`time.monotonic`), if not earlier anyway."""
+        self._deadline = min(self._deadline, instant("at", at))
+        if self._scope is not None:
+            self._scope.cancel()
+
+    @property
+    def deadline(self) -> float:
+        """When the block is cancelled (`time.monotonic`)."""
+        return self._deadline
+
+    @property
+    def lost(self) -> LeaseLost | None:
+        """Why the right was taken away, if it was."""
+        try:
+            self.check()
+        except LeaseLost as error:
+            return error
+        return None
+
+    def check(self) -> None:
+        """Raise unless a write under this lease is legal now."""
+        if not self._entered:
+            raise LeaseLost(f"the block of the lease on {self.path} was left", path=self.path)
+        if time.monotonic() >= self._deadline:
+            raise LeaseLost(f"the lease on {self.path} has passed its deadline", path=self.path)
+        self._transcripts.check(self.path, self._run)
+
+    async def __aenter__(self) -> Self:
+        if self._scope is not None:
+            raise RuntimeError(f"the lease on {self.path} was entered already; ask the session for another one")
+        transcripts, began = self._transcripts, time.monotonic()
+        transcripts.check(self.path, self._run)
+        while True:
+            asked = time.monotonic()
+            if await self._set(self._max_hold):
+                break
+            waited = time.monotonic() - began
+            if self._wait_timeout is not None and waited >= self._wait_timeout:
+                raise LeaseTimeout(
+                    f"the write lease on {self.path} was not free within {waited:.3f} s",
+                    path=self.path,
+                    waited_s=waited,
+                )
+            await anyio.sleep(_BUSY_S)
+            transcripts.check(self.path, self._run)
+        self._entered, self._acquired_at = True, time.monotonic()
+        self._deadline = min(asked + self._max_hold, self._run.deadline)
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._deadline - time.monotonic())
+        self._scope.__enter__()
+        return self
+
+    async def _set(self, seconds: float) -> bool:
+        values = (self._transcripts._place(self.path), self._transcripts._link.node, self._nonce, seconds)
+        try:
+            row = await self._transcripts.write("select {s}.write_lease(%s, %s, %s::bigint, %s)", values, self.path)
+        except anyio.get_cancelled_exc_class():
+            self._give_back()  # it may have been granted
+            raise
+        return bool(row[0])
+
+    def _give_back(self) -> None:
+        text = "update {s}.session set write_nonce = null, write_until = null where place = %s and write_nonce = %s"
+        transcripts = self._transcripts
+        step = Step(text, (transcripts._place(self.path), self._nonce), lambda _: None, transcripts._place(self.path))
+        transcripts._link.do(step, lambda _result, _error: None)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        scope, lost = self._scope, self.lost
+        assert scope is not None
+        late = time.monotonic() - self._deadline
+        self._give_back()
+        self._entered = False
+        # Whether the cancellation is this lease's own. (trio's scopes also say True when nothing was raised.)
+        ours = bool(scope.__exit__(kind, error, traceback)) and error is not None
+        if error is not None and not ours:
+            return False
+        if ours or late >= 0:
+            late = max(0.0, late)
+            message = f"{self.holder} left the lease on {self.path} {late:.3f} s past its deadline"
+            raise LeaseExpired(message, path=self.path, holder=self.holder, overstayed_s=late)
+        if lost is not None:
+            raise lost
+        return False
+
+    async def append(self, record: Mapping[str, Any]) -> Position:
+        """Append one record."""
+        return await self.append_many((record,))
+
+    async def append_many(self, records: Iterable[Mapping[str, Any]]) -> Position:
+        """Append several records: all of them, or none."""
+        self.check()
+        data = encode_all(records, self.path)
+        return await self._transcripts.append(self.path, data, under=self._run, writer=self._nonce)
+
+    def append_sync(self, record: Mapping[str, Any]) -> Position:
+        """As `append`, from a worker thread."""
+        self.check()
+        data = encode_all((record,), self.path)
+        return self._transcripts.append_sync(self.path, data, under=self._run, writer=self._nonce)
+
+    async def read(self, *, last: int | None = None, on_error: OnError = "skip") -> Records:
+        """Read the records."""
+        records = await self._transcripts.read(self.path, last=last, on_error=on_error)
+        self._read_to = records.position or self._read_to
+        return records
+
+    async def replace(self, records: Iterable[Mapping[str, Any]], *, through: Position | None = None) -> Position:
+        """Put these records in the place of what the session has up to `through`."""
+        self.check()
+        end = through or self._read_to
+        if end is None:
+            raise TranscriptError(f"{self.path} was not read through this lease; allowed: `through`", path=self.path)
+        self._read_to = await self._transcripts.replace(self.path, records, end, self._run, self._nonce)
+        return self._read_to
+
+
+def _decode(path: str, seq: int, line: str, on_error: OnError, records: Records, skipped: list[BrokenLine]) -> None:
+    try:
+        record = decode(line.encode())
+        if record is not None:
+            records.append(record)
+    except NoRecord as error:
+        if on_error == "raise":
+            raise TranscriptError(f"{path}, record {seq}: {error}", path=path) from error
+        skipped.append(BrokenLine(seq, seq + 1, str(error), len(line)))

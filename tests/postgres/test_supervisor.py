@@ -1,0 +1,234 @@
+"""A supervisor on a store: messages, transcripts, leases, resets, and the death of another process."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+import time
+
+import anyio
+import psycopg
+import pytest
+
+from lanes import LaneSpec, RunState
+from locks import LeaseLost, TranscriptError
+from runtime import PostgresStore, StoreDown, Supervisor
+from tests import ROOT
+
+pytestmark = pytest.mark.anyio
+
+
+async def answer(ctx, messages):
+    for message in messages:
+        await ctx.session.append({"got": message.body})
+    await ctx.finish({"answered": [message.body for message in messages]}, "kept")
+
+
+@pytest.fixture
+def store(pg, schema):
+    return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
+
+
+def rows(pg, statement, *values):
+    with psycopg.connect(pg.dsn, autocommit=True) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+async def until(condition, seconds=20.0):
+    with anyio.fail_after(seconds):
+        while not condition():
+            await anyio.sleep(0.02)
+
+
+async def test_a_message_is_answered_and_kept_as_done_with_its_answer(store, pg, schema):
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
+        accepted = await sup.accept("main", {"n": 1}, session="alice")
+        outcome = await accepted.wait(20)
+        assert (outcome.state, accepted.new) == (RunState.DONE, True)
+        again = await sup.accept("main", {"n": 1}, session="alice", dedupe="a")
+        assert (await sup.accept("main", {"n": 1}, session="alice", dedupe="a")).id == again.id
+        await again.wait(20)
+    lines = [json.loads(line) for (line,) in rows(pg, f"select line from {schema}.entry order by seq")]
+    assert lines == [{"got": {"n": 1}}, {"answered": [{"n": 1}]}] * 2
+    assert rows(pg, f"select state, result from {schema}.message order by id") == [("done", b'"kept"')] * 2
+    assert rows(pg, f"select owner, pending from {schema}.session") == [(None, 0)]
+    assert rows(pg, f"select count(*) from {schema}.node") == [(0,)]
+
+
+async def test_a_lease_keeps_notes_out_and_replaces_what_was_read(store):
+    async def conducts(ctx, go_on, begun):
+        async with ctx.session.lease() as lease:
+            await lease.append_many([{"n": 1}, {"n": 2}])
+            begun.set()
+            await go_on.wait()
+            read = await lease.read()
+            await lease.replace([{"sum": 3}], through=read.position)
+        with pytest.raises(LeaseLost):
+            await lease.append({"late": True})
+        return read
+
+    async def notes(ctx):
+        await ctx.session.append({"note": True})
+
+    async with Supervisor(store) as sup:
+        begun, go_on = anyio.Event(), anyio.Event()
+        run = sup.submit("main", conducts, go_on, begun, session="s")
+        await begun.wait()
+        note = sup.submit("main", notes, session="s", turn=False)
+        await anyio.sleep(0.1)
+        assert note.outcome is None
+        go_on.set()
+        assert await run.result() == [{"n": 1}, {"n": 2}]
+        await note.result()
+
+        async def reads(ctx):
+            return await ctx.session.read(), await ctx.session.read(last=1)
+
+        whole, last = await sup.run("main", reads, session="s")
+        assert (whole, last) == ([{"sum": 3}, {"note": True}], [{"note": True}])
+
+
+async def test_after_a_reset_the_session_is_empty_and_an_old_position_is_refused(store, pg, schema):
+    async def writes(ctx):
+        return await ctx.session.append({"old": True})
+
+    async def reads(ctx):
+        return await ctx.session.read()
+
+    async with Supervisor(store) as sup:
+        position = await sup.run("main", writes, session="s")
+        assert str(await sup.reset("s")).startswith(f"{store.name}/s.reset.")
+        assert await sup.run("main", reads, session="s") == []
+        assert await sup.reset("s") is None
+        sessions = sup._scheduler.board.sessions.store
+        with pytest.raises(TranscriptError, match="replaced or reset"):
+            async for _ in sessions.stream(f"{store.name}/s", after=position):
+                pass
+    assert rows(pg, f"select count(*) from {schema}.entry where incarnation = 0") == [(1,)]
+
+
+CHILD = textwrap.dedent(
+    """
+    import sys, anyio
+    from lanes import LaneSpec
+    from runtime import PostgresStore, Supervisor
+
+    async def hangs(ctx, messages):
+        await ctx.session.append({"began": messages[0].body})
+        print("began", flush=True)
+        await anyio.sleep_forever()
+
+    async def main(dsn, schema):
+        store = PostgresStore(dsn, schema=schema, ttl=1.0)
+        lanes = [LaneSpec("main", handler=hangs), LaneSpec("safe", handler=hangs, repeat=True)]
+        async with Supervisor(store, lanes=lanes, node="child") as sup:
+            await sup.accept("main", "first", session="a")
+            await sup.accept("main", "second", session="a")
+            await sup.accept("safe", "third", session="b")
+            await anyio.sleep_forever()
+
+    anyio.run(main, *sys.argv[2:], backend=sys.argv[1])
+    """
+)
+
+
+async def test_what_a_killed_process_had_is_taken_over(store, pg, schema, anyio_backend_name):
+    told: list[str] = []
+
+    async def tell(ctx, messages):
+        told.extend(message.body for message in messages)
+        await ctx.session.append({"unknown": [message.body for message in messages]})
+
+    specs = [LaneSpec("main", handler=answer, on_unknown=tell), LaneSpec("safe", handler=answer, repeat=True)]
+    async with Supervisor(store, lanes=specs) as sup:
+        arguments = [sys.executable, "-c", CHILD, anyio_backend_name, pg.tcp_dsn, schema]
+        child = await anyio.open_process(arguments, cwd=ROOT, stderr=None)
+        try:
+            assert child.stdout is not None
+            said = b""
+            with anyio.fail_after(20):
+                while said.count(b"began\n") < 2:
+                    said += await child.stdout.receive()
+        finally:
+            child.kill()
+            await child.aclose()
+        killed = time.monotonic()
+        await until(lambda: dict(rows(pg, f"select state, count(*) from {schema}.message group by 1")) == ENDED)
+        assert time.monotonic() - killed < 20
+        assert told == ["first"]
+        assert [row.state.value for row in await sup.unknown()] == ["unknown"]
+    lines = rows(pg, f"select place, line from {schema}.entry order by place, seq")
+    assert [(place, *json.loads(line).items()) for place, line in lines] == [
+        ("s:a", ("began", "first")),
+        ("s:a", ("unknown", ["first"])),
+        ("s:a", ("got", "second")),
+        ("s:a", ("answered", ["second"])),
+        ("s:b", ("began", "third")),
+        ("s:b", ("got", "third")),
+        ("s:b", ("answered", ["third"])),
+    ]
+
+
+ENDED = {"unknown": 1, "done": 2}
+
+
+async def test_a_message_accepted_on_one_node_is_answered_on_the_one_that_has_its_session(store):
+    by = []
+
+    def handler_of(name):
+        async def handler(ctx, messages):
+            by.append((name, messages[0].body))
+            await anyio.sleep(0.2 if messages[0].body == "first" else 0)
+            return name
+
+        return handler
+
+    one = Supervisor(store, lanes=[LaneSpec("main", handler=handler_of("one"))], node="one")
+    two = Supervisor(store, lanes=[LaneSpec("main", handler=handler_of("two"))], node="two")
+    async with one, two:
+        first = await one.accept("main", "first", session="s")
+        second = await two.accept("main", "second", session="s")
+        assert second.run is None
+        assert (await second.wait(20)).value == "one"
+        assert (await first.wait(20)).value == "one"
+        assert by == [("one", "first"), ("one", "second")]
+
+
+async def test_work_that_is_no_message_waits_until_the_session_is_handed_over(store):
+    async def body(ctx, name):
+        await ctx.session.append({"by": name})
+        return [record["by"] for record in await ctx.session.read()]
+
+    async with Supervisor(store, node="one") as one, Supervisor(store, node="two") as two:
+        assert await one.run("main", body, "one", session="s") == ["one"]
+        assert await two.run("main", body, "two", session="s") == ["one", "two"]
+        assert await one.run("main", body, "one", session="s") == ["one", "two", "one"]
+
+
+async def test_a_node_that_was_cut_off_ends_its_runs_and_comes_back(store, pg, schema, proxy):
+    begun = anyio.Event()
+
+    async def hangs(ctx, messages):
+        begun.set()
+        await anyio.sleep_forever()
+
+    cut = PostgresStore(pg.dsn_at(proxy.port), schema=schema, ttl=1.0)
+    whole = Supervisor(store, lanes=[LaneSpec("main", handler=answer)], node="whole")
+    async with whole, Supervisor(cut, lanes=[LaneSpec("main", handler=hangs)], node="cut") as sup:
+        accepted = await sup.accept("main", 1, session="s")
+        await begun.wait()
+        run = accepted.run
+        assert run is not None
+        proxy.hold()
+        with anyio.fail_after(20):
+            outcome = await run.wait()
+        assert outcome.state is RunState.CANCELLED
+        assert "node" in outcome.reason
+        with pytest.raises(StoreDown):
+            await sup.accept("main", 2, session="s")
+        await until(lambda: rows(pg, f"select state from {schema}.message") == [("unknown",)])
+        proxy.pass_on()
+        await until(lambda: len(rows(pg, f"select id from {schema}.node")) == 2)
+        done = await whole.accept("main", 3, session="other")
+        assert (await done.wait(20)).state is RunState.DONE
