@@ -91,6 +91,10 @@ class Asks:
         at_most = min(whole("at_most", at_most, 0), MOST_WHOLE)
         return [question_of(ask) for ask in await self._store.open_asks(lane, session, at_most)]
 
+    def look_again(self) -> None:
+        """Work is taken again: what could not expire meanwhile does now."""
+        self._more.set()
+
     async def serve(self) -> None:
         """Have questions expire, until cancelled."""
         while True:

@@ -140,6 +140,7 @@ class InboxService:
         """Work is taken again, and none is started yet: queue what a restart has cut off, before all that waits."""
         cut, self.journal.cut = list(self.journal.cut), {}
         self.replay.resume(cut)
+        self.asks.look_again()
         if self._background is None:  # a drain was asked for while the supervisor started
             self.begin()
 

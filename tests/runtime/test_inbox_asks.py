@@ -79,6 +79,20 @@ async def test_a_question_outlives_its_process_and_expires_in_another(virtual, t
         assert caught.value.state == "expired"
 
 
+async def test_a_question_that_expires_during_a_restart_has_expired_right_after_it(virtual, tmp_path):
+    bot = Bot(expires=20.0)
+
+    async def works(ctx):
+        await anyio.sleep(50)
+
+    async with Supervisor(tmp_path, lanes=bot.lanes, inbox=True) as sup:
+        await (await sup.accept("session:a", "ask")).wait()
+        sup.submit("main", works)
+        await sup.restart(drain_timeout=100)
+        await anyio.sleep(1)
+        assert [one[0] for one in bot.log] == ["expired"]
+
+
 async def test_a_second_answer_and_one_to_nothing_are_refused(virtual, tmp_path):
     bot = Bot(options=["yes"])
     async with Supervisor(tmp_path, lanes=bot.lanes, inbox=True) as sup:
