@@ -69,7 +69,10 @@ class Accepted:
 
     @property
     def run(self) -> Run | None:
-        """The run that answers it; `None` while it waits on disk only, and where an earlier process has answered it."""
+        """The run that answers it; `None` while it waits on disk only, and where an earlier process has answered it.
+
+        It may have begun before `accept` has returned: what its body emits in its first step, `Run.events` may miss.
+        """
         return self._fate.run
 
     @property
