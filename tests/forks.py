@@ -227,6 +227,7 @@ def _import_everything() -> None:
     # ruff: noqa: F401 -- what is imported here is there in each fork; outside it, nobody needs it
     import anyio._backends._asyncio
     import anyio._backends._trio
+    import psutil
     import structlog
 
     import runtime.cli.control

@@ -172,8 +172,11 @@ class VirtualClock:
             return alarm if self._earliest <= to else None
 
     def _next_instant(self, timer: float) -> float:
-        alarm = self._next_alarm()
-        return timer if alarm is None else min(timer, alarm.due)
+        with self._mutex:
+            if self._earliest < timer:
+                alarm = self._next_alarm()
+                self._earliest = math.inf if alarm is None else alarm.due
+            return min(timer, self._earliest)
 
     def _move(self, to: float) -> None:
         """Go to `to`, never back, ringing on the way what is due."""
