@@ -46,6 +46,10 @@ class InboxJournal:
         """Keeps that a body begins, in a store that machines share."""
         self.answer: AnswerTogether | None = None
         """Keeps an answer and that it is given at once, where transcript and messages are in one store."""
+        self.cut_by: tuple[type[Exception], ...] = ()
+        """Errors by which a shared store cuts runs off: their messages are put right, here or by another node."""
+        self.on_cut: Callable[[list[int]], None] = lambda _ids: None
+        """Called with the messages of such a run."""
         self.on_end: Callable[[str], None] = lambda _lane: None
         """Called when a run of a lane has ended that had messages."""
 
@@ -128,6 +132,10 @@ class InboxJournal:
             door.end(list(done), MessageState.DONE, outcome)
             ids = [one for one in ids if one not in done]
         if not ids:
+            self.on_end(run.lane)
+            return
+        if not by_process and isinstance(outcome.error, self.cut_by):
+            self.on_cut(ids)
             self.on_end(run.lane)
             return
         if by_process or isinstance(outcome.error, InboxDown) or _is_interrupt(outcome.error):

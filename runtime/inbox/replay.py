@@ -73,7 +73,7 @@ class Replay:
         """Messages that were brought back."""
         door.replayed, door.on_full, door.untold = self._replayed, self._no_room, self._untold.__contains__
         door.behind = lambda: self.behind
-        journal.on_end = self._run_ended
+        journal.on_end, journal.on_cut = self._run_ended, self._put_right_soon
 
     @property
     def behind(self) -> bool:
@@ -123,6 +123,10 @@ class Replay:
             for one in reversed(untold):
                 self._tell(one, first=True)
         self._untold.clear()
+        self._more.set()
+
+    def _put_right_soon(self, cut: list[int]) -> None:
+        self._cut += cut
         self._more.set()
 
     def look_for_untold(self) -> None:

@@ -66,6 +66,16 @@ FUNCTIONS = """
 create function {s}.tell(p_node bigint) returns void language sql as
 $$ select pg_notify('{channel}', p_node::text) $$;
 
+create function {s}.locked(p_place text) returns {s}.session language plpgsql as $$
+declare t {s}.session;
+begin
+  loop  -- a row of which nothing was left may be deleted in between
+    select * into t from {s}.session x where x.place = p_place for update;
+    if found then return t; end if;
+    insert into {s}.session (place) values (p_place) on conflict do nothing;
+  end loop;
+end $$;
+
 create function {s}.accept(
   p_place text, p_rank int, p_lane text, p_session text, p_priority text, p_timeout double precision,
   p_when_busy text, p_body bytea, p_route bytea, p_dedupe text, p_digest bytea, p_repeat int, p_first boolean,
@@ -76,8 +86,7 @@ language plpgsql as $$
 declare
   s {s}.session; known {s}.message; made bigint; older bigint; mine bigint; hint boolean;
 begin
-  insert into {s}.session (place) values (p_place) on conflict do nothing;
-  select * into s from {s}.session t where t.place = p_place for update;
+  s := {s}.locked(p_place);
   for attempt in 1..10 loop
     select m.* into known from {s}.message m
      where m.token = p_token
@@ -125,12 +134,18 @@ begin
     case when s.wanted then null else mine end, older;
 end $$;
 
-create function {s}.started(p_node bigint, p_place text, p_nonce bigint, p_ids bigint[]) returns bigint
+create function {s}.started(p_node bigint, p_place text, p_nonce bigint, p_ids bigint[], p_all boolean) returns bigint
 language plpgsql as $$
-declare f bigint := 0; more int;
+declare f bigint := 0;
 begin
   perform 1 from {s}.session t where t.place = p_place
     or t.place in (select m.place from {s}.message m where m.id = any(p_ids)) order by t.place for update;
+  if p_all and not exists (select from {s}.session t where t.place = p_place and t.nonce = p_nonce) and (
+      select count(*) from {s}.message m join {s}.session t on t.place = m.place
+      where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked') and t.owner = p_node
+    ) <> cardinality(p_ids) then
+    return -1;  -- one of them has ended elsewhere, or is another node's
+  end if;
   if p_nonce is not null then
     update {s}.session t set fence = t.fence + 1, nonce = p_nonce, calls = 0, last_seq = null
       where t.place = p_place and t.owner = p_node and t.nonce is distinct from p_nonce returning t.fence into f;
@@ -212,8 +227,7 @@ declare v_place text; o bigint;
 begin
   select m.place into v_place from {s}.message m where m.id = p_id;
   if not found then return false; end if;
-  insert into {s}.session (place) values (v_place) on conflict do nothing;
-  select t.owner into o from {s}.session t where t.place = v_place for update;
+  o := ({s}.locked(v_place)).owner;
   update {s}.message m set state = 'accepted', attempt = 0, ended_at = null, reason = '', started_at = null,
       accepted_at = clock_timestamp()
     where m.id = p_id and m.state in ('parked', 'dropped', 'unknown');
@@ -259,8 +273,7 @@ returns table (code text, seq bigint, incarnation int) language plpgsql as $$
 #variable_conflict use_column
 declare t {s}.session; done bigint;
 begin
-  insert into {s}.session (place) values (p_place) on conflict do nothing;
-  select * into t from {s}.session x where x.place = p_place for update;
+  t := {s}.locked(p_place);
   if not exists (select from {s}.node n where n.id = p_node for key share) then
     return query select 'lost'::text, t.fence, t.incarnation; return;
   end if;
@@ -299,7 +312,7 @@ end $$;
 create function {s}.write_lease(p_place text, p_node bigint, p_nonce bigint, p_seconds double precision) returns boolean
 language plpgsql as $$
 begin
-  insert into {s}.session (place) values (p_place) on conflict do nothing;
+  perform {s}.locked(p_place);
   update {s}.session t set write_nonce = p_nonce,
       write_until = clock_timestamp() + make_interval(secs => p_seconds)
     where t.place = p_place and exists (select from {s}.node n where n.id = p_node)
@@ -411,8 +424,7 @@ create function {s}.claimed(p_node bigint, p_limit int) returns setof text langu
 create function {s}.wanted(p_node bigint, p_place text) returns boolean language plpgsql as $$
 declare t {s}.session;
 begin
-  insert into {s}.session (place) values (p_place) on conflict do nothing;
-  select * into t from {s}.session x where x.place = p_place for update;
+  t := {s}.locked(p_place);
   if not exists (select from {s}.node n where n.id = p_node for key share) then return null; end if;
   if t.owner is null then
     update {s}.session x set owner = p_node, fence = t.fence + 1, nonce = null where x.place = p_place;

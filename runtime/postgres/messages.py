@@ -157,7 +157,7 @@ class PostgresMessages:
 
     def begin(self, ids: Sequence[int], report: Report | None) -> None:
         """Messages are given to a body that conducts no session, or has begun."""
-        self._do("select {s}.started(%s, null, null, %s::bigint[])", (self._link.node, list(ids)), report)
+        self._do("select {s}.started(%s, null, null, %s::bigint[], false)", (self._link.node, list(ids)), report)
 
     def wait_again(self, ids: Sequence[int]) -> None:
         """Messages wait for another attempt."""
@@ -464,12 +464,15 @@ class PostgresMessages:
             "and ended_at < to_timestamp(%s) and state not in ('parked', 'unknown', 'waiting') "
             "order by ended_at limit %s) returning 1), "
             "a as (delete from {s}.ask where id in (select id from {s}.ask where ended_at is not null "
-            "and ended_at < to_timestamp(%s) order by ended_at limit %s) returning 1) "
+            "and ended_at < to_timestamp(%s) order by ended_at limit %s) returning 1), "
+            "s as (delete from {s}.session t where t.place in (select place from {s}.session where owner is null "
+            "and pending = 0 and next_seq = 0 and incarnation = 0 and not wanted and write_nonce is null limit %s "
+            "for update skip locked)) "
             "select (select count(*) from m) + (select count(*) from a)"
         )
         instant = before + self._life.clock_ahead_s
         answer = Answer[int]()
-        self._do(text, (instant, at_most, instant, at_most), answer, lambda rows: rows[0][0])
+        self._do(text, (instant, at_most, instant, at_most, at_most), answer, lambda rows: rows[0][0])
         return await answer.wait()
 
     def _rows(self, rows: Rows) -> list[InboxRow]:

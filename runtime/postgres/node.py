@@ -50,6 +50,7 @@ class Node:
         self.ownership.on_more = self.messages.more = self._more
         self.ownership.on_lost = service.door.forsake
         self.link.on_hint = self._hint
+        service.journal.cut_by = (StoreDown, NodeLost)
         service.journal.conduct, service.journal.answer = self.ownership.begin, self.transcripts.finish
         service.tasks += [self.ownership.serve]
         board = scheduler.board

@@ -133,11 +133,12 @@ class Ownership:
         """
         node = self._link.node
         place, nonce = (None, None) if path is None else (self._place_of(path), secrets.randbits(62) + 1)
-        text = "select {s}.started(%s, %s, %s::bigint, %s::bigint[])"
+        text = "select {s}.started(%s, %s, %s::bigint, %s::bigint[], true)"
         rows = await self._do(text, (node, place, nonce, list(ids)), None, place or "")
         number = rows[0][0]
-        if number is None:
-            raise NodeLost(f"{path} is conducted by another node: {fence.holder} does not begin", path=path)
+        if number is None or number < 0:
+            what = f"{path} is conducted" if number is None else "its message is answered, or was ended,"
+            raise NodeLost(f"{fence.holder} does not begin: {what} by another node", path=path or "")
         if place is not None and nonce is not None:
             fence.permit = RunPermit(place, node, number, nonce)
 

@@ -11,9 +11,9 @@ import anyio
 import psycopg
 import pytest
 
-from lanes import LaneSpec, RunState
+from lanes import LaneSpec, RetrySpec, RunState
 from locks import LeaseLost, TranscriptError
-from runtime import PostgresStore, StoreDown, Supervisor
+from runtime import NodeLost, PostgresStore, StoreDown, Supervisor
 from tests import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -232,3 +232,44 @@ async def test_a_node_that_was_cut_off_ends_its_runs_and_comes_back(store, pg, s
         await until(lambda: len(rows(pg, f"select id from {schema}.node")) == 2)
         done = await whole.accept("main", 3, session="other")
         assert (await done.wait(20)).state is RunState.DONE
+
+
+async def test_a_run_that_the_database_fails_is_put_right_without_a_restart(store, pg, schema):
+    """Its message is repeated where the lane says so, and unknown otherwise."""
+    tries: list[object] = []
+
+    async def handler(ctx, messages):
+        tries.append(messages[0].body)
+        if tries.count(messages[0].body) == 1:
+            raise StoreDown("the database is full, say", path="")
+        await ctx.finish({"answered": messages[0].body})
+
+    specs = [LaneSpec("main", handler=handler), LaneSpec("safe", handler=handler, repeat=True)]
+    async with Supervisor(store, lanes=specs) as sup:
+        await sup.accept("main", "once", session="a")
+        repeated = await sup.accept("safe", "twice", session="b")
+        assert (await repeated.wait(20)).state is RunState.DONE
+        await until(lambda: ("unknown",) in rows(pg, f"select state from {schema}.message"))
+    assert sorted(map(str, tries)) == ["once", "twice", "twice"]
+    assert rows(pg, f"select pending from {schema}.session") == [(0,), (0,)]
+
+
+async def test_a_message_that_was_ended_elsewhere_is_given_to_no_body(store, pg, schema):
+    """As one that is parked on two nodes, and resubmitted on both."""
+    given: list[object] = []
+
+    async def fails(ctx, messages):
+        given.append(messages[0].body)
+        raise ValueError("always")
+
+    lanes = [LaneSpec("main", handler=fails, retry=RetrySpec(attempts=2, wait=0.01))]
+    async with Supervisor(store, lanes=lanes) as sup:
+        accepted = await sup.accept("main", "broken", session="s")
+        await accepted.wait(20)
+        await until(sup.parked)
+        rows(pg, f"update {schema}.message set state = 'cancelled' returning 1")
+        again = sup.resubmit(sup.parked()[0].run.id)
+        with anyio.fail_after(20):
+            outcome = await again.wait()
+        assert isinstance(outcome.error, NodeLost)
+    assert given == ["broken", "broken"]
