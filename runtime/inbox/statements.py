@@ -60,10 +60,16 @@ def accept(connection: sqlite3.Connection, new: NewRow, now: float, replayed: fl
         known, digest, stands = connection.execute(_SAID, (new.lane, new.session or "", new.dedupe)).fetchone()
         return Taken(known, False, digest == new.digest, False, MessageState(stands))
     (taken,) = found
+    return Taken(taken, True, True, _is_behind(connection, new, replayed, taken), state)
+
+
+def _is_behind(connection: sqlite3.Connection, new: NewRow, replayed: float, message: int) -> bool:
+    """Whether older messages of its session are on disk only."""
+    if replayed >= message - 1:
+        return False  # all that was there before is in memory: no id fits in between, and it need not be asked
     before = _BEHIND_ON_LANE if new.session is None else _BEHIND  # a session has one order, over all lanes
     which = new.lane if new.session is None else new.session
-    behind = connection.execute(before, (which, replayed, taken)).fetchone() is not None
-    return Taken(taken, True, True, behind, state)
+    return connection.execute(before, (which, replayed, message)).fetchone() is not None
 
 
 def said(

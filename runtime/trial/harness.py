@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import psutil
 
-from lanes import RunState
+from lanes import Run, RunState
 from locks import _clock
 from locks._events import log
 from runtime.drain import log_unstarted
@@ -73,11 +73,11 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
                 await restarting.give_up()
                 result.new_process &= not signals.received  # a process that is to stop is not to be started again
                 if stopping.cancel_called:
-                    await _drain(sup, result, hurry)
+                    await _drain(sup, work, result, hurry)
                 if not result.new_process:  # else they are why the process has to go
                     within_s = work.release()
                     await _abandoned_to_end(sup, min(within_s, _HURRY_S) if hurry.cancel_called else within_s)
-                result.stuck = _stuck(sup)
+                result.stuck = _stuck(sup, [] if work.kept else sup.runs())
                 result.ledger.posted += _uncounted(sup, result)
                 await _stop(sup, result)
         except Exception as error:
@@ -122,12 +122,14 @@ async def _settle(sup: Supervisor, work: Work, result: Result) -> None:
             return
 
 
-async def _drain(sup: Supervisor, result: Result, hurry: anyio.CancelScope) -> None:
+async def _drain(sup: Supervisor, work: Work, result: Result, hurry: anyio.CancelScope) -> None:
     """Let running runs finish for a while; those that are queued end without a start."""
     running = sum(run.state is RunState.RUNNING and run.answered_by is None for run in sup.runs())
     log("draining", level="warning", running=running, queued=len(sup.runs()) - running, drain_s=sup.drain_timeout)
     with hurry:
         _ = await sup.drain(sup.drain_timeout)
+    if work.kept:
+        return
     report = await sup.drain(0.0)  # at rest already, with the same runs queued: this reports which
     log_unstarted(report)
     result.not_started = [repr(run) for run in report.unstarted]
@@ -141,14 +143,14 @@ async def _abandoned_to_end(sup: Supervisor, within_s: float) -> None:
             await anyio.sleep(_POLL_S)
 
 
-def _stuck(sup: Supervisor) -> list[str]:
+def _stuck(sup: Supervisor, waiting: Sequence[Run]) -> list[str]:
     """The sessions whose turn is held or waited for, though everything should be over."""
     found = {
         right.path: f"{right.path}: {right.holder} has its turn"
         for right in sup.registry.holders()
         if right.right == "turn"
     }
-    for run in sup.runs():
+    for run in waiting:
         if run.session is not None:
             found.setdefault(sup.layout.file_of(run.session), f"session {run.session!r:.80}: {run!r}")
     return list(found.values())

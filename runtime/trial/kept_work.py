@@ -23,6 +23,8 @@ _POLL_S = 0.02
 class KeptWork:
     """Sends, and answers questions, until it is cancelled. A `Work`."""
 
+    kept = True
+
     def __init__(self, plan: Plan, names: Sequence[str], report: Report) -> None:
         assert plan.crash is not None
         self.sleeps_at_most = plan.sleeps_at_most

@@ -26,6 +26,8 @@ class Work(Protocol):
 
     sleeps_at_most: float
     """Seconds after which the rest counts as stuck when no run has begun or ended meanwhile."""
+    kept: bool
+    """Whether an inbox keeps what waits: at the end it is left there, and not cancelled."""
 
     async def send(self, sup: Supervisor) -> None:
         """Give the supervisor its work; returns when no more comes of its own accord. A checkpoint."""
@@ -42,6 +44,8 @@ class Work(Protocol):
 
 class Scenario:
     """The messages of a plan, each at its time; what is not answered is posted again as often as it says."""
+
+    kept = False
 
     def __init__(self, plan: Plan, bodies: ModelBodies, ledger: Ledger, ids: Sequence[str] = ()) -> None:
         self._ids = ids or [ledger.new_message() for _ in plan.lines]
@@ -119,6 +123,7 @@ class Program:
     """A user's `async def main(sup)`."""
 
     sleeps_at_most = 302.0  # timeout and grace of the default lanes
+    kept = False
 
     def __init__(
         self, name: str, main: Callable[[Supervisor], Awaitable[object]], result: Result, duration: float | None

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from lanes import SessionLayout
 from runtime.trial import crashes, wire
 from runtime.trial.crash_verdict import Evidence, judge
-from runtime.trial.inbox_reading import Disk, Question, Row
+from runtime.trial.inbox_reading import Disk, Question, Row, read
 from runtime.trial.scenario import Overrides, plan
 from runtime.usage_error import UsageError
 from tests.command import lanes, records, result_of, started
@@ -267,15 +268,19 @@ def test_a_service_of_ones_own_is_killed_on_trio(tmp_path):
     assert again.stderr.startswith("lanes: --sessions: ") and "is there already" in again.stderr
 
 
-def test_ctrl_c_ends_it_in_order(tmp_path):
-    (tmp_path / "load.toml").write_text(LOAD.replace("end = 0.6", "end = 9.0"))
+def test_ctrl_c_ends_it_in_order_and_leaves_what_waits_in_the_inbox(tmp_path):
+    slow = LOAD.replace("think = [0.01, 0.05]", "think = 0.3").replace("end = 0.6", "end = 0.1")
+    (tmp_path / "load.toml").write_text(
+        slow.replace("kills = 2\nreports = [20, 60]", "kills = 1\nreports = [900, 900]")
+    )
     log = tmp_path / "log"
     with started("run", tmp_path / "load.toml", "--json", "--sessions", tmp_path / "s", log=log) as parent:
-        eventually_sync(lambda: (tmp_path / "s").exists() and records(tmp_path / "s"), within=30)
+        eventually_sync(lambda: (tmp_path / "s").exists() and len(records(tmp_path / "s")) > 8, within=30)
         parent.send_signal(signal.SIGINT)
         out, _ = parent.communicate(timeout=60)
     result = json.loads(out)
     assert (parent.returncode, result["verdict"]) == (0, "green"), log.read_text()
-    assert result["kills"] < 2 and result["inbox"] == dict.fromkeys(WRONG, 0)
+    assert result["kills"] == 0 and result["inbox"] == dict.fromkeys(WRONG, 0)
+    assert Counter(row.state for row in read(str(tmp_path / "s")).rows.values())["accepted"] > 0
     pids = [int(pid) for pid in re.findall(r"supervisor_started +pid=(\d+)", log.read_text())]
     assert pids and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
