@@ -97,6 +97,11 @@ class Replay:
             log("inbox_recovered", path=self._store.path, waiting=waiting, repeated=again, unknown=unknown)
         return census
 
+    def begin(self) -> None:
+        """Work is taken from now on: first of all, lanes are told of messages whose end is unknown."""
+        for lane in list(self._untold):
+            self._tell_untold(lane)  # where it is full, the rest follows, and what the lane is given waits for that
+
     async def put_right(self, cut: list[int]) -> None:
         """Put right messages whose runs were cut off by a restart in the process. A checkpoint."""
         if not cut:

@@ -90,6 +90,7 @@ class InboxService:
 
     def begin(self) -> None:
         """Work is taken: bring back what waits."""
+        self.replay.begin()
         self._background = Background()
         self._tasks = anyio.CancelScope()
         self._background.start(self._serve, f"inbox {self.store.path}")

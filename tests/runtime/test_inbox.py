@@ -206,6 +206,24 @@ async def test_a_lane_is_told_of_unknown_messages_before_what_is_accepted_at_onc
     assert log == [("unknown", [1]), [2]]
 
 
+@pytest.mark.failure("G9")
+@pytest.mark.parametrize("way", ["another lane", "post"])
+async def test_a_session_is_told_of_unknown_messages_before_what_comes_by_another_way(virtual, writer, tmp_path, way):
+    await cut_off(tmp_path / "old", tmp_path / "new", messages=[("session:a", 1)], spec=lanes(forever, grace=0))
+    log: list[Any] = []
+
+    async def tell(ctx, messages):
+        log.append(("unknown", [one.body for one in messages]))
+
+    spec = [*lanes(answering(log), on_unknown=tell), LaneSpec("main", handler=answering(log))]
+    async with Supervisor(tmp_path / "new", lanes=spec, inbox=True) as sup:
+        if way == "post":
+            await sup.post("session:a", 2).wait()
+        else:
+            await (await sup.accept("main", 2, session="a")).wait()
+    assert log == [("unknown", [1]), [2]]
+
+
 @pytest.mark.parametrize("repeat", [False, True])
 async def test_what_a_restart_has_cut_off_goes_first_on_a_full_lane_too(virtual, writer, tmp_path, repeat):
     log: list[Any] = []
