@@ -21,7 +21,8 @@ from tests.inboxes import copy_of, inline, rows, service_of, writer_of
 def writer(virtual, monkeypatch):
     """No thread; and the wall clock goes with the virtual one."""
     monkeypatch.setattr(process, "wall", lambda: 1_800_000_000.0 + virtual.now())
-    monkeypatch.setattr("runtime.inbox.asks._LOOK_S", 3000.0)
+    for look, seconds in (("service", 600.0), ("asks", 3000.0)):
+        monkeypatch.setattr(f"runtime.inbox.{look}._LOOK_S", seconds)
     with inline() as writer:
         yield writer
 
@@ -331,7 +332,7 @@ async def test_what_a_restart_has_cut_off_is_put_right_though_the_restart_is_tak
             await sup.restart(drain_timeout=0)
         accepted = await sup.accept("session:a", "new")
         assert (await accepted.wait()).state is RunState.DONE
-        await anyio.sleep(200)
+        await anyio.sleep(110)
         ends = rows(tmp_path, "body, state, attempt")
     again = ["stubborn", "docile"] if repeat else []
     assert sorted(begun) == sorted(["stubborn", "docile", "next", "new", *again])

@@ -4,7 +4,7 @@ Steps are handed over one by one or several to a commit. A process dies between 
 handed over; a commit fails. What was reported is in both; what was not is in neither. After each step all messages and
 questions are compared.
 
-`LANES_LONG=1` plays 20,000 examples instead of 100.
+`LANES_LONG=1` plays 20,000 examples instead of 60.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.inbox_model import Data, MemoryInbox
 from tests.inboxes import Inline
 
 pytestmark = pytest.mark.suite("H3")
-EXAMPLES = 20_000 if os.environ.get("LANES_LONG") else 100
+EXAMPLES = 20_000 if os.environ.get("LANES_LONG") else 60
 STEPS = 40
 ENDS = tuple(state for state in MessageState if not state.open and state is not MessageState.UNKNOWN)
 Numbers = tuple[int, int, int]
