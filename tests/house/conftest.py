@@ -19,7 +19,7 @@ from tests import blocking
 """
 
 OPTIONS = (
-    *("-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
+    *("-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider", "-p", "anyio", "--disable-plugin-autoload"),
     *QUIET,
 )
 
