@@ -19,13 +19,18 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
 PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
-.PHONY: run test coverage check bench bench-full bench-docs bounds format clean
+.PHONY: run test rewritten coverage check bench bench-full bench-docs bounds format clean
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
 
-test: check
+test: $(STAMP)
+	@$(MAKE) --no-print-directory --jobs 2 check rewritten
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+# Assertions of a fresh checkout are rewritten once, beside mypy, and not by each worker of pytest again.
+rewritten: $(STAMP)
+	-@$(BIN)/pytest --collect-only -qq > /dev/null 2>&1
 
 # Without the planted defects: what they run is not the product.
 coverage: $(STAMP)
