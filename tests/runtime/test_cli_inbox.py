@@ -80,6 +80,7 @@ async def test_only_what_waits_for_an_operator_is_requeued_or_discarded(director
     assert rows(tmp_path, "id") == []
 
 
+@pytest.mark.failure("G15")
 @pytest.mark.parametrize(
     "arguments, named",
     [

@@ -47,6 +47,7 @@ async def left_behind(root: Any) -> Bodies:
     return bodies
 
 
+@pytest.mark.failure("G16")
 @pytest.mark.parametrize("how", ["cancel", "reset"])
 async def test_what_waits_on_disk_only_ends_with_the_runs_of_its_session(tmp_path, how):
     bodies = await left_behind(tmp_path)
@@ -76,6 +77,7 @@ async def test_cancelling_the_running_ones_leaves_what_waits_on_disk(tmp_path):
         assert rows(tmp_path, "state", "session = 'a'")[1:] == [("cancelled",), ("started",), *[("accepted",)] * 2]
 
 
+@pytest.mark.failure("G16")
 async def test_a_reset_withdraws_the_questions_of_its_session(tmp_path):
     bodies = Bodies()
     async with Supervisor(tmp_path, lanes=bodies.lanes(), inbox=True) as sup:

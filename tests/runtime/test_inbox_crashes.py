@@ -69,7 +69,7 @@ async def play(root: Path, writer: type[Inline]) -> Story:
     return story
 
 
-@pytest.mark.failure("G9")
+@pytest.mark.failure("G9", "G13")
 @pytest.mark.suite("K5")
 async def test_a_process_that_dies_after_any_commit_loses_nothing_and_repeats_nothing_unsafe(virtual, tmp_path):
     copies: list[Path] = []
@@ -127,6 +127,7 @@ def unanswered(root: Path) -> list[tuple[Any, ...]]:
         ).fetchall()
 
 
+@pytest.mark.failure("G10")
 @pytest.mark.suite("K5")
 async def test_a_commit_that_fails_at_any_point_loses_nothing(virtual, tmp_path):
     for n in range(0, 60, 3):

@@ -98,6 +98,7 @@ def disk_broken() -> Exception:
     return sqlite3.OperationalError("disk I/O error")
 
 
+@pytest.mark.failure("G10")
 @pytest.mark.parametrize("fault", [disk_full, disk_broken])
 @pytest.mark.parametrize("statement, after", [("BEGIN", False), ("UPDATE", False), ("COMMIT", False), ("COMMIT", True)])
 async def test_a_commit_that_fails_is_not_acknowledged_and_nothing_is_tried_after_it(
@@ -136,6 +137,7 @@ async def test_a_commit_that_fails_is_not_acknowledged_and_nothing_is_tried_afte
     await store.close()
 
 
+@pytest.mark.failure("G10")
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /dev/full")
 @pytest.mark.parametrize("device, says", [("/dev/full", "full"), ("/dev/zero", "I/O")])
 async def test_a_disk_that_is_full_or_does_not_sync_costs_nothing_of_what_was_acknowledged(tmp_path, device, says):
@@ -170,6 +172,7 @@ def _leads_to(fd: str, path: str) -> bool:
         return False
 
 
+@pytest.mark.failure("G11")
 @pytest.mark.suite("W2")
 def test_a_power_cut_at_any_byte_of_the_log_leaves_all_that_was_acknowledged(tmp_path):
     """What was synced by a commit is there, wherever the log ends behind it; and what is half there is not there."""
@@ -200,6 +203,7 @@ def test_a_power_cut_at_any_byte_of_the_log_leaves_all_that_was_acknowledged(tmp
         shutil.rmtree(root)
 
 
+@pytest.mark.failure("G11")
 @pytest.mark.parametrize("durability, level", [("process", 1), ("sync", 2)])
 @pytest.mark.backends("asyncio")
 async def test_each_durability_has_its_own_level_of_syncing(

@@ -153,6 +153,7 @@ async def test_it_is_counted_when_something_has_changed_and_the_less_often_the_l
     assert service._COUNT_PAUSE >= 20
 
 
+@pytest.mark.failure("G10")
 async def test_an_inbox_that_is_down_makes_the_process_unhealthy_and_says_why(virtual, tmp_path, writer):
     async with Supervisor(tmp_path, lanes=LANES, inbox=True) as sup:
         assert sup.statistics().healthy

@@ -47,6 +47,7 @@ class Bot:
         return [LaneSpec(pattern, handler=self.handle, **{"grace": 0, **options})]
 
 
+@pytest.mark.failure("G12")
 async def test_what_is_accepted_while_a_restart_begins_is_answered_after_it(tmp_path):
     bot = Bot()
     async with Supervisor(tmp_path, lanes=bot.lanes(), inbox=True) as sup:
@@ -68,6 +69,7 @@ async def test_what_is_accepted_while_a_restart_begins_is_answered_after_it(tmp_
     assert bot.log == ["slow", 1]
 
 
+@pytest.mark.failure("G12")
 @pytest.mark.parametrize("repeat", [True, False])
 async def test_a_restart_with_a_full_lane_forgets_nothing_of_what_is_on_disk_only(tmp_path, repeat):
     many = 12
@@ -100,6 +102,7 @@ async def test_a_restart_with_a_full_lane_forgets_nothing_of_what_is_on_disk_onl
         assert left == [], (bot.log, told)
 
 
+@pytest.mark.failure("G13")
 async def test_a_question_of_a_lane_that_is_gone_keeps_no_other_from_expiring(tmp_path):
     bot = Bot()
     async with Supervisor(tmp_path, lanes=bot.lanes(), inbox=True) as sup:
@@ -205,6 +208,7 @@ async def test_a_parked_message_that_is_requeued_is_not_parked_any_more(tmp_path
         assert sorted(ids_of(one.messages) for one in sup.parked()) == [[1], [3]]
 
 
+@pytest.mark.failure("G12")
 async def test_what_is_requeued_by_hand_comes_back_though_its_lane_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.inbox.service._LOOK_S", 0.5)
     bot = Bot()

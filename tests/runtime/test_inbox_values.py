@@ -34,6 +34,7 @@ async def handle(ctx: Any, messages: Any) -> Any:
 LANES = [LaneSpec("session:*", handler=handle), LaneSpec("job:*", handler=handle)]
 
 
+@pytest.mark.failure("G15")
 @pytest.mark.parametrize(
     "call, error, says",
     [
@@ -68,6 +69,7 @@ async def test_what_a_handler_raises_or_returns_may_be_any_text(virtual, tmp_pat
         assert (await (await sup.accept("session:a", 1)).wait()).state is RunState.DONE
 
 
+@pytest.mark.failure("G15")
 async def test_a_step_that_cannot_be_done_fails_alone_and_is_not_half_done(virtual, tmp_path):
     async with Supervisor(tmp_path, lanes=LANES, inbox=True) as sup:
         writer, told = writer_of(sup), []
