@@ -12,6 +12,7 @@ import click
 
 from ..trial import output
 from ..usage_error import UsageError
+from .db_commands import db_group
 from .inbox_commands import add_inbox_commands
 
 USAGE = 2
@@ -202,6 +203,7 @@ def stack(socket: str | None, run_id: int) -> int:
 
 
 add_inbox_commands(cli)
+cli.add_command(db_group)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

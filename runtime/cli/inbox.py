@@ -34,10 +34,10 @@ def show_list(
         rows = by_hand.listed(connection, states=chosen, lane=lane, session=session, at_most=limit)
         counts = by_hand.all_counts(connection)
     if as_json:
-        output.result(json.dumps({"counts": counts, "messages": [_as_json(row) for row in rows]}))
+        output.result(json.dumps({"counts": counts, "messages": [as_json_of(row) for row in rows]}))
         return 0
     for row in rows:
-        output.line(_as_line(row))
+        output.line(as_line_of(row))
     total = ", ".join(f"{count:,} {state}" for state, count in counts.items()) or "nothing"
     output.line(f"{directory}: {total}")
     return 0
@@ -49,8 +49,8 @@ def show(directory: str, message: int) -> int:
     with _inbox(directory) as connection:
         row = statements.one(connection, message)
     if row is None:
-        return _no(f"message {message} is not kept in {directory}")
-    for name, value in _as_json(row).items():
+        return say_no(f"message {message} is not kept in {directory}")
+    for name, value in as_json_of(row).items():
         if value is not None and value != "":
             output.line(f"{name:12} {printable(value if isinstance(value, str) else json.dumps(value))}")
     return 0
@@ -120,7 +120,7 @@ def answer(directory: str, ask_id: str, value: str, *, by: str, as_json: bool) -
         try:
             message = by_hand.answer(connection, ask_id, given, by)
         except AskClosed as error:
-            return _no(str(error))
+            return say_no(str(error))
         except ValueError as error:
             raise UsageError(f"VALUE: {value!r} is no answer to question {ask_id}; allowed: {error}") from None
     Output(json=False).line(f"answered: message {message}")
@@ -148,20 +148,20 @@ def _change(directory: str, messages: Sequence[int], change: Any, done: str, all
         for message in messages:
             row = statements.one(connection, message)
             if row is None:
-                code = _no(f"message {message} is not kept in {directory}")
+                code = say_no(f"message {message} is not kept in {directory}")
             elif change(connection, message):
                 output.line(f"message {message}, which was {row.state}, {done}")
             else:
-                code = _no(f"message {message} is {row.state}; allowed: one that is {allowed}")
+                code = say_no(f"message {message} is {row.state}; allowed: one that is {allowed}")
     return code
 
 
-def _no(why: str) -> int:
+def say_no(why: str) -> int:
     complain(one_line(why))
     return 1
 
 
-def _as_json(row: InboxRow) -> dict[str, Any]:
+def as_json_of(row: InboxRow) -> dict[str, Any]:
     found: dict[str, Any] = {
         "id": row.id,
         "state": str(row.state),
@@ -181,7 +181,7 @@ def _as_json(row: InboxRow) -> dict[str, Any]:
     return found
 
 
-def _as_line(row: InboxRow) -> str:
+def as_line_of(row: InboxRow) -> str:
     age = lasting(max(0.0, process.wall() - row.accepted_at))
     where = row.lane if row.session is None or row.lane.endswith(row.session) else f"{row.lane}, session {row.session}"
     why = f": {row.reason}" if row.reason else ""

@@ -8,7 +8,7 @@ import click
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 _directory = click.argument("directory", metavar="DIR")
-_STATES = [
+STATES = [
     "accepted",
     "started",
     "waiting",
@@ -20,12 +20,12 @@ _STATES = [
     "dropped",
     "unknown",
 ]
-_NUMBER = click.IntRange(1, (1 << 63) - 1)
-"""A whole number that SQLite can have."""
+NUMBER = click.IntRange(1, (1 << 63) - 1)
+"""A whole number that a database can have."""
 
 
-def _text(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    """Text that SQLite can have: Python has half of a surrogate pair for each byte that is no UTF-8."""
+def text_of(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Text that a database can have: Python has half of a surrogate pair for each byte that is no UTF-8."""
     try:
         (value or "").encode()
     except UnicodeEncodeError:
@@ -49,10 +49,10 @@ def inbox_group() -> None:
 
 @inbox_group.command("list", context_settings=_SETTINGS)
 @_directory
-@click.option("--state", "states", multiple=True, type=click.Choice(_STATES), help="Only these; may be given again.")
-@click.option("--lane", callback=_text, help="Only of this lane.")
-@click.option("--session", callback=_text, help="Only of this session.")
-@click.option("--limit", type=_NUMBER, default=50, show_default=True, help="So many, the newest.")
+@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these; may be given again.")
+@click.option("--lane", callback=text_of, help="Only of this lane.")
+@click.option("--session", callback=text_of, help="Only of this session.")
+@click.option("--limit", type=NUMBER, default=50, show_default=True, help="So many, the newest.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
 def inbox_list(directory: str, **given: Any) -> int:
     """Show messages, the newest first, with ages and reasons, and how many are in each state."""
@@ -63,7 +63,7 @@ def inbox_list(directory: str, **given: Any) -> int:
 
 @inbox_group.command("show", context_settings=_SETTINGS)
 @_directory
-@click.argument("message", type=_NUMBER)
+@click.argument("message", type=NUMBER)
 def inbox_show(directory: str, message: int) -> int:
     """Show all that is kept of MESSAGE, its body included."""
     from . import inbox  # noqa: PLC0415 -- `--help` need not wait for SQLite
@@ -73,7 +73,7 @@ def inbox_show(directory: str, message: int) -> int:
 
 @inbox_group.command("requeue", context_settings=_SETTINGS)
 @_directory
-@click.argument("messages", type=_NUMBER, nargs=-1, required=True)
+@click.argument("messages", type=NUMBER, nargs=-1, required=True)
 def inbox_requeue(directory: str, messages: tuple[int, ...]) -> int:
     """Have MESSAGES wait again that were parked, dropped or left unknown."""
     from . import inbox  # noqa: PLC0415 -- `--help` need not wait for SQLite
@@ -83,7 +83,7 @@ def inbox_requeue(directory: str, messages: tuple[int, ...]) -> int:
 
 @inbox_group.command("discard", context_settings=_SETTINGS)
 @_directory
-@click.argument("messages", type=_NUMBER, nargs=-1, required=True)
+@click.argument("messages", type=NUMBER, nargs=-1, required=True)
 def inbox_discard(directory: str, messages: tuple[int, ...]) -> int:
     """Have MESSAGES wait for nobody any more that are parked, unknown, or wait for an answer."""
     from . import inbox  # noqa: PLC0415 -- `--help` need not wait for SQLite
@@ -103,7 +103,7 @@ def inbox_purge(directory: str, older_than: float) -> int:
 
 @click.command("asks", context_settings=_SETTINGS)
 @_directory
-@click.option("--limit", type=_NUMBER, default=50, show_default=True, help="So many, the oldest.")
+@click.option("--limit", type=NUMBER, default=50, show_default=True, help="So many, the oldest.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list, and nothing else, on standard output.")
 def asks(directory: str, **given: Any) -> int:
     """Show the questions that handlers have asked, and that wait for an answer."""
@@ -114,9 +114,9 @@ def asks(directory: str, **given: Any) -> int:
 
 @click.command("answer", context_settings=_SETTINGS)
 @_directory
-@click.argument("ask_id", metavar="ASK", callback=_text)
-@click.argument("value", callback=_text)
-@click.option("--by", default="", callback=_text, help="Who answers; the handler is told.")
+@click.argument("ask_id", metavar="ASK", callback=text_of)
+@click.argument("value", callback=text_of)
+@click.option("--by", default="", callback=text_of, help="Who answers; the handler is told.")
 @click.option("--json", "as_json", is_flag=True, help="VALUE is JSON, and not a text.")
 def answer(directory: str, ask_id: str, value: str, **given: Any) -> int:
     """Answer question ASK with VALUE; the handler gets it before all that waits in its session.

@@ -23,7 +23,7 @@ from .link import Link, Rows, Step
 _LOOK_ANYWAY_S, _LOOK_FOR_NODE_S = 2.0, 0.1
 _NAMES = tuple(InboxRow.__struct_fields__)
 _TIMES = ("accepted_at", "started_at", "ended_at")
-_COLUMNS = ", ".join(f"extract(epoch from m.{name})::float8" if name in _TIMES else f"m.{name}" for name in _NAMES)
+COLUMNS = ", ".join(f"extract(epoch from m.{name})::float8" if name in _TIMES else f"m.{name}" for name in _NAMES)
 _ASK_COLUMNS = (
     "id, key, lane, session, route, question, options, keep, extract(epoch from asked_at)::float8, "
     "extract(epoch from expires_at)::float8, state, value, by"
@@ -364,7 +364,7 @@ class PostgresMessages:
             "order by m.id limit %s"
         )
         values = (self._link.node, after, list(self.in_memory), lane, lane, at_most)
-        self._do(f"select {_COLUMNS} {where}", values, report, self._rows)
+        self._do(f"select {COLUMNS} {where}", values, report, self._rows)
 
     async def recover(self, ids: Sequence[int] | None = None) -> tuple[int, int]:
         """Put right what was cut off; a node that has just joined has started nothing."""
@@ -385,7 +385,7 @@ class PostgresMessages:
     async def accepted_among(self, ids: Sequence[int]) -> list[InboxRow]:
         """Those of some messages that wait, in sessions that this node conducts."""
         text = (
-            f"select {_COLUMNS} from {{s}}.message m {_MINE} where m.id = any(%s::bigint[]) and m.state = 'accepted' "
+            f"select {COLUMNS} from {{s}}.message m {_MINE} where m.id = any(%s::bigint[]) and m.state = 'accepted' "
             "order by m.id"
         )
         found: list[InboxRow] = await self._ask(text, (self._link.node, list(ids)), self._rows)
@@ -394,7 +394,7 @@ class PostgresMessages:
     async def untold(self, after: int, at_most: int) -> list[InboxRow]:
         """A page of messages whose end is unknown, that their lane was not told of, in sessions of this node."""
         text = (
-            f"select {_COLUMNS} from {{s}}.message m {_MINE} where m.state = 'unknown' and not m.told and m.id > %s "
+            f"select {COLUMNS} from {{s}}.message m {_MINE} where m.state = 'unknown' and not m.told and m.id > %s "
             "order by m.id limit %s"
         )
         found: list[InboxRow] = await self._ask(text, (self._link.node, after, at_most), self._rows)
@@ -403,14 +403,14 @@ class PostgresMessages:
     async def find(self, message: int) -> InboxRow | None:
         """A message that is kept."""
         found: list[InboxRow] = await self._ask(
-            f"select {_COLUMNS} from {{s}}.message m where m.id = %s", (message,), self._rows
+            f"select {COLUMNS} from {{s}}.message m where m.id = %s", (message,), self._rows
         )
         return found[0] if found else None
 
     async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
         """Those of some messages that no node has to do anything about any more."""
         found: list[InboxRow] = await self._ask(
-            f"select {_COLUMNS} from {{s}}.message m where m.id = any(%s::bigint[]) "
+            f"select {COLUMNS} from {{s}}.message m where m.id = any(%s::bigint[]) "
             "and m.state not in ('accepted', 'started')",
             (list(ids),),
             self._rows,
@@ -420,7 +420,7 @@ class PostgresMessages:
     async def in_state(self, state: MessageState, at_most: int) -> list[InboxRow]:
         """The oldest messages in a state."""
         found: list[InboxRow] = await self._ask(
-            f"select {_COLUMNS} from {{s}}.message m where m.state = %s order by m.id limit %s",
+            f"select {COLUMNS} from {{s}}.message m where m.state = %s order by m.id limit %s",
             (state, at_most),
             self._rows,
         )
@@ -477,10 +477,11 @@ class PostgresMessages:
 
     def _rows(self, rows: Rows) -> list[InboxRow]:
         ahead = self._life.clock_ahead_s
-        return [_row(one, ahead) for one in rows]
+        return [row_of(one, ahead) for one in rows]
 
 
-def _row(found: tuple[Any, ...], ahead: float) -> InboxRow:
+def row_of(found: tuple[Any, ...], ahead: float) -> InboxRow:
+    """A message from its `COLUMNS`, by the clock of this machine, which the server's is ahead of."""
     fields = dict(zip(_NAMES, found, strict=True))
     fields["state"] = MessageState(fields["state"])
     for name in _TIMES:

@@ -80,7 +80,15 @@ async def check(connection: psycopg.AsyncConnection, where: str, schema: str) ->
             f"store: {where} has {name}=off, and may lose what it has acknowledged; allowed: on, for this role",
             path=where,
         )
-    form = await form_of(connection, schema)
+    check_form(await form_of(connection, schema), where, schema)
+
+
+def check_form(form: int | None, where: str, schema: str) -> None:
+    """See that a schema has the form that this version reads and writes.
+
+    Raises:
+        InboxInvalid: it has another, or is none of ours.
+    """
     if form is None:
         raise InboxInvalid(
             f"store: {where} has no schema {schema!r} of ours; allowed: `lanes db init`, or create=True", path=where

@@ -1,0 +1,336 @@
+"""A store in the hands of an operator: examined, looked at and changed by another process than those that serve it.
+
+All of it is what SQL can say: nothing here joins as a node, so no session is kept from any. What is changed goes
+through the functions of the database, as what nodes change does, and those wake the nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import psycopg
+from psycopg import sql
+
+from ..inbox.errors import InboxInvalid
+from ..inbox.rows import InboxRow, MessageState
+from .errors import StoreDown
+from .messages import COLUMNS, row_of
+from .schema import channel_of, check, check_form, filled, form_of, make
+from .settings import PostgresStore
+
+CLOCK_WITHIN_S = 1.0
+"""How far the clocks of server and machine may differ: ages and schedules are off by as much."""
+_CONNECT_WITHIN_S = 5.0
+_NOTE_WITHIN_S = 1.0
+_BY_HAND = (MessageState.PARKED, MessageState.UNKNOWN, MessageState.WAITING)
+
+Connection = psycopg.AsyncConnection[Any]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was examined."""
+
+    level: Literal["ok", "note", "wrong"]
+    name: str
+    text: str
+
+
+class NodeRow(msgspec.Struct, frozen=True):
+    """A process that shares the sessions of a store. Ages are in seconds, by the clock of the server."""
+
+    id: int
+    name: str
+    host: str
+    pid: int
+    ttl: float
+    joined_s: float
+    silent_s: float
+    sessions: int
+    open: int
+    """Accepted and started messages of the sessions that it conducts."""
+    state: Literal["alive", "late", "dead"]
+    """`late`: silent for so long that it has given itself up. `dead`: others take over what it had."""
+
+
+class SessionRow(msgspec.Struct, frozen=True):
+    """A session as the database has it."""
+
+    session: str
+    open: int
+    """Accepted and started messages."""
+    owner: str | None
+    """The name of the node that conducts it."""
+    node: int | None
+    oldest_s: float | None
+    """How long ago the oldest open message was accepted."""
+    records: int
+    """What has been appended to its transcript, since the last reset or replacement."""
+    earlier: int
+    """Transcripts that resets have kept."""
+    fence: int
+    wanted: bool
+    """Whether another node waits for it."""
+
+
+class Totals(NamedTuple):
+    """Of the whole fleet."""
+
+    sessions: int
+    owned: int
+    unowned: int
+    """Sessions, and messages of none, that have open messages and wait for a node."""
+
+
+@asynccontextmanager
+async def opened(store: PostgresStore) -> AsyncIterator[Connection]:
+    """A connection for an operator, in autocommit mode.
+
+    Raises:
+        StoreDown: the database does not answer, or refuses.
+        InboxInvalid: the URL is none.
+    """
+    try:
+        async with asyncio.timeout(_CONNECT_WITHIN_S):
+            connection = await psycopg.AsyncConnection.connect(
+                store.url, autocommit=True, application_name="lanes db", connect_timeout=int(_CONNECT_WITHIN_S) + 1
+            )
+    except psycopg.ProgrammingError as error:
+        raise InboxInvalid(f"store, url: {said(error)}; allowed: as libpq reads it", path=store.name) from error
+    except (psycopg.Error, OSError) as error:
+        raise StoreDown(f"{store.name} cannot be reached ({said(error)})", path=store.name) from error
+    try:
+        yield connection
+    except (psycopg.Error, OSError) as error:
+        raise StoreDown(f"{store.name} refuses ({said(error)})", path=store.name) from error
+    finally:
+        await connection.close()
+
+
+def said(error: BaseException) -> str:
+    """What an error of the driver says, on one line."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {_CONNECT_WITHIN_S:.0f} s"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+async def made(connection: Connection, store: PostgresStore) -> bool:
+    """Make the schema unless it is there; returns whether it was made."""
+    new = await make(connection, store.schema)
+    await check(connection, store.name, store.schema)
+    return new
+
+
+async def see_form(connection: Connection, store: PostgresStore) -> None:
+    """See that the schema is one that this version reads.
+
+    Raises:
+        InboxInvalid: it is none of ours, or has another form.
+    """
+    check_form(await form_of(connection, store.schema), store.name, store.schema)
+
+
+# What `lanes db check` says
+
+
+async def examined(connection: Connection, store: PostgresStore) -> list[Finding]:
+    """All that a node needs of a database, one after the other."""
+    found = [await _server(connection), await _usable(connection, store)]
+    if await form_of(connection, store.schema) is not None:
+        found.append(await _rights(connection, store.schema))
+    found += [await _clock(connection), await _connections(connection, store)]
+    ((standby,),) = await _rows(connection, sql.SQL("select pg_is_in_recovery()"))
+    return found if standby else [*found, *await _pooler(connection, store)]
+
+
+async def _usable(connection: Connection, store: PostgresStore) -> Finding:
+    """What a node asks before it joins."""
+    try:
+        await check(connection, store.name, store.schema)
+    except (StoreDown, InboxInvalid) as error:
+        return Finding("wrong", "usable", " ".join(str(error).split()))
+    return Finding("ok", "usable", "a primary that may be written, and keeps what it acknowledges")
+
+
+async def _server(connection: Connection) -> Finding:
+    info = connection.info
+    version = f"PostgreSQL {info.server_version // 10_000}.{info.server_version % 10_000}"
+    local = info.host.startswith(("/", "@")) or info.host in ("localhost", "127.0.0.1", "::1")
+    if connection.pgconn.ssl_in_use:
+        return Finding("ok", "server", f"{version}, over TLS")
+    return Finding(
+        "ok" if local else "note", "server", f"{version}{'' if local else ', and the connection is not encrypted'}"
+    )
+
+
+async def _rights(connection: Connection, schema: str) -> Finding:
+    text = (
+        "select c.relname || ' (' || r || ')' from pg_class c, unnest(array['select', 'insert', 'update', 'delete']) r "
+        "where c.relnamespace = to_regnamespace(quote_ident(%s)) and c.relkind = 'r' "
+        "and (c.relname <> 'form' or r = 'select') and not has_table_privilege(c.oid, r) "
+        "union all select p.proname || ' (execute)' from pg_proc p "
+        "where p.pronamespace = to_regnamespace(quote_ident(%s)) and not has_function_privilege(p.oid, 'execute')"
+    )
+    missing = [row[0] for row in await _rows(connection, sql.SQL(text), (schema, schema))]
+    if missing:
+        return Finding(
+            "wrong", "rights", f"this role lacks {', '.join(missing[:5])}{' and more' if missing[5:] else ''}"
+        )
+    return Finding("ok", "rights", f"this role may use all of schema {schema!r}")
+
+
+async def _clock(connection: Connection) -> Finding:
+    before = time.time()
+    ((server,),) = await _rows(connection, sql.SQL("select extract(epoch from clock_timestamp())::float8"))
+    after = time.time()
+    ahead = server - (before + after) / 2
+    text = f"the server's is {abs(ahead):.3f} s {'ahead of' if ahead >= 0 else 'behind'} this machine's"
+    return Finding("ok" if abs(ahead) <= CLOCK_WITHIN_S + (after - before) / 2 else "wrong", "clock", text)
+
+
+async def _connections(connection: Connection, store: PostgresStore) -> Finding:
+    text = (
+        "select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, "
+        "count(*) from pg_stat_activity where backend_type = 'client backend'"
+    )
+    ((most, used),) = await _rows(connection, sql.SQL(text))
+    nodes = max(0, most - used) // store.connections
+    level: Literal["ok", "wrong"] = "ok" if nodes else "wrong"
+    return Finding(
+        level, "connections", f"{used} of {most} are used: room for {nodes} more nodes of {store.connections}"
+    )
+
+
+async def _pooler(connection: Connection, store: PostgresStore) -> list[Finding]:
+    """Whether something stands between, and whether nodes can wake each other.
+
+    What a pooler tells a client as the number of its process is none of the server's.
+    """
+    ((pid,),) = await _rows(connection, sql.SQL("select pg_backend_pid()"))
+    heard = await _hears(connection, store)
+    between = pid != connection.info.backend_pid
+    notes = [] if heard else [Finding("note", "notify", "notifications do not arrive; nodes need notify=False")]
+    if not between:
+        return [Finding("ok", "pooler", "none"), *notes]
+    if heard:
+        return [Finding("note", "pooler", "there is one, which gives each client a connection of its own")]
+    why = "there is one that shares connections by transaction; allowed: by session, or none"
+    return [Finding("wrong", "pooler", why)]
+
+
+async def _hears(connection: Connection, store: PostgresStore) -> bool:
+    channel, word = sql.Identifier(channel_of(store.schema)), f"check {time.monotonic_ns()}"
+    await connection.execute(sql.SQL("listen {}").format(channel))
+    async with await psycopg.AsyncConnection.connect(store.url, autocommit=True, connect_timeout=5) as other:
+        await other.execute("select pg_notify(%s, %s)", (channel_of(store.schema), word))
+    async for note in connection.notifies(timeout=_NOTE_WITHIN_S):
+        if note.payload == word:
+            return True
+    return False
+
+
+# What is there
+
+
+async def nodes(connection: Connection, schema: str) -> list[NodeRow]:
+    """The processes that share the sessions, by name."""
+    text = (
+        "select n.id, n.name, n.host, n.pid, n.ttl, extract(epoch from clock_timestamp() - n.joined_at)::float8, "
+        "extract(epoch from clock_timestamp() - n.beat_at)::float8, coalesce(t.sessions, 0), coalesce(t.open, 0)::int, "
+        "case when n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp() then 'dead' "
+        "when n.beat_at + make_interval(secs => 0.9 * n.ttl) < clock_timestamp() then 'late' else 'alive' end "
+        "from {s}.node n left join (select owner, count(*) sessions, sum(pending) open from {s}.session "
+        "where owner is not null group by owner) t on t.owner = n.id order by n.name, n.joined_at"
+    )
+    return [NodeRow(*row) for row in await _rows(connection, filled(text, schema))]
+
+
+async def totals(connection: Connection, schema: str) -> Totals:
+    """Sessions of the whole fleet."""
+    text = (
+        "select (select count(*) from {s}.session where left(place, 2) = 's:'), "
+        "(select count(*) from {s}.session where owner is not null), "
+        "(select count(*) from {s}.session where owner is null and pending > 0)"
+    )
+    (row,) = await _rows(connection, filled(text, schema))
+    return Totals(*row)
+
+
+async def sessions(
+    connection: Connection, schema: str, *, key: str | None, node: str | None, only_open: bool, at_most: int
+) -> list[SessionRow]:
+    """Sessions: those with open messages first, the one that has waited longest before the others."""
+    text = (
+        "with t as (select s.*, n.name from {s}.session s left join {s}.node n on n.id = s.owner "
+        "where left(s.place, 2) = 's:' and (%s::text is null or s.place = 's:' || %s) "
+        "and (%s::text is null or n.name = %s) and (not %s or s.pending > 0) "
+        "order by s.pending = 0, case when s.pending > 0 then s.since end, s.place limit %s) "
+        "select substr(t.place, 3), t.pending, t.name, t.owner, "
+        "(select extract(epoch from clock_timestamp() - min(m.accepted_at))::float8 from {s}.message m "
+        "where m.place = t.place and m.state in ('accepted', 'started')), t.next_seq, "
+        "(select count(distinct e.incarnation) from {s}.entry e where e.place = t.place "
+        "and e.incarnation < t.incarnation), t.fence, t.wanted "
+        "from t order by t.pending = 0, case when t.pending > 0 then t.since end, t.place"
+    )
+    values = (key, key, node, node, only_open, at_most)
+    return [SessionRow(*row) for row in await _rows(connection, filled(text, schema), values)]
+
+
+async def listed(
+    connection: Connection,
+    schema: str,
+    *,
+    states: Sequence[MessageState],
+    lane: str | None,
+    session: str | None,
+    at_most: int,
+) -> list[InboxRow]:
+    """Messages, the newest first."""
+    where = (
+        "from {s}.message m where (not %s or m.state = any(%s::text[])) and (%s::text is null or m.lane = %s) "
+        "and (%s::text is null or m.session = %s) order by m.id desc limit %s"
+    )
+    values = (bool(states), list(states), lane, lane, session, session, at_most)
+    return await _messages(connection, schema, where, values)
+
+
+async def counts(connection: Connection, schema: str) -> dict[str, int]:
+    """How many messages are in each state."""
+    text = "select state, count(*) from {s}.message group by state order by state"
+    return dict(await _rows(connection, filled(text, schema)))
+
+
+async def one(connection: Connection, schema: str, message: int) -> InboxRow | None:
+    """A message that is kept."""
+    found = await _messages(connection, schema, "from {s}.message m where m.id = %s", (message,))
+    return found[0] if found else None
+
+
+# What is changed
+
+
+async def requeue(connection: Connection, schema: str, message: int) -> bool:
+    """Have a message that was parked, dropped or left unknown wait again; returns whether it does."""
+    ((done,),) = await _rows(connection, filled("select {s}.again(%s::bigint)", schema), (message,))
+    return bool(done)
+
+
+async def discard(connection: Connection, schema: str, message: int) -> bool:
+    """Have a message that waits for an operator wait no longer; returns whether it did."""
+    text = "select {s}.ended(0, array[%s::bigint], 'cancelled', 'discarded by an operator', null, %s::text[])"
+    ((number,),) = await _rows(connection, filled(text, schema), (message, list(_BY_HAND)))
+    return bool(number)
+
+
+async def _messages(connection: Connection, schema: str, where: str, values: Sequence[Any]) -> list[InboxRow]:
+    return [row_of(row, 0.0) for row in await _rows(connection, filled(f"select {COLUMNS} {where}", schema), values)]
+
+
+async def _rows(
+    connection: Connection, statement: sql.SQL | sql.Composed, values: Sequence[Any] = ()
+) -> list[tuple[Any, ...]]:
+    return await (await connection.execute(statement, values or None)).fetchall()
