@@ -236,6 +236,7 @@ class Link:
         """Commit what is handed over, until it is cancelled. A transaction whose answer is lost is sent again."""
         connection: psycopg.AsyncConnection | None = None
         retry_s = _SOONEST_RETRY_S
+        batch: list[tuple[Step, Report]] = []
         try:
             while True:
                 while not self._writes:
@@ -248,9 +249,6 @@ class Link:
                         if connection is None or connection.closed:
                             connection = await self.connect()
                         results = await self._commit(connection, batch)
-                    except asyncio.CancelledError:
-                        self._writes.extendleft(reversed(batch))
-                        raise
                     except (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN, OSError) as error:
                         _raise_if_cancelled()
                         self._troubled(error)
@@ -273,6 +271,7 @@ class Link:
                         batch = []
                 self._committing = False
         finally:
+            self._writes.extendleft(reversed(batch))  # cancelled, wherever that was: somebody else reports them
             self._committing = False
             await _closed(connection)
 
@@ -296,6 +295,7 @@ class Link:
         """Answer questions, one after the other, until it is cancelled."""
         connection: psycopg.AsyncConnection | None = None
         retry_s = _SOONEST_RETRY_S
+        one: tuple[Step, Report] | None = None
         try:
             while True:
                 while not self._asked:
@@ -307,25 +307,28 @@ class Link:
                     if connection is None or connection.closed:
                         connection = await self.connect()
                     rows = await self._rows(connection, step)
-                except asyncio.CancelledError:
-                    self._asked.appendleft(one)
-                    raise
                 except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
                     _raise_if_cancelled()
                     self._troubled(error)
                     connection = await _closed(connection)
                     if self.node == 0:
                         self._report([one], [None], self.down())
+                        one = None
                     else:
                         self._asked.appendleft(one)
+                        one = None
                         await asyncio.sleep(retry_s)
                         retry_s = min(2 * retry_s, _LATEST_RETRY_S)
                 except psycopg.Error as error:
                     self._report([one], [None], self._refused(error))
+                    one = None
                 else:
                     retry_s = _SOONEST_RETRY_S
                     self._report([one], [step.decode(rows)], None)
+                    one = None
         finally:
+            if one is not None:
+                self._asked.appendleft(one)
             await _closed(connection)
 
     async def listen(self) -> None:
