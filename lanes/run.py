@@ -127,7 +127,8 @@ class Run:
         self, run_id: int, lane: str, session: str | None, turn: bool, parent: Run | None, enqueued_at: float
     ) -> None:
         self.id = run_id
-        """Counts up within a supervisor."""
+        """Counts up within a supervisor. On a store that processes share it is one of all: the number of this process
+        times 10,000,000,000, and the number of the run."""
         self.lane = lane
         self.session = session
         """The session that it conducts (`turn`) or may append to."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .drain import DrainReport
+    from .everywhere import Everywhere, RunSeen
     from .inbox.accepted import Accepted
     from .inbox.errors import AskClosed, InboxDown, InboxInvalid, OutcomeUnknown
     from .inbox.rows import InboxRow, MessageState
@@ -32,6 +33,7 @@ __all__ = [
     "AskClosed",
     "Blocked",
     "DrainReport",
+    "Everywhere",
     "GroupStatistics",
     "Inbox",
     "InboxDown",
@@ -46,6 +48,7 @@ __all__ = [
     "PostgresStore",
     "ProcessStatistics",
     "Quantiles",
+    "RunSeen",
     "Schedule",
     "ServicesStuck",
     "SessionsOwned",
@@ -62,6 +65,7 @@ _HOMES = {
     "AskClosed": "inbox.errors",
     "Blocked": "watch.watchdog",
     "DrainReport": "drain",
+    "Everywhere": "everywhere",
     "GroupStatistics": "statistics",
     "Inbox": "inbox.settings",
     "InboxDown": "inbox.errors",
@@ -76,6 +80,7 @@ _HOMES = {
     "PostgresStore": "postgres.settings",
     "ProcessStatistics": "watch.resources",
     "Quantiles": "quantiles",
+    "RunSeen": "everywhere",
     "Schedule": "inbox.schedules",
     "ServicesStuck": "services",
     "SessionsOwned": "process.owner",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import Any
+
+import anyio
 
 from lanes import Draining, InvalidLane, Parked, Run, RunState, WrongThread, current_run
 from lanes.core.reset import begin as begin_reset
@@ -66,27 +68,29 @@ class Calls:
     @_effects.change
     def cancel(self, *, lane: str | None, session: str | None, reason: str, queued: bool) -> int:
         """Ask all runs of a lane, of a session, or all to end; returns how many were asked."""
-        chosen = [
-            execution
-            for execution in list(self._scheduler.board.live.values())
-            if (lane is None or execution.run.lane == lane)
-            and (session is None or execution.run.session == session)
-            and (queued or execution.run.state is RunState.RUNNING)
-        ]
         if queued and (journal := self._scheduler.board.journal) is not None:
             journal.cancelled(lane=lane, session=session, reason=reason)
-        # The latest first: else each run that ends would start the next one, just for that one to be cancelled.
-        return sum(execution.ask_to_end(RunState.CANCELLED, reason) for execution in reversed(chosen))
+        return end_runs(self._scheduler, lane, session, reason, queued=queued)
 
-    async def reset(self, key: str, *, archive: bool) -> str | None:
-        """Start a session afresh; returns where its file is now. A checkpoint."""
+    async def reset(
+        self, key: str, *, archive: bool, elsewhere: Callable[[str], Awaitable[None]] | None = None
+    ) -> str | None:
+        """Start a session afresh; returns where its file is now. A checkpoint.
+
+        Args:
+            elsewhere: ends the runs of the session in other processes, and has them write nothing to it any more.
+        """
         above = self._conducting(key)
         if above is not None:
             raise DeadlockError(
                 f"reset({key!r:.80}) waits for run {above.id} on lane {above.lane}, which awaits it", run_id=above.id
             )
-        run = begin_reset(self._scheduler, key, archive=archive)
+        barred = None if elsewhere is None else anyio.Event()
+        run = begin_reset(self._scheduler, key, archive=archive, barred=barred)
         try:
+            if elsewhere is not None and barred is not None:
+                await elsewhere(key)
+                barred.set()
             moved: str | None = await run.result()
             return moved
         finally:
@@ -120,3 +124,17 @@ class Calls:
             known = ", ".join(map(str, list(self._scheduler.board.history.parked)[:10])) or "none"
             raise InvalidLane(f"run_id: {run_id!r:.80} is not parked; parked: {known}")
         return found
+
+
+@_effects.change
+def end_runs(scheduler: Scheduler, lane: str | None, session: str | None, reason: str, *, queued: bool) -> int:
+    """Ask all runs of a lane, of a session, or all to end; returns how many were asked."""
+    chosen = [
+        execution
+        for execution in list(scheduler.board.live.values())
+        if (lane is None or execution.run.lane == lane)
+        and (session is None or execution.run.session == session)
+        and (queued or execution.run.state is RunState.RUNNING)
+    ]
+    # The latest first: else each run that ends would start the next one, just for that one to be cancelled.
+    return sum(execution.ask_to_end(RunState.CANCELLED, reason) for execution in reversed(chosen))

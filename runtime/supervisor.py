@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -19,6 +20,7 @@ from locks import LockRegistry, _clock
 
 from .calls import Calls
 from .drain import DrainReport, refuse_inside
+from .everywhere import Everywhere
 from .life import Life
 from .phase import STATES, Standing, State
 from .postgres.settings import PostgresStore, StoreLayout
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .inbox.rows import InboxRow
     from .inbox.service import InboxService
     from .inbox.settings import Inbox
+    from .postgres.node import Node
 
 
 class Supervisor:
@@ -126,12 +129,18 @@ class Supervisor:
         )
         self._scheduler.board.lateness = self.watchdog
         local = not isinstance(self.layout, StoreLayout)
-        self._inbox = (
-            _inbox_of(inbox, self._scheduler, os.fspath(self.layout.root))
-            if not isinstance(sessions, PostgresStore)
-            else _shared(sessions, inbox, self._scheduler, node, exclusive=exclusive)
+        shared = (
+            _shared(sessions, inbox, self._scheduler, node, exclusive=exclusive)
+            if isinstance(sessions, PostgresStore)
+            else None
         )
+        root = os.fspath(self.layout.root)
+        self._inbox = _inbox_of(inbox, self._scheduler, root) if shared is None else shared.service
         self._calls = Calls(self._scheduler, self._standing)
+        self.everywhere = Everywhere(
+            self._scheduler, self._inbox, None if shared is None else shared.commands, node or socket.gethostname()
+        )
+        """The calls that reach all processes with the same sessions."""
         self._bindings = Bindings(
             self,
             self.watchdog,
@@ -458,6 +467,8 @@ class Supervisor:
     ) -> int:
         """Ask all runs of a lane, of a session, or all to end; returns how many were asked.
 
+        In this process: where others have the same sessions, `everywhere.cancel` reaches theirs.
+
         Args:
             queued: whether to cancel the queued ones too, and accepted messages that wait on disk only (not counted).
         """
@@ -467,8 +478,9 @@ class Supervisor:
         """Start a session afresh: end its runs, refuse what they and all older runs still write, put its file away.
 
         Questions that were asked in the session are withdrawn. What is posted meanwhile finds the new session. Ends
-        after the longest grace of the session's runs, and, where another process conducts it, when that turn has ended.
-        A checkpoint. Cancelled, the runs are ended all the same; the file is either put away or as it was.
+        after the longest grace of the session's runs, and, where another process conducts it, when that turn has ended;
+        on a `PostgresStore`, the runs of other processes are ended and refused too. A checkpoint. Cancelled, the runs
+        are ended all the same; the file is either put away or as it was.
 
         Args:
             key: the session.
@@ -484,8 +496,11 @@ class Supervisor:
             RunError: the supervisor has stopped meanwhile, or lane `control` has no time left for it; the runs have
                 ended all the same.
             TranscriptError: the file could not be put away; it stands as it was.
+            StoreDown, TimeoutError: not all processes with the same sessions have answered; the runs of those that
+                could be reached have ended.
         """
-        return await self._calls.reset(key, archive=archive)
+        elsewhere = self.everywhere._reset if self.everywhere.shared else None
+        return await self._calls.reset(key, archive=archive, elsewhere=elsewhere)
 
     # What failed for good
 
@@ -572,7 +587,7 @@ def _layout_of(sessions: str | os.PathLike[str] | SessionLayout | PostgresStore)
 
 def _shared(
     store: PostgresStore, inbox: Inbox | bool, scheduler: Scheduler, name: str | None, *, exclusive: bool
-) -> InboxService:
+) -> Node:
     from .inbox.settings import Inbox  # noqa: PLC0415 -- most programs that embed one have no inbox
 
     try:
@@ -588,7 +603,7 @@ def _shared(
         raise InvalidLane("inbox: path and durability are the database's; allowed: Inbox(keep=…, schedules=…)")
     if exclusive:
         raise InvalidLane("exclusive: the sessions of a store are shared; allowed: False, or another schema")
-    return Node(store, scheduler, settings, name).service
+    return Node(store, scheduler, settings, name)
 
 
 def _hooks(**hooks: Hook | None) -> Hooks:

@@ -172,9 +172,23 @@ class MemoryInbox:
             self._set(one, state=_S.ACCEPTED, attempt=0, accepted_at=now, ended_at=None, reason="", started_at=None)
         self._tell(report, bool(which))
 
-    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
+    def cancel_waiting(
+        self,
+        lane: str | None,
+        session: str | None,
+        reason: str,
+        report: Report,
+        *,
+        message: int | None = None,
+        upto: int | None = None,
+    ) -> None:
         which = [
-            row.id for row in self._rows(_S.ACCEPTED) if lane in (None, row.lane) and session in (None, row.session)
+            row.id
+            for row in self._rows(_S.ACCEPTED)
+            if lane in (None, row.lane)
+            and session in (None, row.session)
+            and message in (None, row.id)
+            and (upto is None or row.id <= upto)
         ]
         self._end(which, _S.CANCELLED, reason)
         self._tell(report, which)

@@ -54,6 +54,10 @@ class Intake:
         """Of the executions that it makes."""
         self._next_id = 0
 
+    def number_from(self, first: int) -> None:
+        """Have the ids of runs count from there: other processes have the lower ones. Before there is any run."""
+        self._next_id = first
+
     def submit(
         self,
         lane: str,

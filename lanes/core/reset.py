@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+import anyio
+
 from locks import _effects
 
 from ..body.context import RunContext
@@ -28,17 +30,20 @@ if TYPE_CHECKING:
     from .scheduler import Scheduler
 
 
-_ENDED = "ended by a reset of its session"
+ENDED = "ended by a reset of its session"
 
 
-def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
+def begin(scheduler: Scheduler, key: str, *, archive: bool, barred: anyio.Event | None = None) -> Run:
     """End and bar every run of a session, and queue the run that puts its file away. Its value: where the file is now.
+
+    Args:
+        barred: set when the runs of other processes may write to it no more, where there may be any: the run waits.
 
     Raises:
         Draining, InvalidSession, LaneFull: nothing has changed.
     """
     file = scheduler.board.layout.file_of(key)
-    body = partial(_put_away, sessions=scheduler.board.sessions, file=file, archive=archive)
+    body = partial(_put_away, sessions=scheduler.board.sessions, file=file, archive=archive, barred=barred)
     request = scheduler.intake.checked(CONTROL, body, key)
     request.goes_first = True
     return _begin(scheduler, request, key, file)
@@ -48,15 +53,25 @@ def begin(scheduler: Scheduler, key: str, *, archive: bool) -> Run:
 def _begin(scheduler: Scheduler, request: Request, key: str, file: str) -> Run:
     older = list(scheduler.board.live.values())
     run = scheduler.intake.admit(request, "queue")
+    _end_and_bar(older, key, file)
+    if scheduler.board.journal is not None:
+        scheduler.board.journal.reset(key, ENDED)
+    return run
+
+
+@_effects.change
+def end_here(scheduler: Scheduler, key: str) -> None:
+    """End and bar every run of a session that another process resets."""
+    _end_and_bar(list(scheduler.board.live.values()), key, scheduler.board.layout.file_of(key))
+
+
+def _end_and_bar(older: list[Execution], key: str, file: str) -> None:
     for execution in reversed(older):
         if execution.goes_first and concerns(execution, key, file):
             continue
         execution.bar(file, "the session was reset")
         if concerns(execution, key, file):
-            execution.ask_to_end(RunState.CANCELLED, _ENDED)
-    if scheduler.board.journal is not None:
-        scheduler.board.journal.reset(key, _ENDED)
-    return run
+            execution.ask_to_end(RunState.CANCELLED, ENDED)
 
 
 def concerns(execution: Execution, key: str, file: str) -> bool:
@@ -64,8 +79,12 @@ def concerns(execution: Execution, key: str, file: str) -> bool:
     return execution.run.session == key or execution.session_file == file
 
 
-async def _put_away(ctx: RunContext, *, sessions: Sessions, file: str, archive: bool) -> str | None:
+async def _put_away(
+    ctx: RunContext, *, sessions: Sessions, file: str, archive: bool, barred: anyio.Event | None
+) -> str | None:
     """Move the transcript aside, or delete it. Returns its new path; `None` when it was empty, or deleted."""
+    if barred is not None:
+        await barred.wait()
     to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
     moved = await sessions.store.set_aside(file, to, under=ctx._permit.fence)
     return to if moved and to is not None and not _removed_if_empty(to) else None

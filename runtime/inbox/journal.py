@@ -106,6 +106,23 @@ class InboxJournal:
         self._store.withdraw(session, reason)
         self.cancelled(lane=None, session=session, reason=reason)
 
+    async def cancel_waiting(
+        self, lane: str | None, session: str | None, reason: str, *, message: int | None = None, upto: int | None = None
+    ) -> list[int]:
+        """End what waits, on disk only or not; returns the messages. A checkpoint.
+
+        Raises:
+            InboxDown: that could not be kept.
+        """
+        answer = Answer[list[int]]()
+
+        def cancelled(ids: list[int] | None, down: BaseException | None) -> None:
+            self._cancelled(reason, ids, down)
+            answer(ids, down)
+
+        self._store.cancel_waiting(lane, session, reason, cancelled, message=message, upto=upto)
+        return await answer.wait()
+
     def _cancelled(self, reason: str, ids: list[int] | None, _down: BaseException | None) -> None:
         door = self._door
         for one in ids or ():

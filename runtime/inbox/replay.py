@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from contextvars import copy_context
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import anyio
 
@@ -71,6 +71,8 @@ class Replay:
         """Messages to be put right before anything else."""
         self.replayed = 0
         """Messages that were brought back."""
+        self.comes_first_here = False
+        """Whether what is brought back was accepted by any process: no policy has been applied to it yet."""
         door.replayed, door.on_full, door.untold = self._replayed, self._no_room, self._untold.__contains__
         door.behind = lambda: self.behind
         journal.on_end, journal.on_cut = self._run_ended, self._put_right_soon
@@ -302,9 +304,12 @@ class Replay:
         if not row.attempt:  # else its wait ended in time when it began
             request.waited_s = max(0.0, process.wall() - row.accepted_at)
         request.attempt = row.attempt + 1
-        # Messages that waited may be answered together. What the other policies do to a message, they did when it came.
-        asked = row.when_busy or request.spec.when_busy
-        return request, "collect" if asked == "collect" else "queue"
+        asked = cast("WhenBusy", row.when_busy or request.spec.when_busy)
+        if asked == "collect" or (self.comes_first_here and not row.attempt and asked != "reject"):
+            return request, asked
+        # Messages that waited may be answered together. What the other policies do to a message, they did when it came;
+        # and to refuse one is too late once it is kept.
+        return request, "queue"
 
     def _is_full(self, request: Request) -> bool:
         board, limit = self._scheduler.board, request.spec.queue_limit

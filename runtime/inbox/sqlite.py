@@ -137,10 +137,20 @@ class SqliteInbox:
         """Have a message wait again."""
         self._do(lambda c: statements.requeue(c, message, process.wall()), report)
 
-    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
+    def cancel_waiting(
+        self,
+        lane: str | None,
+        session: str | None,
+        reason: str,
+        report: Report,
+        *,
+        message: int | None = None,
+        upto: int | None = None,
+    ) -> None:
         """Messages that wait end as cancelled."""
+        which = (lane, session, message, upto)
         why = _kept_as(reason)
-        self._do(lambda c: statements.cancel_waiting(c, lane, session, process.wall(), why), report)
+        self._do(lambda c: statements.cancel_waiting(c, which, process.wall(), why), report)
 
     # Questions to persons
 

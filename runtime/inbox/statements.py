@@ -119,13 +119,21 @@ def end(
 
 
 def cancel_waiting(
-    connection: sqlite3.Connection, lane: str | None, session: str | None, now: float, reason: str
+    connection: sqlite3.Connection,
+    which: tuple[str | None, str | None, int | None, int | None],
+    now: float,
+    reason: str,
 ) -> list[int]:
-    """Note that messages that wait, of a lane, of a session or all, are cancelled; returns their ids."""
+    """Note that messages that wait are cancelled; returns their ids.
+
+    Args:
+        which: of that lane, of that session, with that id, up to that id; `None` says nothing.
+    """
     found = connection.execute(
         "UPDATE message SET state = 'cancelled', ended_at = ?1, reason = ?2 WHERE state = 'accepted' "
-        "AND (?3 IS NULL OR lane = ?3) AND (?4 IS NULL OR session = ?4) RETURNING id",
-        (now, reason, lane, session),
+        "AND (?3 IS NULL OR lane = ?3) AND (?4 IS NULL OR session = ?4) AND (?5 IS NULL OR id = ?5) "
+        "AND (?6 IS NULL OR id <= ?6) RETURNING id",
+        (now, reason, *which),
     )
     return [message for (message,) in found]
 

@@ -68,8 +68,22 @@ class InboxStore(Protocol):
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room, and its sender is told so: it is dropped, and its key is free."""
 
-    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
-        """Messages that wait, of a lane, of a session or all, end as cancelled; reports their ids."""
+    def cancel_waiting(
+        self,
+        lane: str | None,
+        session: str | None,
+        reason: str,
+        report: Report,
+        *,
+        message: int | None = None,
+        upto: int | None = None,
+    ) -> None:
+        """Messages that wait, of a lane, of a session or all, end as cancelled; reports their ids.
+
+        Args:
+            message: that one only.
+            upto: only those up to that id.
+        """
 
     def withdraw(self, session: str, reason: str) -> None:
         """The open questions of a session are withdrawn; messages that wait for an answer end as cancelled."""

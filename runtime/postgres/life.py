@@ -27,7 +27,8 @@ from .errors import NodeLost, StoreDown
 from .link import Link, Rows
 from .schema import check, make
 
-_JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s)"
+_JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s) returning number"
+_JOIN_AGAIN = "insert into {s}.node (id, name, host, pid, ttl, grace, number) values (%s, %s, %s, %s, %s, %s, %s)"
 _NOW = "select extract(epoch from clock_timestamp())::float8"
 _BEAT = "update {s}.node set beat_at = clock_timestamp(), figures = coalesce(%s, figures) where id = %s returning 1"
 _REAP = "select place, name, pending from {s}.reaped(%s)"
@@ -62,13 +63,15 @@ class Life:
         inherited: Callable[[list[Inherited]], None],
         figures: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._link, self._store, self._name = link, link.store, name
+        self._link, self._store, self.name = link, link.store, name
         self._joined, self._lost, self._inherited, self._figures = joined, lost, inherited, figures
         self.deadline = float("-inf")
         """When this node gives itself up (`time.monotonic`). Read from any thread."""
         self.clock_ahead_s = 0.0
         """How far the server's clock is ahead of this machine's."""
         self.beats = 0
+        self.number = 0
+        """Of this process among all that ever used the schema; it is kept over the loss of a node."""
 
     def alive(self) -> bool:
         """Whether this node may write. From any thread."""
@@ -112,14 +115,19 @@ class Life:
 
     async def _join(self, connection: psycopg.AsyncConnection) -> None:
         node, sent = secrets.randbits(62) + 1, time.monotonic()
-        row = (node, self._name, socket.gethostname(), os.getpid(), self._store.ttl, self._store.grace_s)
-        await connection.execute(self._link.statement(_JOIN), row)
+        row = (node, self.name, socket.gethostname(), os.getpid(), self._store.ttl, self._store.grace_s)
+        if self.number:
+            await connection.execute(self._link.statement(_JOIN_AGAIN), (*row, self.number))
+        else:
+            numbered = await (await connection.execute(self._link.statement(_JOIN), row)).fetchone()
+            assert numbered is not None
+            self.number = numbered[0]
         found = await (await connection.execute(self._link.statement(_NOW))).fetchone()
         assert found is not None
         self.clock_ahead_s = found[0] - time.time()
         self.deadline = sent + _MARGIN * self._store.ttl
         self._link.node, self._link.trouble = node, None
-        log("node_joined", store=self._link.name, node=node, name=self._name)
+        log("node_joined", store=self._link.name, node=node, name=self.name)
         self._link.post(partial(self._joined, node))
 
     async def live(self, connection: psycopg.AsyncConnection) -> None:

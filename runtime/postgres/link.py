@@ -85,7 +85,8 @@ class Link:
         """Steps that were handed over and not reported yet; on the program's loop."""
         self.reconnects = 0
         self.on_hint: Callable[[int], None] = lambda _node: None
-        """Called on the program's loop when another node has something for this one, or (0) for any."""
+        """Called on the program's loop when another node has something for this one, or (0) for any; with a minus, a
+        command or an answer to one."""
         self._statements: dict[str, sql.Composed] = {}
         self._writes: deque[tuple[Step, Report]] = deque()
         self._asked: deque[tuple[Step, Report]] = deque()
@@ -340,7 +341,7 @@ class Link:
                 await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel_of(self.store.schema))))
                 async for note in connection.notifies():
                     said = int(note.payload) if note.payload.lstrip("-").isdigit() else 0
-                    if said in (0, self.node):
+                    if said in (0, self.node, -self.node):
                         self._post(partial(self.on_hint, said))
             except (psycopg.Error, OSError) as error:
                 _raise_if_cancelled()

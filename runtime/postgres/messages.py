@@ -175,12 +175,12 @@ class PostgresMessages:
         self, ids: Sequence[int], state: MessageState, reason: str, result: bytes | None, report: Report | None
     ) -> None:
         """Messages have ended."""
-        values = (self._link.node, list(ids), state, _clean(reason), result, list(MAY_BECOME[state]))
+        values = (self._link.node, list(ids), state, clean(reason), result, list(MAY_BECOME[state]))
         self._do("select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[])", values, report)
 
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room."""
-        values = (self._link.node, message, _clean(reason), list(MAY_BECOME[MessageState.DROPPED]))
+        values = (self._link.node, message, clean(reason), list(MAY_BECOME[MessageState.DROPPED]))
         self._do("select {s}.refused(%s, %s::bigint, %s, %s::text[])", values, report)
 
     def told(self, ids: Sequence[int]) -> None:
@@ -200,10 +200,21 @@ class PostgresMessages:
 
         self._do("select {s}.again(%s::bigint)", (message,), done, lambda rows: rows[0][0])
 
-    def cancel_waiting(self, lane: str | None, session: str | None, reason: str, report: Report) -> None:
+    def cancel_waiting(
+        self,
+        lane: str | None,
+        session: str | None,
+        reason: str,
+        report: Report,
+        *,
+        message: int | None = None,
+        upto: int | None = None,
+    ) -> None:
         """Messages that wait end as cancelled, but for those of sessions that other nodes conduct."""
-        values = (self._link.node, lane, session, _clean(reason))
-        self._do("select {s}.cancelled(%s, %s, %s, %s)", values, report, lambda rows: [row[0] for row in rows])
+        values = (self._link.node, lane, session, clean(reason), message, upto)
+        text = "select {s}.cancelled(%s, %s, %s, %s, %s::bigint, %s::bigint)"
+        place = "" if session is None else place_of(session, 0)
+        self._do(text, values, report, lambda rows: [row[0] for row in rows], place)
 
     # Questions to persons
 
@@ -215,7 +226,7 @@ class PostgresMessages:
             "update {s}.message m set state = 'cancelled', ended_at = clock_timestamp(), reason = %s from a "
             "where m.asked = a.id and m.state = 'waiting'"
         )
-        self._do(text, (session, _clean(reason)), None)
+        self._do(text, (session, clean(reason)), None)
 
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question."""
@@ -490,6 +501,6 @@ def row_of(found: tuple[Any, ...], ahead: float) -> InboxRow:
     return InboxRow(**fields)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text without what the database refuses: a reason may quote anything."""
     return text.replace("\0", "\\0").encode("utf-8", "replace").decode()

@@ -16,6 +16,7 @@ from ..inbox.answer import Answer
 from ..inbox.service import InboxService
 from ..inbox.settings import Inbox
 from . import life as lives
+from .commands import Commands
 from .errors import NodeLost, StoreDown
 from .life import Inherited, Life
 from .link import Link
@@ -25,6 +26,8 @@ from .settings import PostgresStore
 from .transcripts import PostgresTranscripts
 
 CLOSE_WITHIN_S = 15.0
+_RUNS_OF_A_PROCESS = 10_000_000_000
+"""So run 30,000,000,017 is the 17th one of the third process that used the schema."""
 
 
 class Node:
@@ -41,6 +44,7 @@ class Node:
             joined=self.ownership.look,
             inherited=self._inherited,
         )
+        self.commands = Commands(self.link, self.ownership.take)
         self.transcripts = PostgresTranscripts(self.link, self.life, store.name)
         self.messages = PostgresMessages(self.link, self, scheduler.board.specs)
         self.service = service = InboxService(scheduler, self.messages, settings)
@@ -52,7 +56,9 @@ class Node:
         self.link.on_hint = self._hint
         service.journal.cut_by = (StoreDown, NodeLost)
         service.journal.conduct, service.journal.answer = self.ownership.begin, self.transcripts.finish
-        service.tasks += [self.ownership.serve]
+        service.tasks += [self.ownership.serve, self.commands.serve]
+        service.replay.comes_first_here = True
+        service.door.behind = lambda: True  # what other nodes have accepted, this one need not know of
         board = scheduler.board
         board.ownership, board.sessions = self.ownership, self.transcripts
 
@@ -84,6 +90,7 @@ class Node:
         except BaseException:
             self.link.stop()
             raise
+        self._scheduler.intake.number_from(self.life.number * _RUNS_OF_A_PROCESS)
 
     async def close(self) -> None:
         """Commit what was handed over, give everything back, and leave. A checkpoint that is not interrupted."""
@@ -107,6 +114,9 @@ class Node:
         self.service.replay.look_again()
 
     def _hint(self, node: int) -> None:
+        if node < 0:
+            self.commands.look()
+            return
         self.ownership.look(node)
         self.service.watch.look()
 

@@ -33,6 +33,8 @@ from .link import Link, Rows, Step
 LINGER_S = 1.0
 """How long a session without work stays with its node."""
 _LOOK_S = 0.5
+_LOOK_SOON_S = 0.05
+"""The same while another node waits for a session that has work here: nothing else says when that has ended."""
 MOST_AT_ONCE = 100
 """Sessions that are claimed at once."""
 
@@ -67,6 +69,8 @@ class Ownership:
         self.on_lost: Callable[[], None] = lambda: None
         """Called before the runs of a lost node are ended."""
         self.claimed = self.given_back = 0
+        self._asked_for = False
+        """Whether another node waits for a session that has work here."""
 
     @property
     def count(self) -> int:
@@ -172,10 +176,11 @@ class Ownership:
                     await self._step()
             except Exception as error:  # the link says what is wrong with the database, and tries again
                 log("ownership_waits", level="warning", store=self._link.name, error=described(error))
-            with anyio.move_on_after(_LOOK_S):
+            with anyio.move_on_after(_LOOK_SOON_S if self._asked_for else _LOOK_S):
                 await more.wait()
 
     async def _step(self) -> None:
+        self._asked_for = False
         if self._owned:
             await self._give_back()
         if room := self._room():
@@ -196,6 +201,7 @@ class Ownership:
         node = self._link.node
         text = "select place from {s}.session where owner = %s and wanted"
         wanted = {row[0] for row in await self._do(text, (node,), None)}
+        self._asked_for = any(self._is_busy(place) for place in wanted)
         now, leaving = _clock.clock.now(), list[str]()
         for place, since in self._owned.items():
             if self._is_busy(place):

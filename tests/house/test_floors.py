@@ -42,7 +42,7 @@ ORDER: dict[str, list[str]] = {
         "process",
         "inbox",
         "postgres",
-        "ending",
+        "ending everywhere",
         "restart",
         "life",
         "supervisor",

@@ -1,0 +1,207 @@
+"""The calls of a supervisor that reach all processes with the same sessions, and what they do in each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lanes import InvalidLane, Run, RunState
+from lanes.checks import shown
+from lanes.core.execution import execution_of
+from lanes.core.reset import ENDED, end_here
+from lanes.core.scheduler import Scheduler
+from lanes.message import ids_of
+from locks import _clock
+from locks.checks import flag
+
+from .calls import end_runs
+
+if TYPE_CHECKING:
+    from .inbox.service import InboxService
+    from .postgres.commands import Commands
+
+_MOST_RUNS = 1_000
+_MOST_REASON = 1_000
+_MOST_WHOLE = (1 << 63) - 1
+
+
+class RunSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of any process, as it was when that process was asked."""
+
+    node: str
+    """What the process is called."""
+    id: int
+    """Of the run: on a store, no other run of any process has it."""
+    lane: str
+    session: str | None
+    state: RunState
+    reason: str
+    """Why it was asked to end, or how it has ended."""
+    attempt: int
+    seconds: float
+    """For how long it runs, or has waited."""
+    messages: list[int]
+    """The accepted messages that it answers."""
+
+
+class Everywhere:
+    """The calls of a supervisor that reach all processes with the same sessions: `Supervisor.everywhere`.
+
+    Those are the processes on the same `PostgresStore`. Without one it is this process alone, and each call does what
+    `Supervisor` does. All are checkpoints; cancelled, those that were asked do it all the same.
+
+    Raises, each call:
+        StoreDown: the database cannot be reached; some may have done it.
+        TimeoutError: not all have answered within the store's `ttl + grace` and 5 seconds: an event loop stands still,
+            say. They do it when they can.
+    """
+
+    def __init__(self, scheduler: Scheduler, inbox: InboxService | None, commands: Commands | None, node: str) -> None:
+        self._scheduler, self._inbox, self._commands, self._node = scheduler, inbox, commands, node
+        if commands is not None:
+            commands.handlers |= {"cancel": self._cancel, "reset": self._end_for_reset, "runs": self._runs}
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes may have the same sessions."""
+        return self._commands is not None
+
+    async def cancel(
+        self,
+        *,
+        lane: str | None = None,
+        session: str | None = None,
+        message: int | None = None,
+        reason: str = "cancelled",
+        queued: bool = True,
+    ) -> int:
+        """Ask all runs of a lane, of a session, the run that is to answer a message, or all to end, wherever they are.
+
+        Args:
+            queued: whether to cancel the queued ones too, and accepted messages that wait on disk only.
+
+        Returns:
+            How many were asked, with the messages that have ended since nothing but their row waited.
+
+        Raises:
+            InvalidLane: an argument is not allowed. Nothing has changed.
+        """
+        if message is not None and (type(message) is not int or not 0 < message <= _MOST_WHOLE):
+            raise InvalidLane(f"message: {shown(message)} is not allowed; allowed: the id of an accepted message")
+        flag("queued", queued)
+        which = {
+            "lane": _text("lane", lane),
+            "session": _text("session", session),
+            "message": message,
+            "reason": str(reason)[:_MOST_REASON].encode(errors="replace").decode(),
+            "queued": queued,
+        }
+        if self._commands is None:
+            asked: int = await self._cancel(which, _MOST_WHOLE)
+            return asked
+
+        async def here(upto: int) -> Any:
+            return await self._cancel(which, upto)
+
+        commands = self._commands
+
+        async def left(upto: int) -> bool:
+            return queued and await commands.waits(lane, session, message, upto)
+
+        return sum(await commands.tell_all("cancel", which, here=here, left=left))
+
+    async def runs(self, *, lane: str | None = None, session: str | None = None) -> list[RunSeen]:
+        """The queued and running runs of all processes, those of each oldest first, and at most 1,000 of each."""
+        which = {
+            "lane": _text("lane", lane),
+            "session": _text("session", session),
+        }
+        return await self._seen(which)
+
+    async def find(self, run_id: int) -> RunSeen | None:
+        """A run of any process that is queued, runs, or is among the last ended ones that its process keeps."""
+        if type(run_id) is not int or not 0 <= run_id <= _MOST_WHOLE:
+            return None
+        found = await self._seen({"run": run_id})
+        return found[0] if found else None
+
+    async def _seen(self, which: Mapping[str, Any]) -> list[RunSeen]:
+        async def here(upto: int) -> Any:
+            return await self._runs(which, upto)
+
+        pages = [await here(0)] if self._commands is None else await self._commands.tell_all("runs", which, here=here)
+        return [msgspec.convert(one, RunSeen) for page in pages for one in page]
+
+    async def _reset(self, key: str) -> None:
+        """End the runs of a session in other processes, and have them write nothing to it any more."""
+        assert self._commands is not None and self._inbox is not None
+        commands, journal = self._commands, self._inbox.journal
+
+        async def here(upto: int) -> Any:
+            await journal.cancel_waiting(None, key, ENDED, upto=upto)
+
+        async def left(upto: int) -> bool:
+            return await commands.waits(None, key, None, upto)
+
+        await commands.tell_all("reset", {"session": key}, here=here, left=left, wants=f"s:{key}")
+
+    # What a process does that is asked
+
+    async def _cancel(self, which: Mapping[str, Any], _upto: int) -> int:
+        lane, session, message, reason = (which[name] for name in ("lane", "session", "message", "reason"))
+        inbox, on_disk = self._inbox, None
+        known = set(inbox.door.in_memory) if inbox is not None else set()
+        if message is None:
+            asked = end_runs(self._scheduler, lane, session, reason, queued=which["queued"])
+        else:
+            run = inbox.door.in_memory.get(message) if inbox is not None else None
+            chosen = run is not None and (which["queued"] or run.state is RunState.RUNNING)
+            asked = int(chosen and run is not None and run.cancel(reason))
+        if which["queued"] and inbox is not None:
+            on_disk = await inbox.journal.cancel_waiting(lane, session, reason, message=message)
+        return asked + len(set(on_disk or ()) - known)
+
+    async def _end_for_reset(self, which: Mapping[str, Any], upto: int) -> None:
+        end_here(self._scheduler, which["session"])
+        if self._inbox is not None:
+            await self._inbox.journal.cancel_waiting(None, which["session"], ENDED, upto=upto)
+
+    async def _runs(self, which: Mapping[str, Any], _upto: int) -> list[dict[str, Any]]:
+        board = self._scheduler.board
+        if "run" in which:
+            found = board.find(which["run"])
+            return [] if found is None else [self._seen_here(found)]
+        chosen = [
+            execution.run
+            for execution in board.live.values()
+            if which["lane"] in (None, execution.run.lane) and which["session"] in (None, execution.run.session)
+        ]
+        return [self._seen_here(run) for run in chosen[:_MOST_RUNS]]
+
+    def _seen_here(self, run: Run) -> dict[str, Any]:
+        execution, outcome = execution_of(run), run.outcome
+        if outcome is not None:
+            seconds = outcome.ran_s or outcome.waited_s
+        else:
+            seconds = max(0.0, _clock.clock.now() - (run.started_at or run.enqueued_at))
+        return {
+            "node": self._node,
+            "id": run.id,
+            "lane": run.lane,
+            "session": run.session,
+            "state": run.state.value,
+            "reason": run.reason,
+            "attempt": run.attempt,
+            "seconds": seconds,
+            "messages": ids_of(execution.messages or ()) if execution is not None else [],
+        }
+
+
+def _text(what: str, given: str | None) -> str | None:
+    if given is None:
+        return None
+    from .inbox.door import storable  # noqa: PLC0415 -- most programs that embed a supervisor have no inbox
+
+    return storable(what, given)

@@ -1,0 +1,210 @@
+"""From any node: what another one conducts is steered, interrupted, cancelled, reset, found and waited for."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+
+import anyio
+import psycopg
+import pytest
+
+from lanes import InvalidLane, LaneSpec, RunState
+from runtime import PostgresStore, StoreDown, Supervisor
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def store(pg, schema):
+    return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
+
+
+def rows(pg, statement, *values):
+    with psycopg.connect(pg.dsn, autocommit=True) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+class Bodies:
+    """What the handlers of all nodes have been given, and when one may go on."""
+
+    def __init__(self):
+        self.began, self.go_on = anyio.Event(), anyio.Event()
+        self.got = []
+
+    def of(self, name, **settings):
+        async def handler(ctx, messages):
+            self.got.append((name, [message.body for message in messages]))
+            await ctx.session.append({"by": name, "got": [message.body for message in messages]})
+            self.began.set()
+            if messages[0].body == "hang":
+                await anyio.sleep_forever()
+            if messages[0].body == "listen":
+                heard = await ctx.inbox.receive()
+                self.got.append((name, heard.body))
+                return heard.body
+            if messages[0].body == "wait":
+                await self.go_on.wait()
+            return name
+
+        return LaneSpec("main", handler=handler, **settings)
+
+
+@asynccontextmanager
+async def two_nodes(store, bodies, **settings):
+    one = Supervisor(store, lanes=[bodies.of("one", **settings)], node="one")
+    two = Supervisor(store, lanes=[bodies.of("two", **settings)], node="two")
+    with anyio.fail_after(30):
+        async with one, two:
+            yield one, two
+
+
+async def test_a_cancel_reaches_what_runs_and_what_waits_on_another_node(store, pg, schema):
+    bodies = Bodies()
+    async with two_nodes(store, bodies) as (one, two):
+        running = await one.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        waiting = await two.accept("main", "later", session="s")
+        other = await one.accept("main", "wait", session="t")
+        assert two.cancel(session="s") == 0
+        assert await two.everywhere.cancel(session="s", reason="stop said so") == 2
+        for accepted in (running, waiting):
+            outcome = await accepted.wait(20)
+            assert (outcome.state, outcome.reason) == (RunState.CANCELLED, "stop said so")
+        assert other.outcome is None
+        assert await two.everywhere.cancel(message=other.id, queued=False) == 1
+        assert (await other.wait(20)).state is RunState.CANCELLED
+        assert await two.everywhere.cancel(message=other.id) == 0
+        with pytest.raises(InvalidLane):
+            await two.everywhere.cancel(message=0)
+    assert rows(pg, f"select count(*) from {schema}.command") == [(0,)]
+
+
+async def test_messages_from_another_node_steer_and_interrupt(store):
+    bodies = Bodies()
+    async with two_nodes(store, bodies, when_busy="steer") as (one, two):
+        listens = await one.accept("main", "listen", session="s")
+        await bodies.began.wait()
+        heard = await two.accept("main", "left!", session="s")
+        assert (await listens.wait(20)).value == "left!"
+        assert (await heard.wait(20)).value == "left!"
+        bodies.began = anyio.Event()
+        hangs = await one.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        instead = await two.accept("main", "instead", session="s", when_busy="interrupt")
+        assert (await instead.wait(20)).value == "one"
+        assert (await hangs.wait(20)).state is RunState.SUPERSEDED
+
+
+async def test_runs_are_found_on_any_node_and_have_one_id(store):
+    bodies = Bodies()
+    async with two_nodes(store, bodies) as (one, two):
+        accepted = await one.accept("main", "wait", session="s")
+        await bodies.began.wait()
+        mine = two.submit("cron", anyio_sleep, session="t")
+        (seen,) = await two.everywhere.runs(session="s")
+        run = accepted.run
+        assert run is not None
+        assert (seen.id, seen.node, seen.state, seen.messages) == (run.id, "one", RunState.RUNNING, [accepted.id])
+        assert {one.node for one in await one.everywhere.runs()} == {"one", "two"}
+        assert run.id // 10**10 != mine.id // 10**10 > 0
+        bodies.go_on.set()
+        await accepted.wait(20)
+        found = await two.everywhere.find(run.id)
+        assert found is not None and found.state is RunState.DONE
+        assert await two.everywhere.find(7) is None
+        await two.everywhere.cancel()
+
+
+async def anyio_sleep(ctx):
+    await anyio.sleep_forever()
+
+
+async def test_a_reset_ends_and_bars_what_runs_on_another_node(store, pg, schema):
+    bodies, refused = Bodies(), []
+
+    async def notes(ctx):
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await ctx.session.append({"note": "late"})
+                except Exception as error:
+                    refused.append(error)
+
+    async with two_nodes(store, bodies) as (one, two):
+        running = await one.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        waiting = await one.accept("main", "later", session="s")
+        note = one.submit("cron", notes, session="s", turn=False)
+        async with anyio.create_task_group() as group:
+            put_away = []
+
+            async def reset():
+                put_away.append(await two.reset("s"))
+
+            group.start_soon(reset)
+            with anyio.fail_after(20):
+                await running.wait()
+                assert (await waiting.wait()).state is RunState.CANCELLED
+            after = await one.accept("main", "new", session="s")
+            assert (await after.wait(20)).state is RunState.DONE
+        assert str(put_away[0]).startswith(f"{store.name}/s.reset.")
+        await note.wait()
+        assert len(refused) == 1
+    lines = rows(pg, f"select incarnation, line from {schema}.entry order by incarnation, seq")
+    assert [(number, json.loads(line)["got"]) for number, line in lines] == [(0, ["hang"]), (1, ["new"])]
+
+
+async def test_a_node_that_is_gone_is_asked_no_more_and_its_heir_is(pg, schema, proxy):
+    """What it had falls to the asker, which ends it too."""
+    bodies = Bodies()
+    mine = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
+    cut = PostgresStore(pg.dsn_at(proxy.port), schema=schema, ttl=1.0)
+    lanes = [bodies.of("mine", repeat=True)]
+    async with Supervisor(mine, lanes=lanes, node="mine") as sup, Supervisor(cut, lanes=lanes, node="cut") as other:
+        hangs = await other.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        waiting = await sup.accept("main", "later", session="s")
+        proxy.hold()
+        with anyio.fail_after(30):
+            assert await sup.everywhere.cancel(session="s") >= 1
+            assert (await waiting.wait()).state is RunState.CANCELLED
+            found = await sup.find_message(hangs.id)
+            assert found is not None
+            assert (await found.wait()).state is RunState.CANCELLED
+        proxy.pass_on()
+
+
+async def test_a_node_that_cannot_do_it_or_does_not_answer_is_named(store):
+    bodies = Bodies()
+    async with two_nodes(store, bodies) as (one, two):
+
+        async def fails(which, upto):
+            raise ValueError("broken")
+
+        one.everywhere._commands.handlers["runs"] = fails
+        with pytest.raises(StoreDown, match=r"node one could not do it.*broken"):
+            await two.everywhere.runs()
+
+        async def hangs(which, upto):
+            await anyio.sleep_forever()
+
+        one.everywhere._commands.handlers["runs"] = hangs
+        two.everywhere._commands.within_s = 0.2
+        with pytest.raises(TimeoutError, match=r"\(one\)"):
+            await two.everywhere.runs()
+
+
+async def test_without_a_store_everywhere_is_this_process(tmp_path):
+    bodies = Bodies()
+    async with Supervisor(tmp_path, lanes=[bodies.of("me")], inbox=True) as sup:
+        accepted = await sup.accept("main", "hang", session="s")
+        queued = await sup.accept("main", "later", session="s")
+        await bodies.began.wait()
+        assert [run.id for run in await sup.everywhere.runs(session="s")] == [1, 2]
+        assert await sup.everywhere.cancel(message=queued.id) == 1
+        assert await sup.everywhere.cancel(session="s") == 1
+        assert (await accepted.wait(20)).state is RunState.CANCELLED
+        assert await sup.everywhere.find(99) is None
