@@ -141,8 +141,9 @@ create function {s}.started(p_node bigint, p_place text, p_nonce bigint, p_ids b
 language plpgsql as $$
 declare f bigint := 0;
 begin
-  perform 1 from {s}.session t where t.place = p_place
-    or t.place in (select m.place from {s}.message m where m.id = any(p_ids)) order by t.place for update;
+  perform 1 from {s}.session t
+    where t.place = any(array(select m.place::text from {s}.message m where m.id = any(p_ids)) || p_place)
+    order by t.place for update;
   if p_all and not exists (select from {s}.session t where t.place = p_place and t.nonce = p_nonce) and (
       select count(*) from {s}.message m join {s}.session t on t.place = m.place
       where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked') and t.owner = p_node
@@ -186,6 +187,23 @@ begin
   perform {s}.tell(m.taken_by) from {s}.message m join {s}.node d on d.id = m.taken_by
     where m.id = any(p_ids) and m.taken_by <> p_node group by m.taken_by;
   return n;
+end $$;
+
+create function {s}.asks(
+  p_id text, p_key text, p_lane text, p_session text, p_route bytea, p_question bytea, p_options bytea, p_keep bytea,
+  p_asked_at timestamptz, p_expires_at timestamptz) returns setof {s}.ask
+language plpgsql as $$
+begin
+  for attempt in 1..10 loop  -- one with its key may be asked, or closed, at this moment
+    insert into {s}.ask (id, key, lane, session, route, question, options, keep, asked_at, expires_at, state)
+      values (p_id, p_key, p_lane, p_session, p_route, p_question, p_options, p_keep, p_asked_at, p_expires_at, 'open')
+      on conflict do nothing;
+    return query select * from {s}.ask a where a.id = p_id
+      or a.key = p_key and a.lane = p_lane and coalesce(a.session, '') = coalesce(p_session, '') and a.state = 'open'
+      limit 1;
+    if found then return; end if;
+  end loop;
+  raise exception 'lanes: the key of a question changes hands too often' using errcode = '40001';
 end $$;
 
 create function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[], p_done text[])
@@ -536,8 +554,9 @@ language plpgsql as $$
 declare r record;
 begin
   insert into {s}.session (place) values (p_place) on conflict do nothing;
-  perform 1 from {s}.session t where t.place = p_place
-    or t.place in (select m.place from {s}.message m where m.asked = p_ask) order by t.place for update;
+  perform 1 from {s}.session t
+    where t.place = any(array(select m.place::text from {s}.message m where m.asked = p_ask) || p_place)
+    order by t.place for update;
   update {s}.ask a set state = p_state, value = p_value, by = p_by, ended_at = clock_timestamp(), answer = p_token
     where a.id = p_ask and a.state = 'open';
   if not found and not exists (select from {s}.ask a where a.id = p_ask and a.answer = p_token) then

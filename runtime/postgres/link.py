@@ -40,6 +40,11 @@ _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAv
 _REFUSES = (errors.InsufficientResources, errors.ReadOnlySqlTransaction, errors.OperatorIntervention)
 """The server can do nothing now: it is full, read-only, or shuts down."""
 
+_LOCK = (
+    "select 1 from {s}.session t where t.place = any(%s::text[] || array(select m.place::text from {s}.message m "
+    "where m.id = any(%s::bigint[]))) order by t.place for update"
+)
+
 Decode = Callable[[list[tuple[Any, ...]]], Any]
 Rows = list[tuple[Any, ...]]
 
@@ -51,8 +56,12 @@ class Step(NamedTuple):
     values: Sequence[Any]
     decode: Decode
     place: str = ""
-    """The session that it concerns: those of a transaction are done in the order of their places, so that the
+    """The session that it concerns. A transaction locks all that its steps concern first, in one order, so that the
     transactions of two nodes never wait for each other in a ring."""
+    places: Sequence[str] = ()
+    """Further ones."""
+    ids: Sequence[int] = ()
+    """Messages whose sessions it concerns."""
 
 
 class _Connection(psycopg.AsyncConnection):
@@ -277,20 +286,19 @@ class Link:
             await _closed(connection)
 
     async def _commit(self, connection: psycopg.AsyncConnection, batch: list[tuple[Step, Report]]) -> list[Any]:
-        if len(batch) == 1:
-            step = batch[0][0]
-            return [step.decode(await self._rows(connection, step))]
-        order = sorted(range(len(batch)), key=lambda n: batch[n][0].place)
-        cursors: dict[int, psycopg.AsyncCursor[tuple[Any, ...]]] = {}
+        steps = [step for step, _ in batch]
+        if len(steps) == 1:
+            return [_decoded(steps[0], await self._rows(connection, steps[0]))]
+        places = {place for step in steps for place in (step.place, *step.places) if place}
+        ids = [one for step in steps for one in step.ids]
         async with connection.pipeline(), connection.transaction():
-            for n in order:
-                step = batch[n][0]
-                cursors[n] = await connection.execute(self.statement(step.statement), step.values)
-        return [batch[n][0].decode(await cursors[n].fetchall()) for n in range(len(batch))]
+            if places or ids:
+                await connection.execute(self.statement(_LOCK), (list(places), ids))
+            cursors = [await connection.execute(self.statement(step.statement), step.values) for step in steps]
+        return [_decoded(step, await _fetched(cursor)) for step, cursor in zip(steps, cursors, strict=True)]
 
     async def _rows(self, connection: psycopg.AsyncConnection, step: Step) -> Rows:
-        cursor = await connection.execute(self.statement(step.statement), step.values)
-        return await cursor.fetchall() if cursor.description is not None else []
+        return await _fetched(await connection.execute(self.statement(step.statement), step.values))
 
     async def answer(self) -> None:
         """Answer questions, one after the other, until it is cancelled."""
@@ -325,7 +333,7 @@ class Link:
                     one = None
                 else:
                     retry_s = _SOONEST_RETRY_S
-                    self._report([one], [step.decode(rows)], None)
+                    self._report([one], [_decoded(step, rows)], None)
                     one = None
         finally:
             if one is not None:
@@ -390,6 +398,19 @@ class Link:
                     self._post(report_all)
 
         self._post(report_all)
+
+
+async def _fetched(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> Rows:
+    """The rows of a statement; none where it is an update that returns none, whose result cannot be fetched."""
+    return await cursor.fetchall() if cursor.description is not None else []
+
+
+def _decoded(step: Step, rows: Rows) -> Any:
+    """What a step reports: of rows that it does not understand, the error, since they are committed."""
+    try:
+        return step.decode(rows)
+    except Exception as error:
+        return error
 
 
 def _raise_if_cancelled() -> None:

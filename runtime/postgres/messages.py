@@ -102,8 +102,17 @@ class PostgresMessages:
         """As `close`, without waiting."""
         self._life.let_go()
 
-    def _do(self, text: str, values: Sequence[Any], report: Report | None, decode: Any = None, place: str = "") -> None:
-        self._link.do(Step(text, values, decode or (lambda _: None), place), report or (lambda _result, _error: None))
+    def _do(
+        self,
+        text: str,
+        values: Sequence[Any],
+        report: Report | None,
+        decode: Any = None,
+        place: str = "",
+        ids: Sequence[int] = (),
+    ) -> None:
+        step = Step(text, values, decode or (lambda _: None), place, ids=ids)
+        self._link.do(step, report or (lambda _result, _error: None))
 
     async def _ask(self, text: str, values: Sequence[Any], decode: Callable[[Rows], Any]) -> Any:
         answer = Answer[Any]()
@@ -157,7 +166,8 @@ class PostgresMessages:
 
     def begin(self, ids: Sequence[int], report: Report | None) -> None:
         """Messages are given to a body that conducts no session, or has begun."""
-        self._do("select {s}.started(%s, null, null, %s::bigint[], false)", (self._link.node, list(ids)), report)
+        values = (self._link.node, list(ids))
+        self._do("select {s}.started(%s, null, null, %s::bigint[], false)", values, report, ids=ids)
 
     def wait_again(self, ids: Sequence[int]) -> None:
         """Messages wait for another attempt."""
@@ -166,6 +176,7 @@ class PostgresMessages:
             "where m.id = any(%s::bigint[]) and m.state = 'started' and t.place = m.place and t.owner = %s::bigint",
             (list(ids), self._link.node),
             None,
+            ids=ids,
         )
 
     def take_back(self, ids: Sequence[int]) -> None:
@@ -176,16 +187,16 @@ class PostgresMessages:
     ) -> None:
         """Messages have ended."""
         values = (self._link.node, list(ids), state, clean(reason), result, list(MAY_BECOME[state]))
-        self._do("select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[])", values, report)
+        self._do("select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[])", values, report, ids=ids)
 
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room."""
         values = (self._link.node, message, clean(reason), list(MAY_BECOME[MessageState.DROPPED]))
-        self._do("select {s}.refused(%s, %s::bigint, %s, %s::text[])", values, report)
+        self._do("select {s}.refused(%s, %s::bigint, %s, %s::text[])", values, report, ids=[message])
 
     def told(self, ids: Sequence[int]) -> None:
         """The lane of messages whose end is unknown was told of them."""
-        self._do("update {s}.message set told = true where id = any(%s::bigint[])", (list(ids),), None)
+        self._do("update {s}.message set told = true where id = any(%s::bigint[])", (list(ids),), None, ids=ids)
 
     def settle(self, report: Report) -> None:
         """Change nothing."""
@@ -198,7 +209,7 @@ class PostgresMessages:
             self.hints += 1
             report(result, error)
 
-        self._do("select {s}.again(%s::bigint)", (message,), done, lambda rows: rows[0][0])
+        self._do("select {s}.again(%s::bigint)", (message,), done, lambda rows: rows[0][0], ids=[message])
 
     def cancel_waiting(
         self,
@@ -226,16 +237,12 @@ class PostgresMessages:
             "update {s}.message m set state = 'cancelled', ended_at = clock_timestamp(), reason = %s from a "
             "where m.asked = a.id and m.state = 'waiting'"
         )
-        self._do(text, (session, clean(reason)), None)
+        self._do(text, (session, clean(reason)), None, place=place_of(session, 0))
 
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question."""
         text = (
-            "with made as (insert into {s}.ask (id, key, lane, session, route, question, options, keep, asked_at, "
-            "expires_at, state) values (%s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s), 'open') "
-            "on conflict do nothing returning *) "
-            f"select {_ASK_COLUMNS} from made union all select {_ASK_COLUMNS} from {{s}}.ask "
-            "where id = %s or key = %s and lane = %s and coalesce(session, '') = %s and state = 'open' limit 1"
+            f"select {_ASK_COLUMNS} from {{s}}.asks(%s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s))"
         )
         ahead = self._life.clock_ahead_s
         values = (
@@ -249,10 +256,6 @@ class PostgresMessages:
             ask.keep,
             ask.asked_at + ahead,
             None if ask.expires_at is None else ask.expires_at + ahead,
-            ask.id,
-            ask.key,
-            ask.lane,
-            ask.session or "",
         )
         self._do(text, values, report, lambda rows: self._asks(rows)[0])
 
@@ -296,7 +299,7 @@ class PostgresMessages:
         """Messages wait for the answer to a question."""
         waiting, done = list(MAY_BECOME[MessageState.WAITING]), list(MAY_BECOME[MessageState.DONE])
         values = (self._link.node, list(ids), ask, f"asked a person: {ask}", waiting, done)
-        self._do("select {s}.waits_for(%s, %s::bigint[], %s, %s, %s::text[], %s::text[])", values, report)
+        self._do("select {s}.waits_for(%s, %s::bigint[], %s, %s, %s::text[], %s::text[])", values, report, ids=ids)
 
     async def find_ask(self, ask: str) -> Ask | None:
         """A question that is kept."""
@@ -383,7 +386,7 @@ class PostgresMessages:
             return 0, 0
         answer = Answer[tuple[int, int]]()
         text = "select * from {s}.recovered(%s, null, %s::bigint[])"
-        self._do(text, (self._link.node, list(ids)), answer, lambda rows: rows[0])
+        self._do(text, (self._link.node, list(ids)), answer, lambda rows: rows[0], ids=ids)
         return await answer.wait()
 
     async def said(self, lane: str, session: str | None, key: str, digest: bytes) -> tuple[int, bool] | None:

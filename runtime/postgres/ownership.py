@@ -224,7 +224,7 @@ class Ownership:
                     self.on_more()
 
         try:
-            await self._do("select {s}.left_alone(%s, %s::text[], false)", (node, leaving), said)
+            await self._do("select {s}.left_alone(%s, %s::text[], false)", (node, leaving), said, places=leaving)
         finally:
             self._leaving.difference_update(leaving)
 
@@ -232,7 +232,14 @@ class Ownership:
         kind, _, key = place.partition(":")
         return kind == "s" and self._scheduler.board.turns.front(f"{self._root}/{key}") is not None
 
-    async def _do(self, text: str, values: Sequence[Any], then: Callable[[Rows], None] | None, place: str = "") -> Rows:
+    async def _do(
+        self,
+        text: str,
+        values: Sequence[Any],
+        then: Callable[[Rows], None] | None,
+        place: str = "",
+        places: Sequence[str] = (),
+    ) -> Rows:
         """Have a statement committed; `then` is called with its rows within the report. A checkpoint."""
         answer = Answer[Rows]()
 
@@ -241,5 +248,5 @@ class Ownership:
                 then(rows)
             answer(rows, error)
 
-        self._link.do(Step(text, values, lambda rows: rows, place), report)
+        self._link.do(Step(text, values, lambda rows: rows, place, places), report)
         return await answer.wait()
