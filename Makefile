@@ -64,6 +64,10 @@ bench-docs: $(STAMP)
 		$(BIN)/python -m benchmarks $$suite $(DOCS)/bounds-$$suite.json; test -s $(DOCS)/bounds-$$suite.json || exit 1; done
 	$(BIN)/python -m benchmarks.document
 
+# Three gateways that share their sessions on a PostgreSQL of their own: killed, restarted, cut off. About 45 seconds.
+cluster: $(STAMP)
+	@$(BIN)/python -m examples.cluster.local $(ARGS)
+
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -4,6 +4,9 @@
     python -m examples.gateway --sessions sessions/     # each option is a variable too, such as GATEWAY_SESSIONS, for
     uvicorn --factory examples.gateway:create_app --timeout-graceful-shutdown 30
 
+With `--store` or `LANES_STORE`, any number of gateways on any machines share their sessions in a PostgreSQL database
+(`lanes db init` makes its schema): each request may come to each of them. See docs/cluster.md and examples/cluster/.
+
 `POST /sessions/{key}/messages`: `{"text": ..., "when_busy"?: ..., "wait"?: seconds or false}`. The message is on disk
     before it is answered: 200 with the reply, or 202 with a message to poll, when it takes longer than `wait` (at most
     `--wait`) or when a person has to be asked first. A request with an `Idempotency-Key` that was sent before gets the
@@ -78,7 +81,7 @@ from examples.wire import (
 )
 from lanes import LaneError, LaneSpec, RunError
 from locks import LockError
-from runtime import Accepted, OutcomeUnknown, Supervisor
+from runtime import Accepted, OutcomeUnknown, PostgresStore, Supervisor
 from runtime.asgi import Supervised
 from runtime.log import configure
 from runtime.metrics import SupervisorCollector
@@ -97,6 +100,9 @@ class Settings:
     heartbeat_every: float
     compact_above: int
     client_timeout: float
+    store: str | None = None
+    node: str | None = None
+    ttl: float = 10.0
 
 
 # The routes
@@ -117,9 +123,10 @@ class Gateway:
         chat = LaneSpec("session:*", handler=agent, timeout=s.timeout, on_unknown=agent.interrupted)
         model = Model(s.model_delay, s.model_tokens)
         sup = Supervisor(
-            s.sessions,
+            s.sessions if s.store is None else PostgresStore(s.store, ttl=s.ttl),
             lanes=[chat],
             inbox=True,
+            node=s.node,
             status_socket=True,
             notify=True,
             services={
@@ -235,9 +242,11 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Whether the supervisor accepts work."""
-    state = request.state.lanes.state
-    return reply({"state": state}) if state == "running" else reply({"state": state}, 503, Retry_After="1")
+    """Whether it accepts work: not while it drains, restarts, or cannot write what it would accept."""
+    state, inbox = request.state.lanes.state, request.state.lanes.statistics().inbox
+    if state == "running" and not inbox.error:
+        return reply({"state": state})
+    return reply({"state": state, "inbox": inbox.error}, 503, Retry_After="1")
 
 
 async def metrics(request: Request) -> Response:
@@ -287,7 +296,7 @@ def create_app() -> Supervised:
 
 def option(name: str, default: Any, text: str, **more: Any) -> Any:
     """An option, and its environment variable."""
-    variable = "GATEWAY_" + name.lstrip("-").replace("-", "_").upper()
+    variable = more.pop("envvar", "GATEWAY_" + name.lstrip("-").replace("-", "_").upper())
     return click.option(name, default=default, envvar=variable, show_default=True, show_envvar=True, help=text, **more)
 
 
@@ -299,6 +308,9 @@ PERIOD = click.FloatRange(min=0, min_open=True)
 @option("--host", "127.0.0.1", "Where to listen.")
 @option("--port", 8000, "0 for a free one.", type=click.IntRange(0, 65535))
 @option("--sessions", "sessions", "The directory of the transcripts.")
+@option("--store", None, "The PostgreSQL database that has them instead, shared.", envvar="LANES_STORE")
+@option("--node", None, "What this process is called among those that share the store; by default after its host.")
+@option("--ttl", 10.0, "Seconds for which a process that shares the store may be silent.", type=PERIOD)
 @option("--wait", 20.0, "Seconds until a POST is answered 202.", type=SECONDS)
 @option("--timeout", 300.0, "Seconds that an answer may take.", type=PERIOD)
 @option("--model-delay", 0.02, "Seconds per token.", type=SECONDS)

@@ -894,4 +894,5 @@ def test_an_option_that_is_not_allowed_is_named_and_nothing_starts(option):
 def test_every_setting_is_an_option_with_a_variable():
     for name in Settings.__dataclass_fields__:
         (option,) = [one for one in main.params if one.name == name]
-        assert getattr(option, "envvar", None) == f"GATEWAY_{name.upper()}"
+        variable = "LANES_STORE" if name == "store" else f"GATEWAY_{name.upper()}"
+        assert getattr(option, "envvar", None) == variable
