@@ -68,6 +68,11 @@ class EventStream:
         self.close()
         await checkpoint()
 
+    @property
+    def unread(self) -> int:
+        """How many events wait for the reader."""
+        return len(self._buffer)
+
     # For the run
 
     def put(self, event: Any) -> None:

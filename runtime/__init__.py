@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .services import ServicesStuck
     from .statistics import AbandonedBody, GroupStatistics, InboxStatistics, LaneStatistics, Statistics
     from .status.socket_path import StatusSocketError
+    from .streams import MessageEvents
     from .supervisor import Supervisor
     from .watch.limits import Limits
     from .watch.resources import ProcessStatistics
@@ -42,6 +43,7 @@ __all__ = [
     "InboxStatistics",
     "LaneStatistics",
     "Limits",
+    "MessageEvents",
     "MessageState",
     "NodeLost",
     "OutcomeUnknown",
@@ -74,6 +76,7 @@ _HOMES = {
     "InboxStatistics": "statistics",
     "LaneStatistics": "statistics",
     "Limits": "watch.limits",
+    "MessageEvents": "streams",
     "MessageState": "inbox.rows",
     "NodeLost": "postgres.errors",
     "OutcomeUnknown": "inbox.errors",

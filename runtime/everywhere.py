@@ -17,6 +17,7 @@ from locks import _clock
 from locks.checks import flag
 
 from .calls import end_runs
+from .streams import Emitting, MessageEvents
 
 if TYPE_CHECKING:
     from .inbox.service import InboxService
@@ -62,6 +63,9 @@ class Everywhere:
         self._scheduler, self._inbox, self._commands, self._node = scheduler, inbox, commands, node
         if commands is not None:
             commands.handlers |= {"cancel": self._cancel, "reset": self._end_for_reset, "runs": self._runs}
+            assert inbox is not None
+            commands.handlers["events"] = Emitting(inbox.door).page
+            commands.slow.add("events")
 
     @property
     def shared(self) -> bool:
@@ -88,13 +92,11 @@ class Everywhere:
         Raises:
             InvalidLane: an argument is not allowed. Nothing has changed.
         """
-        if message is not None and (type(message) is not int or not 0 < message <= _MOST_WHOLE):
-            raise InvalidLane(f"message: {shown(message)} is not allowed; allowed: the id of an accepted message")
         flag("queued", queued)
         which = {
             "lane": _text("lane", lane),
             "session": _text("session", session),
-            "message": message,
+            "message": None if message is None else _message_id(message),
             "reason": str(reason)[:_MOST_REASON].encode(errors="replace").decode(),
             "queued": queued,
         }
@@ -126,6 +128,26 @@ class Everywhere:
             return None
         found = await self._seen({"run": run_id})
         return found[0] if found else None
+
+    def events(self, message: int, buffer: int = 256) -> MessageEvents:
+        """What the body that answers an accepted message emits from now on, in whatever process (see `Run.events`).
+
+        Made at once; the listening begins with the first `async for` step, so what is emitted before is missed. Through
+        the database it goes only while somebody reads, a page at a time. Events of other processes are what JSON makes
+        of them; one that has no JSON, or more than 1 MiB of it, is missed. To be left early, close it (`aclose`).
+
+        Args:
+            buffer: events that are kept for this reader, at most 10,000; it misses the oldest if it falls further
+                behind, and never slows the body.
+
+        Raises:
+            InvalidLane: `buffer` is no whole number from 1, or there is no inbox.
+        """
+        if self._inbox is None:
+            raise InvalidLane(
+                "events: the supervisor has no inbox; allowed: Supervisor(..., inbox=True), or run.events()"
+            )
+        return MessageEvents(self._inbox.door, self._commands, _message_id(message), buffer)
 
     async def _seen(self, which: Mapping[str, Any]) -> list[RunSeen]:
         async def here(upto: int) -> Any:
@@ -205,3 +227,9 @@ def _text(what: str, given: str | None) -> str | None:
     from .inbox.door import storable  # noqa: PLC0415 -- most programs that embed a supervisor have no inbox
 
     return storable(what, given)
+
+
+def _message_id(given: object) -> int:
+    if type(given) is not int or not 0 < given <= _MOST_WHOLE:
+        raise InvalidLane(f"message: {shown(given)} is not allowed; allowed: the id of an accepted message")
+    return given

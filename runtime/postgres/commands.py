@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from locks._events import described, log
 
@@ -28,19 +29,22 @@ _LOOK_S = 0.5
 _MOST_ROUNDS = 5
 _MARGIN_S = 5.0
 _REMEMBERED = 1_000
+_ASKED = "select id, name, upto, held from {s}.asked(%s, %s::bigint, %s, %s, %s, %s::bigint, %s::bigint)"
 Handler = Callable[[Mapping[str, Any], int], Awaitable[Any]]
 """Does a command here; called with its arguments, and the newest message that it concerns. What it returns has JSON."""
 Here = Callable[[int], Awaitable[Any]]
 Left = Callable[[int], Awaitable[bool]]
 
 
-class _Told(NamedTuple):
-    """One round: who was asked, and what about."""
+class Told(NamedTuple):
+    """Who was asked, and what about."""
 
     token: int
     nodes: dict[int, str]
     """By command, the name of the node."""
     upto: int
+    alone: bool
+    """Whether one node was asked only."""
 
 
 class Commands:
@@ -55,6 +59,8 @@ class Commands:
         self.within_s = link.store.ttl + link.store.grace_s + _MARGIN_S
         """For how long answers are waited for: a node that is gone is noticed by then."""
         self.handlers: dict[str, Handler] = {}
+        self.slow: set[str] = set()
+        """Kinds whose answers may take a while: others do not wait for them."""
         self._done: deque[int] = deque(maxlen=_REMEMBERED)
         """Commands that were done: a question that was asked before may still bring one."""
         self._more = anyio.Event()
@@ -88,9 +94,9 @@ class Commands:
                 upto, names = told.upto, ", ".join(sorted(told.nodes.values()))
                 try:
                     answers.append(await here(upto))
-                    found, gone = await self._answers(told)
+                    found, gone = await self.answers(told)
                 finally:
-                    self._do("select {s}.forgotten(%s)", (told.token,))
+                    self.forget(told.token)
                 answers += found
                 if not gone and (left is None or not await left(upto)):
                     break
@@ -101,9 +107,28 @@ class Commands:
             )
         return answers
 
-    async def _tell(self, kind: str, arguments: Mapping[str, Any], wants: str | None, upto: int | None) -> _Told:
-        token = secrets.randbits(62)
-        values = (self._link.node, token, kind, msgspec.json.encode(arguments).decode(), wants, upto)
+    def _asked(
+        self,
+        token: int,
+        kind: str,
+        arguments: Mapping[str, Any],
+        wants: str | None,
+        upto: int | None,
+        node: int | None = None,
+    ) -> tuple[Any, ...]:
+        return self._link.node, token, kind, msgspec.json.encode(arguments).decode(), wants, upto, node
+
+    async def _tell(
+        self,
+        kind: str,
+        arguments: Mapping[str, Any],
+        wants: str | None,
+        upto: int | None,
+        node: int | None = None,
+        token: int | None = None,
+    ) -> Told:
+        token = secrets.randbits(62) if token is None else token
+        values = self._asked(token, kind, arguments, wants, upto, node)
         answer = Answer[Rows]()
 
         def told(rows: Rows | None, error: BaseException | None) -> None:
@@ -111,13 +136,16 @@ class Commands:
                 self._came(wants)
             answer(rows, error)
 
-        text = "select id, name, upto, held from {s}.asked(%s, %s::bigint, %s, %s, %s, %s::bigint)"
-        self._link.do(Step(text, values, lambda rows: rows, wants or ""), told)
+        self._link.do(Step(_ASKED, values, lambda rows: rows, wants or ""), told)
         rows = await answer.wait()
-        return _Told(token, {row[0]: row[1] for row in rows if row[0] is not None}, rows[0][2])
+        return Told(token, {row[0]: row[1] for row in rows if row[0] is not None}, rows[0][2], node is not None)
 
-    async def _answers(self, told: _Told) -> tuple[list[Any], bool]:
-        """The answers of a round, and whether a node has gone."""
+    async def answers(self, told: Told) -> tuple[list[Any], bool]:
+        """The answers of all that were asked, and whether one of them has gone. A checkpoint.
+
+        Raises:
+            StoreDown: the database cannot be reached, or a node could not do it.
+        """
         while told.nodes:
             more = self._more
             rows = await self._ask("select id, answer, failed from {s}.command where token = %s", (told.token,))
@@ -130,9 +158,9 @@ class Commands:
                 return self._judged(told, rows)
             with anyio.move_on_after(_LOOK_S):
                 await more.wait()
-        return [], False
+        return [], told.alone
 
-    def _judged(self, told: _Told, rows: Rows) -> tuple[list[Any], bool]:
+    def _judged(self, told: Told, rows: Rows) -> tuple[list[Any], bool]:
         found, gone = list[Any](), False
         for command, answer, failed in rows:
             value = msgspec.json.decode(answer)
@@ -157,15 +185,69 @@ class Commands:
         found: bool = rows[0][0]
         return found
 
+    # One node
+
+    @property
+    def node(self) -> int:
+        """The id of this node; 0 while it has none."""
+        return self._link.node
+
+    async def where(self, message: int) -> tuple[bool, int | None]:
+        """Whether a message is kept and has not ended, and which node has it. A checkpoint."""
+        text = (
+            "select m.state in ('accepted', 'started'), t.owner from {s}.message m left join {s}.session t "
+            "on t.place = m.place where m.id = %s"
+        )
+        rows = await self._ask(text, (message,))
+        return rows[0] if rows else (False, None)
+
+    async def tell_one(self, node: int, kind: str, arguments: Mapping[str, Any], token: int) -> Told:
+        """Have another node do something. A checkpoint; `answers` has what comes of it, and `forget` ends that.
+
+        Args:
+            token: names this command: cancelled, it may have been asked, and the same token asks for the same.
+        """
+        return await self._tell(kind, arguments, None, None, node, token)
+
+    def tell_only(self, node: int, kind: str, arguments: Mapping[str, Any]) -> None:
+        """As `tell_one`, for no answer. Never blocks; it may get lost."""
+        token = secrets.randbits(62)
+        self._do(_ASKED, self._asked(token, kind, arguments, None, 0, node))
+        self.forget(token)
+
+    def forget(self, token: int) -> None:
+        """No answer is waited for any more."""
+        self._do("select {s}.forgotten(%s)", (token,))
+
     # Being asked
 
     async def serve(self) -> None:
-        """Do what others ask, until cancelled."""
+        """Do what others ask, until cancelled.
+
+        Raises:
+            StoreDown: the database cannot be reached.
+        """
+        failure: StoreDown | None = None
+        async with anyio.create_task_group() as group:
+            try:
+                await self._serve(group)
+            except StoreDown as error:
+                failure = error  # raised by the group, it would be one of several
+                group.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _serve(self, group: TaskGroup) -> None:
         while True:
             more = self._more
             text = "select id, kind, arguments, upto from {s}.command where target = %s and answer is null order by id"
             for command, kind, arguments, upto in await self._ask(text, (self._link.node,)):
-                if command not in self._done:
+                if command in self._done:
+                    continue
+                self._done.append(command)
+                if kind in self.slow:
+                    group.start_soon(self._obey, command, kind, arguments, upto)
+                else:
                     await self._obey(command, kind, arguments, upto)
             with anyio.move_on_after(_LOOK_S):
                 await more.wait()
@@ -177,7 +259,9 @@ class Commands:
         except Exception as error:  # a kind that only newer versions know, say: the asker is told
             failed, value = True, described(error)
             log("command_failed", level="error", store=self._link.name, kind=kind, error=value)
-        self._done.append(command)
+        except anyio.get_cancelled_exc_class():
+            self._done.remove(command)  # it is still to be done
+            raise
         self._do("select {s}.said(%s::bigint, %s, %s)", (command, msgspec.json.encode(value).decode(), failed))
 
     def _do(self, text: str, values: tuple[Any, ...]) -> None:

@@ -438,7 +438,7 @@ begin
 end $$;
 
 create function {s}.asked(
-  p_node bigint, p_token bigint, p_kind text, p_arguments text, p_wants text, p_upto bigint)
+  p_node bigint, p_token bigint, p_kind text, p_arguments text, p_wants text, p_upto bigint, p_target bigint)
 returns table (id bigint, name text, upto bigint, held boolean) language plpgsql as $$
 #variable_conflict use_column
 declare mine boolean; last bigint;
@@ -448,8 +448,9 @@ begin
   last := coalesce(p_upto, (select max(m.id) from {s}.message m), 0);
   if not exists (select from {s}.command c where c.token = p_token) then
     insert into {s}.command (token, target, asker, kind, arguments, upto)
-      select p_token, n.id, p_node, p_kind, p_arguments, last from {s}.node n where n.id <> p_node;
-    perform {s}.tell(-n.id) from {s}.node n where n.id <> p_node;
+      select p_token, n.id, p_node, p_kind, p_arguments, last from {s}.node n
+      where n.id <> p_node and (p_target is null or n.id = p_target);
+    perform {s}.tell(-c.target) from {s}.command c where c.token = p_token;
   end if;
   return query select null::bigint, null::text, last, mine;
   return query select c.id, n.name, c.upto, mine from {s}.command c left join {s}.node n on n.id = c.target

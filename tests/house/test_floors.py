@@ -42,6 +42,7 @@ ORDER: dict[str, list[str]] = {
         "process",
         "inbox",
         "postgres",
+        "streams",
         "ending everywhere",
         "restart",
         "life",

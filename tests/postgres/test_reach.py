@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import psycopg
@@ -118,6 +119,83 @@ async def test_runs_are_found_on_any_node_and_have_one_id(store):
 
 async def anyio_sleep(ctx):
     await anyio.sleep_forever()
+
+
+async def test_events_of_another_node_come_while_somebody_reads_them(store, pg, schema):
+    began, heard = anyio.Event(), anyio.Event()
+
+    async def emits(ctx, messages):
+        began.set()
+        n = 0
+        while not heard.is_set():
+            ctx.emit({"n": n})
+            await anyio.sleep(0.01)
+            n += 1
+        for event in (object(), "x" * (2 << 20), "last"):
+            ctx.emit(event)
+
+    lanes = [LaneSpec("main", handler=emits)]
+    with anyio.fail_after(30):
+        async with Supervisor(store, lanes=lanes, node="one") as one, Supervisor(store, lanes=lanes, node="two") as two:
+            accepted = await one.accept("main", 1, session="s")
+            await began.wait()
+            left_early = two.everywhere.events(accepted.id)
+            assert [event["n"] async for event in _first(left_early, 3)][1:] != []
+            await left_early.aclose()
+            events, got = two.everywhere.events(accepted.id), list[Any]()
+            while "over" not in got:  # a reader that is cancelled in between misses nothing
+                with anyio.move_on_after(0.01):
+                    got.append(await anext(events, "over"))
+                if len(got) == 9:
+                    heard.set()
+            got.pop()
+            numbers = [event["n"] for event in got[:-1]]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+            assert (got[-1], events.dropped) == ("last", 2)
+            mine = [event async for event in one.everywhere.events(accepted.id)]
+            assert mine == []
+            for message, buffer in ((0, 1), (1, 0)):
+                with pytest.raises(InvalidLane):
+                    two.everywhere.events(message, buffer)
+    assert rows(pg, f"select count(*) from {schema}.command") == [(0,)]
+
+
+async def _first(events, number):
+    for _ in range(number):
+        yield await events.__anext__()
+
+
+async def test_events_go_on_where_the_message_goes(store):
+    """Its node stops, and the one that listens repeats it."""
+
+    def lane_of(name):
+        async def emits(ctx, messages):
+            ctx.emit(name)
+            await anyio.sleep(0.02)
+            while name == "one" or not ended.is_set():
+                ctx.emit(name)
+                await anyio.sleep(0.02)
+
+        return LaneSpec("main", handler=emits, repeat=True)
+
+    ended = anyio.Event()
+    one = Supervisor(store, lanes=[lane_of("one")], node="one")
+    with anyio.fail_after(30):
+        async with Supervisor(store, lanes=[lane_of("two")], node="two") as two, anyio.create_task_group() as group:
+            await one.start()
+            accepted = await one.accept("main", 1, session="s")
+            heard = list[str]()
+            async for event in two.everywhere.events(accepted.id):
+                heard.append(event)
+                if heard == ["one"]:
+                    group.start_soon(_stop, one)
+                if event == "two":
+                    ended.set()
+            assert set(heard) == {"one", "two"}
+
+
+async def _stop(supervisor):
+    await supervisor.stop(drain_timeout=0)
 
 
 async def test_a_reset_ends_and_bars_what_runs_on_another_node(store, pg, schema):
