@@ -8,6 +8,10 @@
 - a node may change what belongs to a session only while its own id is the owner: a node that was reaped cannot.
 
 READ COMMITTED: each statement within a function sees what was committed before it began.
+
+PostgreSQL keeps the plan of a statement for as long as a connection lives, also one that was made when the tables were
+small. So each of them is written such that an index is the only way (`= any(array(…))` where `in (…) or …` would read
+the whole table, the owner of a message's place as a question of its own, no join), and a test counts the rows it reads.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ create index session_ready on {s}.session (rank, since) where owner is null and 
 create table {s}.entry (
   place text collate "C" not null, incarnation int not null, seq bigint not null, fence bigint, token bigint,
   line text not null, primary key (place, incarnation, seq));
+create index entry_token on {s}.entry (token) where token is not null;
 create table {s}.message (
   id bigint generated always as identity primary key, place text collate "C" not null,
   lane text not null, session text, priority text, timeout double precision, when_busy text,
@@ -131,8 +136,9 @@ begin
       perform {s}.tell(coalesce(mine, 0));
     end if;
   end if;
-  select max(m.id) into older from {s}.message m
-    where m.place = p_place and m.state = 'accepted' and m.lane = p_lane and m.id < coalesce(made, known.id);
+  select m.id into older from {s}.message m  -- only `message_open` has the order that is asked for
+    where m.place >= p_place and m.place <= p_place and m.state = 'accepted' and m.lane = p_lane
+      and m.id < coalesce(made, known.id) order by m.place desc, m.id desc limit 1;
   return query select coalesce(made, known.id), true, true, coalesce(known.state, 'accepted'),
     case when s.wanted then null else mine end, older;
 end $$;
@@ -145,8 +151,9 @@ begin
     where t.place = any(array(select m.place::text from {s}.message m where m.id = any(p_ids)) || p_place)
     order by t.place for update;
   if p_all and not exists (select from {s}.session t where t.place = p_place and t.nonce = p_nonce) and (
-      select count(*) from {s}.message m join {s}.session t on t.place = m.place
-      where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked') and t.owner = p_node
+      select count(*) from {s}.message m
+      where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked')
+        and (select t.owner from {s}.session t where t.place = m.place) = p_node
     ) <> cardinality(p_ids) then
     return -1;  -- one of them has ended elsewhere, or is another node's
   end if;
@@ -159,8 +166,9 @@ begin
       return f;  -- it was done before, or null: this node does not conduct it
     end if;
   end if;
-  with o as (select m.id, m.place, m.state from {s}.message m join {s}.session t on t.place = m.place
-       where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked') and t.owner = p_node for update of m),
+  with o as (select m.id, m.place, m.state from {s}.message m
+       where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked')
+         and (select t.owner from {s}.session t where t.place = m.place) = p_node for update of m),
     u as (update {s}.message m set state = 'started', attempt = m.attempt + 1, started_at = clock_timestamp(),
        ended_at = null, reason = '', node = p_node from o where m.id = o.id returning m.id)
     update {s}.session t set pending = t.pending + p.n
@@ -173,12 +181,13 @@ create function {s}.ended(
 language plpgsql as $$
 declare n int;
 begin
-  perform 1 from {s}.session t where t.place in (select m.place from {s}.message m where m.id = any(p_ids))
+  perform 1 from {s}.session t
+    where t.place = any(array(select m.place from {s}.message m where m.id = any(p_ids)))
     order by t.place for update;
   with o as (select m.id, m.place, m.taken_by, m.state in ('accepted', 'started') as is_open
-       from {s}.message m left join {s}.session t on t.place = m.place
-       where m.id = any(p_ids) and m.state = any(p_before)
-         and (m.state not in ('accepted', 'started') or t.owner = p_node) for update of m),
+       from {s}.message m where m.id = any(p_ids) and m.state = any(p_before)
+         and (m.state not in ('accepted', 'started')
+           or (select t.owner from {s}.session t where t.place = m.place) = p_node) for update of m),
     u as (update {s}.message m set state = p_state, ended_at = clock_timestamp(), reason = p_reason,
        result = p_result from o where m.id = o.id),
     c as (update {s}.session t set pending = t.pending - p.n
@@ -209,7 +218,8 @@ end $$;
 create function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[], p_done text[])
 returns void language plpgsql as $$
 begin
-  perform 1 from {s}.session t where t.place in (select m.place from {s}.message m where m.id = any(p_ids))
+  perform 1 from {s}.session t
+    where t.place = any(array(select m.place from {s}.message m where m.id = any(p_ids)))
     order by t.place for update;
   perform 1 from {s}.ask a where a.id = p_ask and a.state = 'open' for share;
   if found then
@@ -295,16 +305,15 @@ end $$;
 create function {s}.note(p_place text, p_node bigint, p_token bigint, p_writer bigint, p_lines text[])
 returns table (code text, seq bigint, incarnation int) language plpgsql as $$
 #variable_conflict use_column
-declare t {s}.session; done bigint;
+declare t {s}.session; done bigint; which int;
 begin
   t := {s}.locked(p_place);
   if not exists (select from {s}.node n where n.id = p_node for key share) then
     return query select 'lost'::text, t.fence, t.incarnation; return;
   end if;
-  select max(e.seq) into done from {s}.entry e where e.place = p_place and e.incarnation = t.incarnation
-    and e.seq >= t.next_seq - 1000 and e.token = p_token;
+  select max(e.seq), max(e.incarnation) into done, which from {s}.entry e where e.token = p_token;
   if done is not null then
-    return query select 'ok'::text, done + 1, t.incarnation; return;
+    return query select 'ok'::text, done + 1, which; return;
   end if;
   if t.write_nonce is not null and t.write_nonce is distinct from p_writer and t.write_until > clock_timestamp() then
     return query select 'busy'::text, 0::bigint, t.incarnation; return;
@@ -360,10 +369,10 @@ begin
   if t.incarnation <> p_incarnation or p_through > t.next_seq then
     return query select 'replaced'::text, 0::bigint, t.incarnation; return;
   end if;
-  insert into {s}.entry (place, incarnation, seq, fence, line)
-    select p_place, t.incarnation + 1, l.n - 1, t.fence, l.line from unnest(p_lines) with ordinality l(line, n)
+  insert into {s}.entry (place, incarnation, seq, fence, token, line)
+    select p_place, t.incarnation + 1, l.n - 1, t.fence, null, l.line from unnest(p_lines) with ordinality l(line, n)
     union all
-    select p_place, t.incarnation + 1, e.seq - p_through + n, e.fence, e.line from {s}.entry e
+    select p_place, t.incarnation + 1, e.seq - p_through + n, e.fence, e.token, e.line from {s}.entry e
       where e.place = p_place and e.incarnation = t.incarnation and e.seq >= p_through;
   delete from {s}.entry e where e.place = p_place and e.incarnation = t.incarnation;
   update {s}.session x set incarnation = t.incarnation + 1, next_seq = n + t.next_seq - p_through,
@@ -395,13 +404,14 @@ create function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[])
 returns table (again bigint, unknown bigint) language plpgsql as $$
 #variable_conflict use_column
 begin
-  perform 1 from {s}.session t where t.owner = p_node and (t.place = any(p_places)
-    or t.place in (select m.place from {s}.message m where m.id = any(p_ids))) order by t.place for update;
+  perform 1 from {s}.session t where t.owner = p_node
+    and t.place = any(p_places || array(select m.place from {s}.message m where m.id = any(p_ids)))
+    order by t.place for update;
   return query
   with o as (select m.id, m.place, m.attempt < m.repeat as may
-      from {s}.message m join {s}.session t on t.place = m.place
-      where t.owner = p_node and m.state = 'started' and (m.id = any(p_ids) or m.place = any(p_places))
-      for update of m),
+      from {s}.message m where m.state = 'started' and m.id = any(p_ids || array(
+          select x.id from {s}.message x where x.place = any(p_places) and x.state = 'started'))
+        and (select t.owner from {s}.session t where t.place = m.place) = p_node for update of m),
     u as (update {s}.message m set state = case when o.may then 'accepted' else 'unknown' end,
       started_at = case when o.may then null else m.started_at end,
       ended_at = case when o.may then null else clock_timestamp() end, told = false,
@@ -498,7 +508,9 @@ begin
   end if;
   if t.owner = p_node then return true; end if;
   insert into {s}.want (place, node, after)
-    values (p_place, p_node, coalesce((select max(m.id) from {s}.message m where m.place = p_place), 0))
+    values (p_place, p_node, coalesce((select m.id from {s}.message m
+      where m.place >= p_place and m.place <= p_place and m.state in ('accepted', 'started')
+      order by m.place desc, m.id desc limit 1), 0))
     on conflict do nothing;
   update {s}.session x set wanted = true where x.place = p_place;
   perform {s}.tell(t.owner);
@@ -510,7 +522,8 @@ language plpgsql as $$
 #variable_conflict use_column
 declare t {s}.session; next bigint;
 begin
-  for t in select * from {s}.session x where x.place = any(p_places) and x.owner = p_node order by x.place for update
+  for t in select * from {s}.session x where x.place = any(p_places) and x.owner is not distinct from p_node
+    order by x.place for update
   loop
     next := null;
     if t.wanted then

@@ -34,7 +34,8 @@ from .settings import PostgresStore
 MOST_IN_A_COMMIT = 500
 CONNECT_WITHIN_S = 5.0
 _SOONEST_RETRY_S, _LATEST_RETRY_S = 0.02, 1.0
-_LOCK_TIMEOUT_MS = 5_000
+SETTINGS = "set lock_timeout = '5s'; set enable_seqscan = off; set jit = off"
+"""Every statement has its index; a plan that was made while a table was small would go on reading all of it."""
 _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
 """The server has undone the transaction, and says to try it again."""
 _REFUSES = (errors.InsufficientResources, errors.ReadOnlySqlTransaction, errors.OperatorIntervention)
@@ -230,9 +231,7 @@ class Link:
                 keepalives_count=3,
                 tcp_user_timeout=10_000,
             )
-            await connection.execute(
-                sql.SQL("set lock_timeout = {}").format(sql.Literal(_LOCK_TIMEOUT_MS)), prepare=False
-            )
+            await connection.execute(SETTINGS, prepare=False)
         return connection
 
     def statement(self, text: str) -> sql.Composed:

@@ -32,7 +32,7 @@ _ACCEPT = (
     "select * from {s}.accept(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bigint, %s)"
 )
 _ANSWERED = "select * from {s}.answered(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bigint, %s)"
-_MINE = "join {s}.session t on t.place = m.place and t.owner = %s::bigint"
+_MINE = "(select t.owner from {s}.session t where t.place = m.place) = %s::bigint"
 
 
 def place_of(session: str | None, token: int) -> str:
@@ -76,6 +76,8 @@ class PostgresMessages:
         """Called with a place that this node conducts, as a message for it was accepted."""
         self.more: Callable[[], None] = lambda: None
         """Called when there may be messages that are to be brought into memory."""
+        self._purged_to = ""
+        """Places up to this one were looked at."""
         self.hints = 0
         """Times that there may be something new in the database."""
 
@@ -172,8 +174,8 @@ class PostgresMessages:
     def wait_again(self, ids: Sequence[int]) -> None:
         """Messages wait for another attempt."""
         self._do(
-            "update {s}.message m set state = 'accepted', started_at = null from {s}.session t "
-            "where m.id = any(%s::bigint[]) and m.state = 'started' and t.place = m.place and t.owner = %s::bigint",
+            "update {s}.message m set state = 'accepted', started_at = null "
+            f"where m.id = any(%s::bigint[]) and m.state = 'started' and {_MINE}",
             (list(ids), self._link.node),
             None,
             ids=ids,
@@ -371,14 +373,15 @@ class PostgresMessages:
 
     def waiting(self, lane: str | None, after: int, at_most: int, report: Report) -> None:
         """Report a page of the messages that wait in the sessions that this node conducts."""
-        where = (
-            f"from {{s}}.message m {_MINE} where m.state = 'accepted' and m.id > %s and not m.id = any(%s::bigint[]) "
-            "and (%s::text is null or m.lane = %s) "
+        text = (
+            f"select {COLUMNS} from {{s}}.session t cross join lateral ("
+            "select * from {s}.message m where m.place = t.place and m.state = 'accepted' and m.id > %s "
+            "and not m.id = any(%s::bigint[]) and (%s::text is null or m.lane = %s) "
             "and (not t.wanted or m.id <= (select max(w.after) from {s}.want w where w.place = t.place)) "
-            "order by m.id limit %s"
+            "order by m.place, m.id limit %s) m where t.owner = %s and t.pending > 0 order by m.id limit %s"
         )
-        values = (self._link.node, after, list(self.in_memory), lane, lane, at_most)
-        self._do(f"select {COLUMNS} {where}", values, report, self._rows)
+        values = (after, list(self.in_memory), lane, lane, at_most, self._link.node, at_most)
+        self._do(text, values, report, self._rows)
 
     async def recover(self, ids: Sequence[int] | None = None) -> tuple[int, int]:
         """Put right what was cut off; a node that has just joined has started nothing."""
@@ -399,19 +402,19 @@ class PostgresMessages:
     async def accepted_among(self, ids: Sequence[int]) -> list[InboxRow]:
         """Those of some messages that wait, in sessions that this node conducts."""
         text = (
-            f"select {COLUMNS} from {{s}}.message m {_MINE} where m.id = any(%s::bigint[]) and m.state = 'accepted' "
-            "order by m.id"
+            f"select {COLUMNS} from {{s}}.message m where m.id = any(%s::bigint[]) and m.state = 'accepted' "
+            f"and {_MINE} order by m.id"
         )
-        found: list[InboxRow] = await self._ask(text, (self._link.node, list(ids)), self._rows)
+        found: list[InboxRow] = await self._ask(text, (list(ids), self._link.node), self._rows)
         return found
 
     async def untold(self, after: int, at_most: int) -> list[InboxRow]:
         """A page of messages whose end is unknown, that their lane was not told of, in sessions of this node."""
         text = (
-            f"select {COLUMNS} from {{s}}.message m {_MINE} where m.state = 'unknown' and not m.told and m.id > %s "
+            f"select {COLUMNS} from {{s}}.message m where m.state = 'unknown' and not m.told and m.id > %s and {_MINE} "
             "order by m.id limit %s"
         )
-        found: list[InboxRow] = await self._ask(text, (self._link.node, after, at_most), self._rows)
+        found: list[InboxRow] = await self._ask(text, (after, self._link.node, at_most), self._rows)
         return found
 
     async def find(self, message: int) -> InboxRow | None:
@@ -472,22 +475,26 @@ class PostgresMessages:
         )
 
     async def purge(self, before: float, at_most: int) -> int:
-        """Forget what ended before an instant, and places of which nothing is left."""
+        """Forget what ended before an instant, and, a page of all places at a time, those of which nothing is left."""
         text = (
             "with m as (delete from {s}.message where id in (select id from {s}.message where ended_at is not null "
             "and ended_at < to_timestamp(%s) and state not in ('parked', 'unknown', 'waiting') "
             "order by ended_at limit %s) returning 1), "
             "a as (delete from {s}.ask where id in (select id from {s}.ask where ended_at is not null "
             "and ended_at < to_timestamp(%s) order by ended_at limit %s) returning 1), "
-            "s as (delete from {s}.session t where t.place in (select place from {s}.session where owner is null "
-            "and pending = 0 and next_seq = 0 and incarnation = 0 and not wanted and write_nonce is null limit %s "
-            "for update skip locked)) "
-            "select (select count(*) from m) + (select count(*) from a)"
+            "p as (select place from {s}.session where place > %s order by place limit %s), "
+            "s as (delete from {s}.session where place = any(array(select place from {s}.session "
+            "where place = any(array(select place from p)) and owner is null and pending = 0 and next_seq = 0 "
+            "and incarnation = 0 and not wanted and write_nonce is null for update skip locked))) "
+            "select (select count(*) from m) + (select count(*) from a), (select max(place) from p)"
         )
         instant = before + self._life.clock_ahead_s
-        answer = Answer[int]()
-        self._do(text, (instant, at_most, instant, at_most, at_most), answer, lambda rows: rows[0][0])
-        return await answer.wait()
+        answer = Answer[tuple[int, str | None]]()
+        values = (instant, at_most, instant, at_most, self._purged_to, at_most)
+        self._do(text, values, answer, lambda rows: rows[0])
+        forgotten, last = await answer.wait()
+        self._purged_to = last or ""
+        return forgotten
 
     def _rows(self, rows: Rows) -> list[InboxRow]:
         ahead = self._life.clock_ahead_s
