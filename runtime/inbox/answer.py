@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 
 class Answer(Generic[_T]):
-    """A report that a task waits for."""
+    """A report that a task waits for. The first one stands: what is said later, when a store ends, is no answer."""
 
     def __init__(self) -> None:
         self._came = anyio.Event()
@@ -18,6 +18,8 @@ class Answer(Generic[_T]):
         self._result: Any = None
 
     def __call__(self, result: Any, error: BaseException | None) -> None:
+        if self._came.is_set():
+            return
         self._result, self._error = result, error
         self._came.set()
 

@@ -27,7 +27,8 @@ create table {s}.session (
   place text collate "C" primary key, pending int not null default 0, rank int not null default 1, since bigint,
   owner bigint, fence bigint not null default 0, nonce bigint, calls bigint not null default 0,
   incarnation int not null default 0, next_seq bigint not null default 0, last_seq bigint,
-  write_nonce bigint, write_until timestamptz, wanted boolean not null default false) with (fillfactor = 60);
+  write_nonce bigint, write_until timestamptz, write_node bigint,
+  wanted boolean not null default false) with (fillfactor = 60);
 create index session_owned on {s}.session (owner) where owner is not null;
 create index session_ready on {s}.session (rank, since) where owner is null and pending > 0;
 create table {s}.entry (
@@ -88,11 +89,11 @@ create function {s}.accept(
   p_place text, p_rank int, p_lane text, p_session text, p_priority text, p_timeout double precision,
   p_when_busy text, p_body bytea, p_route bytea, p_dedupe text, p_digest bytea, p_repeat int, p_first boolean,
   p_again bigint, p_ask text, p_token bigint, p_node bigint, p_claims boolean)
-returns table (id bigint, is_new boolean, same_body boolean, state text, owner bigint, before bigint)
+returns table (id bigint, is_new boolean, same_body boolean, state text, owner bigint, before bigint[])
 language plpgsql as $$
 #variable_conflict use_column
 declare
-  s {s}.session; known {s}.message; made bigint; older bigint; mine bigint; hint boolean;
+  s {s}.session; known {s}.message; made bigint; older bigint[]; mine bigint; hint boolean;
 begin
   s := {s}.locked(p_place);
   for attempt in 1..10 loop
@@ -105,7 +106,7 @@ begin
         if s.pending = 0 and left(p_place, 2) = 'm:' then
           delete from {s}.session t where t.place = p_place;
         end if;
-        return query select known.id, false, known.digest = p_digest, known.state, null::bigint, null::bigint;
+        return query select known.id, false, known.digest = p_digest, known.state, null::bigint, null::bigint[];
         return;
       end if;
       exit;
@@ -136,11 +137,13 @@ begin
       perform {s}.tell(coalesce(mine, 0));
     end if;
   end if;
-  select m.id into older from {s}.message m  -- only `message_open` has the order that is asked for
-    where m.place >= p_place and m.place <= p_place and m.state = 'accepted' and m.lane = p_lane
-      and m.id < coalesce(made, known.id) order by m.place desc, m.id desc limit 1;
-  return query select coalesce(made, known.id), true, true, coalesce(known.state, 'accepted'),
-    case when s.wanted then null else mine end, older;
+  older := array(select m.id from {s}.message m  -- only `message_open` has the order that is asked for
+    where m.place >= p_place and m.place <= p_place and m.state = 'accepted' and m.id < coalesce(made, known.id)
+    order by m.place desc, m.id desc limit 100);
+  if s.wanted then
+    older := older || 0::bigint;  -- what comes after another node has asked for the session is for that node
+  end if;
+  return query select coalesce(made, known.id), true, true, coalesce(known.state, 'accepted'), mine, older;
 end $$;
 
 create function {s}.started(p_node bigint, p_place text, p_nonce bigint, p_ids bigint[], p_all boolean) returns bigint
@@ -272,6 +275,11 @@ begin
   return true;
 end $$;
 
+-- Whether another run holds the write lease. It ends with its time, and with the node of its holder.
+create function {s}.is_locked(t {s}.session, p_writer bigint) returns boolean language sql as $$
+  select t.write_nonce is not null and t.write_nonce is distinct from p_writer and t.write_until > clock_timestamp()
+    and exists (select from {s}.node n where n.id = t.write_node) $$;
+
 create function {s}.append(
   p_place text, p_node bigint, p_fence bigint, p_nonce bigint, p_call bigint, p_writer bigint, p_lines text[])
 returns table (code text, seq bigint, incarnation int) language plpgsql as $$
@@ -288,7 +296,7 @@ begin
   if t.calls <> p_call - 1 then
     return query select 'gap'::text, t.calls, t.incarnation; return;
   end if;
-  if t.write_nonce is not null and t.write_nonce is distinct from p_writer and t.write_until > clock_timestamp() then
+  if {s}.is_locked(t, p_writer) then
     return query select 'busy'::text, 0::bigint, t.incarnation; return;
   end if;
   if p_writer is not null and t.write_nonce is distinct from p_writer then
@@ -315,7 +323,7 @@ begin
   if done is not null then
     return query select 'ok'::text, done + 1, which; return;
   end if;
-  if t.write_nonce is not null and t.write_nonce is distinct from p_writer and t.write_until > clock_timestamp() then
+  if {s}.is_locked(t, p_writer) then
     return query select 'busy'::text, 0::bigint, t.incarnation; return;
   end if;
   if p_writer is not null and t.write_nonce is distinct from p_writer then
@@ -346,10 +354,10 @@ create function {s}.write_lease(p_place text, p_node bigint, p_nonce bigint, p_s
 language plpgsql as $$
 begin
   perform {s}.locked(p_place);
-  update {s}.session t set write_nonce = p_nonce,
+  update {s}.session t set write_nonce = p_nonce, write_node = p_node,
       write_until = clock_timestamp() + make_interval(secs => p_seconds)
     where t.place = p_place and exists (select from {s}.node n where n.id = p_node)
-      and (t.write_nonce is null or t.write_nonce = p_nonce or t.write_until < clock_timestamp());
+      and not {s}.is_locked(t, p_nonce);
   return found;
 end $$;
 
@@ -528,8 +536,9 @@ begin
     next := null;
     if t.wanted then
       select w.node into next from {s}.want w join {s}.node n on n.id = w.node
-        where w.place = t.place and w.node <> p_node order by w.at limit 1;
-      delete from {s}.want w where w.place = t.place and w.node = next;
+        where w.place = t.place and w.node <> p_node order by w.at limit 1
+        for key share of n skip locked;  -- one that is leaving or reaped gets nothing
+      delete from {s}.want w where w.place = t.place and w.node in (next, p_node);
       update {s}.session x set wanted = exists (select from {s}.want w where w.place = t.place) where x.place = t.place;
     end if;
     if next is null and t.pending > 0 and not p_even_pending then continue; end if;
@@ -549,7 +558,7 @@ end $$;
 create function {s}.gone(p_node bigint) returns int language plpgsql as $$
 declare places text[];
 begin
-  perform 1 from {s}.node n where n.id = p_node for update;  -- before its sessions, as `asked` does
+  perform 1 from {s}.node n where n.id = p_node for update;  -- from here on nobody gives it anything, or asks it
   select array_agg(t.place) into places from {s}.session t where t.owner = p_node;
   perform {s}.recovered(p_node, places, null);
   perform {s}.left_alone(p_node, places, true);
@@ -562,7 +571,7 @@ end $$;
 create function {s}.answered(
   p_ask text, p_state text, p_value bytea, p_by text, p_place text, p_rank int, p_lane text, p_session text,
   p_body bytea, p_route bytea, p_dedupe text, p_repeat int, p_token bigint, p_node bigint, p_claims boolean)
-returns table (id bigint, is_new boolean, same_body boolean, state text, owner bigint, before bigint)
+returns table (id bigint, is_new boolean, same_body boolean, state text, owner bigint, before bigint[])
 language plpgsql as $$
 #variable_conflict use_column
 declare r record;

@@ -35,6 +35,8 @@ LINGER_S = 1.0
 _LOOK_S = 0.5
 _LOOK_SOON_S = 0.05
 """The same while another node waits for a session that has work here: nothing else says when that has ended."""
+_COMPARE_S = 2.0
+"""How often it looks whether the database says what it believes."""
 MOST_AT_ONCE = 100
 """Sessions that are claimed at once."""
 
@@ -71,6 +73,7 @@ class Ownership:
         self.claimed = self.given_back = 0
         self._asked_for = False
         """Whether another node waits for a session that has work here."""
+        self._compare_at = 0.0
 
     @property
     def count(self) -> int:
@@ -138,7 +141,12 @@ class Ownership:
         node = self._link.node
         place, nonce = (None, None) if path is None else (self._place_of(path), secrets.randbits(62) + 1)
         text = "select {s}.started(%s, %s, %s::bigint, %s::bigint[], true)"
-        rows = await self._do(text, (node, place, nonce, list(ids)), None, place or "")
+
+        def said(rows: Rows) -> None:
+            if rows[0][0] is None and place is not None and place not in self._leaving:
+                self._owned.pop(place, None)
+
+        rows = await self._do(text, (node, place, nonce, list(ids)), said, place or "")
         number = rows[0][0]
         if number is None or number < 0:
             what = f"{path} is conducted" if number is None else "its message is answered, or was ended,"
@@ -185,6 +193,9 @@ class Ownership:
             await self._give_back()
         if room := self._room():
             await self._do("select {s}.claimed(%s, %s)", (self._link.node, room), self._claimed)
+        if _clock.clock.now() >= self._compare_at:
+            self._compare_at = _clock.clock.now() + _COMPARE_S
+            await self._do("select place from {s}.session where owner = %s", (self._link.node,), self._compared)
         if self._wanted:
             text = "select place from {s}.session where owner = %s and place = any(%s::text[])"
             await self._do(text, (self._link.node, list(self._wanted)), self._claimed)
@@ -194,6 +205,13 @@ class Ownership:
             self.take(place)
         self.claimed += len(rows)
         if rows:
+            self.on_more()
+
+    def _compared(self, rows: Rows) -> None:
+        """What it conducts, as the database says: another node may have handed over what nobody here waits for now."""
+        if unknown := [place for (place,) in rows if place not in self._owned]:
+            for place in unknown:
+                self.take(place)
             self.on_more()
 
     async def _give_back(self) -> None:

@@ -1,0 +1,157 @@
+"""What a long torture has found (`tests.postgres.torture`), each by itself: hand-overs, write leases, one order."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import anyio
+import anyio.to_thread
+import psycopg
+import pytest
+from psycopg import sql
+
+from lanes import LaneSpec, RunState
+from runtime import PostgresStore, Supervisor
+from runtime.inbox.answer import Answer
+from runtime.postgres import schema as schemas
+
+
+@pytest.fixture
+def connect(pg, schema):
+    """Makes connections whose statements have the schema in the place of `{s}`."""
+    opened: list[psycopg.Connection] = []
+
+    def connect():
+        connection = psycopg.connect(pg.dsn, autocommit=True)
+        opened.append(connection)
+
+        def execute(text, *values):
+            found = connection.execute(sql.SQL(text).format(s=sql.Identifier(schema)), values)
+            return found.fetchall() if found.description else []
+
+        return execute
+
+    async def make():
+        async with await psycopg.AsyncConnection.connect(pg.dsn, autocommit=True) as connection:
+            await schemas.make(connection, schema)
+
+    anyio.run(make)
+    yield connect
+    for connection in opened:
+        connection.close()
+
+
+def join(execute, *nodes):
+    for node in nodes:
+        execute("insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, 'n', 'h', 1, 60, 0)", node)
+
+
+def accept(execute, session, lane="main", *, token, node=1):
+    text = (
+        "select * from {s}.accept(%s, 1, %s, %s, null, null, null, 'null', 'null', null, '', 0, false, null, null, "
+        "%s::bigint, %s::bigint, true)"
+    )
+    return execute(text, f"s:{session}", lane, session, token, node)[0]
+
+
+def waits_for_a_lock(execute):
+    with_deadline = time.monotonic() + 10
+    while not execute("select 1 from pg_stat_activity where wait_event_type = 'Lock'"):
+        assert time.monotonic() < with_deadline
+        time.sleep(0.01)
+
+
+def test_nothing_is_handed_to_a_node_that_is_leaving(connect):
+    leaves, owner = connect(), connect()
+    join(owner, 1, 2)
+    assert owner("select {s}.wanted(1, 's:a'), {s}.wanted(2, 's:a')") == [(True, False)]
+    leaves("begin")
+    leaves("select 1 from {s}.node where id = 2 for update")  # as `gone` and `reaped` do first
+    assert owner("select {s}.left_alone(1, array['s:a'], false)") == [("s:a",)]
+    assert owner("select owner from {s}.session") == [(None,)]
+    leaves("commit")
+
+
+def test_a_node_that_leaves_gives_back_what_it_is_handed_meanwhile(connect):
+    leaves, owner = connect(), connect()
+    join(owner, 1, 2)
+    owner("select {s}.wanted(1, 's:a'), {s}.wanted(2, 's:a')")
+    owner("begin")
+    owner("select {s}.left_alone(1, array['s:a'], false)")
+    leaving = threading.Thread(target=leaves, args=("select {s}.gone(2)",))
+    leaving.start()
+    waits_for_a_lock(connect())
+    owner("commit")
+    leaving.join(20)
+    assert owner("select owner from {s}.session") == [(None,)]
+    assert owner("select id from {s}.node") == [(1,)]
+
+
+def test_a_write_lease_ends_with_the_node_of_its_holder(connect):
+    execute = connect()
+    join(execute, 1, 2)
+    assert execute("select {s}.write_lease('s:a', 1, 11, 300)") == [(True,)]
+    note = "select code from {s}.note('s:a', 2, %s, null, array['{{}}'])"
+    assert execute(note, 1) == [("busy",)]
+    assert execute("select {s}.write_lease('s:a', 2, 22, 300)") == [(False,)]
+    execute("select {s}.gone(1)")
+    assert execute(note, 2) == [("ok",)]
+    assert execute("select {s}.write_lease('s:a', 2, 22, 300)") == [(True,)]
+
+
+def test_what_waits_before_a_message_is_named_whatever_its_lane(connect):
+    execute = connect()
+    join(execute, 1)
+    first = accept(execute, "a", "one", token=1)
+    second = accept(execute, "a", "two", token=2)
+    assert (first[5], second[5]) == ([], [first[0]])
+    assert accept(execute, "b", "two", token=3)[5] == []
+
+
+@pytest.mark.anyio
+async def test_a_session_that_nobody_wants_any_more_goes_on(connect, pg, schema):
+    async def answer(ctx, messages):
+        await ctx.session.append({"n": messages[0].body})
+
+    await anyio.to_thread.run_sync(
+        connect(), "insert into {s}.session (place, wanted) values ('s:a', true)"
+    )  # the node that wanted it was reaped
+    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0)
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
+        accepted = await sup.accept("main", 1, session="a")
+        assert (await accepted.wait(20)).state is RunState.DONE
+
+
+@pytest.mark.anyio
+async def test_the_first_answer_stands():
+    answer = Answer[int]()
+    answer(1, None)
+    answer(None, OSError("closed"))
+    assert await answer.wait() == 1
+
+
+@pytest.mark.anyio
+async def test_a_session_is_not_handed_to_a_node_that_had_it_meanwhile(connect):
+    execute = connect()
+    join(execute, 1, 2)
+    execute("select {s}.wanted(1, 's:a'), {s}.wanted(2, 's:a')")
+    execute("update {s}.session set owner = 2")  # as the reaper of node 1 would
+    execute("select {s}.left_alone(2, array['s:a'], false)")
+    assert execute("select owner, wanted from {s}.session") == [(None, False)]
+    assert execute("select * from {s}.want") == []
+
+
+@pytest.mark.anyio
+async def test_a_node_finds_out_what_it_was_handed(connect, pg, schema):
+    async def answer(ctx, messages):
+        await ctx.session.append({"n": messages[0].body})
+
+    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0)
+    execute = connect()
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]):
+        give = "insert into {s}.session (place, owner) select 's:a', id from {s}.node"
+        await anyio.to_thread.run_sync(execute, give)
+        with anyio.fail_after(20):
+            while await anyio.to_thread.run_sync(execute, "select 1 from {s}.session where owner is not null"):
+                await anyio.sleep(0.05)
