@@ -61,6 +61,8 @@ class Commands:
         self.handlers: dict[str, Handler] = {}
         self.slow: set[str] = set()
         """Kinds whose answers may take a while: others do not wait for them."""
+        self._busy: set[int] = set()
+        """Commands that are being done."""
         self._done: deque[int] = deque(maxlen=_REMEMBERED)
         """Commands that were done: a question that was asked before may still bring one."""
         self._more = anyio.Event()
@@ -127,6 +129,7 @@ class Commands:
         node: int | None = None,
         token: int | None = None,
     ) -> Told:
+        known = token is not None
         token = secrets.randbits(62) if token is None else token
         values = self._asked(token, kind, arguments, wants, upto, node)
         answer = Answer[Rows]()
@@ -137,7 +140,12 @@ class Commands:
             answer(rows, error)
 
         self._link.do(Step(_ASKED, values, lambda rows: rows, wants or ""), told)
-        rows = await answer.wait()
+        try:
+            rows = await answer.wait()
+        except BaseException:
+            if not known:
+                self.forget(token)
+            raise
         return Told(token, {row[0]: row[1] for row in rows if row[0] is not None}, rows[0][2], node is not None)
 
     async def answers(self, told: Told) -> tuple[list[Any], bool]:
@@ -242,9 +250,9 @@ class Commands:
             more = self._more
             text = "select id, kind, arguments, upto from {s}.command where target = %s and answer is null order by id"
             for command, kind, arguments, upto in await self._ask(text, (self._link.node,)):
-                if command in self._done:
+                if command in self._busy or command in self._done:
                     continue
-                self._done.append(command)
+                self._busy.add(command)
                 if kind in self.slow:
                     group.start_soon(self._obey, command, kind, arguments, upto)
                 else:
@@ -259,9 +267,9 @@ class Commands:
         except Exception as error:  # a kind that only newer versions know, say: the asker is told
             failed, value = True, described(error)
             log("command_failed", level="error", store=self._link.name, kind=kind, error=value)
-        except anyio.get_cancelled_exc_class():
-            self._done.remove(command)  # it is still to be done
-            raise
+        finally:
+            self._busy.discard(command)
+        self._done.append(command)
         self._do("select {s}.said(%s::bigint, %s, %s)", (command, msgspec.json.encode(value).decode(), failed))
 
     def _do(self, text: str, values: tuple[Any, ...]) -> None:

@@ -461,7 +461,8 @@ returns table (id bigint, name text, upto bigint, held boolean) language plpgsql
 #variable_conflict use_column
 declare mine boolean; last bigint;
 begin
-  perform 1 from {s}.node n order by n.id for key share;  -- none is reaped from here on, and none was half reaped
+  -- None is reaped from here on, and none was half reaped.
+  perform 1 from {s}.node n where p_target is null or n.id = p_target order by n.id for key share;
   if p_wants is not null then mine := {s}.wanted(p_node, p_wants); end if;
   last := coalesce(p_upto, (select max(m.id) from {s}.message m), 0);
   if not exists (select from {s}.command c where c.token = p_token) then
@@ -480,6 +481,7 @@ declare v_asker bigint;
 begin
   update {s}.command c set answer = p_answer, failed = p_failed where c.id = p_id and c.answer is null
     returning c.asker into v_asker;
+  if not found then return; end if;  -- it was reaped meanwhile, and that is the answer
   if exists (select from {s}.node n where n.id = v_asker) then
     perform {s}.tell(-v_asker);
   else

@@ -488,7 +488,9 @@ class PostgresMessages:
             "p as (select place from {s}.session where place > %s order by place limit %s), "
             "s as (delete from {s}.session where place = any(array(select place from {s}.session "
             "where place = any(array(select place from p)) and owner is null and pending = 0 and next_seq = 0 "
-            "and incarnation = 0 and not wanted and write_nonce is null for update skip locked))) "
+            "and incarnation = 0 and not wanted and write_nonce is null for update skip locked))), "
+            "c as (delete from {s}.command where answer is not null "
+            "and asked_at < clock_timestamp() - interval '1 hour') "
             "select (select count(*) from m) + (select count(*) from a), (select max(place) from p)"
         )
         instant = before + self._life.clock_ahead_s

@@ -13,7 +13,7 @@ import pytest
 from lanes import InvalidLane, LaneSpec, RunState
 from runtime import PostgresStore, StoreDown, Supervisor
 
-pytestmark = pytest.mark.anyio
+pytestmark = pytest.mark.backends("asyncio", "trio")
 
 
 @pytest.fixture
@@ -253,6 +253,34 @@ async def test_a_node_that_is_gone_is_asked_no_more_and_its_heir_is(pg, schema, 
             assert found is not None
             assert (await found.wait()).state is RunState.CANCELLED
         proxy.pass_on()
+
+
+async def test_resets_from_two_nodes_at_once_both_end(store):
+    bodies = Bodies()
+    async with two_nodes(store, bodies) as (one, two):
+        running = await one.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        moved = []
+
+        async def reset(supervisor):
+            moved.append(await supervisor.reset("s"))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(reset, one)
+            group.start_soon(reset, two)
+        assert sorted(map(bool, moved)) == [False, True]
+        assert (await running.wait()).state is RunState.CANCELLED
+
+
+async def test_a_late_answer_of_a_node_that_is_gone_changes_nothing(store, pg, schema):
+    async with Supervisor(store, node="one"):
+        rows(
+            pg, f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (1, 'x', '', 1, 99, 0) returning 1"
+        )
+        ((command,), _) = rows(pg, f"select id from {schema}.asked(1, 5, 'nothing', '[]', null, null, null) order by 1")
+        rows(pg, f"select {schema}.commands_gone(array(select id from {schema}.node where id <> 1))")
+        rows(pg, f"select {schema}.said(%s, '7', false)", command)
+        assert rows(pg, f"select answer, failed from {schema}.command where id = %s", command) == [("null", True)]
 
 
 async def test_a_node_that_cannot_do_it_or_does_not_answer_is_named(store):
