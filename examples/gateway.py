@@ -20,7 +20,7 @@ With `--store` or `LANES_STORE`, any number of gateways on any machines share th
     `accepted`, `token`, `end` and `error`. A client that reads too slowly misses tokens; a client that reads nothing is
     disconnected.
 `POST /sessions/{key}/stop`, `POST /sessions/{key}/reset`: end the session's runs; `reset` also moves its file aside.
-`GET /runs/{id}`: the state of a run of this process, and its reply.
+`GET /runs/{id}`: the state of a run, and its reply, if it is one of this process.
 `GET /healthz`, `GET /readyz`, `GET /metrics`: whether the process is healthy, whether it accepts work, Prometheus.
 `POST /admin/restart`: a new generation in the same process. From this machine only.
 
@@ -218,7 +218,8 @@ class Gateway:
 
     async def stop(self, request: Request) -> Response:
         """End the running and the queued runs of a session."""
-        return reply({"stopped": request.state.lanes.cancel(session=key_in(request), reason="stopped")})
+        stopped = await request.state.lanes.everywhere.cancel(session=key_in(request), reason="stopped")
+        return reply({"stopped": stopped})
 
     async def reset(self, request: Request) -> Response:
         """End the session's runs, and give the session a new file."""
@@ -229,9 +230,12 @@ class Gateway:
         """The state of a run."""
         number = request.path_params["id"]
         found = request.state.lanes.find(number)
-        if found is None:
+        if found is not None:
+            return reply(shown(found))
+        seen = await request.state.lanes.everywhere.find(number)  # another gateway has it, on a shared store
+        if seen is None:
             raise Refusal(f"run {number} is not known: it never was, or ended too long ago", status=404)
-        return reply(shown(found))
+        return reply({"run": number} | {name: getattr(seen, name) for name in ("lane", "session", "state", "reason")})
 
 
 async def healthz(request: Request) -> Response:
@@ -284,7 +288,7 @@ def application(settings: Settings) -> Supervised:
         Route("/metrics", metrics),
         Route("/admin/restart", restart, methods=["POST"]),
     ]
-    errors: Any = dict.fromkeys((LaneError, LockError, RunError, OutcomeUnknown), refused)
+    errors: Any = dict.fromkeys((LaneError, LockError, RunError, OutcomeUnknown, TimeoutError), refused)
     return Supervised(AsSent(Starlette(routes=routes, exception_handlers=errors)), gateway.supervisor)
 
 

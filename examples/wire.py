@@ -44,6 +44,7 @@ STATUS: dict[type[BaseException], int] = {
     LaneFull: 429,
     **dict.fromkeys((Draining, InboxDown), 503),
     RunTimedOut: 504,
+    TimeoutError: 504,
 }
 """By class; the most specific class counts. Every other exception is an error of ours: 500."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import anyio.to_thread
@@ -12,6 +13,7 @@ from lanes import LaneSpec
 from runtime import PostgresStore, Supervisor
 from runtime.cli import main
 from runtime.trial.postgres_server import PostgresServer
+from tests import ROOT
 from tests.command import lanes, result_of
 
 pytestmark = pytest.mark.backends("asyncio")
@@ -91,6 +93,17 @@ async def test_nodes_sessions_and_messages_are_shown_and_put_right_by_hand(said,
     assert code == 1 and "message 1 is done; allowed: one that is parked" in text and "message 9 is not kept" in text
     assert await said("inbox", "discard", "3") == (0, "message 3, which was waiting, is discarded\n")
     assert (await said("inbox", "show", "3"))[1].splitlines()[1] == "state        cancelled"
+
+
+def test_the_queries_of_the_document_can_be_asked(pg, schema, monkeypatch, capfd):
+    monkeypatch.setenv("LANES_STORE", pg.dsn)
+    assert main(["db", "init", "--schema", schema]) == 0
+    (block,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(), re.DOTALL)
+    queries = [text for text in block.replace("lanes.", f"{schema}.").split(";\n") if text.strip()]
+    with psycopg.connect(pg.dsn) as connection:
+        for query in queries:
+            connection.execute(query)
+    assert len(queries) == 5
 
 
 async def test_what_a_node_cannot_use_is_wrong_by_name(said, pg, schema, monkeypatch):
