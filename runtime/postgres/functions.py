@@ -48,6 +48,7 @@ create unique index message_token on {s}.message (token);
 create unique index message_dedupe on {s}.message (lane, coalesce(session, ''), dedupe) where dedupe is not null;
 create index message_open on {s}.message (place, id) where state in ('accepted', 'started');
 create index message_kept on {s}.message (state, id) where state in ('waiting', 'parked', 'unknown');
+create index message_untold on {s}.message (lane, id) where state = 'unknown' and not told;
 create index message_ended on {s}.message (ended_at) where ended_at is not null;
 create index message_asked on {s}.message (asked) where asked is not null;
 create table {s}.ask (
@@ -506,6 +507,27 @@ create function {s}.claimed(p_node bigint, p_limit int) returns setof text langu
       order by t.rank, t.since limit p_limit for update of t skip locked)
   update {s}.session t set owner = p_node, fence = t.fence + 1, nonce = null from pick
     where t.place = pick.place returning t.place $$;
+
+-- Sessions that no node owns, and whose lanes are still to be told of messages whose end is unknown.
+create function {s}.claimed_untold(p_node bigint, p_lanes text[], p_tried bigint[], p_limit int)
+returns table (place text, message bigint) language plpgsql as $$
+#variable_conflict use_column
+declare places text[];
+begin
+  select array_agg(distinct u.place) into places from (select m.place from {s}.message m
+    where m.state = 'unknown' and not m.told and m.lane = any(p_lanes) and not m.id = any(p_tried)
+    and not exists (select from {s}.session t where t.place = m.place and t.owner is not null)
+    order by m.id limit p_limit) u;
+  if places is null then return; end if;
+  insert into {s}.session (place) select p from unnest(places) p order by p on conflict do nothing;
+  return query
+  with me as (select n.id from {s}.node n where n.id = p_node for key share),
+    pick as (select t.place from me, {s}.session t where t.owner is null and t.place = any(places)
+      for update of t skip locked),
+    u as (update {s}.session t set owner = p_node, fence = t.fence + 1, nonce = null from pick
+      where t.place = pick.place returning t.place)
+  select u.place, m.id from u join {s}.message m on m.place = u.place and m.state = 'unknown' and not m.told;
+end $$;
 
 create function {s}.wanted(p_node bigint, p_place text) returns boolean language plpgsql as $$
 declare t {s}.session;

@@ -20,6 +20,7 @@ from typing import Any
 
 import anyio
 
+from lanes import LaneError
 from lanes.core.scheduler import Scheduler
 from lanes.message import ids_of
 from locks import Fence, _clock, _effects
@@ -70,7 +71,11 @@ class Ownership:
         """Called when there may be messages that are to be brought into memory."""
         self.on_lost: Callable[[], None] = lambda: None
         """Called before the runs of a lost node are ended."""
+        self.on_untold: Callable[[], None] = lambda: None
+        """Called when there are messages whose end is unknown, and that their lanes are to be told of."""
         self.claimed = self.given_back = 0
+        self._tried: set[int] = set()
+        """Messages that this process was to tell their lanes of: once is enough, where telling fails."""
         self._asked_for = False
         """Whether another node waits for a session that has work here."""
         self._compare_at = 0.0
@@ -167,6 +172,7 @@ class Ownership:
         """The node is lost: end what conducts a session or answers a kept message, and forget what was owned."""
         self._owned.clear()
         self._leaving.clear()
+        self._tried.clear()
         self.on_lost()
         for execution in sorted(self._scheduler.board.live.values(), reverse=True):
             conducts = execution.file is not None and not execution.is_queued()
@@ -196,6 +202,7 @@ class Ownership:
         if _clock.clock.now() >= self._compare_at:
             self._compare_at = _clock.clock.now() + _COMPARE_S
             await self._do("select place from {s}.session where owner = %s", (self._link.node,), self._compared)
+            await self._claim_untold()
         if self._wanted:
             text = "select place from {s}.session where owner = %s and place = any(%s::text[])"
             await self._do(text, (self._link.node, list(self._wanted)), self._claimed)
@@ -206,6 +213,25 @@ class Ownership:
         self.claimed += len(rows)
         if rows:
             self.on_more()
+
+    async def _claim_untold(self) -> None:
+        """Have sessions told what their last node did not come to tell them."""
+        text = "select distinct lane from {s}.message where state = 'unknown' and not told"
+        lanes = [lane for (lane,) in await self._do(text, (), None) if self._is_told(lane)]
+        if not lanes or not self._scheduler.board.accepting:
+            return
+        text = "select * from {s}.claimed_untold(%s, %s::text[], %s::bigint[], %s)"
+        values = (self._link.node, lanes, list(self._tried), MOST_AT_ONCE)
+        rows = await self._do(text, values, lambda rows: self._claimed([row[:1] for row in rows]))
+        self._tried.update(message for _, message in rows)
+        if rows:
+            self.on_untold()
+
+    def _is_told(self, lane: str) -> bool:
+        try:
+            return self._scheduler.board.specs.find(lane).on_unknown is not None
+        except LaneError:
+            return False
 
     def _compared(self, rows: Rows) -> None:
         """What it conducts, as the database says: another node may have handed over what nobody here waits for now."""

@@ -155,3 +155,33 @@ async def test_a_node_finds_out_what_it_was_handed(connect, pg, schema):
         with anyio.fail_after(20):
             while await anyio.to_thread.run_sync(execute, "select 1 from {s}.session where owner is not null"):
                 await anyio.sleep(0.05)
+
+
+@pytest.mark.anyio
+async def test_a_lane_is_told_by_another_node_if_the_one_that_found_out_has_left(connect, pg, schema):
+    told = []
+
+    async def answer(ctx, messages):
+        await ctx.session.append({"n": messages[0].body})
+
+    async def tell(ctx, messages):
+        told.extend(message.id for message in messages)
+        raise ValueError("once is enough")
+
+    execute = connect()
+    join(execute, 1)
+    unknown, _ = accept(execute, "a", token=1)[0], accept(execute, "b", "silent", token=2)
+    execute("update {s}.message set state = 'started'")
+    execute("select {s}.gone(1)")
+    assert execute("select state, told from {s}.message group by 1, 2") == [("unknown", False)]
+    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0)
+    lanes = [LaneSpec("main", handler=answer, on_unknown=tell), LaneSpec("silent", handler=answer)]
+    async with Supervisor(store, lanes=lanes) as sup:
+        later = await sup.accept("main", 1, session="b")
+        await later.wait(20)
+        with anyio.fail_after(20):
+            while not told or await anyio.to_thread.run_sync(
+                execute, "select 1 from {s}.session where owner is not null"
+            ):
+                await anyio.sleep(0.05)
+    assert told == [unknown]
