@@ -159,7 +159,7 @@ async def test_a_node_finds_out_what_it_was_handed(connect, pg, schema):
 
 @pytest.mark.anyio
 async def test_a_lane_is_told_by_another_node_if_the_one_that_found_out_has_left(connect, pg, schema):
-    told = []
+    told: list[int] = []
 
     async def answer(ctx, messages):
         await ctx.session.append({"n": messages[0].body})
