@@ -45,6 +45,14 @@ def cli() -> None:
 )
 @click.option("--trace", metavar="FILE", help="Write what ran when, for ui.perfetto.dev or chrome://tracing.")
 @click.option("--socket", metavar="PATH", help="Where `lanes status` and its like can ask, instead of the usual place.")
+@click.option(
+    "--web",
+    type=click.IntRange(0, 65535),
+    is_flag=False,
+    flag_value=8765,
+    metavar="[PORT]",
+    help="Show it in a browser, at this port of this machine; 8765 without one. It only shows: see `lanes web`.",
+)
 def run(listing: bool, **given: Any) -> int:
     """Serve TARGET and say whether anything was lost, interleaved or stuck.
 
@@ -164,6 +172,19 @@ def watch(socket: str | None) -> int:
     from . import top  # noqa: PLC0415 -- as above
 
     return top.run(socket)
+
+
+@_asks("web")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; other than here with a token.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="0 for a free one.")
+@click.option("--token", envvar="LANES_WEB_TOKEN", show_envvar=True, help="What a visitor has to have.")
+@click.option("--allow-control", is_flag=True, help="Let visitors stop runs, and whatever else changes something.")
+@click.option("--show-content", is_flag=True, help="Show what people have written, too.")
+def show(socket: str | None, **given: Any) -> int:
+    """Show what a process does in a browser, until Ctrl-C. It comes back by itself when the process does."""
+    from . import web  # noqa: PLC0415 -- as above
+
+    return web.run(socket, web.Options(**given))
 
 
 @_asks("stop")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from runtime.status import protocol
 from runtime.status.client import Client, NoAnswer, NoProcess, locate
+from runtime.status.words import lasting as lasting
 
 from ..trial.output import Output, complain
 from ..usage_error import UsageError, one_line
@@ -85,16 +86,3 @@ def frozen_lines(frozen: protocol.Frozen) -> list[str]:
 def printable(text: str) -> str:
     """What a process has sent, as one line of a bounded length."""
     return one_line(text, _LONGEST)
-
-
-def lasting(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    return f"{hours // 24} d {hours % 24} h"

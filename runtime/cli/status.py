@@ -6,10 +6,9 @@ With `--json` it prints the answer of the status socket, one object: `{"status":
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
-from runtime.status import protocol
+from runtime.status import protocol, words
 from runtime.status.client import Client
 
 from ..trial.output import Output
@@ -39,18 +38,17 @@ def run(socket: str | None, json: bool) -> int:
 
 def lines(picture: protocol.Picture, most: int = _MOST) -> list[str]:
     """The whole report, with at most `most` runs of each kind."""
-    held_up = Counter[int | None](run.holder_run for run in picture.runs if run.holder_run is not None)
-    running = [run for run in picture.runs if run.ran_s is not None]
-    running.sort(key=lambda run: -(run.ran_s or 0.0))
-    stuck = [run for run in running if _is_stuck(run)]
-    healthy = [run for run in running if not _is_stuck(run)]
-    waiting = sorted((run for run in picture.runs if run.ran_s is None), key=lambda run: -run.waited_s)
+    held_up = words.held_up(picture.runs)
+    stuck, healthy, waiting = words.by_state(picture)
     report = head(picture)
     report += _section(
         "STUCK",
         [
-            *((*_who(row), f"{_abandoned(row)}{_holds_up(row.id, held_up)}", row.at) for row in picture.abandoned),
-            *((*_who(run), f"{_stuck(run)}{_holds_up(run.id, held_up)}", run.at) for run in stuck),
+            *(
+                (*_who(row), f"{words.abandoned(row)}{words.holds_up(row.id, held_up)}", row.at)
+                for row in picture.abandoned
+            ),
+            *((*_who(run), f"{words.stuck(run)}{words.holds_up(run.id, held_up)}", run.at) for run in stuck),
         ],
         most,
         picture.abandoned_left_out,
@@ -58,12 +56,12 @@ def lines(picture: protocol.Picture, most: int = _MOST) -> list[str]:
     report += _section(
         "RUNNING, the longest first",
         [
-            (*_who(run), f"{_runs(run)}{_holds_up(run.id, held_up)}", run.at if number < _PLACES else "")
+            (*_who(run), f"{words.runs(run)}{words.holds_up(run.id, held_up)}", run.at if number < _PLACES else "")
             for number, run in enumerate(healthy)
         ],
         most,
     )
-    report += _section("WAITING, the longest first", [(*_who(run), _waits(run), "") for run in waiting], most)
+    report += _section("WAITING, the longest first", [(*_who(run), words.waits(run), "") for run in waiting], most)
     if picture.runs_left_out:
         report += ["", f"… and {picture.runs_left_out} more runs"]
     return [printable(line) for line in report]
@@ -118,48 +116,9 @@ def _inbox(inbox: protocol.InboxPart) -> str:
     return report
 
 
-def _is_stuck(run: protocol.RunRow) -> bool:
-    return run.ending or (run.deadline_in_s is not None and run.deadline_in_s < 0)
-
-
 def _who(row: protocol.RunRow | protocol.AbandonedRow) -> tuple[str, str]:
     named = row.session is None or row.lane == f"session:{row.session}"
     return f"run {row.id}", row.lane if named else f"{row.lane}, session {row.session}"
-
-
-def _holds_up(run: int, held_up: Counter[int | None]) -> str:
-    return f"; {held_up[run]} wait for it" if held_up[run] > 1 else "; 1 waits for it" if held_up[run] else ""
-
-
-def _abandoned(row: protocol.AbandonedRow) -> str:
-    return f"abandoned {lasting(row.abandoned_for_s)} ago, and still runs; {row.reason}"
-
-
-def _stuck(run: protocol.RunRow) -> str:
-    report = f"ran {lasting(run.ran_s or 0.0)}"
-    if run.deadline_in_s is not None and run.deadline_in_s < 0:
-        report += f", {lasting(-run.deadline_in_s)} past its deadline"
-    return f"{report}; asked to end: {run.reason}" if run.ending and run.reason else report
-
-
-def _runs(run: protocol.RunRow) -> str:
-    report = f"ran {lasting(run.ran_s or 0.0)}"
-    if run.deadline_in_s is not None:
-        report += f", {lasting(run.deadline_in_s)} left"
-    return f"{report}; waits for {_for_whom(run)}" if run.waits_for else report
-
-
-def _waits(run: protocol.RunRow) -> str:
-    report = f"waited {lasting(run.waited_s)}"
-    if run.waits_for:
-        report += f" for {_for_whom(run)}"
-    return f"{report}; {run.reason}" if run.reason else report
-
-
-def _for_whom(run: protocol.RunRow) -> str:
-    if not run.holder or run.holder.startswith(f"{run.waits_for} "):
-        return run.holder or run.waits_for
-    return f"{run.waits_for}: {run.holder}"
 
 
 def _section(title: str, rows: Sequence[tuple[str, str, str, str]], most: int, left_out: int = 0) -> list[str]:

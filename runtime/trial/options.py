@@ -26,6 +26,7 @@ class Options:
     log_format: LogFormat = "console"
     trace: str | None = None
     socket: str | None = None
+    web: int | None = None
 
 
 def overrides_of(options: Options) -> Overrides:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import nullcontext
 from dataclasses import replace
 
 import anyio
@@ -21,7 +23,7 @@ from .options import Options, overrides_of
 from .output import Output, leave_now
 from .report import Result
 from .scenario import Plan, described, plan
-from .supervised import check_socket, opened_socket, opened_trace, supervisor_of
+from .supervised import check_socket, check_web, opened_socket, opened_trace, opened_web, supervisor_of
 from .target import Target, resolve
 from .work import Program, Scenario, Work
 
@@ -54,7 +56,8 @@ def run(options: Options) -> int:
     if todo is not None and todo.crash is not None:
         crashes.check(directory)
     supervised = todo is not None and todo.service
-    with Signals() as signals, opened_trace(None if supervised else options.trace) as trace:
+    listener = check_web(options.web, service=supervised) or nullcontext()
+    with listener as web, Signals() as signals, opened_trace(None if supervised else options.trace) as trace:
         before = _surveyed(directory)
         result = Result(
             Ledger(runs_count=todo is None),
@@ -74,7 +77,7 @@ def run(options: Options) -> int:
             )
             _conclude(result, output)
         else:
-            anyio.run(_serve, target, todo, options, result, output, signals, trace, backend=options.backend)
+            anyio.run(_serve, target, todo, options, result, output, signals, trace, web, backend=options.backend)
     return result.exit_code or int(output.failed)
 
 
@@ -93,6 +96,7 @@ async def _serve(
     output: Output,
     signals: Signals,
     trace: Trace | None,
+    web: socket.socket | None,
 ) -> None:
     work: Work
     if todo is not None:
@@ -105,7 +109,7 @@ async def _serve(
         result.appended = 0
         work = Program(target.name, target.main, result, options.duration)
         sup = supervisor_of(result, [], None, trace)
-    with opened_socket(options.socket, sup):
+    with opened_socket(options.socket, sup) as path, opened_web(web, path, output):
         await harness.serve(sup, work, result, signals, _display(output, result.ledger))
     if trace is not None:
         trace.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lanes import LaneSpec
@@ -15,6 +16,7 @@ from runtime.supervisor import Supervisor
 
 from ..usage_error import UsageError
 from . import harness
+from .output import Output
 from .report import Result
 from .scenario import Plan
 
@@ -53,8 +55,11 @@ def _bad_socket(error: Exception) -> UsageError:
 
 
 @contextmanager
-def opened_socket(given: str | None, sup: Supervisor) -> Iterator[None]:
+def opened_socket(given: str | None, sup: Supervisor) -> Iterator[str | None]:
     """Answer `lanes status` and its like while the block runs. On the event loop's thread.
+
+    Returns:
+        The path of the socket; `None` without one.
 
     Raises:
         UsageError: the place that was asked for cannot be had. Without the default one, it goes on, and logs that.
@@ -66,12 +71,44 @@ def opened_socket(given: str | None, sup: Supervisor) -> Iterator[None]:
     except (StatusSocketError, OSError) as error:
         if given is not None:
             raise _bad_socket(error) from error
+        server = None
         log("status_unavailable", level="warning", error=str(error))
     try:
-        yield
+        yield server.path if server is not None else None
     finally:
         if server is not None:
             server.close()
+
+
+def check_web(port: int | None, *, service: bool) -> socket.socket | None:
+    """A listening socket for `--web`.
+
+    Raises:
+        UsageError: it cannot be had, or nothing could be shown there.
+    """
+    if port is None:
+        return None
+    if service:
+        raise UsageError("--web: this scenario starts processes of its own; allowed: `lanes web` beside it")
+    try:
+        from ..web import serve  # noqa: PLC0415 -- an extra
+    except ImportError as error:
+        raise UsageError(f"--web needs the extra `web` ({error}); allowed: with `session-lanes[web]`") from error
+    return serve.listening("127.0.0.1", port, "--web")
+
+
+def opened_web(listener: socket.socket | None, path: str | None, output: Output) -> AbstractContextManager[None]:
+    """Show the process that has this status socket in a browser, while the block runs."""
+    if listener is None:
+        return nullcontext()
+    from ..web import serve  # noqa: PLC0415 -- an extra
+
+    if path is None:
+        listener.close()
+        output.line("no dashboard: it needs the status socket")
+        return nullcontext()
+    output.line(f"dashboard: {serve.url_of(listener, '127.0.0.1')}")
+    return serve.beside(listener, path)
 
 
 def opened_trace(path: str | None) -> Trace | nullcontext[None]:

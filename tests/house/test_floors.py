@@ -47,7 +47,7 @@ ORDER: dict[str, list[str]] = {
         "restart",
         "life",
         "supervisor",
-        "asgi export metrics",
+        "asgi export metrics web",
         "trial",
         "bench",
         "cli",

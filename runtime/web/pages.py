@@ -1,0 +1,101 @@
+"""What each page shows: a template, and the values that stand in it. Made from answers alone, an old one too."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..status import protocol, words
+
+MOST_ROWS = 50
+"""Of each table of *Now*."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of the process, and from when."""
+
+    picture: protocol.Picture | None = None
+    """The last one that it gave."""
+    frozen: protocol.Frozen | None = None
+    """Set while its event loop does not answer."""
+    gone: str = ""
+    """Why it does not answer at all; empty while it does."""
+    silent_s: float = 0.0
+    """Since when there was no picture."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the picture is one of now."""
+        return self.picture is not None and self.frozen is None and not self.gone
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page, before it is text."""
+
+    template: str
+    title: str
+    values: Mapping[str, Any]
+    seen: Seen = Seen()
+    """What it was made from."""
+    status: int = 200
+
+
+def now(seen: Seen) -> Page:
+    """What runs, what waits and for whom; problems first."""
+    picture = seen.picture
+    values: dict[str, Any] = {"picture": picture}
+    if picture is not None:
+        stuck, healthy, waiting = words.by_state(picture)
+        counts = picture.counts
+        values |= {
+            "stuck": stuck,
+            "running": healthy[:MOST_ROWS],
+            "running_left_out": max(0, counts.get("running", 0) - len(stuck) - len(healthy[:MOST_ROWS])),
+            "waiting": waiting[:MOST_ROWS],
+            "waiting_left_out": max(0, counts.get("queued", 0) - len(waiting[:MOST_ROWS])),
+            "held_up": words.held_up(picture.runs),
+            "lanes": picture.lanes[:MOST_ROWS],
+            "lanes_left_out": picture.lanes_left_out + len(picture.lanes[MOST_ROWS:]),
+            "turns": [lease for lease in picture.leases if lease.right == "turn"][:MOST_ROWS],
+            "counts": _counts(picture),
+        }
+    return Page("now.html", "Now", values, seen)
+
+
+def _counts(picture: protocol.Picture) -> list[tuple[str, str]]:
+    """The figures at the top of the page."""
+    lag, abandoned = picture.loop_lag, len(picture.abandoned) + picture.abandoned_left_out
+    return [
+        ("running", str(picture.counts.get("running", 0))),
+        ("waiting", str(picture.counts.get("queued", 0))),
+        ("done", str(picture.counts.get("done", 0))),
+        ("failed", str(picture.counts.get("failed", 0))),
+        ("timed out", str(picture.counts.get("timed_out", 0))),
+        ("abandoned now", str(abandoned)),
+        ("parked", str(picture.parked)),
+        ("loop lag p99", f"{lag.p99 * 1000:.1f} ms"),
+    ]
+
+
+def run(seen: Seen, number: int, stood: protocol.Stood | None, error: str) -> Page:
+    """One run: its head, and where it stands line by line."""
+    rows = seen.picture.runs if seen.picture is not None else []
+    row = next((one for one in rows if one.id == number), None)
+    text = stood.text if stood is not None else ""
+    head, _, rest = text.partition("\n")
+    values = {"number": number, "row": row, "head": head, "stack": rest, "error": error}
+    return Page("run.html", f"Run {number}", values, seen, 404 if error and seen.is_live else 200)
+
+
+def refusal(title: str, message: str, status: int) -> Page:
+    """A page that says why there is no other."""
+    return Page("refusal.html", title, {"message": message}, status=status)
+
+
+def share(part: float, whole: float) -> float:
+    """A part of a whole, for a bar: 0 to 1."""
+    return min(1.0, max(0.0, part / whole)) if whole and math.isfinite(part) else 0.0

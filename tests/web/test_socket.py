@@ -1,0 +1,132 @@
+"""The dashboard of another process, through its status socket: `lanes web`, and what it is refused for."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from lanes import LaneSpec
+from runtime import Supervisor
+from runtime.status.client import Client
+from runtime.web import source
+from runtime.web.app import Dashboard
+from runtime.web.guard import Guard
+from runtime.web.source import Outside
+from tests import blocking
+from tests.command import lanes
+from tests.web.reader import browser, ended, order, secret_of, text_of
+
+pytestmark = pytest.mark.backends("asyncio", "trio")
+
+
+async def waits(ctx):
+    await anyio.sleep_forever()
+
+
+def supervisor(tmp_path):
+    lanes = [LaneSpec("one", grace=0.05)]
+    return Supervisor(tmp_path / "sessions", lanes=lanes, drain_timeout=0.0, status_socket=tmp_path / "s.sock")
+
+
+def outside(tmp_path):
+    guard = Guard(None, (), allow_control=True)
+    return Dashboard(Outside(str(tmp_path / "s.sock")), guard, show_content=False)
+
+
+async def test_it_shows_and_steers_another_process_and_finds_it_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    async with browser(outside(tmp_path)) as web:
+        before = await web.get("/")
+        assert before.status_code == 200 and "does not exist" in before.text
+        async with supervisor(tmp_path) as sup:
+            run = sup.submit("one", waits)
+            await anyio.sleep(0.01)
+            page = (await web.get("/")).text
+            assert "No answer" not in page and "in waits: await anyio.sleep_forever()" in text_of(page)
+            assert (await order(web, secret_of(page), do="stop", run=run.id)).status_code == 303
+            await ended(sup)
+        page = (await web.get("/")).text
+        assert "No answer for 0." in text_of(page) and "It was last seen like this" in page and "<form" not in page
+        assert "in waits" in page  # what was last known of it
+        async with supervisor(tmp_path):
+            page = (await web.get("/")).text
+            assert "No answer" not in page and "Nothing runs." in page
+
+
+async def test_a_frozen_process_shows_the_line_that_blocks_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.status.server.PATIENCE_S", 0.05)
+    found: list[str] = []
+    done = threading.Event()
+
+    async def blocks(ctx):
+        with blocking.permitted("a body that freezes the loop"):
+            done.wait(20.0)
+
+    def asks():
+        async def look():
+            async with browser(outside(tmp_path)) as web:
+                found.extend([(await web.get("/")).text, (await web.get("/run?id=1")).text])
+
+        try:
+            anyio.run(look)
+        finally:
+            done.set()
+
+    async with supervisor(tmp_path) as sup:
+        thread = threading.Thread(target=asks)
+        sup.submit("one", blocks)
+        thread.start()
+        await to_thread.run_sync(thread.join)
+        await ended(sup)
+    for page in map(text_of, found):
+        assert "Frozen: the event loop does not answer" in page and "in blocks" in page and "run 1 on lane one" in page
+
+
+async def test_a_process_that_answers_late_delays_no_other_page(tmp_path, monkeypatch):
+    entered, leave = anyio.Event(), threading.Event()
+
+    class Slow(Client):
+        def ask(self, question):
+            if not entered.is_set():
+                anyio.from_thread.run_sync(entered.set)
+                leave.wait(20.0)
+            return super().ask(question)
+
+    monkeypatch.setattr(source, "Client", Slow)
+    async with supervisor(tmp_path), browser(outside(tmp_path)) as web, anyio.create_task_group() as tasks:
+        tasks.start_soon(web.get, "/")
+        await entered.wait()
+        assert "Nothing runs." in (await web.get("/")).text
+        leave.set()
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--host", "0.0.0.0"], "--host: '0.0.0.0' can be reached by others"),
+        (["--host", "no such host."], "--host: 'no such host.' can be reached by others"),
+        (["--token", "short"], "--token: has 5 characters"),
+        (["--port", "70000"], "70000 is not in the range"),
+        (["--socket", "/nowhere/s.sock"], "does not exist"),
+    ],
+)
+def test_what_is_unsafe_or_cannot_be_used_is_refused_in_one_line(options, told):
+    given = options if "--socket" in options else [*options, "--socket", "/nowhere/s.sock"]
+    done = lanes("web", *given)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.backends("asyncio")
+async def test_a_taken_port_is_refused(tmp_path):
+    async with supervisor(tmp_path):
+        with blocking.permitted("takes a port"):
+            taken = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+        async with taken:
+            port = taken.extra(anyio.abc.SocketAttribute.local_port)
+            run = partial(lanes, "web", "--port", str(port), "--socket", tmp_path / "s.sock")
+            done = await to_thread.run_sync(run)
+    assert done.returncode == 2 and f"--port: {port} is taken" in done.stderr
