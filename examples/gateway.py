@@ -193,19 +193,19 @@ class Gateway:
 
     async def relay(self, socket: WebSocket, tasks: TaskGroup, accepted: Accepted) -> None:
         """Send the events of a message's run, and what became of the message."""
-        run, missed = accepted.run, 0  # no run yet: older messages of the session are on disk only
+        run = accepted.run  # none yet: older messages of the session are on disk only, or another process has it
         # A slow client misses the oldest events, and costs no more memory.
-        events = run.events(buffer=256) if run is not None else None
-        await self.send(socket, tasks, {"type": "accepted", "id": accepted.id, "run": run and run.id})
-        if run is not None and events is not None:
-            async for token in events:
-                await self.send(socket, tasks, {"type": "token", "id": accepted.id, "run": run.id, "token": token})
-            missed = events.dropped
-        told = {"type": "end", "missed": missed} | (shown(run) if run is not None else {})
+        events = socket.state.lanes.everywhere.events(accepted.id, buffer=256)
+        number = run and run.id
+        await self.send(socket, tasks, {"type": "accepted", "id": accepted.id, "run": number})
+        told: dict[str, Any] = {"type": "end"}
         try:
+            async for token in events:
+                await self.send(socket, tasks, {"type": "token", "id": accepted.id, "run": number, "token": token})
             await accepted.wait()
         except LaneError as error:  # how it ended cannot be kept
             told |= problem(error, socket.state.lanes) | {"type": "error"}
+        told = {"missed": events.dropped} | (shown(run) if run is not None else {}) | told
         await self.send(socket, tasks, told | kept(accepted))
 
     async def send(self, socket: WebSocket, tasks: TaskGroup, event: dict[str, Any]) -> None:

@@ -54,9 +54,8 @@ class Everywhere:
     `Supervisor` does. All are checkpoints; cancelled, those that were asked do it all the same.
 
     Raises, each call:
-        StoreDown: the database cannot be reached; some may have done it.
-        TimeoutError: not all have answered within the store's `ttl + grace` and 5 seconds: an event loop stands still,
-            say. They do it when they can.
+        StoreDown: the database cannot be reached, so some may have done it. Or not all have answered within the store's
+            `ttl + grace` and 5 seconds, since an event loop stands still, say: they do it when they can.
     """
 
     def __init__(self, scheduler: Scheduler, inbox: InboxService | None, commands: Commands | None, node: str) -> None:
@@ -132,9 +131,10 @@ class Everywhere:
     def events(self, message: int, buffer: int = 256) -> MessageEvents:
         """What the body that answers an accepted message emits from now on, in whatever process (see `Run.events`).
 
-        Made at once; the listening begins with the first `async for` step, so what is emitted before is missed. Through
-        the database it goes only while somebody reads, a page at a time. Events of other processes are what JSON makes
-        of them; one that has no JSON, or more than 1 MiB of it, is missed. To be left early, close it (`aclose`).
+        It listens from now on where this process has the message, and else from the first step of `async for`:
+        what is emitted before is missed. Through the database it goes only while somebody reads, a page at a
+        time. Events of other processes are what JSON makes of them; one that has no JSON, or more than 1 MiB of
+        it, is missed. To be left early, close it (`aclose`).
 
         Args:
             buffer: events that are kept for this reader, at most 10,000; it misses the oldest if it falls further

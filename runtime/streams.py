@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_BUFFERED = 10_000
 MOST_EVENT_BYTES = 1 << 20
 """A larger event is missed by listeners in other processes, as is one that has no JSON; and about so much is a page."""
-_LOOK_S = 0.05
+_SOON_S, _LOOK_S = 0.002, 0.05
 _FOR_RUN_S = 1.0
 _FOR_EVENT_S = 5.0
 """For how long an answer may be held back until there is something to say."""
@@ -47,12 +47,14 @@ class MessageEvents:
         self._most = min(whole("buffer", buffer, 1), MOST_BUFFERED)
         self._key = secrets.randbits(62)
         self._unread: deque[Any] = deque()
-        self._here: EventStream | None = None
+        run = door.in_memory.get(message)
+        self._here: EventStream | None = run.events(self._most) if run is not None else None
         self._token: int | None = None
         """Of the page that was asked for: kept, so that a reader that is cancelled meanwhile misses nothing."""
         self._asked: Told | None = None
         self._node = 0
         """The node that has a buffer for this reader."""
+        self._pause_s = _SOON_S
         self._dropped = 0
         self._over = False
 
@@ -104,7 +106,7 @@ class MessageEvents:
         """Find out where the message is, and wait for what it emits. A checkpoint."""
         run = self._door.in_memory.get(self._message)
         if run is not None and run.outcome is None and self._token is None:
-            self._here = run.events(self._most)
+            self._here, self._pause_s = run.events(self._most), _SOON_S
             return
         if self._token is None:
             await self._find()
@@ -126,7 +128,8 @@ class MessageEvents:
         if not is_open:
             self._over = True
         elif node is None or self._commands is None or node == self._commands.node:
-            await anyio.sleep(_LOOK_S)  # it waits, or its end is being written
+            await anyio.sleep(self._pause_s)  # it waits, or its end is being written
+            self._pause_s = min(2 * self._pause_s, _LOOK_S)
         else:
             self._node, self._token = node, secrets.randbits(62)
 

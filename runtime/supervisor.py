@@ -496,8 +496,8 @@ class Supervisor:
             RunError: the supervisor has stopped meanwhile, or lane `control` has no time left for it; the runs have
                 ended all the same.
             TranscriptError: the file could not be put away; it stands as it was.
-            StoreDown, TimeoutError: not all processes with the same sessions have answered; the runs of those that
-                could be reached have ended.
+            StoreDown: not all processes with the same sessions have answered; the runs of those that could be reached
+                have ended.
         """
         elsewhere = self.everywhere._reset if self.everywhere.shared else None
         return await self._calls.reset(key, archive=archive, elsewhere=elsewhere)

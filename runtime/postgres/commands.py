@@ -86,8 +86,8 @@ class Commands:
             wants: a place that this node is to conduct, once nothing older is left of it: noted as it is asked.
 
         Raises:
-            StoreDown: the database cannot be reached, or a node could not do it; others may have done it.
-            TimeoutError: nodes have not answered in time; they do it when they can.
+            StoreDown: the database cannot be reached, or a node could not do it, or has not answered in time; others
+                may have done it, and a late one does it when it can.
         """
         answers, upto, names = list[Any](), None, ""
         with anyio.move_on_after(self.within_s) as scope:
@@ -103,9 +103,10 @@ class Commands:
                 if not gone and (left is None or not await left(upto)):
                     break
         if scope.cancelled_caught:
-            raise TimeoutError(
-                f"{kind}: not all nodes of {self._link.name} ({names}) have answered in {self.within_s:g} s; "
-                "they do it when they can"
+            raise StoreDown(
+                f"store {self._link.name}: {kind}: not all of its nodes ({names}) have answered in {self.within_s:g} "
+                "s; they do it when they can",
+                path=self._link.name,
             )
         return answers
 

@@ -299,7 +299,7 @@ async def test_a_node_that_cannot_do_it_or_does_not_answer_is_named(store):
 
         one.everywhere._commands.handlers["runs"] = hangs
         two.everywhere._commands.within_s = 0.2
-        with pytest.raises(TimeoutError, match=r"\(one\)"):
+        with pytest.raises(StoreDown, match=r"\(one\)"):
             await two.everywhere.runs()
 
 
