@@ -27,8 +27,8 @@ create table {s}.session (
   place text collate "C" primary key, pending int not null default 0, rank int not null default 1, since bigint,
   owner bigint, fence bigint not null default 0, nonce bigint, calls bigint not null default 0,
   incarnation int not null default 0, next_seq bigint not null default 0, last_seq bigint,
-  write_nonce bigint, write_until timestamptz, write_node bigint,
-  wanted boolean not null default false) with (fillfactor = 60);
+  write_nonce bigint, write_until timestamptz, write_node bigint, wanted boolean not null default false,
+  changed_by bigint, changed_to bigint) with (fillfactor = 60);
 create index session_owned on {s}.session (owner) where owner is not null;
 create index session_ready on {s}.session (rank, since) where owner is null and pending > 0;
 create table {s}.entry (
@@ -42,7 +42,7 @@ create table {s}.message (
   first boolean not null, again bigint, ask text, state text not null default 'accepted',
   attempt int not null default 0, token bigint not null, taken_by bigint not null, node bigint,
   accepted_at timestamptz not null default clock_timestamp(), started_at timestamptz, ended_at timestamptz,
-  reason text not null default '', result bytea, told boolean not null default false, asked text
+  reason text not null default '', result bytea, told boolean not null default false, asked text, step bigint
   ) with (fillfactor = 80);
 create unique index message_token on {s}.message (token);
 create unique index message_dedupe on {s}.message (lane, coalesce(session, ''), dedupe) where dedupe is not null;
@@ -140,7 +140,7 @@ begin
   end if;
   older := array(select m.id from {s}.message m  -- only `message_open` has the order that is asked for
     where m.place >= p_place and m.place <= p_place and m.state = 'accepted' and m.id < coalesce(made, known.id)
-    order by m.place desc, m.id desc limit 100);
+    order by m.place desc, m.id desc limit 50);
   if s.wanted then
     older := older || 0::bigint;  -- what comes after another node has asked for the session is for that node
   end if;
@@ -149,11 +149,24 @@ end $$;
 
 create function {s}.started(p_node bigint, p_place text, p_nonce bigint, p_ids bigint[], p_all boolean) returns bigint
 language plpgsql as $$
-declare f bigint := 0;
+declare f bigint := 0; parked boolean;
 begin
+  parked := exists (select from {s}.message m
+    where m.id = any(p_ids) and m.state = 'parked' and left(m.place, 2) = 'm:');
+  if parked then  -- nothing may be left of their places
+    insert into {s}.session (place) select m.place from {s}.message m where m.id = any(p_ids) on conflict do nothing;
+  end if;
   perform 1 from {s}.session t
     where t.place = any(array(select m.place::text from {s}.message m where m.id = any(p_ids)) || p_place)
     order by t.place for update;
+  if parked and exists (select from {s}.node n where n.id = p_node for key share) then
+    update {s}.session t set owner = p_node, fence = t.fence + 1, nonce = null
+      where t.owner is null and left(t.place, 2) = 'm:'
+        and t.place in (select m.place from {s}.message m where m.id = any(p_ids));
+  end if;
+  if p_place is null and exists (select from {s}.message m where m.id = any(p_ids) and m.step = p_nonce) then
+    return 0;  -- it was done before
+  end if;
   if p_all and not exists (select from {s}.session t where t.place = p_place and t.nonce = p_nonce) and (
       select count(*) from {s}.message m
       where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked')
@@ -161,7 +174,7 @@ begin
     ) <> cardinality(p_ids) then
     return -1;  -- one of them has ended elsewhere, or is another node's
   end if;
-  if p_nonce is not null then
+  if p_place is not null then
     update {s}.session t set fence = t.fence + 1, nonce = p_nonce, calls = 0, last_seq = null
       where t.place = p_place and t.owner = p_node and t.nonce is distinct from p_nonce returning t.fence into f;
     if not found then
@@ -174,10 +187,19 @@ begin
        where m.id = any(p_ids) and m.state in ('accepted', 'started', 'parked')
          and (select t.owner from {s}.session t where t.place = m.place) = p_node for update of m),
     u as (update {s}.message m set state = 'started', attempt = m.attempt + 1, started_at = clock_timestamp(),
-       ended_at = null, reason = '', node = p_node from o where m.id = o.id returning m.id)
+       ended_at = null, reason = '', node = p_node, step = p_nonce from o where m.id = o.id returning m.id)
     update {s}.session t set pending = t.pending + p.n
       from (select o.place, count(*) n from o where o.state = 'parked' group by o.place) p where t.place = p.place;
   return f;
+end $$;
+
+create function {s}.waits_again(p_node bigint, p_ids bigint[]) returns void language plpgsql as $$
+begin
+  perform 1 from {s}.session t
+    where t.place = any(array(select m.place::text from {s}.message m where m.id = any(p_ids)))
+    order by t.place for update;
+  update {s}.message m set state = 'accepted', started_at = null where m.id = any(p_ids) and m.state = 'started'
+    and (select t.owner from {s}.session t where t.place = m.place) = p_node;
 end $$;
 
 create function {s}.ended(
@@ -234,42 +256,60 @@ begin
   end if;
 end $$;
 
-create function {s}.cancelled(p_node bigint, p_lane text, p_session text, p_reason text, p_message bigint default null,
-  p_upto bigint default null) returns setof bigint
-language plpgsql as $$
+create function {s}.withdrawn(p_session text, p_reason text) returns void language plpgsql as $$
+declare closed text[];
 begin
-  perform 1 from {s}.session t where (t.owner is null or t.owner = p_node) and t.place in (
-      select m.place from {s}.message m where m.state = 'accepted' and (p_lane is null or m.lane = p_lane)
-        and (p_session is null or m.session = p_session) and (p_message is null or m.id = p_message)
-        and (p_upto is null or m.id <= p_upto)) order by t.place for update;
-  return query
-  with u as (update {s}.message m set state = 'cancelled', ended_at = clock_timestamp(), reason = p_reason
-      from {s}.session t where t.place = m.place and (t.owner is null or t.owner = p_node) and m.state = 'accepted'
-        and (p_lane is null or m.lane = p_lane) and (p_session is null or m.session = p_session)
-        and (p_message is null or m.id = p_message) and (p_upto is null or m.id <= p_upto)
-      returning m.id, m.place),
-    c as (update {s}.session t set pending = t.pending - p.n
-      from (select u.place, count(*) n from u group by u.place) p where t.place = p.place)
-  select u.id from u;
+  with a as (update {s}.ask a set state = 'withdrawn', ended_at = clock_timestamp()
+      where a.session = p_session and a.state = 'open' returning a.id)
+    select array_agg(a.id) into closed from a;
+  -- A statement of its own, so that it sees a message that began to wait while the questions were being locked.
+  update {s}.message m set state = 'cancelled', ended_at = clock_timestamp(), reason = p_reason
+    where m.asked = any(closed) and m.state = 'waiting';
 end $$;
 
-create function {s}.refused(p_node bigint, p_id bigint, p_reason text, p_before text[]) returns void
+create function {s}.cancelled(p_node bigint, p_lane text, p_session text, p_reason text, p_token bigint,
+  p_message bigint default null, p_upto bigint default null) returns setof bigint
+language plpgsql as $$
+declare places text[];
+begin
+  select array_agg(l.place) into places from (
+    select t.place from {s}.session t where (t.owner is null or t.owner = p_node) and t.place in (
+      select m.place from {s}.message m where m.state = 'accepted' and (p_lane is null or m.lane = p_lane)
+        and (p_session is null or m.session = p_session) and (p_message is null or m.id = p_message)
+        and (p_upto is null or m.id <= p_upto)) order by t.place for update) l;
+  with u as (update {s}.message m set state = 'cancelled', ended_at = clock_timestamp(), reason = p_reason,
+      step = p_token
+      where m.place = any(places) and m.state = 'accepted' and (p_lane is null or m.lane = p_lane)
+        and (p_session is null or m.session = p_session) and (p_message is null or m.id = p_message)
+        and (p_upto is null or m.id <= p_upto) returning m.place)
+    update {s}.session t set pending = t.pending - p.n
+      from (select u.place, count(*) n from u group by u.place) p where t.place = p.place;
+  -- With what an earlier call has done whose answer was lost.
+  return query select m.id from {s}.message m
+    where m.step = p_token and m.state = 'cancelled' and m.ended_at > clock_timestamp() - interval '1 hour';
+end $$;
+
+create function {s}.refused(p_node bigint, p_id bigint, p_reason text, p_before text[]) returns boolean
 language plpgsql as $$
 begin
   perform {s}.ended(p_node, array[p_id], 'dropped', p_reason, null, p_before);
   update {s}.message m set dedupe = null where m.id = p_id and m.state = 'dropped';
+  return found;  -- false: another node has it, and it will be answered
 end $$;
 
-create function {s}.again(p_id bigint) returns boolean language plpgsql as $$
+create function {s}.again(p_id bigint, p_token bigint default null) returns boolean language plpgsql as $$
 declare v_place text; o bigint;
 begin
   select m.place into v_place from {s}.message m where m.id = p_id;
   if not found then return false; end if;
   o := ({s}.locked(v_place)).owner;
   update {s}.message m set state = 'accepted', attempt = 0, ended_at = null, reason = '', started_at = null,
-      accepted_at = clock_timestamp(), when_busy = 'queue'  -- an old one interrupts and supersedes nothing newer
+      accepted_at = clock_timestamp(), step = p_token,
+      when_busy = 'queue'  -- an old one interrupts and supersedes nothing newer
     where m.id = p_id and m.state in ('parked', 'dropped', 'unknown');
-  if not found then return false; end if;
+  if not found then
+    return exists (select from {s}.message m where m.id = p_id and m.step = p_token);
+  end if;
   update {s}.session t set pending = t.pending + 1, since = case when t.pending = 0 then p_id else least(t.since, p_id)
     end where t.place = v_place;
   perform {s}.tell(coalesce(o, 0));
@@ -297,11 +337,11 @@ begin
   if t.calls <> p_call - 1 then
     return query select 'gap'::text, t.calls, t.incarnation; return;
   end if;
-  if {s}.is_locked(t, p_writer) then
-    return query select 'busy'::text, 0::bigint, t.incarnation; return;
-  end if;
   if p_writer is not null and t.write_nonce is distinct from p_writer then
     return query select 'unlocked'::text, 0::bigint, t.incarnation; return;
+  end if;
+  if {s}.is_locked(t, p_writer) then
+    return query select 'busy'::text, 0::bigint, t.incarnation; return;
   end if;
   insert into {s}.entry (place, incarnation, seq, fence, line)
     select p_place, t.incarnation, t.next_seq + l.n - 1, p_fence, l.line
@@ -324,11 +364,11 @@ begin
   if done is not null then
     return query select 'ok'::text, done + 1, which; return;
   end if;
-  if {s}.is_locked(t, p_writer) then
-    return query select 'busy'::text, 0::bigint, t.incarnation; return;
-  end if;
   if p_writer is not null and t.write_nonce is distinct from p_writer then
     return query select 'unlocked'::text, 0::bigint, t.incarnation; return;
+  end if;
+  if {s}.is_locked(t, p_writer) then
+    return query select 'busy'::text, 0::bigint, t.incarnation; return;
   end if;
   insert into {s}.entry (place, incarnation, seq, fence, token, line)
     select p_place, t.incarnation, t.next_seq + l.n - 1, t.fence, p_token, l.line
@@ -355,24 +395,29 @@ create function {s}.write_lease(p_place text, p_node bigint, p_nonce bigint, p_s
 language plpgsql as $$
 begin
   perform {s}.locked(p_place);
+  if not exists (select from {s}.node n where n.id = p_node for key share) then return false; end if;
   update {s}.session t set write_nonce = p_nonce, write_node = p_node,
       write_until = clock_timestamp() + make_interval(secs => p_seconds)
-    where t.place = p_place and exists (select from {s}.node n where n.id = p_node)
-      and not {s}.is_locked(t, p_nonce);
+    where t.place = p_place and not {s}.is_locked(t, p_nonce);
   return found;
 end $$;
 
+create function {s}.write_lease_left(p_place text, p_nonce bigint) returns void language sql as $$
+  update {s}.session t set write_nonce = null, write_until = null, write_node = null
+    where t.place = p_place and t.write_nonce = p_nonce $$;
+
 create function {s}.replaced(
-  p_place text, p_node bigint, p_writer bigint, p_incarnation int, p_through bigint, p_lines text[])
+  p_place text, p_token bigint, p_writer bigint, p_incarnation int, p_through bigint, p_lines text[])
 returns table (code text, seq bigint, incarnation int) language plpgsql as $$
 #variable_conflict use_column
 declare t {s}.session; n bigint := cardinality(p_lines);
 begin
   select * into t from {s}.session x where x.place = p_place for update;
-  if t.write_nonce is distinct from p_writer or t.write_until < clock_timestamp() then
-    if t.incarnation = p_incarnation + 1 and t.last_seq = -p_writer then
-      return query select 'ok'::text, t.next_seq, t.incarnation; return;
-    end if;
+  if t.changed_by = p_token then
+    return query select 'ok'::text, t.changed_to, t.incarnation; return;
+  end if;
+  if t.write_nonce is distinct from p_writer or t.write_until < clock_timestamp()
+      or not exists (select from {s}.node n where n.id = t.write_node for key share) then
     return query select 'unlocked'::text, 0::bigint, t.incarnation; return;
   end if;
   if t.incarnation <> p_incarnation or p_through > t.next_seq then
@@ -385,11 +430,12 @@ begin
       where e.place = p_place and e.incarnation = t.incarnation and e.seq >= p_through;
   delete from {s}.entry e where e.place = p_place and e.incarnation = t.incarnation;
   update {s}.session x set incarnation = t.incarnation + 1, next_seq = n + t.next_seq - p_through,
-    last_seq = n + t.next_seq - p_through where x.place = p_place;
+    changed_by = p_token, changed_to = n + t.next_seq - p_through where x.place = p_place;
   return query select 'ok'::text, n + t.next_seq - p_through, t.incarnation + 1;
 end $$;
 
-create function {s}.put_away(p_place text, p_node bigint, p_fence bigint, p_nonce bigint, p_keep boolean)
+create function {s}.put_away(
+  p_place text, p_node bigint, p_fence bigint, p_nonce bigint, p_keep boolean, p_token bigint)
 returns table (code text, entries bigint, incarnation int) language plpgsql as $$
 #variable_conflict use_column
 declare t {s}.session;
@@ -398,14 +444,17 @@ begin
   if not found or t.owner is distinct from p_node or t.fence <> p_fence or t.nonce is distinct from p_nonce then
     return query select 'lost'::text, 0::bigint, t.incarnation; return;
   end if;
+  if t.changed_by = p_token then
+    return query select 'ok'::text, t.changed_to, t.incarnation - 1; return;
+  end if;
   if t.next_seq = 0 then
     return query select 'ok'::text, 0::bigint, t.incarnation; return;
   end if;
   if not p_keep then
     delete from {s}.entry e where e.place = p_place and e.incarnation = t.incarnation;
   end if;
-  update {s}.session x set incarnation = t.incarnation + 1, next_seq = 0, write_nonce = null, write_until = null
-    where x.place = p_place;
+  update {s}.session x set incarnation = t.incarnation + 1, next_seq = 0, write_nonce = null, write_until = null,
+    write_node = null, changed_by = p_token, changed_to = t.next_seq where x.place = p_place;
   return query select 'ok'::text, t.next_seq, t.incarnation;
 end $$;
 
@@ -569,9 +618,7 @@ begin
     if next is null and t.pending = 0 and left(t.place, 2) = 'm:' then
       delete from {s}.session x where x.place = t.place;
     else
-      update {s}.session x set owner = next, nonce = null, fence = t.fence + 1,
-        write_nonce = case when t.write_nonce is not null and t.write_until < clock_timestamp() then null
-          else t.write_nonce end where x.place = t.place;
+      update {s}.session x set owner = next, nonce = null, fence = t.fence + 1 where x.place = t.place;
       if next is not null then perform {s}.tell(next);
       elsif t.pending > 0 then perform {s}.tell(0); end if;
     end if;

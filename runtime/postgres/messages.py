@@ -18,10 +18,11 @@ from ..inbox.answer import Answer
 from ..inbox.errors import ask_closed
 from ..inbox.rows import MAY_BECOME, Ask, AskedFor, Census, InboxRow, MessageState, NewRow, Taken, Traffic
 from ..inbox.store import Report
+from .errors import NodeLost
 from .link import Link, Rows, Step
 
 _LOOK_ANYWAY_S, _LOOK_FOR_NODE_S = 2.0, 0.1
-_MOST_BEFORE = 100
+_MOST_BEFORE = 50
 """As `accept` in the database says."""
 _NAMES = tuple(InboxRow.__struct_fields__)
 _TIMES = ("accepted_at", "started_at", "ended_at")
@@ -171,18 +172,12 @@ class PostgresMessages:
 
     def begin(self, ids: Sequence[int], report: Report | None) -> None:
         """Messages are given to a body that conducts no session, or has begun."""
-        values = (self._link.node, list(ids))
-        self._do("select {s}.started(%s, null, null, %s::bigint[], false)", values, report, ids=ids)
+        values = (self._link.node, secrets.randbits(62), list(ids))
+        self._do("select {s}.started(%s, null, %s::bigint, %s::bigint[], false)", values, report, ids=ids)
 
     def wait_again(self, ids: Sequence[int]) -> None:
         """Messages wait for another attempt."""
-        self._do(
-            "update {s}.message m set state = 'accepted', started_at = null "
-            f"where m.id = any(%s::bigint[]) and m.state = 'started' and {_MINE}",
-            (list(ids), self._link.node),
-            None,
-            ids=ids,
-        )
+        self._do("select {s}.waits_again(%s, %s::bigint[])", (self._link.node, list(ids)), None, ids=ids)
 
     def take_back(self, ids: Sequence[int]) -> None:
         """Nothing is accepted as started here."""
@@ -197,7 +192,14 @@ class PostgresMessages:
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room."""
         values = (self._link.node, message, clean(reason), list(MAY_BECOME[MessageState.DROPPED]))
-        self._do("select {s}.refused(%s, %s::bigint, %s, %s::text[])", values, report, ids=[message])
+
+        def done(is_dropped: bool | None, error: BaseException | None) -> None:
+            if is_dropped is False:
+                error = NodeLost(f"message {message} is accepted: another node has its session now", path=self.path)
+            report(None, error)
+
+        text = "select {s}.refused(%s, %s::bigint, %s, %s::text[])"
+        self._do(text, values, done, lambda rows: rows[0][0], ids=[message])
 
     def told(self, ids: Sequence[int]) -> None:
         """The lane of messages whose end is unknown was told of them."""
@@ -214,7 +216,8 @@ class PostgresMessages:
             self.hints += 1
             report(result, error)
 
-        self._do("select {s}.again(%s::bigint)", (message,), done, lambda rows: rows[0][0], ids=[message])
+        values = (message, secrets.randbits(62))
+        self._do("select {s}.again(%s::bigint, %s::bigint)", values, done, lambda rows: rows[0][0], ids=[message])
 
     def cancel_waiting(
         self,
@@ -227,8 +230,8 @@ class PostgresMessages:
         upto: int | None = None,
     ) -> None:
         """Messages that wait end as cancelled, but for those of sessions that other nodes conduct."""
-        values = (self._link.node, lane, session, clean(reason), message, upto)
-        text = "select {s}.cancelled(%s, %s, %s, %s, %s::bigint, %s::bigint)"
+        values = (self._link.node, lane, session, clean(reason), secrets.randbits(62), message, upto)
+        text = "select {s}.cancelled(%s, %s, %s, %s, %s::bigint, %s::bigint, %s::bigint)"
         place = "" if session is None else place_of(session, 0)
         self._do(text, values, report, lambda rows: [row[0] for row in rows], place)
 
@@ -236,13 +239,7 @@ class PostgresMessages:
 
     def withdraw(self, session: str, reason: str) -> None:
         """The open questions of a session are withdrawn."""
-        text = (
-            "with a as (update {s}.ask set state = 'withdrawn', ended_at = clock_timestamp() "
-            "where session = %s and state = 'open' returning id) "
-            "update {s}.message m set state = 'cancelled', ended_at = clock_timestamp(), reason = %s from a "
-            "where m.asked = a.id and m.state = 'waiting'"
-        )
-        self._do(text, (session, clean(reason)), None, place=place_of(session, 0))
+        self._do("select {s}.withdrawn(%s, %s)", (session, clean(reason)), None, place=place_of(session, 0))
 
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question."""

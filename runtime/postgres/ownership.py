@@ -144,7 +144,7 @@ class Ownership:
             StoreDown: the database cannot be reached.
         """
         node = self._link.node
-        place, nonce = (None, None) if path is None else (self._place_of(path), secrets.randbits(62) + 1)
+        place, nonce = None if path is None else self._place_of(path), secrets.randbits(62) + 1
         text = "select {s}.started(%s, %s, %s::bigint, %s::bigint[], true)"
 
         def said(rows: Rows) -> None:
@@ -156,7 +156,7 @@ class Ownership:
         if number is None or number < 0:
             what = f"{path} is conducted" if number is None else "its message is answered, or was ended,"
             raise NodeLost(f"{fence.holder} does not begin: {what} by another node", path=path or "")
-        if place is not None and nonce is not None:
+        if place is not None:
             fence.permit = RunPermit(place, node, number, nonce)
 
     # The node

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -29,12 +29,24 @@ from ..inbox.rows import MAY_BECOME, MessageState
 from .errors import NodeLost
 from .life import Life
 from .link import Link, Rows, Step
+from .ownership import RunPermit
 
 PAGE = 500
 """Records that are read at once, so that a long transcript keeps no other question waiting."""
 _BUSY_S = 0.05
 _FINISH = "select * from {s}.finish(%s, %s, %s, %s, %s, %s::bigint, %s::text[], %s::bigint[], %s::text[], %s)"
 MOST_HOLD_S = 300.0
+
+
+class _Counted(NamedTuple):
+    """An append of a run that conducts the session.
+
+    One that the database has refused is not counted there, nor are, as gaps, those that were sent behind it: the next
+    one that is sent has its number.
+    """
+
+    permit: RunPermit
+    number: int
 
 
 class PostgresTranscripts:
@@ -74,10 +86,19 @@ class PostgresTranscripts:
         self._link.ask(Step(text, values, lambda rows: rows), answer)
         return await answer.wait()
 
-    async def write(self, text: str, values: Sequence[Any], path: str) -> tuple[Any, ...]:
+    async def write(
+        self, text: str, values: Sequence[Any], path: str, counted: _Counted | None = None
+    ) -> tuple[Any, ...]:
         """Have a statement committed; returns its row. A checkpoint; cancelled, it is done all the same, or not."""
         answer = Answer[tuple[Any, ...]]()
-        self._link.do(Step(text, values, lambda rows: rows[0], self._place(path)), answer)
+
+        def report(row: tuple[Any, ...] | None, error: BaseException | None) -> None:
+            # Within the report, since whoever waits for it may have been cancelled.
+            if counted is not None and (row is None or row[0] in ("busy", "unlocked")):
+                counted.permit.calls = counted.number - 1
+            answer(row, error)
+
+        self._link.do(Step(text, values, lambda rows: rows[0], self._place(path)), report)
         return await answer.wait()
 
     # Reading
@@ -181,10 +202,11 @@ class PostgresTranscripts:
         lines = data.decode().split("\n")[:-1]
         place, permit = self._place(path), None if under is None else under.permit
         while True:
-            number = 0
+            counted: _Counted | None = None
             if permit is not None and permit.place == place:
-                number = permit.calls = permit.calls + 1
-                call = (place, permit.node, permit.fence, permit.nonce, number, writer, lines)
+                permit.calls += 1
+                counted = _Counted(permit, permit.calls)
+                call = (place, permit.node, permit.fence, permit.nonce, permit.calls, writer, lines)
                 if ids:
                     text = _FINISH
                     values: tuple[Any, ...] = (*call, list(ids), list(MAY_BECOME[MessageState.DONE]), result)
@@ -193,14 +215,11 @@ class PostgresTranscripts:
             else:
                 text = "select * from {s}.note(%s, %s, %s::bigint, %s::bigint, %s::text[])"
                 values = (place, self._link.node, secrets.randbits(62), writer, lines)
-            code, end, incarnation = await self.write(text, values, path)
+            code, end, incarnation = await self.write(text, values, path, counted)
             if code == "ok":
                 return Position(end, (0, incarnation))
             if code not in ("busy", "gap"):
                 raise LeaseLost(f"{path} is conducted by another run: nothing was written", path=path)
-            if code == "busy" and permit is not None and permit.place == place:
-                # The database counted neither it nor, as a gap, those that were sent behind it.
-                permit.calls = number - 1
             await anyio.sleep(_BUSY_S)  # another run holds the write lease
             self.check(path, under)
 
@@ -247,8 +266,9 @@ class PostgresTranscripts:
         permit, place = under.permit, self._place(path)
         if permit is None or permit.place != place:
             raise LeaseLost(f"{under.holder} does not conduct {path}", path=path)
-        values = (place, permit.node, permit.fence, permit.nonce, to is not None)
-        code, entries, _ = await self.write("select * from {s}.put_away(%s, %s, %s, %s, %s)", values, path)
+        values = (place, permit.node, permit.fence, permit.nonce, to is not None, secrets.randbits(62))
+        text = "select * from {s}.put_away(%s, %s, %s, %s, %s, %s::bigint)"
+        code, entries, _ = await self.write(text, values, path)
         if code != "ok":
             raise LeaseLost(f"{path} is conducted by another run: nothing was changed", path=path)
         return bool(entries)
@@ -259,9 +279,9 @@ class PostgresTranscripts:
         """Put records in the place of what there is up to a position. A checkpoint."""
         self.check(path, under)
         lines = encode_all(records, path).decode().split("\n")[:-1]
-        values = (self._place(path), self._link.node, writer, through.file_id[1], through.offset, lines)
+        values = (self._place(path), secrets.randbits(62), writer, through.file_id[1], through.offset, lines)
         code, number, incarnation = await self.write(
-            "select * from {s}.replaced(%s, %s, %s::bigint, %s, %s, %s::text[])", values, path
+            "select * from {s}.replaced(%s, %s::bigint, %s::bigint, %s, %s, %s::text[])", values, path
         )
         if code == "ok":
             return Position(number, (0, incarnation))
@@ -373,7 +393,7 @@ class StoreLease(Lease):
         return bool(row[0])
 
     def _give_back(self) -> None:
-        text = "update {s}.session set write_nonce = null, write_until = null where place = %s and write_nonce = %s"
+        text = "select {s}.write_lease_left(%s, %s::bigint)"
         transcripts = self._transcripts
         step = Step(text, (transcripts._place(self.path), self._nonce), lambda _: None, transcripts._place(self.path))
         transcripts._link.do(step, lambda _result, _error: None)

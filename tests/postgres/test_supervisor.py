@@ -273,3 +273,39 @@ async def test_a_message_that_was_ended_elsewhere_is_given_to_no_body(store, pg,
             outcome = await again.wait()
         assert isinstance(outcome.error, NodeLost)
     assert given == ["broken", "broken"]
+
+
+async def test_an_append_that_was_refused_takes_no_number(store):
+    """An append under a lost lease, and one that was cancelled while another run held the lease."""
+
+    async def holds(ctx, held, let_go):
+        async with ctx.session.lease() as lease:
+            held.set()
+            await let_go.wait()
+            await lease.append({"note": True})
+
+    async def conducts(ctx, sup):
+        await ctx.session.append({"n": 1})
+        held, let_go = anyio.Event(), anyio.Event()
+        other = sup.submit("main", holds, held, let_go, session="s", turn=False)
+        await held.wait()
+        with anyio.move_on_after(0.1):
+            await ctx.session.append({"cancelled": True})
+        let_go.set()
+        await other.result()
+        await ctx.session.append({"n": 2})
+        async with ctx.session.lease() as lease:
+            await sup._scheduler.board.sessions.write(
+                "update {s}.session set write_nonce = 1 where place = %s returning 1", ("s:s",), ctx.session.path
+            )
+            with pytest.raises(LeaseLost):
+                await lease.append({"unlocked": True})
+            await sup._scheduler.board.sessions.write(
+                "update {s}.session set write_nonce = null where place = %s returning 1", ("s:s",), ctx.session.path
+            )
+        await ctx.session.append({"n": 3})
+        return await ctx.session.read()
+
+    async with Supervisor(store) as sup:
+        with anyio.fail_after(20):
+            assert await sup.run("main", conducts, sup, session="s") == [{"n": 1}, {"note": True}, {"n": 2}, {"n": 3}]
