@@ -486,17 +486,20 @@ language plpgsql as $$
 declare gone bigint[]; names text; places text[];
 begin
   if not exists (select from {s}.node n where n.id = p_node for key share) then return; end if;
+  if not exists (select from {s}.node n where n.id <> p_node
+      and n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp()) then return; end if;
+  begin  -- first of all: a transaction of theirs that was cut in the middle may have locked their own rows
+    perform pg_terminate_backend(a.pid) from {s}.node n join pg_stat_activity a
+        on a.application_name in ('lanes ' || n.id, 'lanes ' || n.id || ' writes')
+      where n.id <> p_node and n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp();
+  exception when insufficient_privilege then null;
+  end;
   select array_agg(d.id), string_agg(d.name || ' (' || d.host || ', process ' || d.pid || ')', ', ') into gone, names
     from (select n.id, n.name, n.host, n.pid from {s}.node n where n.id <> p_node
       and n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp() for update skip locked) d;
   if gone is null then return; end if;
   delete from {s}.node n where n.id = any(gone);
   delete from {s}.want w where w.node = any(gone);
-  begin  -- what the dead node has left on the wire, or in a transaction that was cut in the middle
-    perform pg_terminate_backend(a.pid) from pg_stat_activity a
-      where a.application_name = any(select 'lanes ' || g from unnest(gone) g) and a.pid <> pg_backend_pid();
-  exception when insufficient_privilege then null;
-  end;
   with u as (update {s}.session t set owner = p_node, nonce = null, fence = t.fence + 1
     where t.owner = any(gone) returning t.place) select array_agg(u.place) into places from u;
   perform {s}.recovered(p_node, places, null);

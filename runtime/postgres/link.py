@@ -246,6 +246,7 @@ class Link:
         connection: psycopg.AsyncConnection | None = None
         retry_s = _SOONEST_RETRY_S
         batch: list[tuple[Step, Report]] = []
+        last: int | None = None
         try:
             while True:
                 while not self._writes:
@@ -256,7 +257,9 @@ class Link:
                 while batch:
                     try:
                         if connection is None or connection.closed:
-                            connection = await self.connect()
+                            connection = await self.connect(" writes")
+                            await self._end_backend(connection, last)
+                            last = connection.info.backend_pid
                         results = await self._commit(connection, batch)
                     except (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN, OSError) as error:
                         _raise_if_cancelled()
@@ -283,6 +286,14 @@ class Link:
             self._writes.extendleft(reversed(batch))  # cancelled, wherever that was: somebody else reports them
             self._committing = False
             await _closed(connection)
+
+    async def _end_backend(self, connection: psycopg.AsyncConnection, last: int | None) -> None:
+        """End what the last connection may have left: a transaction that was cut in the middle keeps its locks."""
+        if last is None or last == connection.info.backend_pid:
+            return
+        text = "select pg_terminate_backend(pid, 1000) from pg_stat_activity where pid = %s and application_name = %s"
+        with suppress(errors.InsufficientPrivilege):
+            await connection.execute(text, (last, f"lanes {self.node} writes"))
 
     async def _commit(self, connection: psycopg.AsyncConnection, batch: list[tuple[Step, Report]]) -> list[Any]:
         steps = [step for step, _ in batch]

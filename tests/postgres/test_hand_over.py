@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -14,7 +15,10 @@ from psycopg import sql
 from lanes import LaneSpec, RunState
 from runtime import PostgresStore, Supervisor
 from runtime.inbox.answer import Answer
+from runtime.postgres import link
 from runtime.postgres import schema as schemas
+from runtime.postgres.link import Link, Step
+from runtime.postgres.schema import filled
 
 
 @pytest.fixture
@@ -185,3 +189,53 @@ async def test_a_lane_is_told_by_another_node_if_the_one_that_found_out_has_left
             ):
                 await anyio.sleep(0.05)
     assert told == [unknown]
+
+
+def test_a_transaction_that_was_cut_keeps_no_dead_node_alive(connect, pg, schema):
+    execute = connect()
+    join(execute, 1, 2)
+    execute("select {s}.wanted(2, 's:a')")
+    with psycopg.connect(pg.dsn, application_name="lanes 2 writes") as cut:
+        cut.execute(
+            sql.SQL("select 1 from {} where id = 2 for key share").format(sql.Identifier(connect.schema, "node"))
+        )
+        execute("update {s}.node set beat_at = beat_at - interval '61 seconds' where id = 2")
+        with_deadline = time.monotonic() + 10
+        while not (reaped := execute("select place, pending from {s}.reaped(1) where place is not null")):
+            assert time.monotonic() < with_deadline
+        cut.close()
+    assert reaped == [("s:a", 0)]
+
+
+@pytest.mark.anyio
+async def test_what_a_lost_connection_has_locked_is_free_when_it_is_made_anew(connect, pg, schema, monkeypatch):
+    async def answer(ctx, messages):
+        await ctx.session.append({"n": messages[0].body})
+
+    cut: list[psycopg.AsyncConnection] = []
+    commit, close = Link._commit, link._closed
+
+    async def cut_in_the_middle(self, connection, batch):
+        if not cut and batch[0][0].values == ("cut",):
+            cut.append(connection)
+            await connection.execute("begin")
+            await connection.execute(filled("select 1 from {s}.session where place = 's:a' for update", schema))
+            raise psycopg.OperationalError("cut")
+        return await commit(self, connection, batch)
+
+    async def close_others(connection, *, unless=False):
+        return None if connection in cut else await close(connection, unless=unless)
+
+    monkeypatch.setattr(Link, "_commit", cut_in_the_middle)
+    monkeypatch.setattr(link, "_closed", close_others)
+    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=5.0)
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
+        await (await sup.accept("main", 1, session="a")).wait(20)
+        settled = Answer[None]()
+        assert sup._inbox is not None
+        store_of_it: Any = sup._inbox.store
+        store_of_it._link.do(Step("select %s::text", ("cut",), lambda _: None), settled)
+        with anyio.fail_after(4):  # locks are waited for for five seconds, and that over and over
+            await settled.wait()
+            await (await sup.accept("main", 2, session="a")).wait()
+    cut[0].pgconn.finish()
