@@ -30,7 +30,7 @@ from .node import CANNOT_START
 ANSWER_WITHIN_S = 1.0
 READY_WITHIN_S = 20.0
 ENDS_WITHIN_S = 20.0
-MOST_SHOWN = 30
+MOST_SHOWN = 12
 STEPS = ("one", "one", "one", "many", "lease", "thread")
 LINES = {"many": 3, "lease": 3}
 

@@ -81,9 +81,19 @@ def _no_local_deadline() -> None:
     Life.left_s = lambda _self: 60.0  # type: ignore[assignment, method-assign]
 
 
+def _no_fence() -> None:
+    """What a dead run had on its way is written. What else keeps it from that is away, too."""
+    _replace(
+        (_FENCE, _NO_FENCE),
+        ("if t.calls <> p_call - 1 then", "if false then"),
+        ("perform pg_terminate_backend(a.pid) from", "perform a.pid from"),
+    )()
+    _no_local_deadline()
+
+
 DEFECTS = {
     "append_without_fence": Defect(
-        _replace((_FENCE, _NO_FENCE), ("if t.calls <> p_call - 1 then", "if false then")),
+        _no_fence,
         frozenset({"interleaved", "fence", "lines", "final", "unknown"}),
     ),
     "always_repeat": Defect(_replace(("m.attempt < m.repeat as may", "true as may")), frozenset({"unsafe repeat"})),
