@@ -196,9 +196,7 @@ def test_a_transaction_that_was_cut_keeps_no_dead_node_alive(connect, pg, schema
     join(execute, 1, 2)
     execute("select {s}.wanted(2, 's:a')")
     with psycopg.connect(pg.dsn, application_name="lanes 2 writes") as cut:
-        cut.execute(
-            sql.SQL("select 1 from {} where id = 2 for key share").format(sql.Identifier(connect.schema, "node"))
-        )
+        cut.execute(sql.SQL("select 1 from {} where id = 2 for key share").format(sql.Identifier(schema, "node")))
         execute("update {s}.node set beat_at = beat_at - interval '61 seconds' where id = 2")
         with_deadline = time.monotonic() + 10
         while not (reaped := execute("select place, pending from {s}.reaped(1) where place is not null")):
