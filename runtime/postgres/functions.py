@@ -618,6 +618,10 @@ begin
       update {s}.session x set wanted = exists (select from {s}.want w where w.place = t.place) where x.place = t.place;
     end if;
     if next is null and t.pending > 0 and not p_even_pending then continue; end if;
+    if t.pending > 0 then  -- what was cut off here and is not put right yet: nobody else would do it
+      perform {s}.recovered(p_node, array[t.place], null);
+      select * into t from {s}.session x where x.place = t.place;
+    end if;
     if next is null and t.pending = 0 and left(t.place, 2) = 'm:' then
       delete from {s}.session x where x.place = t.place;
     else
@@ -625,8 +629,10 @@ begin
       if next is not null then perform {s}.tell(next);
       elsif t.pending > 0 then perform {s}.tell(0); end if;
     end if;
-    return next t.place;
   end loop;
+  -- Those that are not this node's any more: the same, when it is called again after a lost answer.
+  return query select p.place from unnest(p_places) p(place)
+    where not exists (select from {s}.session x where x.place = p.place and x.owner = p_node);
 end $$;
 
 create function {s}.gone(p_node bigint) returns int language plpgsql as $$

@@ -24,7 +24,7 @@ import psycopg
 from locks._events import described, log
 
 from .errors import NodeLost, StoreDown
-from .link import Link, Rows
+from .link import LATEST_RETRY_S, SOONEST_RETRY_S, Link, Rows
 from .schema import check, make
 
 _JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s) returning number"
@@ -133,23 +133,26 @@ class Life:
     async def live(self, connection: psycopg.AsyncConnection) -> None:
         """Beat and reap until the link is told to stop, or the node is lost."""
         link, every_s = self._link, self._store.ttl / 3
+        wait_s, retry_s = every_s, SOONEST_RETRY_S
         current: psycopg.AsyncConnection | None = connection
         try:
             while True:
                 for _ in range(20):
                     if link.over and link.idle:
                         return
-                    await asyncio.sleep(every_s / 20)
+                    await asyncio.sleep(wait_s / 20)
                 try:
                     async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.left_s()):
                         current = await self._beat(current)
+                    wait_s, retry_s = every_s, SOONEST_RETRY_S
                 except (psycopg.Error, OSError) as error:  # a `TimeoutError` is one of those
                     if not self.alive():
                         why = "no answer in time" if isinstance(error, TimeoutError) else described(error)
                         raise self._lost_error(why) from error
+                    link.troubled(error)
                     await _dropped(current)
                     current = None
-                    await asyncio.sleep(min(0.05, every_s))
+                    wait_s, retry_s = retry_s, min(2 * retry_s, LATEST_RETRY_S, every_s)
         finally:
             if not link.over:
                 await _dropped(current)

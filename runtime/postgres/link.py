@@ -33,7 +33,7 @@ from .settings import PostgresStore
 
 MOST_IN_A_COMMIT = 500
 CONNECT_WITHIN_S = 5.0
-_SOONEST_RETRY_S, _LATEST_RETRY_S = 0.02, 1.0
+SOONEST_RETRY_S, LATEST_RETRY_S = 0.02, 1.0
 SETTINGS = "set lock_timeout = '5s'; set enable_seqscan = off; set jit = off"
 """Every statement has its index; a plan that was made while a table was small would go on reading all of it."""
 _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
@@ -244,7 +244,7 @@ class Link:
     async def write(self) -> None:
         """Commit what is handed over, until it is cancelled. A transaction whose answer is lost is sent again."""
         connection: psycopg.AsyncConnection | None = None
-        retry_s = _SOONEST_RETRY_S
+        retry_s = SOONEST_RETRY_S
         batch: list[tuple[Step, Report]] = []
         last: int | None = None
         try:
@@ -263,10 +263,10 @@ class Link:
                         results = await self._commit(connection, batch)
                     except (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN, OSError) as error:
                         _raise_if_cancelled()
-                        self._troubled(error)
+                        self.troubled(error)
                         connection = await _closed(connection, unless=isinstance(error, _AGAIN))
                         await asyncio.sleep(retry_s)
-                        retry_s = min(2 * retry_s, _LATEST_RETRY_S)
+                        retry_s = min(2 * retry_s, LATEST_RETRY_S)
                     except psycopg.Error as error:
                         if len(batch) == 1:
                             self._report(batch, [None], self._refused(error))
@@ -276,7 +276,7 @@ class Link:
                                 self._writes.appendleft(one)
                             batch = batch[:1]
                     else:
-                        self.trouble, retry_s = None, _SOONEST_RETRY_S
+                        self.trouble, retry_s = None, SOONEST_RETRY_S
                         self.commits += 1
                         self.steps += len(batch)
                         self._report(batch, results, None)
@@ -313,7 +313,7 @@ class Link:
     async def answer(self) -> None:
         """Answer questions, one after the other, until it is cancelled."""
         connection: psycopg.AsyncConnection | None = None
-        retry_s = _SOONEST_RETRY_S
+        retry_s = SOONEST_RETRY_S
         one: tuple[Step, Report] | None = None
         try:
             while True:
@@ -328,7 +328,7 @@ class Link:
                     rows = await self._rows(connection, step)
                 except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
                     _raise_if_cancelled()
-                    self._troubled(error)
+                    self.troubled(error)
                     connection = await _closed(connection)
                     if self.node == 0:
                         self._report([one], [None], self.down())
@@ -337,12 +337,12 @@ class Link:
                         self._asked.appendleft(one)
                         one = None
                         await asyncio.sleep(retry_s)
-                        retry_s = min(2 * retry_s, _LATEST_RETRY_S)
+                        retry_s = min(2 * retry_s, LATEST_RETRY_S)
                 except psycopg.Error as error:
                     self._report([one], [None], self._refused(error))
                     one = None
                 else:
-                    retry_s = _SOONEST_RETRY_S
+                    retry_s = SOONEST_RETRY_S
                     self._report([one], [_decoded(step, rows)], None)
                     one = None
         finally:
@@ -363,10 +363,10 @@ class Link:
                         self._post(partial(self.on_hint, said))
             except (psycopg.Error, OSError) as error:
                 _raise_if_cancelled()
-                self._troubled(error)
+                self.troubled(error)
             finally:
                 await _closed(connection)
-            await asyncio.sleep(_LATEST_RETRY_S)
+            await asyncio.sleep(LATEST_RETRY_S)
 
     def lose(self, error: BaseException) -> None:
         """The node is lost: nothing that waits is done any more."""
@@ -380,7 +380,8 @@ class Link:
         if waiting:
             self._report(waiting, [None] * len(waiting), error)
 
-    def _troubled(self, error: BaseException) -> None:
+    def troubled(self, error: BaseException) -> None:
+        """A connection, or a transaction, has failed."""
         if self.trouble is None:
             log("store_trouble", level="warning", store=self.name, error=described(error))
         self.trouble = error

@@ -172,6 +172,7 @@ class Ownership:
         """The node is lost: end what conducts a session or answers a kept message, and forget what was owned."""
         self._owned.clear()
         self._leaving.clear()
+        self._wanted.clear()  # who still waits asks again, under the next node
         self._tried.clear()
         self.on_lost()
         for execution in sorted(self._scheduler.board.live.values(), reverse=True):
@@ -246,12 +247,14 @@ class Ownership:
         text = "select place from {s}.session where owner = %s and wanted"
         wanted = {row[0] for row in await self._do(text, (node,), None)}
         self._asked_for = any(self._is_busy(place) for place in wanted)
-        now, leaving = _clock.clock.now(), list[str]()
+        now, leaving, drains = _clock.clock.now(), list[str](), not self._scheduler.board.starting
         for place, since in self._owned.items():
             if self._is_busy(place):
                 self._owned[place] = now
-            elif now - since >= LINGER_S or place in wanted:
+            elif now - since >= LINGER_S or place in wanted or drains:
                 leaving.append(place)
+        if drains:  # a message of no session may be with its body
+            leaving = [place for place in leaving if place.startswith("s:")]
         if not leaving:
             return
         self._leaving.update(leaving)
@@ -268,13 +271,17 @@ class Ownership:
                     self.on_more()
 
         try:
-            await self._do("select {s}.left_alone(%s, %s::text[], false)", (node, leaving), said, places=leaving)
+            text = "select {s}.left_alone(%s, %s::text[], %s)"
+            await self._do(text, (node, leaving, drains), said, places=leaving)
         finally:
             self._leaving.difference_update(leaving)
 
     def _is_busy(self, place: str) -> bool:
         kind, _, key = place.partition(":")
-        return kind == "s" and self._scheduler.board.turns.front(f"{self._root}/{key}") is not None
+        board = self._scheduler.board
+        front = board.turns.front(f"{self._root}/{key}") if kind == "s" else None
+        # What a process that drains has not begun, others may begin.
+        return front is not None and (board.starting or not front.is_queued())
 
     async def _do(
         self,

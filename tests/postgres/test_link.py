@@ -144,3 +144,20 @@ def test_a_start_reads_no_sessions_but_its_own(pg, store, schema, call):
             connection.execute(f"select {schema}.{call}")
         connection.execute("select pg_stat_force_next_flush()")
         assert only(connection, scans) == before
+
+
+def test_what_was_cut_off_in_a_session_that_is_left_is_put_right_first(store, pg, schema):
+    """A body that the database has failed leaves its message as started, and its node may hand the session over."""
+    with psycopg.connect(pg.dsn, autocommit=True) as connection:
+        connection.execute(f"insert into {schema}.session (place, owner, pending) values ('s:a', 1, 2)")
+        text = (
+            f"insert into {schema}.message (place, lane, session, body, route, digest, repeat, first, state, token, "
+            "taken_by) values ('s:a', 'main', 'a', '1', '1', '', 0, false, %s, %s, 1)"
+        )
+        connection.execute(text, ("started", 1))
+        connection.execute(text, ("accepted", 2))
+        assert only(connection, f"select {schema}.left_alone(1, '{{s:a}}', true)") == "s:a"
+        assert only(connection, f"select {schema}.left_alone(1, '{{s:a}}', true)") == "s:a"
+        states = connection.execute(f"select state from {schema}.message order by id").fetchall()
+        assert states == [("unknown",), ("accepted",)]
+        assert only(connection, f"select pending from {schema}.session") == 1
