@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from lanes import InvalidLane, LaneSpec, RunState
-from runtime import PostgresStore, StoreDown, Supervisor
+from runtime import Accepted, PostgresStore, StoreDown, Supervisor
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 
@@ -79,6 +79,21 @@ async def test_a_cancel_reaches_what_runs_and_what_waits_on_another_node(store, 
         with pytest.raises(InvalidLane):
             await two.everywhere.cancel(message=0)
     assert rows(pg, f"select count(*) from {schema}.command") == [(0,)]
+
+
+async def test_a_cancel_reaches_what_waits_on_disk_only_and_what_waits_to_be_handed_a_session(store):
+    bodies = Bodies()
+    async with two_nodes(store, bodies) as (one, two):
+        running = await one.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        wants = two.submit("cron", anyio_sleep, session="s")
+        on_disk = await one.accept("main", "later", session="s")
+        while on_disk.run is not None:  # until its wish is known: what comes for the session now is for it
+            on_disk = await one.accept("main", "later", session="s")
+        assert await one.everywhere.cancel(session="s") >= 3
+        outcomes = [await running.wait(20), await wants.wait(), await on_disk.wait(20)]
+        assert [outcome.state for outcome in outcomes] == [RunState.CANCELLED] * 3
+        assert await one.everywhere.cancel(session="s") == 0
 
 
 async def test_messages_from_another_node_steer_and_interrupt(store):
@@ -253,6 +268,27 @@ async def test_a_node_that_is_gone_is_asked_no_more_and_its_heir_is(pg, schema, 
             assert found is not None
             assert (await found.wait()).state is RunState.CANCELLED
         proxy.pass_on()
+
+
+async def test_a_reset_waits_for_all_nodes_and_ends_nothing_newer(store, pg, schema):
+    bodies, meanwhile = Bodies(), list[Accepted]()
+    async with two_nodes(store, bodies) as (one, two):
+        running = await one.accept("main", "hang", session="s")
+        await bodies.began.wait()
+        ends = one.everywhere._commands.handlers["reset"]
+
+        async def late(which, upto):
+            meanwhile.append(await one.accept("main", "new", session="s"))
+            await anyio.sleep(0.2)
+            assert rows(pg, f"select max(incarnation) from {schema}.session") == [(0,)]
+            await ends(which, upto)
+
+        one.everywhere._commands.handlers["reset"] = late
+        assert await two.reset("s") is not None
+        assert (await running.wait(20)).state is RunState.CANCELLED
+        assert (await meanwhile[0].wait(20)).state is RunState.DONE
+    lines = rows(pg, f"select incarnation, line from {schema}.entry order by incarnation, seq")
+    assert [(number, json.loads(line)["got"]) for number, line in lines] == [(0, ["hang"]), (1, ["new"])]
 
 
 async def test_resets_from_two_nodes_at_once_both_end(store):

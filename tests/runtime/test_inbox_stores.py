@@ -7,6 +7,7 @@ of them being the next process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,16 @@ async def test_what_waits_is_cancelled_of_a_lane_of_a_session_or_all(store, lane
     for n, one in enumerate(ids):
         row = await store.find(one)
         assert row is not None and (row.state is S.CANCELLED, row.reason == "stopped") == (n in which, n in which)
+
+
+@pytest.mark.parametrize(
+    "which, ended", [({"message": 2}, [2]), ({"upto": 2}, [1, 2]), ({"message": 3, "upto": 2}, [])]
+)
+async def test_one_message_that_waits_is_cancelled_or_those_up_to_one(store, which, ended):
+    ids = [await accept(store, new(session="s")) for _ in range(3)]
+    which = {name: ids[number - 1] for name, number in which.items()}
+    found = await reported(partial(store.cancel_waiting, **which), None, None, "stopped")
+    assert sorted(found) == [ids[number - 1] for number in ended]
 
 
 async def test_the_open_questions_of_a_session_are_withdrawn_and_what_waits_for_them_is_cancelled(store):
