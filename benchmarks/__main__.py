@@ -51,6 +51,13 @@ def gateway() -> list[Figure]:
     return figures()
 
 
+def cluster() -> list[Figure]:
+    """The figures of several nodes on PostgreSQL."""
+    from .cluster import figures  # noqa: PLC0415 -- only this suite needs the extra `postgres`
+
+    return figures()
+
+
 def house() -> list[Figure]:
     """The figures of the structure."""
     from .house import figures  # noqa: PLC0415 -- it reads all files with mypy, which the other suites do not need
@@ -69,6 +76,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "reading": reading,
     "imports": imports,
     "inbox": inbox,
+    "cluster": cluster,
 }
 
 

@@ -61,7 +61,7 @@ def show_nodes(url: str, schema: str, *, as_json: bool) -> int:
     store, output = _store(url, schema), Output(json=as_json)
 
     async def look(connection: by_hand.Connection) -> tuple[list[by_hand.NodeRow], by_hand.Totals]:
-        return await by_hand.nodes(connection, schema), await by_hand.totals(connection, schema)
+        return await by_hand.fleet(connection, schema)
 
     def say(found: tuple[list[by_hand.NodeRow], by_hand.Totals]) -> int:
         nodes, totals = found

@@ -236,28 +236,22 @@ async def _hears(connection: Connection, store: PostgresStore) -> bool:
 # What is there
 
 
-async def nodes(connection: Connection, schema: str) -> list[NodeRow]:
-    """The processes that share the sessions, by name."""
+async def fleet(connection: Connection, schema: str) -> tuple[list[NodeRow], Totals]:
+    """The processes that share the sessions, by name, and what there is of sessions, all counted at one instant."""
     text = (
+        "with t as (select owner, count(*) filter (where place >= 's:' and place < 's;') keyed, count(*) number, "
+        "sum(pending) open, count(*) filter (where pending > 0) waiting from {s}.session group by owner) "
         "select n.id, n.name, n.host, n.pid, n.ttl, extract(epoch from clock_timestamp() - n.joined_at)::float8, "
-        "extract(epoch from clock_timestamp() - n.beat_at)::float8, coalesce(t.sessions, 0), coalesce(t.open, 0)::int, "
+        "extract(epoch from clock_timestamp() - n.beat_at)::float8, coalesce(t.number, 0), coalesce(t.open, 0)::int, "
         "case when n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp() then 'dead' "
-        "when n.beat_at + make_interval(secs => 0.9 * n.ttl) < clock_timestamp() then 'late' else 'alive' end "
-        "from {s}.node n left join (select owner, count(*) sessions, sum(pending) open from {s}.session "
-        "where owner is not null group by owner) t on t.owner = n.id order by n.name, n.joined_at"
+        "when n.beat_at + make_interval(secs => 0.9 * n.ttl) < clock_timestamp() then 'late' else 'alive' end, "
+        "(select coalesce(sum(keyed), 0)::bigint from t), "
+        "(select coalesce(sum(number), 0)::bigint from t where owner is not null), "
+        "(select coalesce(sum(waiting), 0)::bigint from t where owner is null) "
+        "from (select) nobody left join {s}.node n on true left join t on t.owner = n.id order by n.name, n.joined_at"
     )
-    return [NodeRow(*row) for row in await _rows(connection, filled(text, schema))]
-
-
-async def totals(connection: Connection, schema: str) -> Totals:
-    """Sessions of the whole fleet."""
-    text = (
-        "select (select count(*) from {s}.session where left(place, 2) = 's:'), "
-        "(select count(*) from {s}.session where owner is not null), "
-        "(select count(*) from {s}.session where owner is null and pending > 0)"
-    )
-    (row,) = await _rows(connection, filled(text, schema))
-    return Totals(*row)
+    rows = await _rows(connection, filled(text, schema))
+    return [NodeRow(*row[:-3]) for row in rows if row[0] is not None], Totals(*rows[0][-3:])
 
 
 async def sessions(

@@ -30,8 +30,8 @@ from .schema import check, make
 _JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s) returning number"
 _JOIN_AGAIN = "insert into {s}.node (id, name, host, pid, ttl, grace, number) values (%s, %s, %s, %s, %s, %s, %s)"
 _NOW = "select extract(epoch from clock_timestamp())::float8"
-_BEAT = "update {s}.node set beat_at = clock_timestamp(), figures = coalesce(%s, figures) where id = %s returning 1"
-_REAP = "select place, name, pending from {s}.reaped(%s)"
+BEAT = "update {s}.node set beat_at = clock_timestamp(), figures = coalesce(%s, figures) where id = %s returning 1"
+REAP = "select place, name, pending from {s}.reaped(%s)"
 _GONE = "select {s}.gone(%s)"
 _MARGIN = 0.9
 LEAVE_WITHIN_S = 5.0
@@ -164,13 +164,13 @@ class Life:
         if connection is None or connection.closed:
             connection = await link.connect(" lives")
         sent = time.monotonic()
-        found = await connection.execute(link.statement(_BEAT), (self._figures(), link.node))
+        found = await connection.execute(link.statement(BEAT), (self._figures(), link.node))
         if await found.fetchone() is None:
             self.deadline = float("-inf")
             raise self._lost_error("other nodes have taken it for dead")
         self.deadline = sent + _MARGIN * self._store.ttl
         self.beats += 1
-        rows = await (await connection.execute(link.statement(_REAP), (link.node,))).fetchall()
+        rows = await (await connection.execute(link.statement(REAP), (link.node,))).fetchall()
         if rows:
             self._heirs(rows)
         return connection

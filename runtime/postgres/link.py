@@ -97,7 +97,7 @@ class Link:
         self.on_hint: Callable[[int], None] = lambda _node: None
         """Called on the program's loop when another node has something for this one, or (0) for any; with a minus, a
         command or an answer to one."""
-        self._statements: dict[str, sql.Composed] = {}
+        self._statements: dict[str, bytes] = {}
         self._writes: deque[tuple[Step, Report]] = deque()
         self._asked: deque[tuple[Step, Report]] = deque()
         self._woken = False
@@ -234,11 +234,11 @@ class Link:
             await connection.execute(SETTINGS, prepare=False)
         return connection
 
-    def statement(self, text: str) -> sql.Composed:
-        """A statement with the schema in it."""
+    def statement(self, text: str) -> bytes:
+        """A statement with the schema in it. As bytes: the library keeps what it makes of those."""
         found = self._statements.get(text)
         if found is None:
-            found = self._statements[text] = filled(text, self.store.schema)
+            found = self._statements[text] = filled(text, self.store.schema).as_bytes()
         return found
 
     async def write(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -71,8 +70,10 @@ class PostgresMessages:
     def __init__(self, link: Link, life: Opening, specs: SpecTable) -> None:
         self.path = link.name
         self._link, self._life, self._specs = link, life, specs
-        self.claims: Callable[[], bool] = lambda: True
-        """Whether this node would conduct a session that no node conducts."""
+        self.room: Callable[[], int] = lambda: 1
+        """How many more messages could begin on this node now."""
+        self._claiming = 0
+        """Messages on their way that take some of it."""
         self.in_memory: Collection[int] = ()
         """The messages that runs of this node answer, or have not answered yet."""
         self.owned: Callable[[str], None] = lambda _place: None
@@ -132,7 +133,8 @@ class PostgresMessages:
     def accept(self, new: NewRow, replayed: int, report: Report) -> None:
         """Keep a message."""
         token = secrets.randbits(62)
-        place = place_of(new.session, token)
+        place, claims = place_of(new.session, token), self.room() > self._claiming
+        self._claiming += claims
         values = (
             place,
             self._rank(new),
@@ -151,9 +153,16 @@ class PostgresMessages:
             new.ask,
             token,
             self._link.node,
-            self.claims(),
+            claims,
         )
-        self._do(_ACCEPT, values, partial(self._taken, place, new.first, report), lambda rows: rows[0], place)
+
+        def kept(row: Any, error: BaseException | None) -> None:
+            try:
+                self._taken(place, new.first, report, row, error)
+            finally:
+                self._claiming -= claims
+
+        self._do(_ACCEPT, values, kept, lambda rows: rows[0], place)
 
     def _taken(self, place: str, first: bool, report: Report, row: Any, error: BaseException | None) -> None:
         """The database has kept a message: is it for this node, and next in its order?"""
@@ -280,7 +289,7 @@ class PostgresMessages:
             new.repeat,
             token,
             self._link.node,
-            self.claims(),
+            self.room() > self._claiming,
         )
 
         def closed(row: Any, error: BaseException | None) -> None:

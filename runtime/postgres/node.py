@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from functools import partial
 
 import anyio
@@ -48,7 +49,7 @@ class Node:
         self.transcripts = PostgresTranscripts(self.link, self.life, store.name)
         self.messages = PostgresMessages(self.link, self, scheduler.board.specs)
         self.service = service = InboxService(scheduler, self.messages, settings)
-        self.messages.claims = self.ownership.has_room
+        self.messages.room = self.ownership.room
         self.messages.owned = self.ownership.take
         self.messages.in_memory = service.door.in_memory
         self.ownership.on_more = self.messages.more = self._more
@@ -57,6 +58,7 @@ class Node:
         self.link.on_hint = self._hint
         service.journal.cut_by = (StoreDown, NodeLost)
         service.journal.conduct, service.journal.answer = self.ownership.begin, self.transcripts.finish
+        service.journal.on_end = partial(self._run_ended, service.journal.on_end)
         service.tasks += [self.ownership.serve, self.commands.serve]
         service.replay.comes_first_here = True
         service.door.behind = lambda: True  # what other nodes have accepted, this one need not know of
@@ -109,6 +111,10 @@ class Node:
         log("store_failed", level="error", store=self.link.name, error=described(error))
         self.ownership.lost(NodeLost(f"store {self.link.name} has failed: {described(error)}", path=self.link.name))
         self._scheduler.board.on_failure(error, False)
+
+    def _run_ended(self, then: Callable[[str], None], lane: str) -> None:
+        then(lane)
+        self.ownership.run_ended()
 
     def _more(self) -> None:
         self.messages.hints += 1

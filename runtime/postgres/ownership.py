@@ -15,6 +15,7 @@ What the database answers is taken note of within its report, so in the order in
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ LINGER_S = 1.0
 """How long a session without work stays with its node."""
 _LOOK_S = 0.5
 _LOOK_SOON_S = 0.05
+_ASK_AGAIN_S = 5.0
 """The same while another node waits for a session that has work here: nothing else says when that has ended."""
 _COMPARE_S = 2.0
 """How often it looks whether the database says what it believes."""
@@ -76,6 +78,10 @@ class Ownership:
         self.claimed = self.given_back = 0
         self._tried: set[int] = set()
         """Messages that this process was to tell their lanes of: once is enough, where telling fails."""
+        self._looks = True
+        """Whether there may be something new, and not only room."""
+        self._others_wait = False
+        """Whether there may have been more sessions to claim than there was room for."""
         self._asked_for = False
         """Whether another node waits for a session that has work here."""
         self._compare_at = 0.0
@@ -101,20 +107,34 @@ class Ownership:
 
     def look(self, _node: int = 0) -> None:
         """There may be something for this node."""
+        self._looks = True
         self._more.set()
         self.on_more()
 
-    def has_room(self) -> bool:
-        """Whether it could begin another message now."""
-        return self._room() > 0
+    def run_ended(self) -> None:
+        """There is room again: it is for sessions that wait, if there were any when there was none."""
+        if self._others_wait:
+            self._more.set()
 
-    def _room(self) -> int:
+    def room(self) -> int:
+        """How many more messages could begin now.
+
+        Only as many sessions are claimed: what waits here for a slot could begin on another node. What waits for the
+        turn of its session could not, and takes no room.
+        """
         board = self._scheduler.board
         if not board.accepting or not board.starting or self._link.node == 0:
             return 0
-        free = sum(max(0, group.spec.slots - group.running) for group in board.groups.values())
-        waiting = sum(lane.waiting for lane in board.lanes.values())
-        return min(MOST_AT_ONCE, max(0, free - waiting))
+        places, slots = Counter[str](), {name: group.spec.slots - group.running for name, group in board.groups.items()}
+        for spec in board.specs.lanes.values():
+            if spec.handler is not None:
+                places[spec.group] += MOST_AT_ONCE if spec.wild else spec.capacity
+        for lane in board.lanes.values():
+            ready = min(len(lane.ready), len(lane.queued))
+            slots[lane.spec.group] -= ready
+            if lane.spec.handler is not None and not lane.spec.wild:
+                places[lane.spec.group] -= ready + len(lane.running)
+        return min(MOST_AT_ONCE, sum(max(0, min(slots[group], free)) for group, free in places.items()))
 
     async def want(self, path: str) -> None:
         """Wait until this node conducts a session. A checkpoint; cancelled, the session may come all the same.
@@ -133,7 +153,7 @@ class Ownership:
 
             await self._do("select {s}.wanted(%s, %s)", (self._link.node, place), said, place)
             if not self.owns(path):
-                with anyio.move_on_after(_LOOK_S):
+                with anyio.move_on_after(_ASK_AGAIN_S):  # each look asks for all that is wanted at once
                     await came.wait()
 
     async def begin(self, path: str | None, fence: Fence, ids: Sequence[int]) -> None:
@@ -174,6 +194,9 @@ class Ownership:
         self._leaving.clear()
         self._wanted.clear()  # who still waits asks again, under the next node
         self._tried.clear()
+        for came in self._wanted.values():
+            came.set()  # to ask as another node
+        self._wanted.clear()
         self.on_lost()
         for execution in sorted(self._scheduler.board.live.values(), reverse=True):
             conducts = execution.file is not None and not execution.is_queued()
@@ -191,15 +214,24 @@ class Ownership:
                     await self._step()
             except Exception as error:  # the link says what is wrong with the database, and tries again
                 log("ownership_waits", level="warning", store=self._link.name, error=described(error))
-            with anyio.move_on_after(_LOOK_SOON_S if self._asked_for else _LOOK_S):
+            with anyio.move_on_after(_LOOK_SOON_S if self._asked_for else _LOOK_S) as waited:
                 await more.wait()
+            self._looks |= waited.cancelled_caught
 
     async def _step(self) -> None:
-        self._asked_for = False
-        if self._owned:
-            await self._give_back()
-        if room := self._room():
-            await self._do("select {s}.claimed(%s, %s)", (self._link.node, room), self._claimed)
+        looks, self._looks = self._looks or self._asked_for, False
+        if looks:
+            self._asked_for = False
+            if self._owned:
+                await self._give_back()
+        self._others_wait = True
+        if room := self.room():
+            rows = await self._do("select {s}.claimed(%s, %s)", (self._link.node, room), self._claimed)
+            self._others_wait = len(rows) == room
+            if rows:  # their messages come before this: then it is known what room there is
+                await self._do("select 1", (), None)
+        if not looks:
+            return
         if _clock.clock.now() >= self._compare_at:
             self._compare_at = _clock.clock.now() + _COMPARE_S
             await self._do("select place from {s}.session where owner = %s", (self._link.node,), self._compared)

@@ -309,3 +309,28 @@ async def test_an_append_that_was_refused_takes_no_number(store):
     async with Supervisor(store) as sup:
         with anyio.fail_after(20):
             assert await sup.run("main", conducts, sup, session="s") == [{"n": 1}, {"note": True}, {"n": 2}, {"n": 3}]
+
+
+async def test_a_message_begins_where_there_is_a_slot_and_waits_only_for_its_own_session(store):
+    began: list[tuple[str, object]] = []
+    go_on = anyio.Event()
+
+    def lanes_of(name):
+        async def handler(ctx, messages):
+            began.append((name, messages[0].body))
+            await go_on.wait()
+
+        return [LaneSpec("main", handler=handler, capacity=2)]
+
+    async with Supervisor(store, lanes=lanes_of("one"), node="one") as one:
+        await one.accept("main", "first", session="a")
+        await one.accept("main", "second", session="a")
+        await one.accept("main", "third", session="a")
+        await one.accept("main", "beside", session="b")  # what waits behind `first` takes no slot
+        await until(lambda: len(began) == 2)
+        async with Supervisor(store, lanes=lanes_of("two"), node="two"):
+            elsewhere = await one.accept("main", "elsewhere", session="c")
+            await until(lambda: len(began) == 3)
+            assert began == [("one", "first"), ("one", "beside"), ("two", "elsewhere")]
+            go_on.set()
+            assert (await elsewhere.wait(20)).state is RunState.DONE
