@@ -19,7 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lanes import Answer as PersonsAnswer
-from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Message, Outcome, Run
+from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Message, Outcome, Run, RunCancelled, RunState
 from lanes.checks import shown
 from lanes.core.execution import execution_of
 from lanes.core.intake import check_dedupe
@@ -193,6 +193,20 @@ class Door:
                 fate.run = None
         self.in_memory.clear()
         self.begun.clear()
+
+    def hand_on(self, messages: Sequence[int]) -> None:
+        """Others go on with messages that wait in memory: this process drains. Nothing is noted of their runs."""
+        for message in messages:
+            if self.in_memory.pop(message, None) is not None:
+                self.forsaken.add(message)
+                if (fate := self.fates.get(message)) is not None:
+                    fate.run = None
+
+    def close(self) -> None:
+        """Tell what still waits for messages that others go on with: this process will not know."""
+        reason = "the supervisor has stopped; the message is kept"
+        outcome = Outcome(state=RunState.CANCELLED, error=RunCancelled(reason), reason=reason)
+        self.end(list(self.fates), MessageState.ACCEPTED, outcome)
 
     def fate(self, message: int, state: MessageState) -> Fate:
         """What becomes of a message; all that wait for it share it."""

@@ -173,6 +173,7 @@ class InboxService:
         self._background = None
         self.store.census(self._closed)
         await self.store.close()
+        self.door.close()
         self._scheduler.board.journal = None
 
     def _closed(self, census: Census | None, _error: BaseException | None) -> None:

@@ -54,6 +54,7 @@ class Node:
         self.messages.in_memory = service.door.in_memory
         self.ownership.on_more = self.messages.more = self._more
         self.ownership.on_lost = service.door.forsake
+        self.ownership.on_handed_on = service.door.hand_on
         self.ownership.on_untold = service.replay.look_for_untold
         self.link.on_hint = self._hint
         service.journal.cut_by = (StoreDown, NodeLost)

@@ -75,6 +75,8 @@ class Ownership:
         """Called before the runs of a lost node are ended."""
         self.on_untold: Callable[[], None] = lambda: None
         """Called when there are messages whose end is unknown, and that their lanes are to be told of."""
+        self.on_handed_on: Callable[[list[int]], None] = lambda _ids: None
+        """Called with messages that wait in memory, and that other nodes go on with, since this process drains."""
         self.claimed = self.given_back = 0
         self._tried: set[int] = set()
         """Messages that this process was to tell their lanes of: once is enough, where telling fails."""
@@ -223,7 +225,7 @@ class Ownership:
         if looks:
             self._asked_for = False
             if self._owned:
-                await self._give_back()
+                await (self._give_back() if self._scheduler.board.starting else self._hand_on())
         self._others_wait = True
         if room := self.room():
             rows = await self._do("select {s}.claimed(%s, %s)", (self._link.node, room), self._claimed)
@@ -279,14 +281,12 @@ class Ownership:
         text = "select place from {s}.session where owner = %s and wanted"
         wanted = {row[0] for row in await self._do(text, (node,), None)}
         self._asked_for = any(self._is_busy(place) for place in wanted)
-        now, leaving, drains = _clock.clock.now(), list[str](), not self._scheduler.board.starting
+        now, leaving = _clock.clock.now(), list[str]()
         for place, since in self._owned.items():
             if self._is_busy(place):
                 self._owned[place] = now
-            elif now - since >= LINGER_S or place in wanted or drains:
+            elif now - since >= LINGER_S or place in wanted:
                 leaving.append(place)
-        if drains:  # a message of no session may be with its body
-            leaving = [place for place in leaving if place.startswith("s:")]
         if not leaving:
             return
         self._leaving.update(leaving)
@@ -303,17 +303,50 @@ class Ownership:
                     self.on_more()
 
         try:
-            text = "select {s}.left_alone(%s, %s::text[], %s)"
-            await self._do(text, (node, leaving, drains), said, places=leaving)
+            await self._do("select {s}.left_alone(%s, %s::text[], false)", (node, leaving), said, places=leaving)
         finally:
             self._leaving.difference_update(leaving)
 
+    async def _hand_on(self) -> None:
+        """This process drains: give back all sessions that no run conducts, with their messages that wait.
+
+        No run is left in memory that would answer them: after a restart in the process, it might begin as well.
+        """
+        conducted = {
+            self._place_of(execution.file)
+            for execution in self._scheduler.board.live.values()
+            if execution.file is not None and not execution.is_queued()
+        }
+        places = [place for place in self._owned if place not in conducted]
+        self._leaving.update(places)
+
+        text = (
+            "with gone as (select g.place from {s}.left_alone(%s, array(select t.place from {s}.session t "
+            "where t.place = any(%s::text[]) and not exists (select from {s}.message m "
+            "where m.place = t.place and m.state = 'started')), true) g(place)) "
+            "select gone.place, m.id from gone left join {s}.message m on m.place = gone.place and m.state = 'accepted'"
+        )
+        try:
+            await self._do(text, (self._link.node, places), self._handed_on, places=places)
+        finally:
+            self._leaving.difference_update(places)
+
+    @_effects.change
+    def _handed_on(self, rows: Rows) -> None:
+        """Sessions are for other nodes now: the runs that would have answered what waits of them end here."""
+        for place, _ in rows:
+            self._owned.pop(place, None)
+        self.given_back += len({place for place, _ in rows})
+        messages = {message for _, message in rows if message is not None}
+        self.on_handed_on(list(messages))
+        error = NodeLost(f"node {self._link.node} of {self._root} drains, and hands on what waits", path=self._root)
+        for execution in sorted(self._scheduler.board.live.values(), reverse=True):
+            if execution.is_queued() and not messages.isdisjoint(ids_of(execution.messages or ())):
+                execution.owner.turn_lost(execution, error)
+
     def _is_busy(self, place: str) -> bool:
         kind, _, key = place.partition(":")
-        board = self._scheduler.board
-        front = board.turns.front(f"{self._root}/{key}") if kind == "s" else None
-        # What a process that drains has not begun, others may begin.
-        return front is not None and (board.starting or not front.is_queued())
+        return kind == "s" and self._scheduler.board.turns.front(f"{self._root}/{key}") is not None
 
     async def _do(
         self,
