@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
 PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
-.PHONY: run test rewritten coverage check bench bench-full bench-docs bounds format clean
+.PHONY: run test rewritten coverage check bench bench-full bench-docs bounds format clean torture-cluster torture-planted
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -41,6 +41,14 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Several processes on one PostgreSQL are killed, stopped and cut off for ten minutes: ARGS="--seconds 3600 --seed 7".
+torture-cluster: $(STAMP)
+	@$(BIN)/python -m tests.postgres.torture $(ARGS)
+
+# Each defect that the judge must see is planted until it does.
+torture-planted: $(STAMP)
+	@$(BIN)/python -m tests.postgres.torture --planted $(ARGS)
 
 # Compares locks and lanes with those of other libraries, in at most five minutes; the pictures are in bench.html.
 bench: $(STAMP)

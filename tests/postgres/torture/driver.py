@@ -118,6 +118,9 @@ class _Slot:
         code = process.wait()
         if process is self.process:
             self._ready.clear()
+        assert process.stdin is not None
+        with contextlib.suppress(OSError), self._writing:
+            process.stdin.close()
         torture.evidence.ended[process.pid] = time.monotonic()
         if code not in (0, -signal.SIGKILL, CANNOT_START):
             errors = (torture.directory / f"{name}.stderr").read_text()[-3000:]

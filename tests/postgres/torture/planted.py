@@ -68,8 +68,9 @@ def _asynchronous_commit() -> None:
 
     async def careless(self: Link, role: str = "") -> psycopg.AsyncConnection:
         connection = await connect(self, role)
-        if not role:
-            await connection.execute("set synchronous_commit = off")
+        await connection.execute(
+            "set synchronous_commit = off"
+        )  # on all: one that commits to the disk takes others along
         return connection
 
     Link.connect = careless  # type: ignore[method-assign]
