@@ -21,7 +21,9 @@ from .streams import Emitting, MessageEvents
 
 if TYPE_CHECKING:
     from .inbox.service import InboxService
+    from .neighbours import Neighbours
     from .postgres.commands import Commands
+    from .status.protocol import RunRow
 
 _MOST_RUNS = 1_000
 _MOST_REASON = 1_000
@@ -32,9 +34,9 @@ class RunSeen(msgspec.Struct, frozen=True, kw_only=True):
     """A run of any process, as it was when that process was asked."""
 
     node: str
-    """What the process is called."""
+    """What the process is called; without a store, its number."""
     id: int
-    """Of the run: on a store, no other run of any process has it."""
+    """Of the run: on a store, no other run of any process has it. Without one, each process counts by itself."""
     lane: str
     session: str | None
     state: RunState
@@ -50,16 +52,26 @@ class RunSeen(msgspec.Struct, frozen=True, kw_only=True):
 class Everywhere:
     """The calls of a supervisor that reach all processes with the same sessions: `Supervisor.everywhere`.
 
-    Those are the processes on the same `PostgresStore`. Without one it is this process alone, and each call does what
-    `Supervisor` does. All are checkpoints; cancelled, those that were asked do it all the same.
+    Those are the processes on the same `PostgresStore`. Without one, they are the processes of this user on the same
+    directory with `status_socket=True`: `cancel`, `runs` and `find` reach them, unless this one is `exclusive`. All are
+    checkpoints; cancelled, those that were asked do it all the same.
 
     Raises, each call:
         StoreDown: the database cannot be reached, so some may have done it. Or not all have answered within the store's
             `ttl + grace` and 5 seconds, since an event loop stands still, say: they do it when they can.
+        TimeoutError: the same without a store; it is not done by those later.
     """
 
-    def __init__(self, scheduler: Scheduler, inbox: InboxService | None, commands: Commands | None, node: str) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        inbox: InboxService | None,
+        commands: Commands | None,
+        node: str,
+        neighbours: Neighbours | None,
+    ) -> None:
         self._scheduler, self._inbox, self._commands, self._node = scheduler, inbox, commands, node
+        self._neighbours = neighbours
         if commands is not None:
             commands.handlers |= {"cancel": self._cancel, "reset": self._end_for_reset, "runs": self._runs}
             assert inbox is not None
@@ -101,6 +113,8 @@ class Everywhere:
         }
         if self._commands is None:
             asked: int = await self._cancel(which, _MOST_WHOLE)
+            if self._neighbours is not None and message is None:
+                asked += await self._neighbours.cancel(lane, session, str(which["reason"]), queued=queued)
             return asked
 
         async def here(upto: int) -> Any:
@@ -154,7 +168,11 @@ class Everywhere:
             return await self._runs(which, upto)
 
         pages = [await here(0)] if self._commands is None else await self._commands.tell_all("runs", which, here=here)
-        return [msgspec.convert(one, RunSeen) for page in pages for one in page]
+        found = [msgspec.convert(one, RunSeen) for page in pages for one in page]
+        if self._neighbours is not None and (not found or "run" not in which):
+            beside = await self._neighbours.runs(which.get("lane"), which.get("session"))
+            found += [_seen_beside(pid, row) for pid, row in beside if which.get("run") in (None, row.id)]
+        return found
 
     async def _reset(self, key: str) -> None:
         """End the runs of a session in other processes, and have them write nothing to it any more."""
@@ -233,3 +251,17 @@ def _message_id(given: object) -> int:
     if type(given) is not int or not 0 < given <= _MOST_WHOLE:
         raise InvalidLane(f"message: {shown(given)} is not allowed; allowed: the id of an accepted message")
     return given
+
+
+def _seen_beside(pid: int, row: RunRow) -> RunSeen:
+    return RunSeen(
+        node=f"process {pid}",
+        id=row.id,
+        lane=row.lane,
+        session=row.session,
+        state=RunState(row.state),
+        reason=row.reason,
+        attempt=1,
+        seconds=row.waited_s if row.ran_s is None else row.ran_s,
+        messages=[],
+    )

@@ -22,6 +22,7 @@ from .calls import Calls
 from .drain import DrainReport, refuse_inside
 from .everywhere import Everywhere
 from .life import Life
+from .neighbours import Neighbours
 from .phase import STATES, Standing, State
 from .postgres.settings import PostgresStore, StoreLayout
 from .process.bindings import Bindings
@@ -137,8 +138,13 @@ class Supervisor:
         root = os.fspath(self.layout.root)
         self._inbox = _inbox_of(inbox, self._scheduler, root) if shared is None else shared.service
         self._calls = Calls(self._scheduler, self._standing)
+        alone = exclusive or self._inbox is not None
         self.everywhere = Everywhere(
-            self._scheduler, self._inbox, None if shared is None else shared.commands, node or socket.gethostname()
+            self._scheduler,
+            self._inbox,
+            None if shared is None else shared.commands,
+            node or socket.gethostname(),
+            None if alone else Neighbours(root),
         )
         """The calls that reach all processes with the same sessions."""
         self._bindings = Bindings(

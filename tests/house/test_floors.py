@@ -42,7 +42,7 @@ ORDER: dict[str, list[str]] = {
         "process",
         "inbox",
         "postgres",
-        "streams",
+        "neighbours streams",
         "ending everywhere",
         "restart",
         "life",
