@@ -32,6 +32,7 @@ from .rows import Ask, AskedFor, NewRow, Taken, decoded, question_of
 
 _LOOK_S = 30.0
 """How often expiry is looked at at least: the wall clock may be set."""
+_SOON_S = 0.02
 _AT_ONCE = 100
 
 
@@ -112,7 +113,8 @@ class Asks:
     async def _expire_due(self) -> float:
         """Close what is due; returns for how many seconds nothing else is."""
         now = process.wall()
-        for ask in await self._store.due_asks(now, _AT_ONCE):
+        due = await self._store.due_asks(now, _AT_ONCE)
+        for ask in due:
             try:
                 await self._close(ask, "expired", None, "")
             except AskClosed:
@@ -123,7 +125,8 @@ class Asks:
                 log("ask_not_queued", level="warning", ask=ask.id, lane=ask.lane, error=described(error))
                 await self._close_only(ask)
         next_at = await self._store.next_expiry()
-        return _LOOK_S if next_at is None else min(_LOOK_S, max(0.0, next_at - process.wall()))
+        # Two clocks may say that it is due and that it is not.
+        return _LOOK_S if next_at is None else min(_LOOK_S, max(0.0 if due else _SOON_S, next_at - process.wall()))
 
     async def _close(self, ask: Ask, outcome: Literal["answered", "expired"], value: Any, by: str) -> Accepted:
         """Close a question, and queue the message that says so. A checkpoint; cancelled, both happen, or neither.

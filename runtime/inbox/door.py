@@ -27,7 +27,7 @@ from lanes.core.needs import would_start
 from lanes.core.phase import UNDERWAY
 from lanes.core.request import Request
 from lanes.core.scheduler import Scheduler
-from lanes.message import StoredMessage, digest_of
+from lanes.message import StoredMessage, digest_of, ids_of
 from lanes.spec import LaneSpec, WhenBusy
 from locks import TranscriptError
 from locks._loop import know_loop
@@ -70,7 +70,7 @@ class Door:
         self.in_memory: dict[int, Run] = {}
         """By id, the messages that runs of this process answer, or have not answered yet."""
         self.forsaken: set[int] = set()
-        """Those of runs of this process that another node goes on with."""
+        """Runs with whose messages another node goes on: what they still do to them is kept nowhere."""
         self.begun: set[int] = set()
         """Those that are kept as started already, though their body has not begun."""
         self.on_full: Callable[[str, int], None] = lambda _lane, _message: None
@@ -186,8 +186,12 @@ class Door:
                 await self.find(one)
 
     def forsake(self) -> None:
-        """Others go on with all that is in memory: this node is lost. What its runs still do is noted nowhere."""
-        self.forsaken.update(self.in_memory)
+        """Others go on with all that is in memory: this node is lost. What its runs still do is noted nowhere.
+
+        Runs, not messages: this process may be given one of these again while the old run still cleans up.
+        """
+        live = self._scheduler.board.live.values()
+        self.forsaken.update(one.run.id for one in live if ids_of(one.messages or ()))
         for message in self.in_memory:
             if (fate := self.fates.get(message)) is not None:
                 fate.run = None
@@ -196,11 +200,14 @@ class Door:
 
     def hand_on(self, messages: Sequence[int]) -> None:
         """Others go on with messages that wait in memory: this process drains. Nothing is noted of their runs."""
+        gone = set(messages)
+        for one in self._scheduler.board.live.values():
+            if one.is_queued() and not gone.isdisjoint(ids_of(one.messages or ())):
+                self.forsaken.add(one.run.id)
         for message in messages:
-            if self.in_memory.pop(message, None) is not None:
-                self.forsaken.add(message)
-                if (fate := self.fates.get(message)) is not None:
-                    fate.run = None
+            kept = self.in_memory.pop(message, None) is not None
+            if kept and (fate := self.fates.get(message)) is not None:
+                fate.run = None
 
     def close(self) -> None:
         """Tell what still waits for messages that others go on with: this process will not know."""

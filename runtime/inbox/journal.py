@@ -135,8 +135,8 @@ class InboxJournal:
     def ended(self, run: Run, messages: Sequence[Message], outcome: Outcome, *, parked: bool, by_process: bool) -> None:
         """A run that was to answer messages has ended."""
         door, ids = self._door, ids_of(messages)
-        if not door.forsaken.isdisjoint(ids):  # another node goes on with them
-            door.forsaken.difference_update(ids)
+        if run.id in door.forsaken:  # another node goes on with them
+            door.forsaken.discard(run.id)
             self._finished.difference_update(ids)
             self.on_end(run.lane)
             return
@@ -173,13 +173,17 @@ class InboxJournal:
         self._store.end(ids, state, outcome.reason, _as_json(outcome.value), partial(self._kept, ids, state, outcome))
 
     def _kept(
-        self, ids: list[int], state: MessageState, outcome: Outcome, _noted: object, error: BaseException | None
+        self, ids: list[int], state: MessageState, outcome: Outcome, noted: object, error: BaseException | None
     ) -> None:
-        if error is None:
+        fates = list(filter(None, map(self._door.fates.get, ids)))
+        if error is not None:
+            for fate in fates:
+                fate.fail(error)
+        elif self.conduct is not None and isinstance(noted, int) and noted < len(ids):
+            for fate in fates:  # another node has them, and decides how they end: whoever waits is told that
+                fate.run = None
+        else:
             self._door.end(ids, state, outcome)
-            return
-        for fate in filter(None, map(self._door.fates.get, ids)):
-            fate.fail(error)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

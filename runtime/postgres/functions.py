@@ -249,7 +249,8 @@ begin
     order by t.place for update;
   perform 1 from {s}.ask a where a.id = p_ask and a.state = 'open' for share;
   if found then
-    update {s}.message m set asked = p_ask where m.id = any(p_ids);
+    update {s}.message m set asked = p_ask where m.id = any(p_ids)
+      and (select t.owner from {s}.session t where t.place = m.place) = p_node;
     perform {s}.ended(p_node, p_ids, 'waiting', p_reason, null, p_before);
   else
     perform {s}.ended(p_node, p_ids, 'done', 'asked, and answered meanwhile', null, p_done);

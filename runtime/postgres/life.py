@@ -30,7 +30,10 @@ from .schema import check, make
 _JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s) returning number"
 _JOIN_AGAIN = "insert into {s}.node (id, name, host, pid, ttl, grace, number) values (%s, %s, %s, %s, %s, %s, %s)"
 _NOW = "select extract(epoch from clock_timestamp())::float8"
-BEAT = "update {s}.node set beat_at = clock_timestamp(), figures = coalesce(%s, figures) where id = %s returning 1"
+BEAT = (
+    "update {s}.node set beat_at = clock_timestamp(), figures = coalesce(%s, figures) where id = %s "
+    "returning extract(epoch from clock_timestamp())::float8"
+)
 REAP = "select place, name, pending from {s}.reaped(%s)"
 _GONE = "select {s}.gone(%s)"
 _MARGIN = 0.9
@@ -165,10 +168,12 @@ class Life:
             connection = await link.connect(" lives")
         sent = time.monotonic()
         found = await connection.execute(link.statement(BEAT), (self._figures(), link.node))
-        if await found.fetchone() is None:
+        row = await found.fetchone()
+        if row is None:
             self.deadline = float("-inf")
             raise self._lost_error("other nodes have taken it for dead")
         self.deadline = sent + _MARGIN * self._store.ttl
+        self.clock_ahead_s = row[0] - (time.time() - (time.monotonic() - sent) / 2)
         self.beats += 1
         rows = await (await connection.execute(link.statement(REAP), (link.node,))).fetchall()
         if rows:

@@ -102,6 +102,8 @@ class Link:
         self._asked: deque[tuple[Step, Report]] = deque()
         self._woken = False
         self._over = False
+        self._dead = False
+        """Whether the thread has ended: nothing that is handed over is done."""
         self._committing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._work = asyncio.Event()
@@ -134,6 +136,7 @@ class Link:
         self.waiting += 1
         self._writes.append((step, self._counted(report)))
         self._wake()
+        self._fail_if_dead()
 
     def _counted(self, report: Report) -> Report:
         def count(result: Any, error: BaseException | None) -> None:
@@ -150,6 +153,12 @@ class Link:
             return
         self._asked.append((step, report))
         self._wake()
+        self._fail_if_dead()
+
+    def _fail_if_dead(self) -> None:
+        """Report what was handed over in the moment in which the thread ended."""
+        if self._dead:
+            self._fail_all(self.down())
 
     def stop(self) -> None:
         """Have the thread do what it was given, and end."""
@@ -158,7 +167,8 @@ class Link:
 
     def join(self, timeout: float) -> bool:
         """Wait for the thread; returns whether it has ended. Blocks: call it from a worker thread."""
-        self._thread.join(timeout)
+        if self._thread.ident is not None:  # else it was never started: what came before it in the start has failed
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def down(self) -> StoreDown:
@@ -185,6 +195,7 @@ class Link:
             asyncio.run(self._main())
         except BaseException as error:
             failure = error
+        self._dead, self.node = True, 0
         self._fail_all(self.down())
         self._ended(failure)
 
@@ -374,9 +385,11 @@ class Link:
         self._fail_all(self.down())
 
     def _fail_all(self, error: BaseException) -> None:
-        waiting = [*self._writes, *self._asked]
-        self._writes.clear()
-        self._asked.clear()
+        waiting: list[tuple[Step, Report]] = []
+        for queue in (self._writes, self._asked):
+            with suppress(IndexError):  # one at a time: both threads may do it
+                while True:
+                    waiting.append(queue.popleft())
         if waiting:
             self._report(waiting, [None] * len(waiting), error)
 

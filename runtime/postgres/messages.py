@@ -196,7 +196,8 @@ class PostgresMessages:
     ) -> None:
         """Messages have ended."""
         values = (self._link.node, list(ids), state, clean(reason), result, list(MAY_BECOME[state]))
-        self._do("select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[])", values, report, ids=ids)
+        text = "select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[])"
+        self._do(text, values, report, lambda rows: rows[0][0], ids=ids)
 
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room."""
@@ -356,8 +357,15 @@ class PostgresMessages:
 
     def accept_served(self, schedule: str, instant: float, new: NewRow, replayed: int, report: Report) -> None:
         """Keep a message of a schedule: its key is that of the instant, so of all nodes one sends it."""
-        self.serve(schedule, instant)
-        self.accept(new, replayed, report)
+
+        def kept(taken: Taken | None, error: BaseException | None) -> None:
+            if (
+                error is None
+            ):  # not before: what is served, nobody sends after a crash; the key keeps it from coming twice
+                self.serve(schedule, instant)
+            report(taken, error)
+
+        self.accept(new, replayed, kept)
 
     def serve(self, schedule: str, instant: float) -> None:
         """A schedule is served up to an instant."""

@@ -55,10 +55,10 @@ class PostgresStore:
             given = shown(url) if not isinstance(url, str) or "@" not in url else "what was given"
             raise InvalidLane(f"store, url: {given} is not allowed; allowed: 'postgresql://user@host/database'")
         schema: object = self.schema
-        if not isinstance(schema, str) or not schema.isidentifier() or len(schema) > MAX_SCHEMA:
+        if not isinstance(schema, str) or not schema.isidentifier() or len(schema.encode()) > MAX_SCHEMA:
             raise InvalidLane(
-                f"store, schema: {shown(schema)} is not allowed; allowed: a name of at most {MAX_SCHEMA} letters, "
-                "digits and underscores"
+                f"store, schema: {shown(schema)} is not allowed; allowed: a name of letters, digits and "
+                f"underscores, of at most {MAX_SCHEMA} bytes"
             )
         if seconds("store, ttl", self.ttl) < LEAST_TTL_S:
             raise InvalidLane(f"store, ttl: {shown(self.ttl)} is not allowed; allowed: {LEAST_TTL_S} seconds or more")

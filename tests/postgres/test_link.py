@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from runtime import PostgresStore
-from runtime.inbox.rows import MessageState
+from runtime.inbox.rows import MessageState, NewRow
 from runtime.postgres.link import Link, Step
 from runtime.postgres.messages import PostgresMessages
 from runtime.postgres.schema import make
@@ -161,3 +161,33 @@ def test_what_was_cut_off_in_a_session_that_is_left_is_put_right_first(store, pg
         states = connection.execute(f"select state from {schema}.message order by id").fetchall()
         assert states == [("unknown",), ("accepted",)]
         assert only(connection, f"select pending from {schema}.session") == 1
+
+
+def test_what_is_handed_over_after_the_thread_has_ended_is_reported(store):
+    async def fails():
+        raise ZeroDivisionError
+
+    ended: list[object] = []
+    link = Link(store)
+    assert link.join(1)
+    link.start(lambda call: call(), fails, ended.append)
+    assert link.join(10)
+    link.node, said = 1, []
+    link.do(Step("select 1", (), lambda rows: rows), lambda result, error: said.append(error))
+    link.ask(Step("select 1", (), lambda rows: rows), lambda result, error: said.append(error))
+    assert [type(error).__name__ for error in (*ended, *said)] == ["ZeroDivisionError", "StoreDown", "StoreDown"]
+
+
+def test_an_instant_is_served_when_its_message_is_kept(store, pg, schema):
+    loose = Loose(store)
+    specs: Any = type("Specs", (), {"find": lambda self, lane: type("Spec", (), {"urgency": 1})()})()
+    loose.messages._specs, loose.messages.room = specs, lambda: 0
+    row = NewRow(lane="main", session=None, body=b"1", route=b"null", dedupe="schedule:nightly:5")
+    loose.messages.accept_served("nightly", 5.0, row, 0, loose.told)
+    asyncio.run(loose.commit())
+    with psycopg.connect(pg.dsn) as connection:
+        assert only(connection, f"select count(*) from {schema}.message") == 1
+        assert only(connection, f"select count(*) from {schema}.schedule") == 0
+    asyncio.run(loose.commit())
+    with psycopg.connect(pg.dsn) as connection:
+        assert only(connection, f"select served from {schema}.schedule") == 5.0

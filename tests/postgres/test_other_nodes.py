@@ -1,0 +1,95 @@
+"""What this process tells of messages that another node has meanwhile."""
+
+from __future__ import annotations
+
+import anyio
+import psycopg
+import pytest
+
+from lanes import InvalidLane, LaneSpec, RunState
+from runtime import PostgresStore, Supervisor
+
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
+
+
+@pytest.fixture
+def store(pg, schema):
+    return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
+
+
+def rows(pg, statement, *values):
+    with psycopg.connect(pg.dsn, autocommit=True) as connection:
+        found = connection.execute(statement, values)
+        return found.fetchall() if found.description else []
+
+
+async def until(condition, seconds=20.0):
+    with anyio.fail_after(seconds):
+        while not condition():
+            await anyio.sleep(0.02)
+
+
+async def test_a_message_that_comes_back_to_its_process_ends_while_its_old_run_still_cleans_up(store, pg, schema):
+    begun, again, go_on = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def handler(ctx, messages):
+        if begun.is_set():
+            again.set()
+            return "again"
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await go_on.wait()
+
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=handler, repeat=True, grace=20, capacity=2)]) as sup:
+        accepted = await sup.accept("main", 1)
+        await begun.wait()
+        other = f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (5, 'other', 'h', 1, 1000, 1)"
+        silent = f"update {schema}.node set beat_at = now() - interval '1 hour' where id <> 5"
+        rows(pg, f"{other}; {silent}; select {schema}.reaped(5); select {schema}.gone(5)")
+        await again.wait()
+        await until(lambda: rows(pg, f"select state from {schema}.message") == [("done",)], 10)
+        go_on.set()
+        assert (await accepted.wait(10)).value == "again"
+        await until(lambda: not sup.runs())
+    assert rows(pg, f"select state, result from {schema}.message") == [("done", b'"again"')]
+
+
+async def test_an_end_that_the_database_does_not_take_is_told_to_nobody(store, pg, schema):
+    begun = anyio.Event()
+
+    async def hangs(ctx, messages):
+        begun.set()
+        await anyio.sleep_forever()
+
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=hangs)], drain_timeout=0) as sup:
+        await sup.accept("main", 1, session="s")
+        await begun.wait()
+        waits = await sup.accept("main", 2, session="s")
+        rows(
+            pg,
+            f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (5, 'other', 'h', 1, 1000, 1); "
+            f"update {schema}.session set owner = 5, fence = fence + 1, nonce = null",
+        )
+        assert waits.run is not None
+        assert waits.run.cancel("by hand")
+        await anyio.sleep(0.1)
+        assert waits.outcome is None
+        rows(pg, f"select {schema}.ended(5, array[{waits.id}]::bigint[], 'done', '', null, array['accepted'])")
+        assert (await waits.wait(10)).state is RunState.DONE
+
+
+async def test_a_start_that_fails_before_the_store_is_opened_says_why(store, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    sup = Supervisor(store, status_socket=blocked / "socket")
+    with pytest.raises(Exception) as caught:  # noqa: PT011 -- whatever it is, it is not about a thread
+        await sup.start()
+    assert "thread" not in str(caught.value)
+
+
+def test_the_name_of_a_schema_is_measured_in_bytes():
+    with pytest.raises(InvalidLane, match="bytes"):
+        PostgresStore("postgresql://h/d", schema="ä" * 30)
