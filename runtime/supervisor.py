@@ -433,6 +433,22 @@ class Supervisor:
         """Accepted messages that a process was answering when it ended, and that may not be repeated. A checkpoint."""
         return await self._inbox_for("unknown").unknown()
 
+    async def messages_in(self, state: str, at_most: int = 1000) -> list[InboxRow]:
+        """The oldest accepted messages in a state, such as `"parked"`. A checkpoint.
+
+        Raises:
+            InboxDown, InvalidLane: they are not known; there is no such state.
+        """
+        return await self._inbox_for("messages_in").in_state(state, at_most)
+
+    async def drop(self, message_id: int) -> None:
+        """Have an accepted message wait no longer that is parked, unknown, or waits for a person. A checkpoint.
+
+        Raises:
+            InboxDown, InvalidLane: it is not kept, or is in another state; nothing has changed.
+        """
+        await self._inbox_for("drop").drop(message_id)
+
     def _inbox_for(self, call: str) -> InboxService:
         if self._inbox is None:
             raise InvalidLane(f"{call}: the supervisor has no inbox; allowed: Supervisor(..., inbox=True)")

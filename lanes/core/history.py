@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from locks import _effects
@@ -67,6 +68,10 @@ class History:
             _effects.release(self._finished.pop(gone))
             for key in self._keys.pop(gone, ()):
                 del self._known[key]
+
+    def latest(self, at_most: int) -> list[Run]:
+        """The finished runs that are kept, the latest first."""
+        return [self._finished[one] for one in islice(reversed(self._order), at_most)]
 
     def find(self, run_id: int) -> Run | None:
         """A finished run that is still kept."""

@@ -124,6 +124,23 @@ class InboxService:
         """Messages whose end is unknown."""
         return await self.store.in_state(MessageState.UNKNOWN, MOST_PARKED)
 
+    async def in_state(self, state: str, at_most: int) -> list[InboxRow]:
+        """The oldest messages in a state."""
+        if state not in list(MessageState):
+            raise InvalidLane(f"state: {state!r:.80} is not allowed; allowed: {', '.join(MessageState)}")
+        return await self.store.in_state(MessageState(state), at_most)
+
+    async def drop(self, message: int) -> None:
+        """Have a message wait no longer; see `Supervisor.drop`."""
+        accepted = await self.door.find(message)
+        if accepted.state not in (MessageState.PARKED, MessageState.UNKNOWN, MessageState.WAITING):
+            raise InvalidLane(f"message {message} is {accepted.state}; allowed: one that is parked, unknown or waiting")
+        answer = Answer[object]()
+        self.store.end([message], MessageState.CANCELLED, "discarded by an operator", None, answer)
+        await answer.wait()
+        self.door.fates.pop(message, None)
+        self.replay.unpark(message)
+
     def discard(self, messages: Sequence[Message]) -> None:
         """Messages that were parked are discarded."""
         if ids := ids_of(messages):

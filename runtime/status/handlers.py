@@ -29,11 +29,12 @@ from ..background import Background
 from ..inspect.run_report import guilty_lines, report_on
 from . import protocol
 from .protocol import text
+from .work import Work, Worked, trends
 
 if TYPE_CHECKING:
     from ..drain import DrainReport
     from ..statistics import AbandonedBody, Statistics
-    from ..watch.watchdog import Blocked
+    from ..watch.watchdog import Blocked, Trends
 
 _Row = TypeVar("_Row", bound=msgspec.Struct)
 _What = Literal["drain", "restart"]
@@ -45,9 +46,10 @@ _MOST_NAMED = 10
 
 class _Watchdog(Protocol):
     def blocked(self) -> Blocked | None: ...
+    def trends(self) -> Trends: ...
 
 
-class Supervised(Protocol):
+class Supervised(Worked, Protocol):
     """What is needed of a supervisor."""
 
     drain_timeout: float
@@ -87,6 +89,8 @@ class Handlers:
         self._since = _clock.clock.now()
         self._orders: dict[int, protocol.Order] = {}
         self._last_order = 0
+        self.work = Work(sup)
+        """Answers about work that is kept; what a coroutine answers, it answers alone."""
 
     def answer(self, question: protocol.Question, by: str) -> protocol.Answer:
         """Answer; never raises.
@@ -97,7 +101,7 @@ class Handlers:
         try:
             match question:
                 case protocol.Status():
-                    return protocol.Answer(status=self._picture())
+                    return protocol.Answer(status=self._picture(question.each))
                 case protocol.Stop():
                     return self._stop(question, by)
                 case protocol.Stack():
@@ -108,6 +112,18 @@ class Handlers:
                     return self._restart(by)
                 case protocol.Ping():
                     return protocol.Answer(pong=pong(self._sup))
+                case protocol.Trends():
+                    return trends(self._sup.watchdog.trends())
+                case protocol.Timeline():
+                    return self.work.timeline(question)
+                case protocol.Parked():
+                    return self.work.parked(question)
+                case protocol.Resubmit():
+                    return self.work.resubmit(question, by)
+                case protocol.Discard():
+                    return self.work.discard(question, by)
+                case _:
+                    return refused("failed", "it is answered by a coroutine")
         except Exception as error:
             log("status_failed", level="error", error=described(error))
             return refused("failed", f"it could not be answered: {text(described(error))}")
@@ -197,14 +213,14 @@ class Handlers:
 
     # Looking
 
-    def _picture(self) -> protocol.Picture:
+    def _picture(self, each: int | None) -> protocol.Picture:
         sup, now = self._sup, _clock.clock.now()
         scheduler, statistics = sup._scheduler, sup.statistics()
         leases, inbox = statistics.leases, statistics.inbox
         lanes = nsmallest(
             protocol.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
-        runs = self._runs(leases.waiters, now)
+        runs = self._runs(leases.waiters, now, each)
         left = dict(islice(scheduler.board.abandoned.items(), protocol.MOST_ABANDONED))
         lines = guilty_lines(left)
         abandoned = [_abandoned(now, one, since, stack, lines[one]) for one, (since, stack) in left.items()]
@@ -234,12 +250,12 @@ class Handlers:
             inbox=None if inbox is None else _row(protocol.InboxPart, inbox, error=text(inbox.error)),
         )
 
-    def _runs(self, waiters: Iterable[WaitingClaim], now: float) -> list[protocol.RunRow]:
+    def _runs(self, waiters: Iterable[WaitingClaim], now: float, each: int | None) -> list[protocol.RunRow]:
         """Those that run come first: they are what the others wait for."""
         live = self._sup._scheduler.board.live.values()
         running = (one for one in live if one.run.state is RunState.RUNNING)
         queued = (one for one in live if one.run.state is not RunState.RUNNING)
-        chosen = list(islice(chain(running, queued), protocol.MOST_RUNS))
+        chosen = list(islice(chain(islice(running, each), islice(queued, each)), protocol.MOST_RUNS))
         started = [one for one in chosen if one.run.started_at is not None and one.run.state is RunState.RUNNING]
         longest = set(nsmallest(_MOST_PLACES, started, key=attrgetter("run.started_at")))
         claims = {claim.holder.run_id: claim for claim in waiters}

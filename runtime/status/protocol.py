@@ -9,11 +9,39 @@ that both ends share.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from ..mismatch import taken_apart
+from .questions import AnswerAsk as AnswerAsk
+from .questions import Asks as Asks
+from .questions import Discard as Discard
+from .questions import Drain as Drain
+from .questions import Drop as Drop
+from .questions import Messages as Messages
+from .questions import Parked as Parked
+from .questions import Ping as Ping
+from .questions import Question as Question
+from .questions import Reason as Reason
+from .questions import Requeue as Requeue
+from .questions import Reset as Reset
+from .questions import Restart as Restart
+from .questions import Resubmit as Resubmit
+from .questions import RunId as RunId
+from .questions import Session as Session
+from .questions import Slow as Slow
+from .questions import Stack as Stack
+from .questions import Status as Status
+from .questions import Stop as Stop
+from .questions import Timeline as Timeline
+from .questions import Trends as Trends
+from .rows import AskRow as AskRow
+from .rows import MessageRow as MessageRow
+from .rows import ParkedRow as ParkedRow
+from .rows import SessionPart as SessionPart
+from .rows import TimelinePart as TimelinePart
+from .rows import TrendsPart as TrendsPart
 
 LONGEST_LINE = 64 * 1024
 """Bytes of a question."""
@@ -21,47 +49,7 @@ MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES, MOST_ORDERS = 200, 500, 50, 
 _LONGEST_TEXT = 500
 _LONGEST_STACK = 16_000
 
-RunId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
-Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
-Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-
-
-class _Question(msgspec.Struct, frozen=True, kw_only=True, tag_field="ask", forbid_unknown_fields=True): ...
-
-
-class Ping(_Question, frozen=True, tag="ping"):
-    """Which process is there? Answered also while the event loop is frozen."""
-
-
-class Status(_Question, frozen=True, tag="status"):
-    """What does it do?"""
-
-
-class Stop(_Question, frozen=True, tag="stop"):
-    """Ask a run to end."""
-
-    run: RunId
-    reason: Reason = "stopped by an operator"
-
-
-class Drain(_Question, frozen=True, tag="drain"):
-    """Take nothing more, let running runs finish for `timeout` seconds (or the supervisor's own), cancel the rest."""
-
-    timeout: Timeout | None = None
-
-
-class Restart(_Question, frozen=True, tag="restart"):
-    """Replace this generation by the next one, in the same process; what is queued is kept."""
-
-
-class Stack(_Question, frozen=True, tag="stack"):
-    """Where does a run stand?"""
-
-    run: RunId
-
-
-Question = Ping | Status | Stop | Drain | Restart | Stack
-ASKS = ("ping", "status", "stop", "drain", "restart", "stack")
+ASKS = tuple(kind.__struct_config__.tag for kind in get_args(Question))
 
 
 class Pong(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,6 +235,13 @@ class Stood(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for is done."""
+
+    text: str
+    """What was done, in words."""
+
+
 class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     """The event loop does not answer; nothing was done."""
 
@@ -262,7 +257,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     """The run whose code that is; empty when it is no run's."""
 
 
-Kind = Literal["bad_question", "unknown_run", "run_ended", "not_now", "not_allowed", "too_many", "failed"]
+Kind = Literal["bad_question", "unknown_run", "refused", "run_ended", "not_now", "not_allowed", "too_many", "failed"]
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,6 +277,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stopped: Stopped | None = None
     started: Started | None = None
     stack: Stood | None = None
+    done: Done | None = None
+    trends: TrendsPart | None = None
+    timeline: TimelinePart | None = None
+    session: SessionPart | None = None
+    parked: list[ParkedRow] | None = None
+    asks: list[AskRow] | None = None
+    messages: list[MessageRow] | None = None
     frozen: Frozen | None = None
     error: Refused | None = None
 

@@ -33,6 +33,7 @@ from locks import _os
 from locks._events import described, log
 from locks._loop import know_loop, poster
 
+from ..background import Background
 from ..watch.frames import frame_of, is_idle, name_of, place_of, run_of, stack_text
 from . import protocol, socket_path
 from .connection import Asked, Client
@@ -154,18 +155,30 @@ class StatusServer:
     def _answer(self) -> None:
         """Answer all that is asked. One picture serves all that ask for one."""
         self._posted = False  # first: what is asked from here on is either seen below or posted again
-        status: protocol.Answer | None = None
+        pictures: dict[protocol.Status, protocol.Answer] = {}
         for _ in range(len(self._asked)):  # what comes meanwhile is for the next call: no client may keep the loop busy
             asked = self._asked.popleft()
             if self._closing or not asked.claim():
                 continue  # its client has the answer that the loop is frozen
             if isinstance(asked.question, protocol.Status):
-                status = status or self._handlers.answer(asked.question, asked.client.peer)
-                asked.answer = status
+                found = pictures.get(asked.question) or self._handlers.answer(asked.question, asked.client.peer)
+                asked.answer = pictures[asked.question] = found
+            elif isinstance(asked.question, protocol.Slow):
+                name = f"answer to {asked.client.peer}"
+                Background().start(partial(self._see_to, asked, asked.question), name, context=self._context.copy())
+                continue
             else:
                 asked.answer = self._handlers.answer(asked.question, asked.client.peer)
-            self._answered.append(asked)
-            self._wake()
+            self._tell(asked)
+
+    async def _see_to(self, asked: Asked, question: protocol.Slow) -> None:
+        """Answer what a disk or a database is asked for; a background task."""
+        asked.answer = await self._handlers.work.see_to(question, asked.client.peer)
+        self._tell(asked)
+
+    def _tell(self, asked: Asked) -> None:
+        self._answered.append(asked)
+        self._wake()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # a byte waits already

@@ -73,6 +73,10 @@ class Resources:
         except self._failed:
             return 0  # no descriptor is left to ask with, for one; the watchdog must go on
 
+    def history(self) -> tuple[Usage, ...]:
+        """What it has used in the last hour, oldest first."""
+        return tuple(usage for _, usage in list(self._history))
+
     def statistics(self) -> ProcessStatistics:
         """The last look, and the growth."""
         history, usage = list(self._history), self.now

@@ -36,7 +36,7 @@ from locks._loop import Post, poster
 from ..quantiles import Quantiles, quantiles
 from .frames import code_of, frame_of, is_idle, name_of, place_of, run_of, stack_text
 from .limits import Keeper
-from .resources import ProcessStatistics, Resources
+from .resources import ProcessStatistics, Resources, Usage
 
 THREAD = "lanes-watchdog"
 PING_S = 0.05
@@ -70,6 +70,16 @@ class Blocked:
     """The loop's stack, outermost call first, with its lines of source."""
     run: str
     """The run whose code it is: `run 7 on lane main`; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trends:
+    """The past, oldest first."""
+
+    lags: tuple[float, ...]
+    """How late the loop was, the last minute, in seconds."""
+    usage: tuple[Usage, ...]
+    """What the process has used, every ten seconds of the last hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +281,10 @@ class Watchdog:
             return None
         waited = ping.waited(_clock.clock.now())
         return Blocked(waited, ping.place, ping.stack, ping.run) if waited >= BLOCKED_S else None
+
+    def trends(self) -> Trends:
+        """The past of the loop's lag, and of what the process uses."""
+        return Trends(tuple(self.samples), self._resources.history())
 
     def quantiles(self) -> Quantiles:
         """The loop's lag over the last minute, in seconds."""

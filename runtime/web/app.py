@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from functools import partial
 from http import HTTPStatus
@@ -23,9 +22,11 @@ from ..status import protocol
 from . import pages, render
 from .guard import HEADERS, Guard, foreign
 from .live import MOST_READERS, Feeds, wants_stream
-from .pages import Page, Seen
-from .source import Inside, Source, Unreachable
+from .orders import BadForm, order_of
+from .pages import Page
+from .source import Inside, Source
 from .threads import Threads
+from .views import View, Views
 
 if TYPE_CHECKING:
     from ..supervisor import Supervisor
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
 _MOST_NOTICES = 50
 _LONGEST_FORM = 64 * 1024
 _FORM_WITHIN_S = 10.0
-_LARGEST_ID = (1 << 63) - 1
-_HTTP = {"unknown_run": 404, "run_ended": 409, "not_now": 409, "bad_question": 422, "not_allowed": 403}
-
-View = Callable[[Request], Awaitable[Page]]
+_HTTP = {"unknown_run": 404, "run_ended": 409, "not_now": 409, "refused": 409, "bad_question": 422, "not_allowed": 403}
 
 
 def dashboard(
@@ -74,21 +72,19 @@ class Dashboard:
     """
 
     def __init__(self, source: Source, guard: Guard, *, show_content: bool) -> None:
-        self._source, self._guard, self._show_content = source, guard, show_content
-        self._seen = Seen()
-        self._heard_at = time.monotonic()
+        self._views = Views(source, show_content=show_content)
+        self._guard, self._show_content = guard, show_content
         self._feeds = Feeds()
         self._notices: OrderedDict[str, str] = OrderedDict()
         self._threads = Threads(2)
         """Those that render: a page of some hundred rows takes longer than an event loop should stand still."""
-        views: dict[str, View] = {"/": self._now, "/run": self._run}
-        routes = [Route(path, partial(self._show, path, view), methods=["GET"]) for path, view in views.items()]
+        views = self._views.by_path
+        routes = [Route(path, partial(self._show, view), methods=["GET"]) for path, view in views.items()]
         routes += [
             Route("/act", self._act, methods=["POST"]),
             Route("/login", self._login, methods=["POST"]),
             Route("/static/{name}", self._static, methods=["GET"]),
         ]
-        self._views = views
         self._app = Starlette(routes=routes, exception_handlers={404: self._not_found})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,42 +103,14 @@ class Dashboard:
         if refusal is not None:
             refusal.headers.update(HEADERS)
             await refusal(scope, receive, send)
-        elif request.method == "GET" and wants_stream(scope) and path in self._views:
+        elif request.method == "GET" and wants_stream(scope) and path in self._views.by_path:
             await self._stream(request, path, receive, send)
         else:
             await self._app(scope, receive, send)
 
     # Pages
 
-    async def _now(self, request: Request) -> Page:  # noqa: ARG002 -- the shape of a view
-        return pages.now(await self._look())
-
-    async def _run(self, request: Request) -> Page:
-        number = _number(request.query_params.get("id", ""))
-        if number is None:
-            return pages.refusal("Run", "id: no number of a run; allowed: a whole number from 1", 422)
-        seen = await self._look()
-        answer = await self._asked(protocol.Stack(run=number)) if seen.is_live else protocol.Answer()
-        error = answer.error.message if answer.error is not None else ""
-        return pages.run(seen, number, answer.stack, error)
-
-    async def _look(self) -> Seen:
-        """What the process does now; or what is known of it, if it does not answer."""
-        answer = await self._asked(protocol.Status())
-        if answer.status is not None:
-            self._seen, self._heard_at = Seen(answer.status), time.monotonic()
-            return self._seen
-        silent = time.monotonic() - self._heard_at
-        gone = answer.error.message if answer.error is not None else ""
-        return Seen(self._seen.picture, answer.frozen, gone, silent)
-
-    async def _asked(self, question: protocol.Question, by: str = "dashboard") -> protocol.Answer:
-        try:
-            return await self._source.ask(question, by)
-        except Unreachable as error:
-            return protocol.Answer(error=protocol.Refused(kind="failed", message=str(error)))
-
-    async def _show(self, path: str, view: View, request: Request) -> Response:  # noqa: ARG002 -- names the route
+    async def _show(self, view: View, request: Request) -> Response:
         return await self._page(request, await view(request))
 
     async def _page(self, request: Request, page: Page) -> Response:
@@ -167,7 +135,7 @@ class Dashboard:
             await PlainTextResponse("too many pages are open\n", 503, HEADERS)(request.scope, receive, send)
             return
         query = "&".join(f"{name}={value}" for name, value in request.query_params.multi_items() if name != "notice")
-        make = partial(self._parts, self._views[path], request)
+        make = partial(self._parts, self._views.by_path[path], request)
         await self._feeds.serve((path, query), make, receive, send, HEADERS)
 
     async def _parts(self, view: View, request: Request) -> dict[str, str]:
@@ -195,13 +163,12 @@ class Dashboard:
             return await self._refused(request, "the form is too long, too slow, or no form", 422)
         if why := self._guard.disorder(request, form.get("secret", "")):
             return await self._refused(request, why, 403)
-        number = _number(form.get("run", ""))
-        reason = form.get("reason", "").strip() or "stopped by an operator"
-        if form.get("do") != "stop" or number is None or len(reason) > 1000:
-            return await self._refused(request, "do, run: not allowed; allowed: stop, and the number of a run", 422)
         by = f"dashboard, {request.client.host if request.client is not None else 'this machine'}"
-        answer = await self._asked(protocol.Stop(run=number, reason=protocol.text(reason, 1000)), by)
-        return await self._told(request, answer, f"run?id={number}")
+        try:
+            question, to = order_of(form, by)
+        except BadForm as error:
+            return await self._refused(request, str(error), 422)
+        return await self._told(request, await self._views.asked(question, by), to)
 
     async def _told(self, request: Request, answer: protocol.Answer, to: str) -> Response:
         """Show what came of an order, on the page that it is about."""
@@ -209,16 +176,11 @@ class Dashboard:
             return await self._refused(request, "the event loop is frozen: nothing was done", 503)
         if answer.error is not None:
             return await self._refused(request, answer.error.message, _HTTP.get(answer.error.kind, 503))
-        found = answer.stopped
-        assert found is not None
-        before = "" if found.asked else " before"
         key = secrets.token_urlsafe(6)
-        self._notices[key] = (
-            f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
-        )
+        self._notices[key] = answer.done.text if answer.done is not None else _stopped(answer)
         while len(self._notices) > _MOST_NOTICES:
             self._notices.popitem(last=False)
-        return RedirectResponse(f"./{to}&notice={key}", 303, HEADERS)
+        return RedirectResponse(f"./{to}{'&' if '?' in to else '?'}notice={key}", 303, HEADERS)
 
     async def _login(self, request: Request) -> Response:
         form = await _form(request)
@@ -238,12 +200,11 @@ def _path(scope: Scope) -> str:
     return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path
 
 
-def _number(text: str) -> int | None:
-    """A run's number."""
-    if not text.isascii() or not text.isdigit() or len(text) > 19:
-        return None
-    found = int(text)
-    return found if 1 <= found <= _LARGEST_ID else None
+def _stopped(answer: protocol.Answer) -> str:
+    found = answer.stopped
+    assert found is not None
+    before = "" if found.asked else " before"
+    return f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
 
 
 async def _form(request: Request) -> dict[str, str] | None:

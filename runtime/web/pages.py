@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..status import protocol, words
 
-MOST_ROWS = 50
+MOST_ROWS = 40
 """Of each table of *Now*."""
 
 
@@ -44,10 +43,10 @@ class Page:
     status: int = 200
 
 
-def now(seen: Seen) -> Page:
+def now(seen: Seen, trends: protocol.TrendsPart | None) -> Page:
     """What runs, what waits and for whom; problems first."""
     picture = seen.picture
-    values: dict[str, Any] = {"picture": picture}
+    values: dict[str, Any] = {"picture": picture, "sparks": _sparks(trends)}
     if picture is not None:
         stuck, healthy, waiting = words.by_state(picture)
         counts = picture.counts
@@ -96,6 +95,39 @@ def refusal(title: str, message: str, status: int) -> Page:
     return Page("refusal.html", title, {"message": message}, status=status)
 
 
-def share(part: float, whole: float) -> float:
-    """A part of a whole, for a bar: 0 to 1."""
-    return min(1.0, max(0.0, part / whole)) if whole and math.isfinite(part) else 0.0
+@dataclass(frozen=True, slots=True)
+class Spark:
+    """A small curve."""
+
+    name: str
+    text: str
+    points: str
+    """In a picture of 100 by 24."""
+
+
+def _sparks(trends: protocol.TrendsPart | None) -> list[Spark]:
+    if trends is None:
+        return []
+    lag = [one * 1000 for one in trends.lag_s]
+    return [
+        _spark("Loop lag, last minute", lag, lambda value: f"{value:.1f} ms"),
+        _spark("Memory, last hour", trends.memory, size),
+        _spark("Descriptors, last hour", trends.descriptors, lambda value: f"{value:.0f}"),
+    ]
+
+
+def _spark(name: str, values: Sequence[float], shown: Callable[[float], str]) -> Spark:
+    if not values:
+        return Spark(name, "nothing yet", "")
+    top, step = max(values) or 1.0, 100 / max(1, len(values) - 1)
+    points = " ".join(f"{i * step:.1f},{23 - 22 * value / top:.1f}" for i, value in enumerate(values))
+    return Spark(name, f"{shown(values[-1])} now, at most {shown(max(values))}", points)
+
+
+def size(number: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"

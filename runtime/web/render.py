@@ -64,7 +64,6 @@ def _environment() -> Environment:
         "lines": _lines,
         "quoted": partial(quote, safe=""),
         "lasting": words.lasting,
-        "size": size,
     }
     made.globals["words"] = words
     made.globals["version"] = {name: hashlib.sha256(static(name)).hexdigest()[:8] for name in STATIC}
@@ -82,12 +81,3 @@ def _clean(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     return visible(value) if isinstance(value, str) else value
-
-
-def size(number: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if abs(number) < 1000:
-            return f"{number:.0f} {unit}"
-        number /= 1000
-    return f"{number:.1f} GB"

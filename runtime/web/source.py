@@ -57,6 +57,8 @@ class Inside:
             raise Unreachable("no supervisor runs")
         if self._handlers is None or self._sup is not sup:
             self._sup, self._handlers = sup, Handlers(sup)
+        if isinstance(question, protocol.Slow):
+            return await self._handlers.work.see_to(question, by)
         return self._handlers.answer(question, by)
 
 

@@ -28,6 +28,12 @@
     if (at) part.querySelector(at)?.focus({ preventScroll: true });
   };
 
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, textarea, select")) return;
+    const to = { "+": "zoom-in", "-": "zoom-out" }[event.key];
+    if (to) document.getElementById(to)?.click();
+  });
+
   const source = new EventSource(page.href);
   source.onopen = () => { lost = null; say("Live"); };
   source.addEventListener("part", (event) => {
