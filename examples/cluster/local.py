@@ -83,6 +83,7 @@ class Gateway:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends them
             )
         self.state = "starts"
 
@@ -209,10 +210,11 @@ class Cluster:
             click.echo(f"t={time.monotonic() - began:.0f}s  {states}; {self.load.summary()}")
 
     def slowest(self) -> Iterator[tuple[str, float]]:
-        """For each phase, the longest time that a sender has waited who sent something in it."""
+        """For each phase, the longest time that a sender has waited whose waiting ended in it."""
         for number, (name, begun) in enumerate(self.phases):
             end = self.phases[number + 1][1] if number + 1 < len(self.phases) else float("inf")
-            yield name, max((one.took_s for one in self.load.sent if begun <= one.begun < end), default=0.0)
+            waits = (one.took_s for one in self.load.sent if begun <= one.begun + one.took_s < end)
+            yield name, max(waits, default=0.0)
 
     def report(self, found: Verdict) -> Iterator[str]:
         """What came of it, for people."""
@@ -298,6 +300,7 @@ def main(**given: Any) -> None:
     """Three gateways that share their sessions: kill them, restart them, stop their database, and read what is left."""
     directory = Path(tempfile.mkdtemp(prefix="lanes-cluster-"))
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         one, found = anyio.run(run, Options(**given), directory)
     except KeyboardInterrupt:
