@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
 PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
-.PHONY: run test rewritten coverage check bench bench-full bench-docs bounds format clean torture-cluster torture-planted
+.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs bounds format clean torture-cluster torture-planted
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -27,6 +27,13 @@ run: $(STAMP)
 test: $(STAMP)
 	@$(MAKE) --no-print-directory --jobs 2 check rewritten
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+# The tests of lanes and supervisors once more, with sessions on PostgreSQL: ten minutes. Those that no store has part in are
+# named in tests/on_store.py; ARGS="--store cold" takes each session by a round trip of its own.
+ON_STORE := tests/lanes $(addprefix tests/runtime/test_,$(addsuffix .py,limits metrics refusals restart run_report selfcheck \
+	supervisor_left supervisor_life trace unhealthy wait_reports watchdog))
+test-store: $(STAMP)
+	$(BIN)/pytest --store postgres $(PARALLEL) $(ON_STORE) $(ARGS)
 
 # Assertions of a fresh checkout are rewritten once, beside mypy, and not by each worker of pytest again.
 rewritten: $(STAMP)

@@ -8,6 +8,7 @@
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
 - What asyncio's debug mode keeps of each task: see `stacks.py`.
 - A run whose phase does not follow from the one before it, or disagrees with the queues: see `phases.py`.
+- Tests marked `on_store` also run with their sessions on PostgreSQL: see `on_store.py`.
 - `pytest --failure A3` and `pytest --suite S1` select tests by their markers.
 """
 
@@ -25,7 +26,8 @@ import pytest
 
 from locks.rights.notes import Notes
 from runtime import Supervisor
-from tests import blocking, leaks, phases, stacks, supervised, surroundings, virtual
+from runtime.trial.postgres_server import PostgresServer
+from tests import blocking, leaks, on_store, phases, stacks, supervised, surroundings, virtual
 from tests.planted.server import Server
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +51,7 @@ _recorder = pytest.StashKey[phases.Recorder]()
 @pytest.fixture(scope="module")
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """The event loop of an async test, and its options. `pytest_generate_tests` below chooses."""
-    name, in_virtual_time = request.param
+    name, in_virtual_time, _ = request.param
     return (name, virtual.backend_options(name)) if in_virtual_time else BACKENDS[name]
 
 
@@ -96,9 +98,46 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if unknown := set(chosen.args) - set(BACKENDS):
             raise pytest.UsageError(f"{metafunc.definition.nodeid}: no such backend: {', '.join(sorted(unknown))}")
         names = [name for name in names if name in chosen.args]
-    metafunc.parametrize(
-        "anyio_backend", [(name, in_virtual_time) for name in names], ids=names, indirect=True, scope="module"
-    )
+    store = metafunc.config.getoption("store")
+    ways: list[tuple[str, bool, str | None]] = [(name, in_virtual_time, None) for name in names if store is None]
+    if store is not None or metafunc.definition.get_closest_marker("on_store"):
+        ways += [(name, in_virtual_time, store or on_store.STORES[0]) for name in VIRTUAL if name in names]
+    ids = [name if kept_in is None else f"{name}-{kept_in}" for name, _, kept_in in ways]
+    metafunc.parametrize("anyio_backend", ways, ids=ids, indirect=True, scope="module")
+
+
+# PostgreSQL
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server of this process's own."""
+    on_store.fail_or_skip()
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_schemas(postgres_server: PostgresServer) -> Iterator[on_store.Schemas]:
+    """Schemas that tests in place of directories use, one after the other."""
+    schemas = on_store.Schemas(postgres_server)
+    yield schemas
+    schemas.close()
+
+
+@pytest.fixture
+def kept_on_store(request: pytest.FixtureRequest, postgres_schemas: on_store.Schemas) -> Iterator[on_store.Kept]:
+    """Each directory of a supervisor in this test stands for a schema."""
+    clock = request.getfixturevalue("virtual") if "virtual" in request.fixturenames else None
+    with on_store.kept(postgres_schemas, clock, cold=_store_of(request.node) == "cold") as kept:
+        yield kept
+
+
+def _store_of(item: pytest.Item) -> str | None:
+    """Where a test has its sessions; `None` for files."""
+    call = getattr(item, "callspec", None)
+    way = None if call is None else call.params.get("anyio_backend")
+    return way[2] if isinstance(way, tuple) and len(way) == 3 else None
 
 
 # What the tests and their children inherit
@@ -140,10 +179,15 @@ def pytest_sessionstart() -> None:
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     # Set up first, torn down last: by then every loop of the test has closed.
+    on_a_store = _store_of(request.node) is not None
+    if on_a_store:
+        request.getfixturevalue("postgres_schemas").ready()
     blocking.seen.clear()
     before = request.node.stash[_before] = leaks.Look()
     if "virtual" in request.fixturenames:
         request.getfixturevalue("virtual")  # before async fixtures, whose loop must go by it
+    if on_a_store:
+        request.getfixturevalue("kept_on_store")
     yield
     if request.node.stash.get(_failed, False):
         return  # what it left behind is no news
@@ -181,8 +225,10 @@ def _watched(test: Callable[..., Any], look: leaks.Look) -> Callable[..., Any]:
 
     @functools.wraps(test)
     async def watched(*args: Any, **kwargs: Any) -> None:
+        await on_store.quiet()
         before = leaks.tasks()
         await test(*args, **kwargs)
+        await on_store.quiet()
         found = [f"leaked task: {name}" for name in await leaks.leaked_tasks(before)] + leaks.busy_now(look)
         if found:
             pytest.fail("\n".join(found), pytrace=False)
@@ -204,6 +250,7 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store", choices=on_store.STORES, help="only tests with sessions on such a store")
     for marker in CATALOGUED:
         parser.addoption(
             f"--{marker}", action="append", metavar="ID", default=[], help=f"only tests marked {marker}(ID)"
@@ -220,6 +267,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     if wrong:
         raise pytest.UsageError("\n".join(wrong))
+    if config.getoption("store"):
+        chosen = [item for item in items if _store_of(item) and not on_store.left_out(item.nodeid)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     # The suites have the longest tests: what is left at the end of a job keeps one worker busy, and others idle.
     items.sort(key=lambda item: "suites" not in item.path.parts)
     for name in CATALOGUED:

@@ -100,7 +100,8 @@ class Node:
         """Commit what was handed over, give everything back, and leave. A checkpoint that is not interrupted."""
         self.link.stop()
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self.link.join, CLOSE_WITHIN_S)
+            mine = anyio.CapacityLimiter(1)  # those of others may be taken by threads that hang
+            await anyio.to_thread.run_sync(self.link.join, CLOSE_WITHIN_S, limiter=mine)
 
     def let_go(self) -> None:
         """As `close`, without waiting: the program's loop is gone."""

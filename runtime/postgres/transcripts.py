@@ -8,8 +8,8 @@ is sent again, and is there once. Whoever else writes, writes while its node liv
 
 from __future__ import annotations
 
+import math
 import secrets
-import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -18,7 +18,18 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from lanes.body.session import Session
-from locks import Fence, Holder, Lease, LeaseExpired, LeaseLost, LeaseTimeout, Position, Records, TranscriptError
+from locks import (
+    Fence,
+    Holder,
+    Lease,
+    LeaseExpired,
+    LeaseLost,
+    LeaseTimeout,
+    Position,
+    Records,
+    TranscriptError,
+    _clock,
+)
 from locks._loop import Post, current_loop, from_thread, on_loop_thread
 from locks.checks import instant
 from locks.lowlevel import FileClaim, NoRecord, OnError, decode, encode_all
@@ -307,6 +318,7 @@ class StoreLease(Lease):
         self._read_to: Position | None = None
         self._scope: anyio.CancelScope | None = None
         self._acquired_at = self._deadline = 0.0
+        self._expires = False
         self._entered = False
 
     def __repr__(self) -> str:
@@ -333,7 +345,7 @@ class StoreLease(Lease):
 
     def end_by(self, at: float) -> None:
         """Cancel the block now; what it may still write ends at `at` (`time.monotonic`), if not earlier anyway."""
-        self._deadline = min(self._deadline, instant("at", at))
+        self._deadline, self._expires = min(self._deadline, instant("at", at)), True
         if self._scope is not None:
             self._scope.cancel()
 
@@ -355,20 +367,20 @@ class StoreLease(Lease):
         """Raise unless a write under this lease is legal now."""
         if not self._entered:
             raise LeaseLost(f"the block of the lease on {self.path} was left", path=self.path)
-        if time.monotonic() >= self._deadline:
+        if self._expires and _clock.clock.now() >= self._deadline:
             raise LeaseLost(f"the lease on {self.path} has passed its deadline", path=self.path)
         self._transcripts.check(self.path, self._run)
 
     async def __aenter__(self) -> Self:
         if self._scope is not None:
             raise RuntimeError(f"the lease on {self.path} was entered already; ask the session for another one")
-        transcripts, began = self._transcripts, time.monotonic()
+        transcripts, began = self._transcripts, _clock.clock.now()
         transcripts.check(self.path, self._run)
         while True:
-            asked = time.monotonic()
+            asked = _clock.clock.now()
             if await self._set(self._max_hold):
                 break
-            waited = time.monotonic() - began
+            waited = _clock.clock.now() - began
             if self._wait_timeout is not None and waited >= self._wait_timeout:
                 raise LeaseTimeout(
                     f"the write lease on {self.path} was not free within {waited:.3f} s",
@@ -377,9 +389,11 @@ class StoreLease(Lease):
                 )
             await anyio.sleep(_BUSY_S)
             transcripts.check(self.path, self._run)
-        self._entered, self._acquired_at = True, time.monotonic()
-        self._deadline = min(asked + self._max_hold, self._run.deadline)
-        self._scope = anyio.CancelScope(deadline=anyio.current_time() + self._deadline - time.monotonic())
+        self._entered, self._acquired_at = True, _clock.clock.now()
+        self._expires = asked + self._max_hold < self._run.deadline  # else its run ends, and what it writes with it
+        self._deadline = asked + self._max_hold if self._expires else self._run.deadline
+        left = self._deadline - _clock.clock.now() if self._expires else math.inf
+        self._scope = anyio.CancelScope(deadline=anyio.current_time() + left)
         self._scope.__enter__()
         return self
 
@@ -403,14 +417,14 @@ class StoreLease(Lease):
     ) -> Literal[False]:
         scope, lost = self._scope, self.lost
         assert scope is not None
-        late = time.monotonic() - self._deadline
+        late = _clock.clock.now() - self._deadline
         self._give_back()
         self._entered = False
         # Whether the cancellation is this lease's own. (trio's scopes also say True when nothing was raised.)
         ours = bool(scope.__exit__(kind, error, traceback)) and error is not None
         if error is not None and not ours:
             return False
-        if ours or late >= 0:
+        if ours or (self._expires and late >= 0):
             late = max(0.0, late)
             message = f"{self.holder} left the lease on {self.path} {late:.3f} s past its deadline"
             raise LeaseExpired(message, path=self.path, holder=self.holder, overstayed_s=late)

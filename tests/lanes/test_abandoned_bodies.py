@@ -158,6 +158,7 @@ async def test_a_second_clean_up_has_only_what_is_left_of_the_grace(sup, virtual
 # F7: in real time, because real threads hang
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("F7", "E15")
 async def test_60_hung_threads_starve_neither_appends_nor_leases_nor_stop(tmp_path):
     lanes = [

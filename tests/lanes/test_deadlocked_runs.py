@@ -114,6 +114,7 @@ async def test_a_ring_through_a_sessions_turn_is_found(sup):
     assert "waits for the turn of session a, which run 1 has before it" in await sup.run("session:a", body)
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("E4")
 async def test_a_ring_through_somebody_in_the_middle_of_a_sessions_queue_is_found(sup):
     """The one that is waited for comes after one that needs the waiting run's place."""

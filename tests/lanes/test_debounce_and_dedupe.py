@@ -36,6 +36,7 @@ class Answering:
 # debounce
 
 
+@pytest.mark.on_store
 async def test_a_message_waits_for_quiet_and_is_answered_with_what_comes_meanwhile(virtual, tmp_path):
     handler = Answering(virtual)
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, debounce=3.0)]) as sup:
@@ -424,6 +425,7 @@ async def test_a_run_that_was_asked_to_end_is_under_way_no_more(virtual, tmp_pat
         assert (await again.wait()).state == "done"
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("T5")
 async def test_a_run_that_timed_out_and_will_be_tried_again_or_is_parked_is_still_the_one(virtual, tmp_path):
     async def slow_to_end(ctx, messages):

@@ -56,6 +56,7 @@ async def test_last_words_stand_in_order_before_the_next_turn(virtual, tmp_path,
     assert_empty(sup)
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("H3")
 async def test_last_words_said_while_others_append_stand_before_the_next_turn(sup):
     """Others may append at any time; only turns are in order."""

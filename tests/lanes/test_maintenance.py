@@ -16,6 +16,7 @@ async def answers(ctx, messages):
     return "answered"
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("A6")
 async def test_a_compaction_that_never_settles_ends_at_its_deadline_and_the_next_message_passes(virtual, tmp_path):
     async def compact(ctx):

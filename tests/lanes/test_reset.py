@@ -77,6 +77,7 @@ async def test_where_there_is_nothing_nothing_is_put_away(sup):
     assert await sup.reset("never seen", archive=False) is None
 
 
+@pytest.mark.on_store
 async def test_a_second_reset_keeps_the_file_of_the_first(sup):
     moved = []
     for text in ("one", "two"):
@@ -104,6 +105,7 @@ async def test_running_and_queued_runs_of_the_session_end_and_are_told_why(sup):
     await other.result()
 
 
+@pytest.mark.on_store
 async def test_last_words_after_a_reset_reach_neither_file(sup):
     refused = []
 

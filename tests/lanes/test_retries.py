@@ -286,6 +286,7 @@ async def test_place_and_slot_are_free_meanwhile(sup, no_jitter):
     assert await run.result() == 2
 
 
+@pytest.mark.on_store
 async def test_the_session_keeps_its_order_meanwhile(sup, virtual, no_jitter):
     order = []
 
@@ -400,6 +401,7 @@ async def test_waiting_attempts_count_for_the_limit_of_the_queue(virtual, tmp_pa
 # Earlier attempts are fenced
 
 
+@pytest.mark.on_store
 async def test_nothing_of_an_earlier_attempt_reaches_the_session_or_the_listeners(sup, no_jitter):
     body = Fails(1, after=1.0)
     run = sup.submit("session:a", body)

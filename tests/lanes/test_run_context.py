@@ -141,6 +141,7 @@ async def test_a_run_without_a_session_says_so_when_asked_for_one(sup):
     assert texts(sup, "b") == ["note"]
 
 
+@pytest.mark.on_store
 async def test_a_run_with_turn_false_may_do_all_but_hold_the_turn(sup):
     async def conducts(ctx):
         await anyio.sleep(5)
@@ -166,6 +167,7 @@ async def test_a_sessions_context_is_the_same_object_each_time_and_names_its_fil
     assert await sup.submit("session:a", body).result() == ("a", str(path_of(sup, "a")))
 
 
+@pytest.mark.on_store
 async def test_a_lease_keeps_records_together(sup):
     async def body(ctx, name):
         for _ in range(3):

@@ -51,6 +51,7 @@ async def test_the_grace_is_exact_at_its_edge(sup, early):
     await gone(sup)
 
 
+@pytest.mark.on_store
 @pytest.mark.suite("R1")
 @pytest.mark.parametrize("early", [True, False])
 async def test_the_last_write_is_legal_a_tick_before_the_end_of_the_grace_and_never_a_tick_after(sup, early):
@@ -140,6 +141,7 @@ async def test_a_timeout_that_would_hide_the_idle_timeout_is_refused(virtual, tm
         assert_empty(sup)
 
 
+@pytest.mark.on_store
 async def test_a_run_that_times_out_while_it_holds_a_lease_is_timed_out_and_nothing_else(sup):
     async def body(ctx):
         async with ctx.session.lease() as lease:
@@ -273,6 +275,7 @@ async def test_a_body_that_kept_the_loop_past_deadline_and_grace_is_timed_out_wh
     assert not path_of(sup, "a").exists() or texts(sup, "a") == []
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("A10")
 async def test_a_write_by_a_body_that_kept_the_loop_past_deadline_and_grace_is_refused(sup, virtual):
     refused = []

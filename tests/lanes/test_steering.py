@@ -55,6 +55,7 @@ async def deaf_to_inbox(ctx, messages):
 # Reading
 
 
+@pytest.mark.on_store
 async def test_what_is_said_to_a_run_is_read_by_it_and_shares_its_outcome(virtual, tmp_path):
     handler = Reading(5.0, 5.0)
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler)]) as sup:
@@ -483,6 +484,7 @@ async def test_a_draining_run_still_reads_what_was_said_to_it(virtual, tmp_path)
         assert await first.result() == await second.result() == "1+2"
 
 
+@pytest.mark.on_store
 async def test_a_reset_tells_whoever_was_said_to_the_run_it_ends(virtual, tmp_path):
     async with Supervisor(tmp_path, lanes=[SESSION(handler=Reading(5.0, 50.0))]) as sup:
         runs = [sup.post("session:a", text) for text in "12"]

@@ -56,6 +56,7 @@ async def in_thread(function, *args, **options):
 # Giving work
 
 
+@pytest.mark.on_store
 async def test_a_thread_submits_and_posts_and_waits_for_the_results(sup):
     def work():
         added = sup.submit_threadsafe("side:a", adds, 1, 2, session="a", timeout=5.0)

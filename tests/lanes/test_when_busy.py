@@ -58,6 +58,7 @@ class Noting:
 # queue
 
 
+@pytest.mark.on_store
 async def test_queued_messages_are_answered_one_by_one_in_order(virtual, tmp_path):
     handler = Answering()
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler)]) as sup:
@@ -101,6 +102,7 @@ async def test_five_that_are_queued_run_once_and_in_order_whatever_ends_their_pr
 # reject
 
 
+@pytest.mark.on_store
 async def test_a_session_that_is_conducted_rejects_and_says_by_whom(virtual, tmp_path):
     body = Noting()
     async with Supervisor(tmp_path, lanes=[SESSION(when_busy="reject"), WORK()]) as sup:
@@ -196,6 +198,7 @@ async def test_an_interrupting_run_ends_the_one_under_way_and_goes_next(virtual,
         assert_empty(sup)
 
 
+@pytest.mark.on_store
 async def test_who_was_interrupted_and_lives_on_writes_nothing_and_learns_by_whom(virtual, tmp_path):
     deaf = Shielded()
     refused: list[str] = []
@@ -221,6 +224,7 @@ async def test_who_was_interrupted_and_lives_on_writes_nothing_and_learns_by_who
         assert len(refused) == 1 and "run 2 on lane session:a" in refused[0]
 
 
+@pytest.mark.on_store
 async def test_an_interrupting_run_on_another_lane_ends_whoever_conducts_the_session(virtual, tmp_path):
     body = Noting()
     async with Supervisor(tmp_path, lanes=[SESSION(when_busy="interrupt"), WORK()]) as sup:
@@ -511,6 +515,7 @@ async def test_what_replaces_leaves_the_run_under_way_alone_and_of_several_only_
         assert_empty(sup)
 
 
+@pytest.mark.on_store
 @pytest.mark.failure("T4")
 async def test_what_replaces_goes_last_and_supersedes_no_run_that_waits_for_another_reason(virtual, tmp_path):
     handler = Answering(1.0)
@@ -582,6 +587,7 @@ async def test_what_comes_while_the_session_is_busy_is_collected_into_one_run(vi
         assert_empty(sup)
 
 
+@pytest.mark.on_store
 async def test_messages_of_different_routes_are_never_collected_together_and_stay_in_order(virtual, tmp_path):
     handler = Answering()
     async with Supervisor(tmp_path, lanes=[SESSION(handler=handler, when_busy="collect")]) as sup:

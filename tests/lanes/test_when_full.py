@@ -104,6 +104,7 @@ async def test_who_has_waited_longest_is_dropped_and_told(virtual, tmp_path):
         assert_empty(sup)
 
 
+@pytest.mark.on_store
 async def test_on_drop_is_given_what_was_dropped_after_its_sender_was_told(virtual, tmp_path):
     states: list[str] = []
 

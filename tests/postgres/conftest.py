@@ -5,8 +5,6 @@ Without a server or psycopg, its modules are skipped by name; with `LANES_CI` se
 
 from __future__ import annotations
 
-import functools
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,52 +12,32 @@ from pathlib import Path
 import pytest
 
 from runtime.trial.cut_proxy import CutProxy
-from runtime.trial.postgres_server import PostgresServer, PostgresServerError, find_binaries
+from runtime.trial.postgres_server import PostgresServer
+from tests import on_store
 
 _DROP_WITHIN = "10s"
-
-
-@functools.cache
-def missing() -> str | None:
-    """What these tests lack on this machine."""
-    try:
-        import psycopg  # noqa: F401
-    except ImportError as error:
-        return f"psycopg cannot be imported ({error}): pip install 'psycopg[binary]>=3.2'"
-    try:
-        find_binaries()
-    except PostgresServerError as error:
-        return str(error)
-    return None
 
 
 class _Lacking(pytest.Module):
     """A module that cannot run here, and need not be importable."""
 
     def collect(self) -> list[pytest.Item]:
-        if os.environ.get("LANES_CI"):
-            pytest.fail(f"{missing()}; LANES_CI is set, so that is no reason to skip", pytrace=False)
-        pytest.skip(str(missing()), allow_module_level=True)
+        on_store.fail_or_skip(allow_module_level=True)
+        return []
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
-    if missing() is None:
+    if on_store.missing() is None:
         return None
     module: pytest.Module = _Lacking.from_parent(parent, path=module_path)
     return module
 
 
-@pytest.fixture(scope="session")
-def _server() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
-        yield server
-
-
 @pytest.fixture
-def pg(_server: PostgresServer) -> Iterator[PostgresServer]:
+def pg(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
     """A running server that no other process uses: a test may crash it. Async tests call it in a thread: it blocks."""
-    yield _server
-    _server.start()
+    yield postgres_server
+    postgres_server.start()
 
 
 @pytest.fixture

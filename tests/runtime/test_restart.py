@@ -203,6 +203,7 @@ async def test_the_steps_stand_in_the_log_and_what_is_next_begins_after_what_was
 # What is kept
 
 
+@pytest.mark.on_store
 @pytest.mark.suite("R1")
 @pytest.mark.failure("G1")
 async def test_queued_work_keeps_its_runs_their_order_and_their_keys_and_meets_the_new_services(sup, service):
@@ -314,6 +315,7 @@ async def test_what_is_submitted_in_any_step_is_refused_or_kept(sup, service):
     assert refused >= 35 and taken and states == {"restarting", "running"}
 
 
+@pytest.mark.on_store
 @pytest.mark.suite("R1")
 @pytest.mark.failure("G2")
 async def test_the_old_body_is_fenced_before_the_next_one_begins(sup):

@@ -268,6 +268,7 @@ async def test_a_supervisor_that_was_started_in_a_task_group_outlives_its_cancel
     await world.assert_left()
 
 
+@pytest.mark.on_store
 async def test_a_block_that_is_left_in_a_cancelled_scope_leaves_everything(world):
     with anyio.CancelScope() as scope:
         async with world.supervisor():

@@ -193,6 +193,7 @@ async def test_a_block_that_stops_it_itself_may_still_be_left(virtual, tmp_path)
 # Drain
 
 
+@pytest.mark.on_store
 async def test_a_drain_lets_the_running_finish_starts_nothing_and_reports(virtual, tmp_path):
     sup = Supervisor(tmp_path, lanes=LANES)
     await sup.start()
