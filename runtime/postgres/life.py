@@ -20,6 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 import psycopg
+from psycopg import errors
 
 from locks._events import described, log
 
@@ -37,6 +38,8 @@ BEAT = (
 REAP = "select place, name, pending from {s}.reaped(%s)"
 _GONE = "select {s}.gone(%s)"
 _MARGIN = 0.9
+_WAITS_FOR_LOCKS = 0.15
+"""For how much of the ttl: no life of another node is worth one's own."""
 LEAVE_WITHIN_S = 5.0
 
 
@@ -92,7 +95,7 @@ class Life:
         """
         link = self._link
         try:
-            connection = await link.connect(" lives")
+            connection = await self._connect()
         except (psycopg.Error, OSError) as error:
             why = "no answer in time" if isinstance(error, TimeoutError) else " ".join(str(error).split())
             raise StoreDown(
@@ -162,10 +165,17 @@ class Life:
             elif current is not None:
                 await self._leave(current)
 
+    async def _connect(self) -> psycopg.AsyncConnection:
+        connection = await self._link.connect(" lives")
+        await connection.execute(
+            f"set lock_timeout = {max(1, int(_WAITS_FOR_LOCKS * self._store.ttl * 1000))}".encode()
+        )
+        return connection
+
     async def _beat(self, connection: psycopg.AsyncConnection | None) -> psycopg.AsyncConnection:
         link = self._link
         if connection is None or connection.closed:
-            connection = await link.connect(" lives")
+            connection = await self._connect()
         sent = time.monotonic()
         found = await connection.execute(link.statement(BEAT), (self._figures(), link.node))
         row = await found.fetchone()
@@ -175,7 +185,9 @@ class Life:
         self.deadline = sent + _MARGIN * self._store.ttl
         self.clock_ahead_s = row[0] - (time.time() - (time.monotonic() - sent) / 2)
         self.beats += 1
-        rows = await (await connection.execute(link.statement(REAP), (link.node,))).fetchall()
+        rows: Rows = []
+        with suppress(errors.LockNotAvailable, errors.DeadlockDetected):  # the next beat tries again
+            rows = await (await connection.execute(link.statement(REAP), (link.node,))).fetchall()
         if rows:
             self._heirs(rows)
         return connection

@@ -20,6 +20,8 @@ from runtime.postgres import schema as schemas
 from runtime.postgres.link import Link, Step
 from runtime.postgres.schema import filled
 
+pytestmark = pytest.mark.backends("asyncio", "trio")
+
 
 @pytest.fixture
 def connect(pg, schema):
@@ -237,3 +239,25 @@ async def test_what_a_lost_connection_has_locked_is_free_when_it_is_made_anew(co
             await settled.wait()
             await (await sup.accept("main", 2, session="a")).wait()
     cut[0].pgconn.finish()
+
+
+@pytest.mark.anyio
+async def test_a_dead_node_that_cannot_be_reaped_yet_costs_no_beat(connect, pg, schema):
+    execute, run = connect(), anyio.to_thread.run_sync
+    join(execute, 1)
+    execute("select {s}.wanted(1, 's:a')")
+    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.5)
+    with psycopg.connect(pg.dsn) as other:
+        other.execute(filled("select 1 from {s}.session where place = 's:a' for update", schema))
+        execute("update {s}.node set beat_at = beat_at - interval '61 seconds' where id = 1")
+        async with Supervisor(store) as sup:
+            assert sup._inbox is not None
+            store_of_it: Any = sup._inbox.store
+            with anyio.fail_after(20):
+                while not await run(execute, "select 1 from {s}.node where beat_at > joined_at + interval '2 seconds'"):
+                    await anyio.sleep(0.05)
+            assert not store_of_it._link.reconnects
+            other.rollback()
+            with anyio.fail_after(20):
+                while await run(execute, "select 1 from {s}.node where id = 1"):
+                    await anyio.sleep(0.05)
