@@ -64,16 +64,20 @@ def _random_order() -> None:
 
 def _asynchronous_commit() -> None:
     """What is acknowledged is not on the disk yet."""
-    connect = Link.connect
+    connect, join = Link.connect, Life._join
+    off = "set synchronous_commit = off"
 
     async def careless(self: Link, role: str = "") -> psycopg.AsyncConnection:
         connection = await connect(self, role)
-        await connection.execute(
-            "set synchronous_commit = off"
-        )  # on all: one that commits to the disk takes others along
+        if role != " lives":
+            await connection.execute(off)
         return connection
 
-    Link.connect = careless  # type: ignore[method-assign]
+    async def joined(self: Life, connection: psycopg.AsyncConnection) -> None:
+        await join(self, connection)
+        await connection.execute(off)  # after the check; a beat that goes to the disk takes everything along
+
+    Link.connect, Life._join = careless, joined  # type: ignore[method-assign]
 
 
 def _no_local_deadline() -> None:
