@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .services import ServicesStuck
-    from .statistics import AbandonedBody, GroupStatistics, InboxStatistics, LaneStatistics, Statistics
+    from .statistics import AbandonedBody, GroupStatistics, InboxStatistics, LaneStatistics, NodeStatistics, Statistics
     from .status.socket_path import StatusSocketError
     from .streams import MessageEvents
     from .supervisor import Supervisor
@@ -46,6 +46,7 @@ __all__ = [
     "MessageEvents",
     "MessageState",
     "NodeLost",
+    "NodeStatistics",
     "OutcomeUnknown",
     "PostgresStore",
     "ProcessStatistics",
@@ -75,6 +76,7 @@ _HOMES = {
     "InboxRow": "inbox.rows",
     "InboxStatistics": "statistics",
     "LaneStatistics": "statistics",
+    "NodeStatistics": "statistics",
     "Limits": "watch.limits",
     "MessageEvents": "streams",
     "MessageState": "inbox.rows",

@@ -83,7 +83,7 @@ class SupervisorCollector(Collector):
 
     def describe(self) -> Iterator[_Family]:
         """All metrics, without samples. What a registry asks for to see that names do not clash."""
-        for metric in (*_OF_LOOP, *_OF_STATISTICS, *self._of_inbox()):
+        for metric in (*_OF_LOOP, *_OF_STATISTICS, *self._of_its_own()):
             yield metric.family()
 
     def collect(self) -> Iterator[_Family]:
@@ -92,11 +92,15 @@ class SupervisorCollector(Collector):
         for metric in _OF_LOOP:
             yield metric.family(_Loop(self._sup.watchdog, self._sup.generation, statistics is not None))
         if statistics is not None:
-            for metric in (*_OF_STATISTICS, *self._of_inbox()):
+            for metric in (*_OF_STATISTICS, *self._of_its_own()):
                 yield metric.family(statistics)
 
-    def _of_inbox(self) -> tuple[_Metric, ...]:
-        return _OF_INBOX if self._sup._inbox is not None else ()
+    def _of_its_own(self) -> tuple[_Metric, ...]:
+        """Those that not every supervisor has."""
+        return (
+            *(_OF_INBOX if self._sup._inbox is not None else ()),
+            *(_OF_NODE if self._sup._node is not None else ()),
+        )
 
     def _statistics(self) -> Statistics | None:
         sup = self._sup
@@ -294,3 +298,18 @@ _OF_INBOX = (
     ),
 )
 """Of a supervisor that has one."""
+
+_OF_NODE = (
+    _one(
+        _GAUGE,
+        "lanes_node_lease_left_seconds",
+        "How long this process may be silent before it is lost.",
+        "node.lease_left_s",
+    ),
+    _one(_GAUGE, "lanes_node_sessions", "Sessions that this process conducts.", "node.sessions"),
+    _one(_COUNTER, "lanes_node_claimed_total", "Sessions claimed that no process conducted.", "node.claimed"),
+    _one(_COUNTER, "lanes_node_given_back_total", "Sessions given back.", "node.given_back"),
+    _one(_COUNTER, "lanes_node_beats_total", "Times that this process told others that it lives.", "node.beats"),
+    _one(_COUNTER, "lanes_node_reconnects_total", "Times that something was tried again.", "node.reconnects"),
+)
+"""Of a supervisor on a store."""

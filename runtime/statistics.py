@@ -102,6 +102,28 @@ class InboxStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeStatistics:
+    """A process among others on a store. Nothing is asked of the database."""
+
+    id: int
+    """Of its life in the database, another one after it was lost; 0 while it has none, and takes nothing."""
+    name: str
+    """What it is called."""
+    lease_left_s: float
+    """For how many more seconds it may be silent; at 0 it is lost, and its runs end."""
+    sessions: int
+    """Sessions that it conducts, and messages of none."""
+    claimed: int
+    """How many it has taken since the start that no node conducted; those of messages accepted here are not counted."""
+    given_back: int
+    """How many it has given back since the start, as nothing of them was left or another node wanted them."""
+    beats: int
+    """Times since the start that it has told the others that it lives."""
+    reconnects: int
+    """Times since the start that something had to be tried again, on a new connection mostly."""
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """A supervisor at an instant."""
 
@@ -134,6 +156,8 @@ class Statistics:
     """Counts the restarts in this process, from 1; 0 before the start."""
     inbox: InboxStatistics | None = None
     """`None` for a supervisor without one."""
+    node: NodeStatistics | None = None
+    """`None` for a supervisor that keeps its sessions in files."""
 
     @property
     def healthy(self) -> bool:
@@ -148,6 +172,7 @@ def take(
     max_abandoned: int,
     generation: int,
     inbox: InboxStatistics | None,
+    node: NodeStatistics | None,
 ) -> Statistics:
     """Look at a scheduler."""
     waited = {name: _oldest_wait(lane, now) for name, lane in scheduler.board.lanes.items()}
@@ -197,6 +222,7 @@ def take(
         process=watchdog.statistics(),
         generation=generation,
         inbox=inbox,
+        node=node,
     )
 
 

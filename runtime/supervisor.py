@@ -130,7 +130,7 @@ class Supervisor:
         )
         self._scheduler.board.lateness = self.watchdog
         local = not isinstance(self.layout, StoreLayout)
-        shared = (
+        self._node = shared = (
             _shared(sessions, inbox, self._scheduler, node, exclusive=exclusive)
             if isinstance(sessions, PostgresStore)
             else None
@@ -583,8 +583,9 @@ class Supervisor:
     def statistics(self) -> Statistics:
         """What it holds at this instant; cheap enough to ask ten times a second."""
         inbox = self._inbox.statistics() if self._inbox is not None else None
+        node = self._node.statistics() if self._node is not None else None
         now = _clock.clock.now()
-        return take(self._scheduler, self.watchdog, now, self._limits.abandoned, self.generation, inbox)
+        return take(self._scheduler, self.watchdog, now, self._limits.abandoned, self.generation, inbox, node)
 
 
 def _inbox_of(given: Inbox | bool, scheduler: Scheduler, root: str) -> InboxService | None:

@@ -90,6 +90,8 @@ def head(picture: protocol.Picture) -> list[str]:
     report.append(f"slots: {', '.join(groups)}")
     if picture.inbox is not None:
         report.append(_inbox(picture.inbox))
+    if picture.node is not None:
+        report.append(_node(picture.node))
     full = [
         f"{lane.name} {lane.running}/{lane.capacity} ({lane.queued} waiting, for {lasting(lane.oldest_wait_s)} at most)"
         for lane in picture.lanes
@@ -114,6 +116,13 @@ def _inbox(inbox: protocol.InboxPart) -> str:
     if inbox.uncommitted:
         report += f"; {inbox.uncommitted} not committed yet"
     return report
+
+
+def _node(node: protocol.NodePart) -> str:
+    if not node.id:
+        return f"node {node.name}: lost, and takes nothing until it has joined again"
+    report = f"node {node.name}: conducts {node.sessions}, may be silent for {node.lease_left_s:.1f} s"
+    return report + f"; {node.reconnects} tried again" * bool(node.reconnects)
 
 
 def _who(row: protocol.RunRow | protocol.AbandonedRow) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from locks._loop import poster
 from ..inbox.answer import Answer
 from ..inbox.service import InboxService
 from ..inbox.settings import Inbox
+from ..statistics import NodeStatistics
 from . import life as lives
 from .commands import Commands
 from .errors import NodeLost, StoreDown
@@ -70,6 +71,19 @@ class Node:
     def clock_ahead_s(self) -> float:
         """How far the server's clock is ahead of this machine's."""
         return self.life.clock_ahead_s
+
+    def statistics(self) -> NodeStatistics:
+        """What an operator sees. Nothing is asked of the database."""
+        return NodeStatistics(
+            id=self.link.node,
+            name=self.life.name,
+            lease_left_s=self.life.left_s(),
+            sessions=self.ownership.count,
+            claimed=self.ownership.claimed,
+            given_back=self.ownership.given_back,
+            beats=self.life.beats,
+            reconnects=self.link.reconnects,
+        )
 
     async def open(self) -> None:
         """Join the others. A checkpoint; failed or cancelled, nothing is left.

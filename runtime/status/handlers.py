@@ -216,7 +216,7 @@ class Handlers:
     def _picture(self, each: int | None) -> protocol.Picture:
         sup, now = self._sup, _clock.clock.now()
         scheduler, statistics = sup._scheduler, sup.statistics()
-        leases, inbox = statistics.leases, statistics.inbox
+        leases, inbox, node = statistics.leases, statistics.inbox, statistics.node
         lanes = nsmallest(
             protocol.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
@@ -248,6 +248,7 @@ class Handlers:
             leases_left_out=len(leases.holders) - len(held),
             orders=list(self._orders.values()),
             inbox=None if inbox is None else _row(protocol.InboxPart, inbox, error=text(inbox.error)),
+            node=None if node is None else _row(protocol.NodePart, node, name=text(node.name)),
         )
 
     def _runs(self, waiters: Iterable[WaitingClaim], now: float, each: int | None) -> list[protocol.RunRow]:

@@ -159,6 +159,21 @@ class InboxPart(msgspec.Struct, frozen=True, kw_only=True):
     """Why nothing is accepted any more; empty while it works."""
 
 
+class NodePart(msgspec.Struct, frozen=True, kw_only=True):
+    """The process among others on a store."""
+
+    id: int
+    """0 while it is lost."""
+    name: str
+    lease_left_s: float
+    """For how long it may be silent."""
+    sessions: int
+    claimed: int
+    given_back: int
+    beats: int
+    reconnects: int
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a drain or a restart that was asked for here."""
 
@@ -204,6 +219,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """The last ones, the latest last."""
     inbox: InboxPart | None = None
     """Null for a supervisor without one."""
+    node: NodePart | None = None
+    """Null for a supervisor that keeps its sessions in files."""
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):

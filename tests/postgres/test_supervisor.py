@@ -10,10 +10,15 @@ import time
 import anyio
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry
 
 from lanes import LaneSpec, RetrySpec, RunState
 from locks import LeaseLost, TranscriptError
 from runtime import NodeLost, PostgresStore, StoreDown, Supervisor
+from runtime.cli import status
+from runtime.metrics import SupervisorCollector
+from runtime.status import protocol
+from runtime.status.handlers import Handlers
 from tests import ROOT
 
 pytestmark = pytest.mark.anyio
@@ -334,3 +339,29 @@ async def test_a_message_begins_where_there_is_a_slot_and_waits_only_for_its_own
             assert began == [("one", "first"), ("one", "beside"), ("two", "elsewhere")]
             go_on.set()
             assert (await elsewhere.wait(20)).state is RunState.DONE
+
+
+async def test_statistics_metrics_and_the_status_line_say_how_a_node_is(store):
+    def scraped(sup):
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(SupervisorCollector(sup))
+        samples = [sample for family in registry.collect() for sample in family.samples]
+        return {one.name: one.value for one in samples if one.name.startswith("lanes_node_")}
+
+    sup = Supervisor(store, lanes=[LaneSpec("main", handler=answer)], node="gw-1")
+    async with sup:
+        await (await sup.accept("main", 1, session="s")).wait(20)
+        now, values = sup.statistics().node, scraped(sup)
+        assert now is not None
+        assert (now.id > 0, now.sessions, now.claimed, now.given_back) == (True, 1, 0, 0)
+        assert 0 < now.lease_left_s <= store.ttl
+        assert values["lanes_node_sessions"] == 1
+        assert 0 < values["lanes_node_lease_left_seconds"] <= store.ttl
+        picture = Handlers(sup).answer(protocol.Status(), "a test").status
+        assert picture is not None
+        (line,) = [line for line in status.lines(picture) if line.startswith("node")]
+        assert line.startswith("node gw-1: conducts 1, may be silent for ")
+        await until(lambda: (now := sup.statistics().node) is not None and now.given_back == 1 and now.beats > 0)
+    over = sup.statistics().node
+    assert over is not None
+    assert (over.id, over.lease_left_s, over.sessions) == (0, 0.0, 0)
