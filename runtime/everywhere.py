@@ -168,7 +168,7 @@ class Everywhere:
             return await self._runs(which, upto)
 
         pages = [await here(0)] if self._commands is None else await self._commands.tell_all("runs", which, here=here)
-        found = [msgspec.convert(one, RunSeen) for page in pages for one in page]
+        found = [_seen_of(one) for page in pages for one in page]
         if self._neighbours is not None and (not found or "run" not in which):
             beside = await self._neighbours.runs(which.get("lane"), which.get("session"))
             found += [_seen_beside(pid, row) for pid, row in beside if which.get("run") in (None, row.id)]
@@ -251,6 +251,14 @@ def _message_id(given: object) -> int:
     if type(given) is not int or not 0 < given <= _MOST_WHOLE:
         raise InvalidLane(f"message: {shown(given)} is not allowed; allowed: the id of an accepted message")
     return given
+
+
+def _seen_of(told: Mapping[str, Any]) -> RunSeen:
+    """A run as another process tells it. Not by `msgspec.convert`: that looks for the types of a public class in the
+    module that it says it is of, which is `runtime`.
+    """
+    known = {name: told[name] for name in RunSeen.__struct_fields__}  # a newer version may tell more
+    return RunSeen(**{**known, "state": RunState(told["state"])})
 
 
 def _seen_beside(pid: int, row: RunRow) -> RunSeen:

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from lanes import InvalidLane, LaneSpec, RunState
-from runtime import Accepted, PostgresStore, StoreDown, Supervisor
+from runtime import Accepted, PostgresStore, RunSeen, StoreDown, Supervisor
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 
@@ -119,6 +119,7 @@ async def test_runs_are_found_on_any_node_and_have_one_id(store):
         await bodies.began.wait()
         mine = two.submit("cron", anyio_sleep, session="t")
         (seen,) = await two.everywhere.runs(session="s")
+        assert isinstance(seen, RunSeen)
         run = accepted.run
         assert run is not None
         assert (seen.id, seen.node, seen.state, seen.messages) == (run.id, "one", RunState.RUNNING, [accepted.id])
