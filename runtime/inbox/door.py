@@ -182,8 +182,11 @@ class Door:
     async def look_again(self, messages: Sequence[int]) -> None:
         """Messages may have ended without a run. A checkpoint."""
         for one in messages:
-            if one in self.fates:
-                await self.find(one)
+            if (fate := self.fates.get(one)) is not None:
+                try:
+                    await self.find(one)
+                except InvalidLane as error:  # it was forgotten meanwhile: nobody can say any more how it ended
+                    fate.fail(error)
 
     def forsake(self) -> None:
         """Others go on with all that is in memory: this node is lost. What its runs still do is noted nowhere.

@@ -36,6 +36,8 @@ PAGE = 1_000
 """Messages that wait in memory before more are brought back from disk."""
 _MOST_UNKNOWN = 10_000
 """Messages that lanes are told of at one start, at most: the next one tells of the others."""
+_REPLACED_WITHIN_S = 600.0
+"""For how long processes of two program versions may share a store."""
 _LOOK_S = 1.0
 """How often a full lane is looked at again: the end of a run without a message is reported to no inbox."""
 
@@ -55,6 +57,8 @@ class Replay:
         self._scheduler, self._door, self._store, self._journal = scheduler, door, door.store, journal
         self._cursor = ALL_REPLAYED
         """What was on disk up to this id is in memory, but for full lanes."""
+        self._not_here: set[int] = set()
+        """Messages on a shared store that this process cannot queue."""
         self._full: dict[str, int] = {}
         """Lanes that were full, and the id up to which their messages are in memory."""
         self._untold: dict[str, deque[_Untold]] = {}
@@ -272,6 +276,8 @@ class Replay:
             try:
                 request, policy = self._request(row)
             except (LaneError, LockError, ValueError) as error:
+                if self._may_fit_elsewhere(row, error):
+                    continue
                 # Its lane is there no more, say. It is not lost: an operator decides.
                 self._store.end([row.id], MessageState.PARKED, f"cannot be queued: {error}", None, None)
                 continue
@@ -289,6 +295,16 @@ class Replay:
                 self.replayed += 1
                 self.unpark(row.id)
         return fits
+
+    def _may_fit_elsewhere(self, row: InboxRow, error: Exception) -> bool:
+        """Whether a message stays for other processes: while a newer program replaces an older one, only they know its
+        lane, say. This process hands it on when it stops, and parks it when that has not come for long."""
+        if not self.comes_first_here or process.wall() - row.accepted_at > _REPLACED_WITHIN_S:
+            return False
+        if row.id not in self._not_here:
+            self._not_here.add(row.id)
+            log("message_not_queued", level="warning", message=row.id, lane=row.lane, error=described(error))
+        return True
 
     def unpark(self, message: int) -> None:
         """A message is parked no longer, since an operator has decided: it is not to be submitted as well."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import psycopg
 import pytest
 
 from lanes import InvalidLane, LaneSpec, RunState
 from runtime import PostgresStore, Supervisor
+from runtime.inbox.rows import MessageState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
 
@@ -79,6 +82,32 @@ async def test_an_end_that_the_database_does_not_take_is_told_to_nobody(store, p
         assert waits.outcome is None
         rows(pg, f"select {schema}.ended(5, array[{waits.id}]::bigint[], 'done', '', null, array['accepted'])")
         assert (await waits.wait(10)).state is RunState.DONE
+
+
+async def test_a_message_on_a_lane_of_a_newer_program_is_left_to_a_process_of_that(store, pg, schema):
+    async def answers(ctx, messages):
+        return "new"
+
+    older = Supervisor(store)
+    newer = Supervisor(store, lanes=[LaneSpec("billing", handler=answers)])
+    async with newer:
+        await older.start()
+        ((node,),) = rows(pg, f"select max(number) from {schema}.node")
+        ((node,),) = rows(pg, f"select id from {schema}.node where number = {node}")
+        rows(
+            pg,
+            f"insert into {schema}.session (place, owner, pending) values ('s:a', {node}, 1); "
+            f"insert into {schema}.message (place, lane, session, body, route, digest, repeat, first, state, token, "
+            "taken_by) values ('s:a', 'billing', 'a', '1', 'null', '', 0, false, 'accepted', 1, 1)",
+        )
+        inbox: Any = older._inbox
+        purged = inbox.door.fate(999, MessageState.ACCEPTED)
+        await inbox.door.look_again([999])
+        assert isinstance(purged.failure, InvalidLane)
+        await until(lambda: inbox.replay._not_here)
+        assert rows(pg, f"select state from {schema}.message") == [("accepted",)]
+        await older.stop()
+        await until(lambda: rows(pg, f"select state from {schema}.message") == [("done",)])
 
 
 async def test_a_start_that_fails_before_the_store_is_opened_says_why(store, tmp_path):
