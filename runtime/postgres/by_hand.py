@@ -26,6 +26,7 @@ from .settings import PostgresStore
 CLOCK_WITHIN_S = 1.0
 """How far the clocks of server and machine may differ: ages and schedules are off by as much."""
 _CONNECT_WITHIN_S = 5.0
+_ANSWER_WITHIN_S = 60.0
 _NOTE_WITHIN_S = 1.0
 _BY_HAND = (MessageState.PARKED, MessageState.UNKNOWN, MessageState.WAITING)
 
@@ -104,7 +105,10 @@ async def opened(store: PostgresStore) -> AsyncIterator[Connection]:
     except (psycopg.Error, OSError) as error:
         raise StoreDown(f"{store.name} cannot be reached ({said(error)})", path=store.name) from error
     try:
-        yield connection
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            yield connection
+    except TimeoutError as error:
+        raise StoreDown(f"{store.name} has not answered within {_ANSWER_WITHIN_S:.0f} s", path=store.name) from error
     except (psycopg.Error, OSError) as error:
         raise StoreDown(f"{store.name} refuses ({said(error)})", path=store.name) from error
     finally:

@@ -12,6 +12,7 @@ import pytest
 from lanes import LaneSpec
 from runtime import PostgresStore, Supervisor
 from runtime.cli import main
+from runtime.postgres import by_hand
 from runtime.trial.postgres_server import PostgresServer
 from tests import ROOT
 from tests.command import lanes, result_of
@@ -151,3 +152,17 @@ def test_bad_input_is_one_line(monkeypatch, capfd, arguments, code, named):
     assert main(["db", *arguments]) == code
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and named in printed.err and "secret" not in printed.err
+
+
+def test_a_database_that_falls_silent_is_given_up(pg, proxy, schema, monkeypatch, capfd):
+    look = by_hand.fleet
+
+    async def fleet(connection, name):
+        proxy.hold()
+        return await look(connection, name)
+
+    monkeypatch.setattr(by_hand, "fleet", fleet)
+    assert main(["db", "init", "--store", pg.dsn, "--schema", schema]) == 0
+    monkeypatch.setattr(by_hand, "_ANSWER_WITHIN_S", 0.3)
+    assert main(["db", "nodes", "--store", pg.dsn_at(proxy.port), "--schema", schema]) == 1
+    assert "has not answered within" in capfd.readouterr().err
