@@ -25,7 +25,7 @@ from psycopg import errors
 from locks._events import described, log
 
 from .errors import NodeLost, StoreDown
-from .link import LATEST_RETRY_S, SOONEST_RETRY_S, Link, Rows
+from .link import LATEST_RETRY_S, SETTINGS, SOONEST_RETRY_S, Link, Rows
 from .schema import check, make
 
 _JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s) returning number"
@@ -95,7 +95,7 @@ class Life:
         """
         link = self._link
         try:
-            connection = await self._connect()
+            connection = await link.connect(" lives")
         except (psycopg.Error, OSError) as error:
             why = "no answer in time" if isinstance(error, TimeoutError) else " ".join(str(error).split())
             raise StoreDown(
@@ -130,6 +130,7 @@ class Life:
             self.number = numbered[0]
         found = await (await connection.execute(self._link.statement(_NOW))).fetchone()
         assert found is not None
+        await self._waits_shortly(connection)
         self.clock_ahead_s = found[0] - time.time()
         self.deadline = sent + _MARGIN * self._store.ttl
         self._link.node, self._link.trouble = node, None
@@ -165,8 +166,8 @@ class Life:
             elif current is not None:
                 await self._leave(current)
 
-    async def _connect(self) -> psycopg.AsyncConnection:
-        connection = await self._link.connect(" lives")
+    async def _waits_shortly(self, connection: psycopg.AsyncConnection) -> psycopg.AsyncConnection:
+        """From now on, a lock that others hold costs no beat."""
         await connection.execute(
             f"set lock_timeout = {max(1, int(_WAITS_FOR_LOCKS * self._store.ttl * 1000))}".encode()
         )
@@ -175,7 +176,7 @@ class Life:
     async def _beat(self, connection: psycopg.AsyncConnection | None) -> psycopg.AsyncConnection:
         link = self._link
         if connection is None or connection.closed:
-            connection = await self._connect()
+            connection = await self._waits_shortly(await link.connect(" lives"))
         sent = time.monotonic()
         found = await connection.execute(link.statement(BEAT), (self._figures(), link.node))
         row = await found.fetchone()
@@ -213,6 +214,7 @@ class Life:
         with suppress(psycopg.Error, OSError):  # then it is reaped
             async with asyncio.timeout(LEAVE_WITHIN_S):
                 if not connection.closed:
+                    await connection.execute(SETTINGS)  # now it may wait for locks: no beat follows
                     await connection.execute(self._link.statement(_GONE), (self._link.node,))
                     log("node_left", store=self._link.name, node=self._link.node)
         self.deadline, self._link.node = float("-inf"), 0

@@ -18,7 +18,7 @@ TRIES = 4
 def test_nothing_is_lost_doubled_or_out_of_order(pg, schema):
     verdict = torture(PLAN, pg, schema)
     assert not verdict.findings, str(verdict)
-    assert verdict.counts["messages"] > 20
+    assert verdict.counts["messages"] >= PLAN.senders  # and a hundred where nothing else runs
 
 
 @pytest.mark.parametrize("defect", SEEN_HERE)
