@@ -86,7 +86,9 @@ class Outside:
             with self._connected() as client:
                 answer = client.ask(question)
         except (NoProcess, NoAnswer) as error:
-            raise Unreachable(str(error)) from error
+            # Without the words for a command line.
+            why = str(error).removeprefix("--socket: ").partition("; allowed: ")[0]
+            raise Unreachable(why) from error
         if (seen := answer.status or answer.frozen) is not None:
             self._last = protocol.Pong(pid=seen.pid, sessions=seen.sessions)
         return answer

@@ -10,7 +10,7 @@ from runtime import Supervisor
 from runtime.web import dashboard
 from tests.web.reader import HERE, browser, ended, secret_of
 
-pytestmark = pytest.mark.backends("asyncio", "trio")
+pytestmark = pytest.mark.backends("asyncio")  # the rules know no event loop; forms are read on both in test_work
 TOKEN = "0123456789abcdef-token"
 HIM = "http://gateway.example"
 

@@ -6,13 +6,14 @@ import threading
 from functools import partial
 
 import anyio
+import httpx
 import pytest
 from anyio import to_thread
 
 from lanes import LaneSpec
 from runtime import Supervisor
 from runtime.status.client import Client
-from runtime.web import source
+from runtime.web import serve, source
 from runtime.web.app import Dashboard
 from runtime.web.guard import Guard
 from runtime.web.source import Outside
@@ -102,6 +103,16 @@ async def test_a_process_that_answers_late_delays_no_other_page(tmp_path, monkey
         await entered.wait()
         assert "Nothing runs." in (await web.get("/")).text
         leave.set()
+
+
+async def test_a_thread_of_its_own_serves_a_process_beside_any_event_loop(tmp_path):
+    async with supervisor(tmp_path):
+        with blocking.permitted("starts and ends a server"), serve.listening("127.0.0.1", 0, "--web") as listener:
+            url = serve.url_of(listener, "127.0.0.1")
+            with serve.beside(listener, str(tmp_path / "s.sock")):
+                async with httpx.AsyncClient(trust_env=False) as web:
+                    page = await web.get(url)
+                    assert page.status_code == 200 and "Nothing runs." in page.text and "<form" not in page.text
 
 
 @pytest.mark.parametrize(
