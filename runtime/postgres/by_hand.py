@@ -243,7 +243,7 @@ async def _hears(connection: Connection, store: PostgresStore) -> bool:
 async def fleet(connection: Connection, schema: str) -> tuple[list[NodeRow], Totals]:
     """The processes that share the sessions, by name, and what there is of sessions, all counted at one instant."""
     text = (
-        "with t as (select owner, count(*) filter (where place >= 's:' and place < 's;') keyed, count(*) number, "
+        "with t as (select owner, count(*) filter (where place >= 's') keyed, count(*) number, "
         "sum(pending) open, count(*) filter (where pending > 0) waiting from {s}.session group by owner) "
         "select n.id, n.name, n.host, n.pid, n.ttl, extract(epoch from clock_timestamp() - n.joined_at)::float8, "
         "extract(epoch from clock_timestamp() - n.beat_at)::float8, coalesce(t.number, 0), coalesce(t.open, 0)::int, "
