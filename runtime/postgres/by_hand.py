@@ -19,6 +19,7 @@ from psycopg import sql
 from ..inbox.errors import InboxInvalid
 from ..inbox.rows import InboxRow, MessageState
 from .errors import StoreDown
+from .link import ClosedWhenCancelled
 from .messages import COLUMNS, row_of
 from .schema import channel_of, check, check_form, filled, form_of, make
 from .settings import PostgresStore
@@ -97,7 +98,7 @@ async def opened(store: PostgresStore) -> AsyncIterator[Connection]:
     """
     try:
         async with asyncio.timeout(_CONNECT_WITHIN_S):
-            connection = await psycopg.AsyncConnection.connect(
+            connection = await ClosedWhenCancelled.connect(
                 store.url, autocommit=True, application_name="lanes db", connect_timeout=int(_CONNECT_WITHIN_S) + 1
             )
     except psycopg.ProgrammingError as error:

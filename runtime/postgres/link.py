@@ -65,7 +65,7 @@ class Step(NamedTuple):
     """Messages whose sessions it concerns."""
 
 
-class _Connection(psycopg.AsyncConnection):
+class ClosedWhenCancelled(psycopg.AsyncConnection):
     """A connection that is closed when a call on it is cancelled.
 
     The library asks the server to cancel the statement, over another connection, and waits for that: where the network
@@ -232,7 +232,7 @@ class Link:
             psycopg.Error, OSError, TimeoutError: none can be had.
         """
         async with asyncio.timeout(CONNECT_WITHIN_S):
-            connection = await _Connection.connect(
+            connection = await ClosedWhenCancelled.connect(
                 self.store.url,
                 autocommit=True,
                 application_name=f"lanes {self.node}{role}",
