@@ -20,7 +20,7 @@ import functools
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,8 @@ class Kept:
     def __init__(self, schemas: Schemas) -> None:
         self._schemas = schemas
         self.rows = schemas.rows
+        self.on_its_way = 0
+        """Steps and questions that are not answered yet."""
         self._names: dict[str, str] = {}
         self.archives: dict[str, int] = {}
         """By the names that resets gave to old transcripts: which of the session's transcripts it is."""
@@ -172,6 +174,7 @@ def kept(schemas: Schemas, clock: virtual.VirtualClock | None, *, cold: bool) ->
         _replace_directories(patch, mine)
         _note_archives(patch, mine)
         patch.setattr("runtime.postgres.node._RUNS_OF_A_PROCESS", 0)
+        _count_what_is_on_its_way(patch, mine, clock)
         if clock is not None:
             _hold_while_on_its_way(patch, clock)
         if not cold:
@@ -186,13 +189,17 @@ def kept(schemas: Schemas, clock: virtual.VirtualClock | None, *, cold: bool) ->
 
 async def quiet() -> None:
     """In a test on a store, wait until nothing is on its way to the database or back."""
-    clock = _clock.clock
-    if current() is None:
+    clock, kept = _clock.clock, current()
+    if kept is None:
         return
     if isinstance(clock, virtual.VirtualClock):
         await clock.settle()
-    else:
-        await anyio.sleep(0.05)
+        return
+    calm = 0
+    with anyio.move_on_after(5):
+        while calm < 3:
+            await anyio.sleep(0.01)
+            calm = 0 if kept.on_its_way else calm + 1
 
 
 def _replace_directories(patch: pytest.MonkeyPatch, mine: Kept) -> None:
@@ -224,16 +231,20 @@ def _note_archives(patch: pytest.MonkeyPatch, mine: Kept) -> None:
     patch.setattr(PostgresTranscripts, "set_aside", put_away)
 
 
+def _count_what_is_on_its_way(patch: pytest.MonkeyPatch, mine: Kept, clock: virtual.VirtualClock | None) -> None:
+    from runtime.postgres.link import Link
+
+    for name in ("do", "ask"):
+        patch.setattr(Link, name, _held(mine, clock, getattr(Link, name)))
+
+
 def _hold_while_on_its_way(patch: pytest.MonkeyPatch, clock: virtual.VirtualClock) -> None:
     from runtime.inbox import service, watch
     from runtime.postgres import ownership
-    from runtime.postgres.link import Link
     from runtime.postgres.node import Node
 
     for module in (service, watch, ownership):
         patch.setattr(module, "_LOOK_S", _SELDOM_S)  # each of them asks the database, in no time
-    for name in ("do", "ask"):
-        patch.setattr(Link, name, _held(clock, getattr(Link, name)))
     for name in ("open", "close"):
         patch.setattr(Node, name, _held_through(clock, getattr(Node, name)))
 
@@ -246,13 +257,15 @@ def _held_through(clock: virtual.VirtualClock, does: Callable[[Any], Awaitable[N
     return held
 
 
-def _held(clock: virtual.VirtualClock, passes_on: Callable[..., None]) -> Callable[..., None]:
+def _held(mine: Kept, clock: virtual.VirtualClock | None, passes_on: Callable[..., None]) -> Callable[..., None]:
     def held(link: Any, step: Any, report: Callable[[Any, BaseException | None], None]) -> None:
-        hold = clock.held()
+        hold = nullcontext() if clock is None else clock.held()
         hold.__enter__()
+        mine.on_its_way += 1
 
         def released(result: Any, error: BaseException | None) -> None:
             hold.__exit__(None, None, None)
+            mine.on_its_way -= 1
             report(result, error)
 
         passes_on(link, step, released)
