@@ -68,6 +68,7 @@ def waits_for_a_lock(execute):
         time.sleep(0.01)
 
 
+@pytest.mark.failure("G20")
 def test_nothing_is_handed_to_a_node_that_is_leaving(connect):
     leaves, owner = connect(), connect()
     join(owner, 1, 2)
@@ -79,6 +80,7 @@ def test_nothing_is_handed_to_a_node_that_is_leaving(connect):
     leaves("commit")
 
 
+@pytest.mark.failure("G20")
 def test_a_node_that_leaves_gives_back_what_it_is_handed_meanwhile(connect):
     leaves, owner = connect(), connect()
     join(owner, 1, 2)

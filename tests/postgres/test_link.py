@@ -61,6 +61,7 @@ class Loose:
         self.link._report(batch, results, None)
 
 
+@pytest.mark.failure("G19")
 def test_a_step_that_returns_no_rows_is_done_once_in_its_transaction(store):
     loose = Loose(store)
     loose.messages.serve("nightly", 1.0)

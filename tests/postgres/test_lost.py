@@ -18,6 +18,7 @@ async def answer(ctx, messages):
     return None
 
 
+@pytest.mark.failure("G22")
 async def test_what_is_tried_again_when_the_node_is_lost_is_reported(pg, schema, monkeypatch):
     for module in (ownership, service):
         monkeypatch.setattr(module, "_LOOK_S", 60.0)  # so that what is tried again is the messages below

@@ -358,6 +358,7 @@ CASES = [
 ]
 
 
+@pytest.mark.failure("G20")
 @pytest.mark.parametrize("given, guard", CASES)
 def test_two_functions_at_once(dsn, schema, given, guard):
     changes: dict[tuple[str, str], str] = {}

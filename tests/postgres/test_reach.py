@@ -60,6 +60,7 @@ async def two_nodes(store, bodies, **settings):
             yield one, two
 
 
+@pytest.mark.failure("G23")
 async def test_a_cancel_reaches_what_runs_and_what_waits_on_another_node(store, pg, schema):
     bodies = Bodies()
     async with two_nodes(store, bodies) as (one, two):
@@ -96,6 +97,7 @@ async def test_a_cancel_reaches_what_waits_on_disk_only_and_what_waits_to_be_han
         assert await one.everywhere.cancel(session="s") == 0
 
 
+@pytest.mark.failure("G23")
 async def test_messages_from_another_node_steer_and_interrupt(store):
     bodies = Bodies()
     async with two_nodes(store, bodies, when_busy="steer") as (one, two):
@@ -214,6 +216,7 @@ async def _stop(supervisor):
     await supervisor.stop(drain_timeout=0)
 
 
+@pytest.mark.failure("G23")
 async def test_a_reset_ends_and_bars_what_runs_on_another_node(store, pg, schema):
     bodies, refused = Bodies(), []
 
@@ -320,6 +323,7 @@ async def test_a_late_answer_of_a_node_that_is_gone_changes_nothing(store, pg, s
         assert rows(pg, f"select answer, failed from {schema}.command where id = %s", command) == [("null", True)]
 
 
+@pytest.mark.failure("G23")
 async def test_a_node_that_cannot_do_it_or_does_not_answer_is_named(store):
     bodies = Bodies()
     async with two_nodes(store, bodies) as (one, two):

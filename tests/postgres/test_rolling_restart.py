@@ -12,6 +12,7 @@ from runtime.postgres import ownership
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.failure("G21")
 async def test_what_waits_on_a_node_that_stops_is_answered_elsewhere_while_its_runs_finish(pg, schema, monkeypatch):
     monkeypatch.setattr(ownership, "LINGER_S", 60.0)
     store = PostgresStore(pg.dsn, schema=schema, ttl=5.0, create=True)

@@ -62,6 +62,7 @@ async def test_a_session_whose_return_was_answered_to_nobody_can_be_had_again(st
         assert await sup.run("main", body, session="a") == "done"
 
 
+@pytest.mark.failure("G22")
 async def test_a_node_that_cannot_beat_tries_again_at_once_and_not_a_beat_later(store, monkeypatch):
     """A server that is away for most of the time for which a node may be silent is no loss."""
     beat = Life._beat

@@ -138,6 +138,7 @@ CHILD = textwrap.dedent(
 )
 
 
+@pytest.mark.failure("G17")
 async def test_what_a_killed_process_had_is_taken_over(store, pg, schema, anyio_backend_name):
     told: list[str] = []
 
@@ -211,6 +212,7 @@ async def test_work_that_is_no_message_waits_until_the_session_is_handed_over(st
         assert await one.run("main", body, "one", session="s") == ["one", "two", "one"]
 
 
+@pytest.mark.failure("G18")
 async def test_a_node_that_was_cut_off_ends_its_runs_and_comes_back(store, pg, schema, proxy):
     begun = anyio.Event()
 

@@ -15,6 +15,7 @@ SEEN_HERE = ("always_repeat", "reaper_does_not_inherit")
 TRIES = 4
 
 
+@pytest.mark.failure("G17", "G18")
 def test_nothing_is_lost_doubled_or_out_of_order(pg, schema):
     verdict = torture(PLAN, pg, schema)
     assert not verdict.findings, str(verdict)
