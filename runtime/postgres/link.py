@@ -63,6 +63,8 @@ class Step(NamedTuple):
     """Further ones."""
     ids: Sequence[int] = ()
     """Messages whose sessions it concerns."""
+    alone: bool = False
+    """Whether it has a transaction of its own: done again after a lost answer, it would undo what comes behind it."""
 
 
 class ClosedWhenCancelled(psycopg.AsyncConnection):
@@ -264,7 +266,7 @@ class Link:
                     self._work.clear()
                     await self._work.wait()
                 self._committing = True
-                batch = [self._writes.popleft() for _ in range(min(len(self._writes), MOST_IN_A_COMMIT))]
+                batch = self._next_batch()
                 while batch:
                     try:
                         if connection is None or connection.closed:
@@ -305,6 +307,12 @@ class Link:
         text = "select pg_terminate_backend(pid, 1000) from pg_stat_activity where pid = %s and application_name = %s"
         with suppress(errors.InsufficientPrivilege):
             await connection.execute(text, (last, f"lanes {self.node} writes"))
+
+    def _next_batch(self) -> list[tuple[Step, Report]]:
+        batch = [self._writes.popleft()]
+        while self._writes and len(batch) < MOST_IN_A_COMMIT and not batch[-1][0].alone | self._writes[0][0].alone:
+            batch.append(self._writes.popleft())
+        return batch
 
     async def _commit(self, connection: psycopg.AsyncConnection, batch: list[tuple[Step, Report]]) -> list[Any]:
         steps = [step for step, _ in batch]

@@ -78,6 +78,8 @@ class PostgresMessages:
         """The messages that runs of this node answer, or have not answered yet."""
         self.owned: Callable[[str], None] = lambda _place: None
         """Called with a place that this node conducts, as a message for it was accepted."""
+        self.knows: Callable[[str], bool] = lambda _session: True
+        """Whether this node knows that it conducts a session."""
         self.more: Callable[[], None] = lambda: None
         """Called when there may be messages that are to be brought into memory."""
         self._purged_to = ""
@@ -116,8 +118,9 @@ class PostgresMessages:
         decode: Any = None,
         place: str = "",
         ids: Sequence[int] = (),
+        alone: bool = False,
     ) -> None:
-        step = Step(text, values, decode or (lambda _: None), place, ids=ids)
+        step = Step(text, values, decode or (lambda _: None), place, ids=ids, alone=alone)
         self._link.do(step, report or (lambda _result, _error: None))
 
     async def _ask(self, text: str, values: Sequence[Any], decode: Callable[[Rows], Any]) -> Any:
@@ -186,7 +189,8 @@ class PostgresMessages:
 
     def wait_again(self, ids: Sequence[int]) -> None:
         """Messages wait for another attempt."""
-        self._do("select {s}.waits_again(%s, %s::bigint[])", (self._link.node, list(ids)), None, ids=ids)
+        text = "select {s}.waits_again(%s, %s::bigint[])"
+        self._do(text, (self._link.node, list(ids)), None, ids=ids, alone=True)
 
     def take_back(self, ids: Sequence[int]) -> None:
         """Nothing is accepted as started here."""
@@ -243,13 +247,13 @@ class PostgresMessages:
         values = (self._link.node, lane, session, clean(reason), secrets.randbits(62), message, upto)
         text = "select {s}.cancelled(%s, %s, %s, %s, %s::bigint, %s::bigint, %s::bigint)"
         place = "" if session is None else place_of(session, 0)
-        self._do(text, values, report, lambda rows: [row[0] for row in rows], place)
+        self._do(text, values, report, lambda rows: [row[0] for row in rows], place, alone=True)
 
     # Questions to persons
 
     def withdraw(self, session: str, reason: str) -> None:
         """The open questions of a session are withdrawn."""
-        self._do("select {s}.withdrawn(%s, %s)", (session, clean(reason)), None, place=place_of(session, 0))
+        self._do("select {s}.withdrawn(%s, %s)", (session, clean(reason)), None, place=place_of(session, 0), alone=True)
 
     def ask(self, ask: Ask, report: Report) -> None:
         """Keep a question."""
@@ -398,7 +402,14 @@ class PostgresMessages:
             "order by m.place, m.id limit %s) m where t.owner = %s and t.pending > 0 order by m.id limit %s"
         )
         values = (after, list(self.in_memory), lane, lane, at_most, self._link.node, at_most)
-        self._do(text, values, report, self._rows)
+
+        def came(rows: list[InboxRow] | None, error: BaseException | None) -> None:
+            # A session that was inherited, and this node does not know of it yet: its lane is first to be told of what
+            # is unknown. The page comes again.
+            known = rows and [row for row in rows if row.session is None or self.knows(row.session)]
+            report(known, error)
+
+        self._do(text, values, came, self._rows)
 
     async def recover(self, ids: Sequence[int] | None = None) -> tuple[int, int]:
         """Put right what was cut off; a node that has just joined has started nothing."""

@@ -51,7 +51,7 @@ class Node:
         self.messages = PostgresMessages(self.link, self, scheduler.board.specs)
         self.service = service = InboxService(scheduler, self.messages, settings)
         self.messages.room = self.ownership.room
-        self.messages.owned = self.ownership.take
+        self.messages.owned, self.messages.knows = self.ownership.take, self.ownership.knows
         self.messages.in_memory = service.door.in_memory
         self.ownership.on_more = self.messages.more = self._more
         self.ownership.on_lost = service.door.forsake

@@ -269,11 +269,24 @@ class Ownership:
             return False
 
     def _compared(self, rows: Rows) -> None:
-        """What it conducts, as the database says: another node may have handed over what nobody here waits for now."""
+        """What it conducts, as the database says.
+
+        Another node may have handed over what nobody here waits for now; or the answer was lost that said what this
+        node has claimed or inherited.
+        """
         if unknown := [place for (place,) in rows if place not in self._owned]:
             for place in unknown:
                 self.take(place)
+            self.on_untold()
             self.on_more()
+
+    def knows(self, session: str) -> bool:
+        """Whether it knows that it conducts a session; if not, it looks."""
+        known = f"s:{session}" in self._owned
+        if not known:
+            self._compare_at = 0.0
+            self._more.set()
+        return known
 
     async def _give_back(self) -> None:
         """Give back what is idle, and what other nodes want if nothing of it is here."""

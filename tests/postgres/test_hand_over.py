@@ -19,6 +19,7 @@ from runtime.postgres import link
 from runtime.postgres import schema as schemas
 from runtime.postgres.link import Link, Step
 from runtime.postgres.schema import filled
+from tests.inboxes import service_of
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 
@@ -263,3 +264,33 @@ async def test_a_dead_node_that_cannot_be_reaped_yet_costs_no_beat(connect, pg, 
             with anyio.fail_after(20):
                 while await run(execute, "select 1 from {s}.node where id = 1"):
                     await anyio.sleep(0.05)
+
+
+@pytest.mark.anyio
+async def test_a_node_that_does_not_know_yet_what_it_inherited_tells_first_what_is_unknown(connect, pg, schema):
+    """As when the answer of `reaped` is lost."""
+    said: list[str] = []
+
+    async def answer(ctx, messages):
+        said.append(messages[0].body)
+
+    async def tell(ctx, messages):
+        said.append(f"unknown: {messages[0].body}")
+
+    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0)
+    execute = connect()
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=answer, on_unknown=tell)]) as sup:
+        give = (
+            "with n as (select id from {s}.node), "
+            "s as (insert into {s}.session (place, owner, pending) select 's:a', id, 1 from n) "
+            "insert into {s}.message "
+            "(place, lane, session, body, route, digest, repeat, first, token, taken_by, state) "
+            "select 's:a', 'main', 'a', body::bytea, 'null', '', 0, false, token, 0, state from (values "
+            "('\"1\"', 1, 'unknown'), ('\"2\"', 2, 'accepted')) v (body, token, state)"
+        )
+        await anyio.to_thread.run_sync(execute, give)
+        service_of(sup).replay.look_again()
+        with anyio.fail_after(20):
+            while len(said) < 2:
+                await anyio.sleep(0.02)
+    assert said == ["unknown: 1", "2"]
