@@ -36,6 +36,8 @@ CONNECT_WITHIN_S = 5.0
 SOONEST_RETRY_S, LATEST_RETRY_S = 0.02, 1.0
 SETTINGS = "set lock_timeout = '5s'; set enable_seqscan = off; set jit = off"
 """Every statement has its index; a plan that was made while a table was small would go on reading all of it."""
+_FULL = "53"
+"""The class of errors of a server that has no room: disk, memory, connections."""
 _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
 """The server has undone the transaction, and says to try it again."""
 _REFUSES = (errors.InsufficientResources, errors.ReadOnlySqlTransaction, errors.OperatorIntervention)
@@ -65,6 +67,8 @@ class Step(NamedTuple):
     """Messages whose sessions it concerns."""
     alone: bool = False
     """Whether it has a transaction of its own: done again after a lost answer, it would undo what comes behind it."""
+    asked_for: bool = False
+    """Whether a sender waits for it, who can ask again: it is refused while the server is full, and others wait."""
 
 
 class ClosedWhenCancelled(psycopg.AsyncConnection):
@@ -91,6 +95,8 @@ class Link:
         """The id of this node; 0 while it has none."""
         self.trouble: BaseException | None = None
         """Why the last transaction failed, until one works."""
+        self.full = False
+        """Whether the last transaction failed since the server has no room."""
         self.commits = 0
         self.steps = 0
         self.waiting = 0
@@ -278,6 +284,8 @@ class Link:
                         _raise_if_cancelled()
                         self.troubled(error)
                         connection = await _closed(connection, unless=isinstance(error, _AGAIN))
+                        if isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_FULL):
+                            batch = self._refuse_what_can_be_asked_again(batch, error)
                         await asyncio.sleep(retry_s)
                         retry_s = min(2 * retry_s, LATEST_RETRY_S)
                     except psycopg.Error as error:
@@ -289,7 +297,7 @@ class Link:
                                 self._writes.appendleft(one)
                             batch = batch[:1]
                     else:
-                        self.trouble, retry_s = None, SOONEST_RETRY_S
+                        self.trouble, self.full, retry_s = None, False, SOONEST_RETRY_S
                         self.commits += 1
                         self.steps += len(batch)
                         self._report(batch, results, None)
@@ -299,6 +307,20 @@ class Link:
             self._writes.extendleft(reversed(batch))  # cancelled, wherever that was: somebody else reports them
             self._committing = False
             await _closed(connection)
+
+    def _refuse_what_can_be_asked_again(
+        self, batch: list[tuple[Step, Report]], error: psycopg.Error
+    ) -> list[tuple[Step, Report]]:
+        """The server is full: nothing more is taken from outside; returns what waits until it is not."""
+        self.full = True
+        queued: list[tuple[Step, Report]] = []
+        while self._writes:  # the program's thread appends to it meanwhile
+            queued.append(self._writes.popleft())
+        self._writes.extendleft(one for one in reversed(queued) if not one[0].asked_for)
+        refused = [one for one in (*batch, *queued) if one[0].asked_for]
+        if refused:
+            self._report(refused, [None] * len(refused), self._refused(error))
+        return [one for one in batch if not one[0].asked_for]
 
     async def _end_backend(self, connection: psycopg.AsyncConnection, last: int | None) -> None:
         """End what the last connection may have left: a transaction that was cut in the middle keeps its locks."""

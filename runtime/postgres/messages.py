@@ -90,7 +90,7 @@ class PostgresMessages:
     @property
     def failure(self) -> BaseException | None:
         """Why nothing is accepted now."""
-        return None if self._link.node else self._link.down()
+        return None if self._link.node and not self._link.full else self._link.down()
 
     @property
     def traffic(self) -> Traffic:
@@ -119,8 +119,9 @@ class PostgresMessages:
         place: str = "",
         ids: Sequence[int] = (),
         alone: bool = False,
+        asked_for: bool = False,
     ) -> None:
-        step = Step(text, values, decode or (lambda _: None), place, ids=ids, alone=alone)
+        step = Step(text, values, decode or (lambda _: None), place, ids=ids, alone=alone, asked_for=asked_for)
         self._link.do(step, report or (lambda _result, _error: None))
 
     async def _ask(self, text: str, values: Sequence[Any], decode: Callable[[Rows], Any]) -> Any:
@@ -165,7 +166,7 @@ class PostgresMessages:
             finally:
                 self._claiming -= claims
 
-        self._do(_ACCEPT, values, kept, lambda rows: rows[0], place)
+        self._do(_ACCEPT, values, kept, lambda rows: rows[0], place, asked_for=True)
 
     def _taken(self, place: str, first: bool, report: Report, row: Any, error: BaseException | None) -> None:
         """The database has kept a message: is it for this node, and next in its order?"""
@@ -174,13 +175,16 @@ class PostgresMessages:
             return
         message, new, same_body, state, owner, before = row
         mine = owner is not None and owner == self._link.node
+        # Its answer was lost, say, and meanwhile its page has come: it is in memory, or was.
+        is_here = message in self.in_memory or state != MessageState.ACCEPTED
         older = before or ()  # of any lane: a session has one order; the database names no more than so many
         behind = mine and not first and (len(older) >= _MOST_BEFORE or not all(map(self.in_memory.__contains__, older)))
         if new and mine:
             self.owned(place)
         if new and behind:
             self.more()  # before it is judged: it comes with its page
-        report(Taken(message, new, same_body, new and behind, MessageState(state), elsewhere=new and not mine), None)
+        elsewhere = new and (is_here or not mine)
+        report(Taken(message, new, same_body, new and behind, MessageState(state), elsewhere=elsewhere), None)
 
     def begin(self, ids: Sequence[int], report: Report | None) -> None:
         """Messages are given to a body that conducts no session, or has begun."""

@@ -9,7 +9,8 @@ import anyio
 import psycopg
 import pytest
 
-from runtime import PostgresStore, Supervisor
+from lanes import LaneSpec, RunState
+from runtime import PostgresStore, StoreDown, Supervisor
 from runtime.postgres.life import Life
 from runtime.postgres.link import Link
 
@@ -83,3 +84,48 @@ async def test_a_node_that_cannot_beat_tries_again_at_once_and_not_a_beat_later(
         assert life.alive()
         assert abs(life.clock_ahead_s) < 10
     assert failed[-1] - failed[0] < 0.9
+
+
+async def test_a_server_that_is_full_takes_nothing_more_and_forgets_nothing(store, pg, schema):
+    """Beats still work: the node lives, says what is wrong, and goes on by itself."""
+    go_on = anyio.Event()
+
+    async def answer(ctx, messages):
+        await go_on.wait()
+        await ctx.finish({"answered": messages[0].body})
+
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
+        begun = await sup.accept("main", "before", session="s")
+        raises = "begin raise exception 'no space left' using errcode = '53100'; end"
+        rows(pg, f"create function {schema}.full() returns trigger language plpgsql as $$ {raises} $$")
+        for table in ("message", "entry"):
+            each = f"before insert on {schema}.{table} for each row execute function {schema}.full()"
+            rows(pg, f"create trigger no_room {each}")
+        go_on.set()  # its answer waits
+        with anyio.fail_after(20), pytest.raises(StoreDown, match="no space left"):
+            await sup.accept("main", "during", session="s", dedupe="d")
+        await until(lambda: not sup.statistics().healthy)
+        assert begun.outcome is None
+        for table in ("message", "entry"):
+            rows(pg, f"drop trigger no_room on {schema}.{table}")
+        assert (await begun.wait(20)).state is RunState.DONE
+        await until(lambda: sup.statistics().healthy)
+        assert (await (await sup.accept("main", "during", session="s", dedupe="d")).wait(20)).state is RunState.DONE
+    assert rows(pg, f"select line from {schema}.entry order by seq") == [
+        ('{"answered":"before"}',),
+        ('{"answered":"during"}',),
+    ]
+
+
+@pytest.mark.parametrize("state,held,queued", [("accepted", [], True), ("accepted", [7], False), ("done", [], False)])
+async def test_a_message_whose_page_came_before_its_sender_heard_of_it_is_queued_once(store, state, held, queued):
+    """Its page may be read before the transaction that accepts it is sent again, after a lost answer."""
+    reported: list[Any] = []
+    async with Supervisor(store) as sup:
+        inbox: Any = sup._inbox
+        messages = inbox.store
+        messages.in_memory = dict.fromkeys(held)
+        row: tuple[Any, ...] = (7, True, True, state, messages._link.node, [])
+        messages._taken("s:s", False, lambda taken, _: reported.append(taken), row, None)
+        messages.in_memory = inbox.door.in_memory
+    assert [taken.elsewhere for taken in reported] == [not queued]
