@@ -192,8 +192,7 @@ def put(pg: Any, schema: str, session: str) -> int:
 
 
 CONTENT = """
--- Not how often a message was begun: under this many faults, one without a session is sometimes begun again.
-select 'message', lane, session, case when ask is null then convert_from(body, 'utf8') end, state, 0,
+select 'message', lane, session, case when ask is null then convert_from(body, 'utf8') end, state, attempt,
   regexp_replace(reason, '[0-9a-z-]*[0-9]+[0-9a-z-]*', '#'), result::text, told, asked is null from {s}.message
 union all select 'entry', place, incarnation::text, seq::text, line, 0, '', '', false, false from {s}.entry
 union all select 'session', place, incarnation::text, next_seq::text, owner::text, pending, '', '', wanted,

@@ -61,7 +61,7 @@ def test_help_names_every_option():
         (["run", "--scale", "x"], "'x' is not a valid float"),
         (["run", "--scale", "nan"], "--scale: nan is not allowed; allowed: a number above 0"),
         (["run", "--duration", "-1"], "--duration: -1.0 is not allowed; allowed: a number above 0"),
-        (["run", "nope"], "target: 'nope' is unknown; allowed: background-flood, collect, drop-oldest,"),
+        (["run", "nope"], "target: 'nope' is unknown; allowed: background-flood, collect, crash, drop-oldest,"),
         (["run", "nope.toml"], "nope.toml: cannot be read: No such file or directory"),
         (["run", "nope:main"], "target: there is no module 'nope', neither here nor installed"),
         (["run", "one.jsonl", "more"], "unexpected extra argument"),

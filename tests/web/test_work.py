@@ -49,6 +49,7 @@ async def sup(tmp_path):
     async with Supervisor(
         tmp_path / "sessions", lanes=lanes, drain_timeout=0.0, inbox=True, status_socket=tmp_path / "s"
     ) as sup:
+        await anyio.wait_all_tasks_blocked()  # the tasks of its inbox have begun: none of them is the test's
         yield sup
 
 
