@@ -23,9 +23,12 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import errors, sql
 
+from lanes import InvalidLane
+from lanes.checks import shown
 from locks._events import described, log
 from locks._loop import Post
 
+from ..inbox.door import is_utf8
 from ..inbox.store import Report
 from .errors import StoreDown
 from .schema import channel_of, filled
@@ -40,8 +43,6 @@ _FULL = "53"
 """The class of errors of a server that has no room: disk, memory, connections."""
 _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
 """The server has undone the transaction, and says to try it again."""
-_REFUSES = (errors.InsufficientResources, errors.ReadOnlySqlTransaction, errors.OperatorIntervention)
-"""The server can do nothing now: it is full, read-only, or shuts down."""
 
 _LOCK = (
     "select 1 from {s}.session t where t.place = any(%s::text[] || array(select m.place::text from {s}.message m "
@@ -137,14 +138,21 @@ class Link:
 
     def do(self, step: Step, report: Report) -> None:
         """Have a step committed, behind all that were handed over before. Never blocks."""
-        if self.node == 0 or self._over:
-            error = self.down()
+        if (error := self._refusal(step) if self.node and not self._over else self.down()) is not None:
             self._post(lambda: report(None, error))
             return
         self.waiting += 1
         self._writes.append((step, self._counted(report)))
         self._wake()
         self._fail_if_dead()
+
+    @staticmethod
+    def _refusal(step: Step) -> InvalidLane | None:
+        """Why the database cannot have a value of a step: text there has no NUL, and is UTF-8."""
+        for value in step.values:
+            if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
+                return InvalidLane(f"text: {shown(value)} cannot be kept; allowed: UTF-8 without NUL")
+        return None
 
     def _counted(self, report: Report) -> Report:
         def count(result: Any, error: BaseException | None) -> None:
@@ -155,8 +163,7 @@ class Link:
 
     def ask(self, step: Step, report: Report) -> None:
         """Have a question answered, in no order. Never blocks."""
-        if self._over:
-            error = self.down()
+        if (error := self.down() if self._over else self._refusal(step)) is not None:
             self._post(lambda: report(None, error))
             return
         self._asked.append((step, report))

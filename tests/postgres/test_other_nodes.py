@@ -122,3 +122,16 @@ async def test_a_start_that_fails_before_the_store_is_opened_says_why(store, tmp
 def test_the_name_of_a_schema_is_measured_in_bytes():
     with pytest.raises(InvalidLane, match="bytes"):
         PostgresStore("postgresql://h/d", schema="ä" * 30)
+
+
+async def test_text_that_the_database_cannot_have_is_refused_by_name_and_ends_nothing(store):
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=returns)]) as sup:
+        with pytest.raises(InvalidLane, match=r"text: 'a\\x00b' cannot be kept; allowed: UTF-8 without NUL"):
+            await sup.accept("main", 1, dedupe="a\0b")
+        with pytest.raises(InvalidLane, match="cannot be kept"):
+            await sup.asks(session="a\0b")
+        assert (await (await sup.accept("main", {"body": "a\0b"})).wait(20)).state is RunState.DONE
+
+
+async def returns(ctx, messages):
+    return messages[0].body
