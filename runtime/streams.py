@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import msgspec
@@ -54,6 +54,8 @@ class MessageEvents:
         self._asked: Told | None = None
         self._node = 0
         """The node that has a buffer for this reader."""
+        self._rest: Literal["", "asked", "read"] = ""
+        """The message has ended: whether that node was asked for what it has still in the buffer."""
         self._pause_s = _SOON_S
         self._dropped = 0
         self._over = False
@@ -113,7 +115,7 @@ class MessageEvents:
         if self._token is None or self._commands is None:
             return
         if self._asked is None:
-            which = {"key": self._key, "message": self._message, "buffer": self._most}
+            which = {"key": self._key, "message": self._message, "buffer": self._most, "rest": bool(self._rest)}
             self._asked = await self._commands.tell_one(self._node, "events", which, self._token)
         found, gone = await self._commands.answers(self._asked)
         self._answered()
@@ -122,10 +124,14 @@ class MessageEvents:
         for page in found:
             self._dropped += page["dropped"]
             self._unread += page["events"]
+        if self._rest and not self._unread:
+            self._rest = "read"
 
     async def _find(self) -> None:
         is_open, node = await self._where()
-        if not is_open:
+        if not is_open and self._node and self._commands is not None and self._rest != "read":
+            self._rest, self._token = "asked", secrets.randbits(62)
+        elif not is_open:
             self._over = True
         elif node is None or self._commands is None or node == self._commands.node:
             await anyio.sleep(self._pause_s)  # it waits, or its end is being written
@@ -186,7 +192,7 @@ class Emitting:
             run = self._door.in_memory.get(which["message"])
             if run is not None and run.outcome is None:
                 stream = run.events(which["buffer"])
-            elif _clock.clock.now() - now >= _FOR_RUN_S:
+            elif which.get("rest") or _clock.clock.now() - now >= _FOR_RUN_S:
                 return None
             else:
                 await anyio.sleep(_LOOK_S)

@@ -183,6 +183,28 @@ async def _first(events, number):
         yield await events.__anext__()
 
 
+async def test_what_was_emitted_before_the_message_ended_is_read_afterwards(store):
+    began, heard = anyio.Event(), anyio.Event()
+
+    async def emits(ctx, messages):
+        began.set()
+        while not heard.is_set():
+            ctx.emit("more")
+            await anyio.sleep(0.01)
+        ctx.emit("last")
+
+    lanes = [LaneSpec("main", handler=emits)]
+    with anyio.fail_after(30):
+        async with Supervisor(store, lanes=lanes, node="one") as one, Supervisor(store, lanes=lanes, node="two") as two:
+            accepted = await one.accept("main", 1, session="s")
+            await began.wait()
+            events = two.everywhere.events(accepted.id)
+            assert await anext(events) == "more"
+            heard.set()
+            await accepted.wait(20)
+            assert [event async for event in events][-1] == "last"
+
+
 async def test_events_go_on_where_the_message_goes(store):
     """Its node stops, and the one that listens repeats it."""
 
