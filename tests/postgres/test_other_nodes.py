@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import anyio
-import psycopg
 import pytest
 
 from lanes import InvalidLane, LaneSpec, RunState
 from runtime import PostgresStore, Supervisor
 from runtime.inbox.rows import MessageState
+from tests.postgres.looking import rows, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
 
@@ -18,18 +18,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
 @pytest.fixture
 def store(pg, schema):
     return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
-
-
-def rows(pg, statement, *values):
-    with psycopg.connect(pg.dsn, autocommit=True) as connection:
-        found = connection.execute(statement, values)
-        return found.fetchall() if found.description else []
-
-
-async def until(condition, seconds=20.0):
-    with anyio.fail_after(seconds):
-        while not condition():
-            await anyio.sleep(0.02)
 
 
 async def test_a_message_that_comes_back_to_its_process_ends_while_its_old_run_still_cleans_up(store, pg, schema):

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import psycopg
 import pytest
 
 from lanes import InvalidLane, LaneSpec, RunState
 from runtime import Accepted, PostgresStore, RunSeen, StoreDown, Supervisor
+from tests.postgres.looking import rows
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 
@@ -19,11 +19,6 @@ pytestmark = pytest.mark.backends("asyncio", "trio")
 @pytest.fixture
 def store(pg, schema):
     return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
-
-
-def rows(pg, statement, *values):
-    with psycopg.connect(pg.dsn, autocommit=True) as connection:
-        return connection.execute(statement, values).fetchall()
 
 
 class Bodies:

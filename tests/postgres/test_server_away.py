@@ -13,6 +13,7 @@ from lanes import LaneSpec, RunState
 from runtime import PostgresStore, StoreDown, Supervisor
 from runtime.postgres.life import Life
 from runtime.postgres.link import Link
+from tests.postgres.looking import rows, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
 
@@ -20,18 +21,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
 @pytest.fixture
 def store(pg, schema):
     return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
-
-
-def rows(pg, statement, *values):
-    with psycopg.connect(pg.dsn, autocommit=True) as connection:
-        found = connection.execute(statement, values)
-        return found.fetchall() if found.description else []
-
-
-async def until(condition, seconds=20.0):
-    with anyio.fail_after(seconds):
-        while not condition():
-            await anyio.sleep(0.02)
 
 
 def lose_the_answer_to(monkeypatch, part):

@@ -8,7 +8,6 @@ import textwrap
 import time
 
 import anyio
-import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -20,6 +19,7 @@ from runtime.metrics import SupervisorCollector
 from runtime.status import protocol
 from runtime.status.handlers import Handlers
 from tests import ROOT
+from tests.postgres.looking import rows, until
 
 pytestmark = pytest.mark.anyio
 
@@ -33,17 +33,6 @@ async def answer(ctx, messages):
 @pytest.fixture
 def store(pg, schema):
     return PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0, create=True)
-
-
-def rows(pg, statement, *values):
-    with psycopg.connect(pg.dsn, autocommit=True) as connection:
-        return connection.execute(statement, values).fetchall()
-
-
-async def until(condition, seconds=20.0):
-    with anyio.fail_after(seconds):
-        while not condition():
-            await anyio.sleep(0.02)
 
 
 async def test_a_message_is_answered_and_kept_as_done_with_its_answer(store, pg, schema):
