@@ -14,14 +14,15 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from locks._events import described, log
 from locks._loop import Post
 
 from .errors import InboxDown
+from .reports import report_each
 from .store import Report
 
 MOST_IN_A_COMMIT = 1_000
@@ -181,20 +182,13 @@ class Writer:
         )
 
     def _report(self, batch: list[tuple[Step, Report]], results: list[Any], error: BaseException | None) -> None:
-        reports = [report for _, report in batch]
-        left = deque((report, *_told(None if error else results[n], error)) for n, report in enumerate(reports))
+        reports = [partial(self._reported, report) for _, report in batch]
+        told = [_told(None if error else results[n], error) for n in range(len(batch))]
+        report_each(self._post, [(report, *what) for report, what in zip(reports, told, strict=True)])
 
-        def report_all() -> None:
-            try:
-                while left:
-                    report, result, why = left.popleft()
-                    self.waiting -= 1
-                    report(result, why)
-            finally:
-                if left:  # what one report has raised must not keep the others waiting
-                    self._post(report_all)
-
-        self._post(report_all)
+    def _reported(self, report: Report, result: Any, error: BaseException | None) -> None:
+        self.waiting -= 1
+        report(result, error)
 
 
 def _told(result: Any, error: BaseException | None) -> tuple[Any, BaseException | None]:

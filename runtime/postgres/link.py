@@ -29,6 +29,7 @@ from locks._events import described, log
 from locks._loop import Post
 
 from ..inbox.door import is_utf8
+from ..inbox.reports import report_each
 from ..inbox.store import Report
 from .errors import StoreDown
 from .schema import channel_of, filled
@@ -445,20 +446,11 @@ class Link:
         )
 
     def _report(self, batch: list[tuple[Step, Report]], results: list[Any], error: BaseException | None) -> None:
-        left = deque((report, results[n], error) for n, (_, report) in enumerate(batch))
-
-        def report_all() -> None:
-            try:
-                while left:
-                    report, result, why = left.popleft()
-                    if isinstance(result, BaseException):
-                        result, why = None, result
-                    report(result, why)
-            finally:
-                if left:  # what one report has raised must not keep the others waiting
-                    self._post(report_all)
-
-        self._post(report_all)
+        reports: list[tuple[Report, Any, BaseException | None]] = []
+        for (_, report), result in zip(batch, results, strict=True):
+            failed = isinstance(result, BaseException)
+            reports.append((report, None, result) if failed else (report, result, error))
+        report_each(self._post, reports)
 
 
 async def _fetched(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> Rows:
