@@ -24,8 +24,9 @@ import psycopg
 from lanes import LaneSpec, Message, RunContext
 from runtime import Limits, PostgresStore, Supervisor
 from runtime.inbox.answer import Answer
-from runtime.postgres.link import Link, Step
+from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
+from runtime.postgres.step import Step
 from runtime.trial.postgres_server import PostgresServer
 
 from .cluster_rows import cpu_of_server

@@ -15,9 +15,9 @@ import psycopg
 
 from runtime import PostgresStore
 from runtime.postgres import by_hand
+from runtime.postgres.connection import SETTINGS
 from runtime.postgres.functions import FUNCTIONS, TABLES
 from runtime.postgres.life import BEAT, REAP
-from runtime.postgres.link import SETTINGS
 from runtime.postgres.schema import filled
 from runtime.trial.postgres_server import PostgresServer
 

@@ -34,6 +34,15 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} that cannot be printed"  # such as a number of more than 4300 digits
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text has UTF-8: half of a surrogate pair, as a file name may have, has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def priority(name: str, field: str = "priority") -> Priority:
     """The class of that name.
 

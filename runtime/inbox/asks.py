@@ -18,7 +18,7 @@ import msgspec
 from lanes import Answer as PersonsAnswer
 from lanes import Draining, InvalidLane, LaneError, Question, Run
 from lanes.asking import NewQuestion
-from lanes.checks import seconds, shown, whole
+from lanes.checks import is_utf8, seconds, shown, whole
 from lanes.core.intake import check_dedupe
 from lanes.core.scheduler import Scheduler
 from locks import LockError, process
@@ -26,7 +26,7 @@ from locks._events import described, log
 
 from .accepted import Accepted
 from .answer import Answer
-from .door import ALL_REPLAYED, MOST_WHOLE, Door, as_json, is_utf8, repeats, storable
+from .door import ALL_REPLAYED, MOST_WHOLE, Door, as_json, repeats, storable
 from .errors import AskClosed, InboxDown, ask_closed
 from .rows import Ask, AskedFor, NewRow, Taken, decoded, question_of
 

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from lanes import Answer as PersonsAnswer
 from lanes import DedupeConflict, InvalidLane, LaneBusy, LaneFull, Message, Outcome, Run, RunCancelled, RunState
-from lanes.checks import shown
+from lanes.checks import is_utf8, shown
 from lanes.core.execution import execution_of
 from lanes.core.intake import check_dedupe
 from lanes.core.needs import would_start
@@ -384,15 +384,6 @@ def storable(what: str, value: Any) -> str:
     if not isinstance(value, str) or not is_utf8(value):
         raise InvalidLane(f"{what}: {shown(value)} cannot be kept; allowed: text without half of a surrogate pair")
     return value
-
-
-def is_utf8(text: str) -> bool:
-    """Whether text has UTF-8, as all text in the inbox must."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _not_kept(message: object) -> InvalidLane:

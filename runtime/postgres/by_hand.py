@@ -18,9 +18,9 @@ from psycopg import sql
 
 from ..inbox.errors import InboxInvalid
 from ..inbox.rows import InboxRow, MessageState
+from .connection import ClosedWhenCancelled
 from .errors import StoreDown
-from .link import ClosedWhenCancelled
-from .messages import COLUMNS, row_of
+from .rows import COLUMNS, row_of
 from .schema import channel_of, check, check_form, filled, form_of, make
 from .settings import PostgresStore
 

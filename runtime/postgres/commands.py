@@ -23,7 +23,8 @@ from locks._events import described, log
 
 from ..inbox.answer import Answer
 from .errors import StoreDown
-from .link import Link, Rows, Step
+from .link import Link
+from .step import Rows, Step
 
 _LOOK_S = 0.5
 _MOST_ROUNDS = 5

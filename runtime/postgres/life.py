@@ -14,19 +14,22 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import errors
 
 from locks._events import described, log
 
+from .connection import SETTINGS
 from .errors import NodeLost, StoreDown
-from .link import LATEST_RETRY_S, SETTINGS, SOONEST_RETRY_S, Link, Rows
+from .link import LATEST_RETRY_S, SOONEST_RETRY_S, Link
+from .listening import listen
 from .schema import check, make
+from .step import Rows
 
 _JOIN = "insert into {s}.node (id, name, host, pid, ttl, grace) values (%s, %s, %s, %s, %s, %s) returning number"
 _JOIN_AGAIN = "insert into {s}.node (id, name, host, pid, ttl, grace, number) values (%s, %s, %s, %s, %s, %s, %s)"
@@ -241,7 +244,9 @@ async def serve(link: Link, life: Life, ready: Callable[[BaseException | None], 
     ready(None)
     while True:
         readers = max(1, link.store.connections - 2 - int(link.store.notify))
-        serving = [link.write, *[link.answer] * readers, *[link.listen] * int(link.store.notify)]
+        serving: list[Callable[[], Coroutine[Any, Any, None]]] = [link.write, *[link.answer] * readers]
+        if link.store.notify:
+            serving.append(partial(listen, link))
         lost: NodeLost | None = None
         async with asyncio.TaskGroup() as group:  # what none of them expects ends the thread, with that error
             tasks = [group.create_task(serve()) for serve in serving]

@@ -15,31 +15,28 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import psycopg
-from psycopg import errors, sql
+from psycopg import errors
 
 from lanes import InvalidLane
-from lanes.checks import shown
+from lanes.checks import is_utf8, shown
 from locks._events import described, log
 from locks._loop import Post
 
-from ..inbox.door import is_utf8
 from ..inbox.reports import report_each
 from ..inbox.store import Report
+from .connection import closed, connect, raise_if_cancelled
 from .errors import StoreDown
-from .schema import channel_of, filled
+from .schema import filled
 from .settings import PostgresStore
+from .step import Rows, Step, decoded, fetched
 
 MOST_IN_A_COMMIT = 500
-CONNECT_WITHIN_S = 5.0
 SOONEST_RETRY_S, LATEST_RETRY_S = 0.02, 1.0
-SETTINGS = "set lock_timeout = '5s'; set enable_seqscan = off; set jit = off"
-"""Every statement has its index; a plan that was made while a table was small would go on reading all of it."""
 _FULL = "53"
 """The class of errors of a server that has no room: disk, memory, connections."""
 _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
@@ -49,39 +46,6 @@ _LOCK = (
     "select 1 from {s}.session t where t.place = any(%s::text[] || array(select m.place::text from {s}.message m "
     "where m.id = any(%s::bigint[]))) order by t.place for update"
 )
-
-Decode = Callable[[list[tuple[Any, ...]]], Any]
-Rows = list[tuple[Any, ...]]
-
-
-class Step(NamedTuple):
-    """One statement, and what to make of its rows."""
-
-    statement: str
-    values: Sequence[Any]
-    decode: Decode
-    place: str = ""
-    """The session that it concerns. A transaction locks all that its steps concern first, in one order, so that the
-    transactions of two nodes never wait for each other in a ring."""
-    places: Sequence[str] = ()
-    """Further ones."""
-    ids: Sequence[int] = ()
-    """Messages whose sessions it concerns."""
-    alone: bool = False
-    """Whether it has a transaction of its own: done again after a lost answer, it would undo what comes behind it."""
-    asked_for: bool = False
-    """Whether a sender waits for it, who can ask again: it is refused while the server is full, and others wait."""
-
-
-class ClosedWhenCancelled(psycopg.AsyncConnection):
-    """A connection that is closed when a call on it is cancelled.
-
-    The library asks the server to cancel the statement, over another connection, and waits for that: where the network
-    is cut, for seconds.
-    """
-
-    async def cancel_safe(self, *, timeout: float = 0.0) -> None:
-        self.pgconn.finish()
 
 
 class Link:
@@ -242,24 +206,8 @@ class Link:
         self._post(call)
 
     async def connect(self, role: str = "") -> psycopg.AsyncConnection:
-        """A connection, in autocommit mode.
-
-        Raises:
-            psycopg.Error, OSError, TimeoutError: none can be had.
-        """
-        async with asyncio.timeout(CONNECT_WITHIN_S):
-            connection = await ClosedWhenCancelled.connect(
-                self.store.url,
-                autocommit=True,
-                application_name=f"lanes {self.node}{role}",
-                connect_timeout=int(CONNECT_WITHIN_S) + 1,
-                keepalives_idle=5,
-                keepalives_interval=2,
-                keepalives_count=3,
-                tcp_user_timeout=10_000,
-            )
-            await connection.execute(SETTINGS, prepare=False)
-        return connection
+        """A connection for this node. Raises what `connection.connect` raises."""
+        return await connect(self.store, f"lanes {self.node}{role}")
 
     def statement(self, text: str) -> bytes:
         """A statement with the schema in it. As bytes: the library keeps what it makes of those."""
@@ -289,9 +237,9 @@ class Link:
                             last = connection.info.backend_pid
                         results = await self._commit(connection, batch)
                     except (psycopg.OperationalError, psycopg.InterfaceError, *_AGAIN, OSError) as error:
-                        _raise_if_cancelled()
+                        raise_if_cancelled()
                         self.troubled(error)
-                        connection = await _closed(connection, unless=isinstance(error, _AGAIN))
+                        connection = await closed(connection, unless=isinstance(error, _AGAIN))
                         if isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_FULL):
                             batch = self._refuse_what_can_be_asked_again(batch, error)
                         await asyncio.sleep(retry_s)
@@ -314,7 +262,7 @@ class Link:
         finally:
             self._writes.extendleft(reversed(batch))  # cancelled, wherever that was: somebody else reports them
             self._committing = False
-            await _closed(connection)
+            await closed(connection)
 
     def _refuse_what_can_be_asked_again(
         self, batch: list[tuple[Step, Report]], error: psycopg.Error
@@ -347,17 +295,17 @@ class Link:
     async def _commit(self, connection: psycopg.AsyncConnection, batch: list[tuple[Step, Report]]) -> list[Any]:
         steps = [step for step, _ in batch]
         if len(steps) == 1:
-            return [_decoded(steps[0], await self._rows(connection, steps[0]))]
+            return [decoded(steps[0], await self._rows(connection, steps[0]))]
         places = {place for step in steps for place in (step.place, *step.places) if place}
         ids = [one for step in steps for one in step.ids]
         async with connection.pipeline(), connection.transaction():
             if places or ids:
                 await connection.execute(self.statement(_LOCK), (list(places), ids))
             cursors = [await connection.execute(self.statement(step.statement), step.values) for step in steps]
-        return [_decoded(step, await _fetched(cursor)) for step, cursor in zip(steps, cursors, strict=True)]
+        return [decoded(step, await fetched(cursor)) for step, cursor in zip(steps, cursors, strict=True)]
 
     async def _rows(self, connection: psycopg.AsyncConnection, step: Step) -> Rows:
-        return await _fetched(await connection.execute(self.statement(step.statement), step.values))
+        return await fetched(await connection.execute(self.statement(step.statement), step.values))
 
     async def answer(self) -> None:
         """Answer questions, one after the other, until it is cancelled."""
@@ -376,9 +324,9 @@ class Link:
                         connection = await self.connect()
                     rows = await self._rows(connection, step)
                 except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
-                    _raise_if_cancelled()
+                    raise_if_cancelled()
                     self.troubled(error)
-                    connection = await _closed(connection)
+                    connection = await closed(connection)
                     if self.node == 0:
                         self._report([one], [None], self.down())
                         one = None
@@ -392,30 +340,12 @@ class Link:
                     one = None
                 else:
                     retry_s = SOONEST_RETRY_S
-                    self._report([one], [_decoded(step, rows)], None)
+                    self._report([one], [decoded(step, rows)], None)
                     one = None
         finally:
             if one is not None:
                 self._asked.appendleft(one)
-            await _closed(connection)
-
-    async def listen(self) -> None:
-        """Pass on what other nodes say, until it is cancelled."""
-        while True:
-            connection: psycopg.AsyncConnection | None = None
-            try:
-                connection = await self.connect(" listens")
-                await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel_of(self.store.schema))))
-                async for note in connection.notifies():
-                    said = int(note.payload) if note.payload.lstrip("-").isdigit() else 0
-                    if said in (0, self.node, -self.node):
-                        self._post(partial(self.on_hint, said))
-            except (psycopg.Error, OSError) as error:
-                _raise_if_cancelled()
-                self.troubled(error)
-            finally:
-                await _closed(connection)
-            await asyncio.sleep(LATEST_RETRY_S)
+            await closed(connection)
 
     def lose(self, error: BaseException) -> None:
         """The node is lost: nothing that waits is done any more."""
@@ -451,35 +381,3 @@ class Link:
             failed = isinstance(result, BaseException)
             reports.append((report, None, result) if failed else (report, result, error))
         report_each(self._post, reports)
-
-
-async def _fetched(cursor: psycopg.AsyncCursor[tuple[Any, ...]]) -> Rows:
-    """The rows of a statement; none where it is an update that returns none, whose result cannot be fetched."""
-    return await cursor.fetchall() if cursor.description is not None else []
-
-
-def _decoded(step: Step, rows: Rows) -> Any:
-    """What a step reports: of rows that it does not understand, the error, since they are committed."""
-    try:
-        return step.decode(rows)
-    except Exception as error:
-        return error
-
-
-def _raise_if_cancelled() -> None:
-    """The library may raise an error of its own in the place of a cancellation."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-async def _closed(
-    connection: psycopg.AsyncConnection | None, *, unless: bool = False
-) -> psycopg.AsyncConnection | None:
-    """Close a connection; returns what can still be used."""
-    if unless and connection is not None and not connection.closed:
-        return connection
-    if connection is not None:
-        with suppress(psycopg.Error, OSError):
-            await connection.close()
-    return None

@@ -30,7 +30,8 @@ from locks._events import described, log
 from ..inbox.answer import Answer
 from .errors import NodeLost
 from .life import Inherited
-from .link import Link, Rows, Step
+from .link import Link
+from .step import Rows, Step
 
 LINGER_S = 1.0
 """How long a session without work stays with its node."""

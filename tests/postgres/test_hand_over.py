@@ -15,10 +15,12 @@ from psycopg import sql
 from lanes import LaneSpec, RunState
 from runtime import PostgresStore, Supervisor
 from runtime.inbox.answer import Answer
+from runtime.postgres import connection as connections
 from runtime.postgres import link
 from runtime.postgres import schema as schemas
-from runtime.postgres.link import Link, Step
+from runtime.postgres.link import Link
 from runtime.postgres.schema import filled
+from runtime.postgres.step import Step
 from tests.inboxes import service_of
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
@@ -216,7 +218,7 @@ async def test_what_a_lost_connection_has_locked_is_free_when_it_is_made_anew(co
         await ctx.session.append({"n": messages[0].body})
 
     cut: list[psycopg.AsyncConnection] = []
-    commit, close = Link._commit, link._closed
+    commit, close = Link._commit, connections.closed
 
     async def cut_in_the_middle(self, connection, batch):
         if not cut and batch[0][0].values == ("cut",):
@@ -230,7 +232,7 @@ async def test_what_a_lost_connection_has_locked_is_free_when_it_is_made_anew(co
         return None if connection in cut else await close(connection, unless=unless)
 
     monkeypatch.setattr(Link, "_commit", cut_in_the_middle)
-    monkeypatch.setattr(link, "_closed", close_others)
+    monkeypatch.setattr(link, "closed", close_others)
     store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=5.0)
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
         await (await sup.accept("main", 1, session="a")).wait(20)

@@ -12,9 +12,10 @@ import pytest
 
 from runtime import PostgresStore
 from runtime.inbox.rows import MessageState, NewRow
-from runtime.postgres.link import Link, Step
+from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
 from runtime.postgres.schema import make
+from runtime.postgres.step import Step
 
 
 class Opening:

@@ -12,11 +12,12 @@ from lanes import LaneSpec
 from lanes.spec_table import SpecTable
 from runtime import PostgresStore
 from runtime.inbox.rows import MessageState, NewRow
-from runtime.postgres import link as links
+from runtime.postgres.connection import SETTINGS
 from runtime.postgres.functions import FUNCTIONS, TABLES
-from runtime.postgres.link import Link, Step
+from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
 from runtime.postgres.schema import filled
+from runtime.postgres.step import Step
 
 MANY = 1_000
 """Sessions, and messages and records of the first one."""
@@ -103,7 +104,7 @@ def test_no_statement_reads_more_as_tables_grow(pg, schema):
                 do(step.statement, step.values)
                 return counted() - before
 
-        connection.execute(links.SETTINGS)
+        connection.execute(SETTINGS)
         do("create schema {s}")
         do(TABLES)
         do(FUNCTIONS)

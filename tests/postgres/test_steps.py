@@ -21,20 +21,21 @@ from lanes.spec_table import SpecTable
 from runtime import PostgresStore, Supervisor
 from runtime.inbox.answer import Answer
 from runtime.inbox.rows import NewRow, Taken
+from runtime.postgres import ask_steps, message_steps, messages, node, ownership, transcripts
 from runtime.postgres import link as links
-from runtime.postgres import messages, node, ownership, transcripts
 from runtime.postgres.schema import filled
+from runtime.postgres.step import Step
 from tests.inboxes import service_of
 
 from .database import SOUND, accepts
 
 pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
 
-SOURCES = [Path(str(one.__file__)).read_text() for one in (messages, ownership, transcripts)]
+SOURCES = [Path(str(one.__file__)).read_text() for one in (message_steps, ask_steps, ownership, transcripts)]
 KINDS = {kind for source in SOURCES for kind in re.findall(r"select (?:\* from )?\{s\}\.(\w+)\(", source)}
 
 
-def kinds_of(step: links.Step) -> list[str]:
+def kinds_of(step: Step) -> list[str]:
     return re.findall(r"\{s\}\.(\w+)\(", step.statement) or [step.statement.split("{s}.")[-1].split()[0]]
 
 
@@ -237,7 +238,7 @@ def drop(pg: Any, schema: str) -> None:
 @pytest.mark.backends("asyncio")
 async def test_what_would_undo_the_steps_behind_it_when_it_is_done_again_is_committed_alone():
     class Keeping(links.Link):
-        def do(self, step: links.Step, report: Any) -> None:
+        def do(self, step: Step, report: Any) -> None:
             self._writes.append((step, report))
 
     def nothing(_result: Any, _error: BaseException | None) -> None: ...

@@ -9,7 +9,8 @@ import psycopg
 
 from runtime.postgres import schema
 from runtime.postgres.life import Life
-from runtime.postgres.link import Link, Step
+from runtime.postgres.link import Link
+from runtime.postgres.step import Step
 
 
 class Defect(NamedTuple):

@@ -1,0 +1,66 @@
+"""How this process connects to the database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import psycopg
+
+from .settings import PostgresStore
+
+CONNECT_WITHIN_S = 5.0
+SETTINGS = "set lock_timeout = '5s'; set enable_seqscan = off; set jit = off"
+"""Every statement has its index; a plan that was made while a table was small would go on reading all of it."""
+
+
+class ClosedWhenCancelled(psycopg.AsyncConnection):
+    """A connection that is closed when a call on it is cancelled.
+
+    The library asks the server to cancel the statement, over another connection, and waits for that: where the network
+    is cut, for seconds.
+    """
+
+    async def cancel_safe(self, *, timeout: float = 0.0) -> None:
+        self.pgconn.finish()
+
+
+async def connect(store: PostgresStore, name: str) -> psycopg.AsyncConnection:
+    """A connection of a node, in autocommit mode.
+
+    Args:
+        name: what the server lists it as.
+
+    Raises:
+        psycopg.Error, OSError, TimeoutError: none can be had.
+    """
+    async with asyncio.timeout(CONNECT_WITHIN_S):
+        connection = await ClosedWhenCancelled.connect(
+            store.url,
+            autocommit=True,
+            application_name=name,
+            connect_timeout=int(CONNECT_WITHIN_S) + 1,
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=10_000,
+        )
+        await connection.execute(SETTINGS, prepare=False)
+    return connection
+
+
+def raise_if_cancelled() -> None:
+    """The library may raise an error of its own in the place of a cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+async def closed(connection: psycopg.AsyncConnection | None, *, unless: bool = False) -> psycopg.AsyncConnection | None:
+    """Close a connection; returns what can still be used."""
+    if unless and connection is not None and not connection.closed:
+        return connection
+    if connection is not None:
+        with suppress(psycopg.Error, OSError):
+            await connection.close()
+    return None
