@@ -147,6 +147,10 @@ class Supervisor:
             None if alone else Neighbours(root),
         )
         """The calls that reach all processes with the same sessions."""
+        if shared is not None:
+            from .fleet.answering import Answering  # noqa: PLC0415 -- most programs have no store
+
+            Answering(self, shared)
         self._bindings = Bindings(
             self,
             self.watchdog,

@@ -57,6 +57,8 @@ class NodeRow(msgspec.Struct, frozen=True):
     """Accepted and started messages of the sessions that it conducts."""
     state: Literal["alive", "late", "dead"]
     """`late`: silent for so long that it has given itself up. `dead`: others take over what it had."""
+    figures: str | None
+    """What it has reported of itself last, as JSON; `None` when it has not, or is of an older version."""
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -90,10 +92,27 @@ class Totals(NamedTuple):
 
 @asynccontextmanager
 async def opened(store: PostgresStore) -> AsyncIterator[Connection]:
-    """A connection for an operator, in autocommit mode.
+    """As `connected`, for one command: all that is asked has to be answered within a minute.
 
     Raises:
         StoreDown: the database does not answer, or refuses.
+        InboxInvalid: the URL is none.
+    """
+    try:
+        async with connected(store) as connection, asyncio.timeout(_ANSWER_WITHIN_S):
+            yield connection
+    except TimeoutError as error:
+        raise StoreDown(f"{store.name} has not answered within {_ANSWER_WITHIN_S:.0f} s", path=store.name) from error
+    except (psycopg.Error, OSError) as error:
+        raise StoreDown(f"{store.name} refuses ({said(error)})", path=store.name) from error
+
+
+@asynccontextmanager
+async def connected(store: PostgresStore) -> AsyncIterator[Connection]:
+    """A connection for an operator, in autocommit mode.
+
+    Raises:
+        StoreDown: the database cannot be reached.
         InboxInvalid: the URL is none.
     """
     try:
@@ -106,12 +125,7 @@ async def opened(store: PostgresStore) -> AsyncIterator[Connection]:
     except (psycopg.Error, OSError) as error:
         raise StoreDown(f"{store.name} cannot be reached ({said(error)})", path=store.name) from error
     try:
-        async with asyncio.timeout(_ANSWER_WITHIN_S):
-            yield connection
-    except TimeoutError as error:
-        raise StoreDown(f"{store.name} has not answered within {_ANSWER_WITHIN_S:.0f} s", path=store.name) from error
-    except (psycopg.Error, OSError) as error:
-        raise StoreDown(f"{store.name} refuses ({said(error)})", path=store.name) from error
+        yield connection
     finally:
         await connection.close()
 
@@ -250,6 +264,7 @@ async def fleet(connection: Connection, schema: str) -> tuple[list[NodeRow], Tot
         "extract(epoch from clock_timestamp() - n.beat_at)::float8, coalesce(t.number, 0), coalesce(t.open, 0)::int, "
         "case when n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp() then 'dead' "
         "when n.beat_at + make_interval(secs => 0.9 * n.ttl) < clock_timestamp() then 'late' else 'alive' end, "
+        "n.figures, "
         "(select coalesce(sum(keyed), 0)::bigint from t), "
         "(select coalesce(sum(number), 0)::bigint from t where owner is not null), "
         "(select coalesce(sum(waiting), 0)::bigint from t where owner is null) "

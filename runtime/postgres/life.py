@@ -70,10 +70,11 @@ class Life:
         joined: Callable[[int], None],
         lost: Callable[[NodeLost], None],
         inherited: Callable[[list[Inherited]], None],
-        figures: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._link, self._store, self.name = link, link.store, name
-        self._joined, self._lost, self._inherited, self._figures = joined, lost, inherited, figures
+        self._joined, self._lost, self._inherited = joined, lost, inherited
+        self.figures: Callable[[], str | None] = lambda: None
+        """What each beat leaves for operators; called in the link's thread."""
         self.deadline = float("-inf")
         """When this node gives itself up (`time.monotonic`). Read from any thread."""
         self.clock_ahead_s = 0.0
@@ -181,7 +182,7 @@ class Life:
         if connection is None or connection.closed:
             connection = await self._waits_shortly(await link.connect(" lives"))
         sent = time.monotonic()
-        found = await connection.execute(link.statement(BEAT), (self._figures(), link.node))
+        found = await connection.execute(link.statement(BEAT), (self.figures(), link.node))
         row = await found.fetchone()
         if row is None:
             self.deadline = float("-inf")

@@ -43,9 +43,11 @@ class Node:
             self.link,
             name or socket.gethostname(),
             lost=self._lost,
-            joined=self.ownership.look,
+            joined=self._joined,
             inherited=self._inherited,
         )
+        self.on_joined: Callable[[], None] = lambda: None
+        """Called each time that it has joined."""
         self.commands = Commands(self.link, self.ownership.take)
         self.transcripts = PostgresTranscripts(self.link, self.life, store.name)
         self.messages = PostgresMessages(self.link, self, scheduler.board.specs)
@@ -142,6 +144,10 @@ class Node:
             return
         self.ownership.look(node)
         self.service.watch.look()
+
+    def _joined(self, node: int) -> None:
+        self.ownership.look(node)
+        self.on_joined()
 
     def _lost(self, error: NodeLost) -> None:
         self.ownership.lost(error)

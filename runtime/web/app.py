@@ -19,13 +19,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..status import protocol
+from ..threads import Threads
 from . import pages, render
 from .guard import HEADERS, Guard, foreign
 from .live import MOST_READERS, Feeds, wants_stream
 from .orders import BadForm, order_of
 from .pages import Page
 from .source import Inside, Source
-from .threads import Threads
 from .views import View, Views
 
 if TYPE_CHECKING:

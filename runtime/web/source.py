@@ -11,7 +11,7 @@ import anyio
 from ..status import protocol
 from ..status.client import Client, NoAnswer, NoProcess, locate, successor
 from ..status.handlers import Handlers
-from .threads import Threads
+from ..threads import Threads
 
 if TYPE_CHECKING:
     from ..supervisor import Supervisor

@@ -34,7 +34,7 @@ ORDER: dict[str, list[str]] = {
         "core",
     ],
     "runtime": [
-        "background failures log mismatch quantiles usage_error",
+        "background failures log mismatch quantiles threads usage_error",
         "watch",
         "inspect services statistics zombies",
         "drain phase",
@@ -42,6 +42,7 @@ ORDER: dict[str, list[str]] = {
         "process",
         "inbox",
         "postgres",
+        "fleet",
         "neighbours streams",
         "ending everywhere",
         "restart",

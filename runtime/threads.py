@@ -1,4 +1,4 @@
-"""Worker threads of the dashboard's own: those that a program shares may all hang in its tools."""
+"""Worker threads of one part alone: those that a program shares may all hang in its tools."""
 
 from __future__ import annotations
 

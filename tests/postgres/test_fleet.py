@@ -1,0 +1,128 @@
+"""A fleet on a store: what each node leaves for operators with its beats, and questions through the database."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import anyio
+import anyio.to_thread
+import psycopg
+import pytest
+
+from lanes import LaneSpec
+from runtime import PostgresStore, Supervisor
+from runtime.fleet import on_store
+from runtime.fleet.on_store import OnStore
+from runtime.fleet.seen import FleetError
+from runtime.status import protocol
+from tests import blocking
+from tests.postgres.looking import rows
+
+pytestmark = pytest.mark.backends("asyncio")
+TTL = 3.0
+
+
+async def hangs(ctx):
+    await anyio.sleep_forever()
+
+
+async def answer(ctx, messages):
+    await anyio.sleep_forever()
+
+
+@pytest.fixture
+async def fleet(dsn, schema):
+    made = OnStore(PostgresStore(dsn, schema=schema))
+    yield made
+    await made.aclose()
+
+
+async def seen_when(fleet, what):
+    """The fleet, once `what` is so."""
+    with anyio.fail_after(60):
+        while not what(seen := await fleet.look()):
+            await anyio.sleep(0.05)
+    return seen
+
+
+async def test_nodes_are_seen_with_their_figures_and_asked_whatever_host_they_are_on(pg, dsn, schema, fleet):
+    store = PostgresStore(dsn, schema=schema, create=True, ttl=TTL)
+    lanes = [LaneSpec("session:*", handler=answer)]
+    async with Supervisor(store, node="a", lanes=lanes) as one, Supervisor(store, node="b", lanes=lanes):
+        run = one.submit("main", hangs)
+        await one.accept("session:7", "hello")
+        seen = await seen_when(
+            fleet,
+            lambda now: all(p.figures is not None for p in now.processes) and now.processes[0].figures.running > 1,
+        )
+        a, b = seen.processes
+        assert (a.name, a.state, a.open, b.name, b.state) == ("a", "alive", 1, "b", "alive")
+        assert a.figures.state == "running" and a.figures.healthy and (seen.sessions, seen.unowned) == (1, 0)
+        (session,) = await fleet.sessions()
+        assert (session.session, session.process, session.open) == ("7", "a", 1)
+        assert await fleet.sessions(process="b") == []
+
+        picture = (await fleet.ask(a.key, protocol.Status(each=5), "me")).status
+        assert picture is not None and {row.id for row in picture.runs} >= {run.id}
+        assert (await fleet.ask(a.key, protocol.Messages(state="started"), "me")).messages is not None
+        stopped = (await fleet.ask(a.key, protocol.Stop(run=run.id, reason="enough"), "me")).stopped
+        assert stopped is not None and stopped.asked
+        assert (await run.wait()).reason == "enough"
+        refusal = (await fleet.ask(b.key, protocol.Stop(run=run.id), "me")).error
+        assert refusal is not None and refusal.kind == "unknown_run"
+        assert rows(pg, f"select count(*) from {schema}.command") == [(0,)]
+        with pytest.raises(FleetError, match="node 17 has gone"):
+            await fleet.ask("17", protocol.Ping(), "me")
+
+
+async def test_a_frozen_node_is_seen_frozen_and_does_not_answer(dsn, schema, fleet, monkeypatch):
+    monkeypatch.setattr(on_store, "ANSWERS_WITHIN_S", 0.3)
+    store = PostgresStore(dsn, schema=schema, create=True, ttl=TTL)
+    ready, on = threading.Event(), threading.Event()
+
+    async def blocks(ctx):
+        with blocking.permitted("a body that does not let go of the loop"):
+            while not on.is_set():
+                time.sleep(0.01)  # noqa: ASYNC251 -- that is the point
+
+    async def main():
+        async with Supervisor(store, node="a") as sup:
+            with anyio.fail_after(60):
+                while getattr(sup.statistics().node, "beats", 0) < 2:
+                    await anyio.sleep(0.02)
+            ready.set()
+            await sup.submit("main", blocks).wait()
+
+    thread = threading.Thread(target=anyio.run, args=(main,))
+    thread.start()
+    try:
+        await anyio.to_thread.run_sync(ready.wait, 60)
+        (a,) = (await seen_when(fleet, lambda now: now.processes[0].state == "frozen")).processes
+        assert a.figures is not None and a.figures.frozen_s > 0 and a.figures.frozen_at
+        assert a.figures.frozen_run.startswith("run ")
+        with pytest.raises(FleetError, match=f"node {a.key} does not answer within"):
+            await fleet.ask(a.key, protocol.Status(), "me")
+    finally:
+        on.set()
+        await anyio.to_thread.run_sync(thread.join)
+
+
+async def test_what_cannot_be_looked_at_is_one_line(dsn, schema):
+    for url in (dsn, "postgresql://nobody@127.0.0.1:1/none"):
+        fleet = OnStore(PostgresStore(url, schema=schema))
+        with pytest.raises(FleetError, match=r"has no schema|cannot be reached"):
+            await fleet.look()
+        await fleet.aclose()
+
+
+async def test_a_connection_that_is_cut_is_made_anew(dsn, schema, fleet):
+    async with Supervisor(PostgresStore(dsn, schema=schema, create=True), node="a"):
+        assert len((await fleet.look()).processes) == 1
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'lanes db'"
+            )
+        with pytest.raises(FleetError):
+            await fleet.look()
+        assert len((await fleet.look()).processes) == 1
