@@ -4,8 +4,8 @@ All instants in `locks` and `lanes` are seconds of one monotonic clock (`time.mo
 of an event loop: a worker thread and the steward must be able to compare them, and trio's loop clock has an origin of
 its own. Code that arms a loop timer converts by difference.
 
-Tests replace `clock` as a whole (`tests/virtual.py`): then time stands still until everything is idle, and alarms ring
-inline when it jumps instead of on a thread.
+Tests replace `clock` as a whole (`runtime.testing.virtual`): then time stands still until everything is idle, and
+alarms ring inline when it jumps instead of on a thread.
 """
 
 from __future__ import annotations

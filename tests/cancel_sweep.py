@@ -15,8 +15,8 @@ import anyio
 from anyio import CancelScope, create_task_group, fail_after
 
 from locks import LeaseExpired, LeaseTimeout, LockRegistry
+from runtime.testing.suspensions import Suspensions
 from tests import leaks
-from tests.suspensions import Suspensions
 
 SCHEDULES = 50 if os.environ.get("LANES_LONG") else 3
 

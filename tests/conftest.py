@@ -3,7 +3,7 @@
 - Async tests need no marker; they run on asyncio in debug mode, uvloop and trio, or on those that
   `@pytest.mark.backends` names.
 - The fixture `sup` is a running supervisor, in virtual time.
-- With the fixture `virtual` they run on asyncio and trio in virtual time: see `virtual.py`.
+- With the fixture `virtual` they run on asyncio and trio in virtual time: see `runtime.testing.virtual`.
 - Signals, `umask` and environment are those of a terminal, whoever starts the tests: see `surroundings.py`.
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
 - What asyncio's debug mode keeps of each task: see `stacks.py`.
@@ -26,8 +26,9 @@ import pytest
 
 from locks.rights.notes import Notes
 from runtime import Supervisor
+from runtime.testing import virtual
 from runtime.trial.postgres_server import PostgresServer
-from tests import blocking, leaks, on_store, phases, stacks, supervised, surroundings, virtual
+from tests import blocking, leaks, on_store, phases, stacks, supervised, surroundings
 from tests.planted.server import Server
 
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {

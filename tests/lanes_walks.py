@@ -35,9 +35,9 @@ from lanes.core.reset import begin
 from lanes.core.scheduler import Scheduler
 from lanes.spec_table import SpecTable
 from locks import LockRegistry
+from runtime.testing.virtual import VirtualClock, virtual_time
 from tests.lanes_model import CLASSES, Job, Model, Note, Program, Refused, Unpromised
 from tests.schedules import INTERNAL_ERRORS, Host
-from tests.virtual import VirtualClock, virtual_time
 
 STEPS = 240
 REPLAYS = 250

@@ -30,8 +30,9 @@ import pytest
 from locks import _clock
 from runtime.postgres.settings import PostgresStore
 from runtime.supervisor import Supervisor
+from runtime.testing import virtual
 from runtime.trial.postgres_server import PostgresServer, PostgresServerError, find_binaries
-from tests import blocking, virtual
+from tests import blocking
 
 STORES = ("postgres", "cold")
 _SELDOM_S = 100.0

@@ -43,9 +43,9 @@ from runtime.calls import Calls
 from runtime.drain import Drain
 from runtime.phase import Standing
 from runtime.services import Services
+from runtime.testing.virtual import VirtualClock
 from tests.invariants import complaints
 from tests.supervised import TICK, attempt_of
-from tests.virtual import VirtualClock
 
 SENDERS, ACTS = 3, 3
 SESSIONS = ("a", "b")

@@ -13,9 +13,9 @@ from typing import Any
 import anyio
 
 from runtime.cli import main
+from runtime.testing import virtual
 from runtime.trial.model_bodies import ModelBodies
 from runtime.trial.traffic import Line
-from tests import virtual
 
 real_run = anyio.run
 

@@ -48,6 +48,7 @@ ORDER: dict[str, list[str]] = {
         "restart",
         "life",
         "supervisor",
+        "testing",
         "asgi export metrics web",
         "trial",
         "bench",

@@ -14,7 +14,9 @@ import trio
 from anyio import from_thread, to_thread
 
 from locks import _clock
-from tests.virtual import START, Stuck, VirtualClock, virtual_time
+from runtime.testing.clock import START
+from runtime.testing.errors import Stuck
+from runtime.testing.virtual import VirtualClock, virtual_time
 
 
 def stuck_with(text: str) -> pytest.RaisesGroup[Stuck]:

@@ -55,7 +55,7 @@ async def test_a_deadline_that_a_blocked_loop_has_delayed_names_the_culprit_and_
     assert outcome.state is RunState.TIMED_OUT
     assert outcome.late_s == pytest.approx(4.0, abs=0.1)
     told = f"timed out after 10 s, {outcome.late_s:.2f} s late: the event loop was blocked by run {culprit.id}"
-    assert outcome.reason.startswith(f"{told} on lane work:b at virtual.py:")
+    assert outcome.reason.startswith(f"{told} on lane work:b at test_late_deadlines.py:")
     (logged,) = named(logs, "run_timed_out")
     assert (logged["reason"], logged["late_s"]) == (outcome.reason, round(outcome.late_s, 3))
     assert outcome.reason in str(outcome.error)

@@ -23,9 +23,9 @@ from anyio.lowlevel import checkpoint
 from lanes.body import processes
 from lanes.body.processes import KEPT_BY_ERRORS, ProcessFailed, ProcessResult
 from locks.process import is_alive
+from runtime.testing.suspensions import sweep
 from tests import leaks
 from tests.poll import eventually
-from tests.suspensions import sweep
 
 PRELUDE = """
 import os, signal, subprocess, sys, time

@@ -16,9 +16,9 @@ from locks import Fence, Holder, Lease, LeaseLost, LockRegistry, Right, Supersed
 from locks.engines.kernel import _BASES
 from locks.lowlevel import current_fence
 from runtime import Supervisor
+from runtime.testing.suspensions import Suspensions
 from tests import blocking
 from tests.poll import eventually
-from tests.suspensions import Suspensions
 
 OLD, NEW = Holder("session:a", 1), Holder("session:a", 2)
 

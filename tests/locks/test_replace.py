@@ -15,9 +15,9 @@ from anyio import CancelScope, create_task_group, fail_after, from_thread, to_th
 from locks import DeadlockError, Fence, LeaseExpired, LeaseLost, LeaseTimeout, LockRegistry, Position, TranscriptError
 from locks import _os as seam
 from locks.engines.interface import Right
+from runtime.testing.suspensions import Suspensions
 from tests import leaks
 from tests.poll import eventually, eventually_sync
-from tests.suspensions import Suspensions
 
 SUMMARY = {"summary": "all of it"}
 

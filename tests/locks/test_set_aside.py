@@ -14,11 +14,11 @@ from anyio import create_task_group, fail_after, to_thread
 from locks import Fence, LeaseLost, LeaseTimeout, LockRegistry, RunEnded, TranscriptError
 from locks import _os as seam
 from locks.engines.interface import Right
+from runtime.testing.suspensions import sweep
 from tests import leaks
 from tests.faults import Fault, FaultySeam
 from tests.peers import peer
 from tests.poll import eventually
-from tests.suspensions import sweep
 
 pytestmark = pytest.mark.backends("asyncio", "trio")  # files and values: what uvloop does otherwise has no part in it
 

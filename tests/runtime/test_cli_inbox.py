@@ -9,7 +9,8 @@ import pytest
 from lanes import LaneSpec
 from runtime import Supervisor
 from runtime.cli import main
-from tests.inboxes import inline, rows
+from runtime.testing.inline import inline
+from tests.inboxes import rows
 
 pytestmark = pytest.mark.backends("asyncio")
 BYTES = "\udcff"

@@ -11,7 +11,8 @@ import pytest
 
 from lanes import DedupeConflict, InvalidLane, LaneFull, LaneSpec, Message, RetrySpec, RunState
 from runtime import Inbox, InboxDown, InboxInvalid, MessageState, OutcomeUnknown, Supervisor
-from tests.inboxes import copy_of, inline, rows, service_of, writer_of
+from runtime.testing.inline import inline
+from tests.inboxes import copy_of, rows, service_of, writer_of
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from lanes import InvalidLane, LaneSpec, RunState
 from locks import process
 from runtime import AskClosed, Inbox, MessageState, Schedule, Supervisor
 from runtime.inbox import by_hand
-from tests.inboxes import inline, rows
+from runtime.testing.inline import inline
+from tests.inboxes import rows
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 
 from lanes import LaneSpec, RunCancelled
 from runtime import AskClosed, MessageState, Supervisor
-from tests.inboxes import inline, rows
+from runtime.testing.inline import inline
+from tests.inboxes import rows
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,8 @@ import pytest
 
 from lanes import LaneError, LaneSpec, RetrySpec, WaitsForAnswer
 from runtime import Supervisor
-from tests.inboxes import FILE, Inline, copy_of, inline, rows
+from runtime.testing.inline import Inline, inline
+from tests.inboxes import FILE, copy_of, rows
 
 OPEN = ("accepted", "started")
 

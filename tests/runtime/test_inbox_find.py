@@ -9,7 +9,7 @@ import pytest
 
 from lanes import LaneSpec, Question, RunCancelled, RunState, RunSuperseded
 from runtime import MessageState, OutcomeUnknown, Supervisor
-from tests.inboxes import inline
+from runtime.testing.inline import inline
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ from runtime.inbox import replay, service
 from runtime.metrics import SupervisorCollector
 from runtime.status import protocol
 from runtime.status.handlers import Handlers
-from tests.inboxes import copy_of, inline, service_of
+from runtime.testing.inline import inline
+from tests.inboxes import copy_of, service_of
 
 SECOND = 1.1
 """More than it takes until a change is counted."""

@@ -14,7 +14,8 @@ from lanes.message import ids_of
 from locks import process
 from runtime import AbandonedBodies, Inbox, Schedule, Supervisor
 from runtime.inbox import by_hand
-from tests.inboxes import copy_of, inline, rows, service_of, writer_of
+from runtime.testing.inline import inline
+from tests.inboxes import copy_of, rows, service_of, writer_of
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,8 @@ import pytest
 
 from lanes import InvalidLane, LaneSpec, RunState
 from runtime import AskClosed, InboxDown, MessageState, Supervisor
-from tests.inboxes import inline, rows, service_of, writer_of
+from runtime.testing.inline import inline
+from tests.inboxes import rows, service_of, writer_of
 
 HALF = "\udcff"
 """Half of a surrogate pair, as Python has it for the byte 0xff in a file name."""

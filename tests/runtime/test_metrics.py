@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from lanes import GroupSpec, LaneSpec, RetrySpec
 from runtime import Supervisor
 from runtime.metrics import SupervisorCollector
+from runtime.testing.inline import inline
 from tests import blocking
-from tests.inboxes import inline
 from tests.poll import eventually, eventually_sync
 from tests.supervised import HungThread, gone
 

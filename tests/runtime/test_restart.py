@@ -21,8 +21,8 @@ from runtime import AbandonedBodies, Supervisor
 from runtime.ending import Ending
 from runtime.restart import Restarts
 from runtime.services import ServicesStuck
+from runtime.testing.suspensions import Suspensions, sweep
 from tests.supervised import Shielded, about, assert_empty, gone, texts
-from tests.suspensions import Suspensions, sweep
 
 GRACE = 2.0
 

@@ -22,12 +22,12 @@ from lanes import LaneSpec
 from lanes.queues.throttle import Throttle
 from locks import _clock
 from runtime import Limits, Supervisor
+from runtime.testing.clock import VirtualAlarm
 from runtime.watch import watchdog as module
 from runtime.watch.frames import frame_of, is_idle, name_of, place_of, run_of, stack_text
 from runtime.watch.limits import Keeper
 from runtime.watch.watchdog import Watchdog
 from tests.poll import eventually, eventually_sync
-from tests.virtual import VirtualAlarm
 
 
 def block(seconds):
@@ -334,7 +334,7 @@ async def test_a_dead_loop_ends_the_process(virtual, no_last_resort):
         assert watched.left == []
         virtual.advance(1.2)
         assert watched.left and set(watched.left) == {75}
-    assert "the event loop was blocked for 60 s at virtual.py:" in named(logs, "process_exits")[0]["reason"]
+    assert "the event loop was blocked for 60 s at test_watchdog.py:" in named(logs, "process_exits")[0]["reason"]
 
 
 async def test_without_it_a_dead_loop_is_only_reported(virtual, no_last_resort):

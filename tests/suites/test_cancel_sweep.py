@@ -11,8 +11,8 @@ import pytest
 from anyio import CancelScope, create_task_group
 
 from locks import LockRegistry
+from runtime.testing.suspensions import Suspensions
 from tests.cancel_sweep import OPERATIONS, holds, read, sweep
-from tests.suspensions import Suspensions
 
 
 @pytest.mark.suite("C1")

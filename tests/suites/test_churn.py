@@ -29,9 +29,9 @@ from lanes.core.hooks import Hooks
 from lanes.core.scheduler import Scheduler
 from lanes.spec_table import SpecTable
 from locks import LockRegistry
+from runtime.testing.virtual import virtual_time
 from tests import blocking, leaks
 from tests.schedules import Host, Plain, left_behind
-from tests.virtual import virtual_time
 
 LANES = 50
 LONG = bool(os.environ.get("LANES_LONG"))

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from lanes import RunState
 from locks import LeaseLost, RunEnded
-from tests import virtual as virtual_time
+from runtime.testing import virtual as virtual_time
 from tests.supervised import HungThread, Shielded, about, gone, lines_of, path_of, texts
 
 

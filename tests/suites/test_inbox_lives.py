@@ -21,7 +21,8 @@ from lanes import LaneSpec
 from lanes.message import ids_of
 from locks import process
 from runtime import AskClosed, Supervisor
-from tests.inboxes import copy_of, inline, rows
+from runtime.testing.inline import inline
+from tests.inboxes import copy_of, rows
 
 pytestmark = pytest.mark.suite("H4")
 EXAMPLES = 8

@@ -27,8 +27,8 @@ from runtime import InboxDown
 from runtime.inbox import ask_statements, schema, sqlite, statements
 from runtime.inbox.rows import Ask, AskedFor, MessageState, NewRow
 from runtime.inbox.store import InboxStore
+from runtime.testing.inline import Inline
 from tests.inbox_model import Data, MemoryInbox
-from tests.inboxes import Inline
 
 pytestmark = pytest.mark.suite("H3")
 EXAMPLES = 20_000 if os.environ.get("LANES_LONG") else 60

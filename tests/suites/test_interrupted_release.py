@@ -22,8 +22,8 @@ import locks
 from locks import LeaseExpired, LockRegistry, Revoked, TranscriptError, _effects
 from locks.rights import open_files
 from locks.sidecar import guards, lockfile, turn_note
+from runtime.testing.virtual import backend_options
 from tests.conftest import VIRTUAL
-from tests.virtual import backend_options
 
 HERE = os.path.dirname(locks.__file__) + os.sep
 MAX_HOLD, GRACE = 20.0, 2.0

@@ -34,9 +34,9 @@ from locks import Fence, Lease, LockError, LockRegistry, Position, process
 from locks.lowlevel import current_fence
 from locks.sidecar import lockfile
 from locks.sidecar.payload import Terms, encode
+from runtime.testing.virtual import VirtualClock, virtual_time
 from tests import leaks
 from tests.lock_model import GRACE, MAX_HOLD, TURN, WRITE, Ask, Model, Run
-from tests.virtual import VirtualClock, virtual_time
 
 PROCESSES, FILES, BLOCKS = 3, 2, 7
 STEPS = 50

@@ -12,8 +12,8 @@ import trio
 
 from lanes import GroupSpec, LaneSpec, RunState
 from runtime import Supervisor
+from runtime.testing.virtual import virtual_time
 from tests.schedules import INTERNAL_ERRORS, SCENARIOS, Plain, Schedule, World
-from tests.virtual import virtual_time
 
 pytestmark = pytest.mark.suite("S1")
 

@@ -9,8 +9,8 @@ import pytest
 
 from lanes import LaneSpec, RunState
 from runtime import Supervisor
+from runtime.testing.suspensions import Suspensions, sweep
 from tests.supervised import assert_empty, texts
-from tests.suspensions import Suspensions, sweep
 
 pytestmark = pytest.mark.suite("C1")
 

@@ -1,4 +1,4 @@
-"""Suite C1: do something where an operation suspends for the k-th time, for every k, until it ends before the k-th.
+"""Do something where an operation suspends for the k-th time, for every k, until it ends before the k-th.
 
 Suspensions are counted where the event loop sees them, so those inside a library count, too, and their number differs
 between the loops. What is done at a suspension is done just before the loop takes over, as if it came from elsewhere in

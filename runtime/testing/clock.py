@@ -1,0 +1,199 @@
+"""A clock that stands still until an event loop moves it, and alarms that ring when it does: see `virtual.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import operator
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator
+
+import anyio
+
+from locks import _clock
+
+from .errors import Stuck
+
+START = 1000.0
+"""The first instant: not 0, which is false and hides a missing origin."""
+
+PATIENCE = 10.0
+"""Real seconds for which something real may hold time still without being heard of."""
+
+BUSY_LIMIT = 10_000
+"""Rounds of the event loop without a pause, after which time creeps on although somebody is running."""
+
+_RINGS_AT_ONCE = 10_000
+_IN_ORDER = operator.attrgetter("due", "number")
+"""By when alarms ring, then in the order in which they were made."""
+_NEAR = 0.001
+_ROUNDS_ON_ARRIVAL = 100
+
+
+class LoopClock:
+    """A `locks._clock.Clock` that stands still until it is moved. `now` and `alarm` may be called from any thread.
+
+    Args:
+        start: the first instant.
+        silent: the names of threads whose alarms never ring.
+    """
+
+    def __init__(self, start: float = START, *, silent: Collection[str] = ()) -> None:
+        self.threads_hold = True
+        """Whether worker threads that somebody waits for hold time still."""
+        self.busy_limit = BUSY_LIMIT
+        self.patience = PATIENCE
+        self.failure: BaseException | None = None
+        """What an alarm's callback raised where it could not be raised further; the fixture does."""
+        self._now = start
+        self._silent = frozenset(silent)
+        self._alarms: weakref.WeakSet[VirtualAlarm] = weakref.WeakSet()
+        self._earliest = math.inf
+        """No alarm is due before it. A loop asks in each of its rounds, and an alarm is hardly ever due."""
+        self._numbers = itertools.count()
+        # Reentrant: a collection inside may run a finalizer that sets an alarm.
+        self._mutex = threading.RLock()
+        self._settling: list[Callable[[], object]] = []
+        self._holds = 0
+        self._threads = 0
+        self._rounds = 0
+
+    def __repr__(self) -> str:
+        held = f"holds={self._holds} threads={self._threads}"
+        return f"<{type(self).__name__} {self._now!r} alarms={len(self._alarms)} {held}>"
+
+    def now(self) -> float:
+        """The current instant; the same as `anyio.current_time()`."""
+        return self._now
+
+    def alarm(self, callback: _clock.Callback, thread: str = _clock.STEWARD) -> VirtualAlarm:
+        """An alarm that rings inline when time reaches it, for as long as it is referenced."""
+        alarm = VirtualAlarm(self, callback, next(self._numbers))
+        if thread not in self._silent:
+            with self._mutex:
+                self._alarms.add(alarm)
+        return alarm
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass as if the caller blocked the loop: alarms ring at their instants, timers come late."""
+        self._rounds = 0
+        self._move(self._now + seconds)
+
+    async def settle(self) -> None:
+        """Return when every other task waits, at the same instant. A checkpoint."""
+        settled = anyio.Event()
+        self._settling.append(settled.set)
+        await settled.wait()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, time stands still: something real is under way that the clock does not know of."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
+    # For the loops. Only one loop moves a clock.
+
+    @property
+    def holds(self) -> int:
+        """How many hold time still."""
+        return self._holds + (self._threads if self.threads_hold else 0)
+
+    @contextlib.contextmanager
+    def _thread(self, by: int = 1) -> Iterator[None]:
+        # Both ends may be on any thread.
+        with self._mutex:
+            self._threads += by
+        try:
+            yield
+        finally:
+            with self._mutex:
+                self._threads -= by
+
+    def _next_alarm(self) -> VirtualAlarm | None:
+        with self._mutex:
+            return min(self._alarms, key=_IN_ORDER, default=None)
+
+    def _due_by(self, to: float) -> VirtualAlarm | None:
+        with self._mutex:  # or an alarm that another thread sets meanwhile would not count
+            if self._earliest > to:
+                return None
+            alarm = self._next_alarm()
+            self._earliest = math.inf if alarm is None else alarm.due
+            return alarm if self._earliest <= to else None
+
+    def _next_instant(self, timer: float) -> float:
+        with self._mutex:
+            if self._earliest < timer:
+                alarm = self._next_alarm()
+                self._earliest = math.inf if alarm is None else alarm.due
+            return min(timer, self._earliest)
+
+    def _move(self, to: float) -> None:
+        """Go to `to`, never back, ringing on the way what is due."""
+        rings, at = 0, self._now
+        while (alarm := self._due_by(to)) is not None:
+            self._now = max(self._now, alarm.due)
+            alarm.due = math.inf
+            rings, at = (rings + 1, at) if self._now == at else (1, self._now)
+            if rings > _RINGS_AT_ONCE:
+                raise Stuck(f"virtual time: {alarm.callback!r} rings for ever at {at!r}")
+            alarm.ring_by(alarm.callback(self._now))
+        self._now = max(self._now, to)
+
+    def _ring_due(self) -> None:
+        """Ring what was set to an instant that is already here."""
+        self._move(self._now)
+
+    def _on_busy(self, timer: float) -> None:
+        """The loop goes round and somebody can run. `timer`: when the loop's next timer is due."""
+        self._rounds += 1
+        if self._rounds > self.busy_limit and not self.holds:
+            # Towards the next instant, and onto it from nearby: it may be a timer that the spinning body sets anew in
+            # each round (a sleep that is cancelled at once), which in reality it never reaches.
+            to = self._next_instant(timer)
+            if to - self._now <= _NEAR:
+                self._move(to)
+                self._rounds = self.busy_limit - _ROUNDS_ON_ARRIVAL  # for those who waited for it
+            elif to < math.inf:
+                self._move(self._now + (to - self._now) / 8)
+
+    def _on_idle(self, timer: float) -> None:
+        """Nobody can run: jump."""
+        self._rounds = 0
+        if self._settling:
+            settling, self._settling = self._settling, []
+            for settled in settling:
+                settled()
+            return
+        to = self._next_instant(timer)
+        if to == math.inf:
+            raise Stuck("virtual time: everything waits for ever")
+        self._move(to)
+
+    def _on_silence(self) -> Stuck:
+        return Stuck(
+            f"virtual time: {self._holds} blocks of held() and {self._threads} worker threads hold time still, and "
+            f"nothing has happened for {self.patience:g} s of real time; for threads that hang on purpose, "
+            f"virtual.threads_hold = False"
+        )
+
+
+class VirtualAlarm:
+    """A `locks._clock.Alarm` of a `LoopClock`."""
+
+    def __init__(self, clock: LoopClock, callback: _clock.Callback, number: int) -> None:
+        self.clock = clock
+        self.callback = callback
+        self.number = number
+        self.due = math.inf
+
+    def ring_by(self, at: float) -> None:
+        """Ring at `at` unless due earlier; if that is now or past, when the running tasks pause."""
+        with self.clock._mutex:
+            self.due = min(self.due, at)
+            self.clock._earliest = min(self.clock._earliest, at)
