@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
 PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
-.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs bounds format clean torture-cluster torture-planted
+.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs bounds format clean torture-cluster torture-planted docs
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -57,6 +57,15 @@ torture-cluster: $(STAMP)
 torture-planted: $(STAMP)
 	@$(BIN)/python -m tests.postgres.torture --planted $(ARGS)
 
+# The documentation site, in site/index.html: about ten seconds; a warning is a failure. `python -m http.server -d site` shows
+# it with its search. The variable silences a notice about another program.
+docs: $(STAMP) $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean $(ARGS)
+
+$(VENV)/.docs: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
 # Compares locks and lanes with those of other libraries, in at most five minutes; the pictures are in bench.html.
 bench: $(STAMP)
 	@$(BIN)/lanes bench --html bench.html $(ARGS)
@@ -88,7 +97,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last: an installation that was interrupted is done again.

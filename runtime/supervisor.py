@@ -328,7 +328,7 @@ class Supervisor:
 
         Args:
             message: a `Message`; anything else becomes the body of one. At most 16 MiB of text.
-            session, timeout, priority: as for `submit`.
+            session: as for `submit`, like `timeout` and `priority`.
             when_busy: what to do when the session is busy, instead of the lane's policy (see `LaneSpec`).
             dedupe: a name for this message: posted again to the same lane and session, it gives the same run while
                 that one waits, runs, or is done and its outcome is kept. After any other end it gives a new run
@@ -370,7 +370,7 @@ class Supervisor:
 
         Args:
             message: body and route must be what JSON has; the handler gets what JSON makes of them.
-            session, timeout, priority, when_busy: as for `post`.
+            session: as for `post`, like `timeout`, `priority` and `when_busy`.
             dedupe: a name for this message: accepted again for the same lane and session, it is the same message, for
                 as long as the inbox keeps it, whatever has become of it.
 
@@ -463,8 +463,8 @@ class Supervisor:
 
         Only `result_sync` of the run may be used on that thread.
 
-        Raises:
-            What `submit` raises; `WrongThread` on an event loop's thread.
+        Raises what `submit` raises, and besides:
+            WrongThread: on an event loop's thread.
         """
         return self._calls.on_loop("submit", self.submit, lane, fn, *args, **options)
 
@@ -473,16 +473,15 @@ class Supervisor:
 
         Only `result_sync` of the run may be used on that thread.
 
-        Raises:
-            What `post` raises; `WrongThread` on an event loop's thread.
+        Raises what `post` raises, and besides:
+            WrongThread: on an event loop's thread.
         """
         return self._calls.on_loop("post", self.post, lane, message, **options)
 
     async def run(self, lane: str, fn: Body, *args: Any, **options: Any) -> Any:
         """Submit, wait, and return what the body returned; cancelling the waiter cancels the run. A checkpoint.
 
-        Raises:
-            What `submit` and `Run.result` raise.
+        Raises what `submit` and `Run.result` raise.
         """
         return await self._calls.result_of(self.submit(lane, fn, *args, **options))
 

@@ -105,7 +105,7 @@ class RunContext:
         has the parent's turn.
 
         Args:
-            lane, fn, args, session, turn, timeout, priority: as for `Supervisor.submit`.
+            lane: as for `Supervisor.submit`, like the others that are not named here.
             detached: whether it goes on by itself instead; it only remembers its parent.
 
         Raises:
@@ -154,8 +154,7 @@ class RunContext:
         Args:
             result: kept with the messages, as what a run returns is otherwise: what later processes know of the answer.
 
-        Raises:
-            What `Session.append` raises; the messages are not done then.
+        Raises what `Session.append` raises, and the messages are not done then; and besides:
             InboxDown: the answer is there, and that it is done could not be kept.
         """
         await self._permit.finish(self.session, record, result)
@@ -177,7 +176,8 @@ class RunContext:
         waits there; and so does the expiry. Needs an inbox.
 
         Args:
-            question, keep: what JSON has; both come back with the answer.
+            question: what JSON has; it comes back with the answer.
+            keep: the same.
             options: the values that are allowed as an answer; by default any.
             expires: seconds until it expires; never by default.
             key: a name for it: while the question of that key is open in the session, asking again is that question.
@@ -210,7 +210,8 @@ class RunContext:
         Args:
             command: the program and its arguments; no shell.
             input: what it reads; nothing by default.
-            cwd, env: as for `subprocess.run`.
+            cwd: as for `subprocess.run`.
+            env: the same.
             output_limit: bytes of stdout, and of stderr, that are kept.
             check: whether an exit code other than 0 raises.
 

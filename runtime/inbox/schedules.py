@@ -47,7 +47,7 @@ class Schedule:
     """A message that comes by the clock.
 
     Args:
-        lane, message, session: as for `Supervisor.accept`.
+        lane: as for `Supervisor.accept`, like `message` and `session`.
         name: what it is called over restarts; by default lane and session. A schedule of another name is another one.
         every: seconds between two messages, counted from the epoch, so that a restart does not shift them.
         cron: instead, a line of cron: minute, hour, day of the month, month, day of the week. Needs the extra `cron`.

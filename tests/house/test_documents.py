@@ -1,0 +1,91 @@
+"""The documents: their code runs, each public name is shown with an example, and each page is in the site."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from locks import LockRegistry
+from tests import ROOT
+from tests.documents import blocks_of, run_page, sections_of, used_in
+
+DOCS = ROOT / "docs"
+ELSEWHERE = {
+    "lanes.md": "its code is quoted from examples/policies.py, which test_policies_document runs",
+    "cluster.md": "its code needs a database: tests/postgres/test_cluster_document.py",
+}
+PAGES = [
+    page
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+    if page.name not in ELSEWHERE and any(True for _ in blocks_of(page.read_text("utf-8")))
+]
+BESIDE = {"runtime.asgi": ["Supervised"], "runtime.log": ["configure"], "runtime.metrics": ["SupervisorCollector"]}
+"""Public names in modules of their own, since they need an extra or a program's own logging."""
+
+
+GIVEN: dict[str, Any] = {"README.md": {"LockRegistry": LockRegistry}}
+"""Names that the code of a page takes for granted."""
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = structlog.get_config()
+    try:
+        run_page(page, **GIVEN.get(page.name, {}))
+    finally:
+        structlog.configure(**settings)  # the page on log lines changes them
+
+
+def public_names():
+    for package in ("locks", "lanes", "runtime"):
+        yield from ((package, name) for name in import_module(package).__all__)
+    for module, names in BESIDE.items():
+        yield from ((module, name) for name in names)
+
+
+def without_example(text: str, package: str, names: list[str]) -> list[str]:
+    """The names that a page of the reference does not document beside code that uses them."""
+    shown = dict[str, set[str]]()
+    for section in sections_of(text):
+        used = set[str]().union(*(used_in(block.code) for block in blocks_of(section) if block.shown))
+        for found in re.findall(r"^::: ([\w.]+)$", section, re.MULTILINE):
+            shown[found] = used
+    return [
+        f"{package}.{name}: {'no example in its section' if f'{package}.{name}' in shown else 'not documented'}"
+        for name in names
+        if name not in shown.get(f"{package}.{name}", ())
+    ]
+
+
+def test_every_public_name_is_documented_with_an_example():
+    missing = []
+    for package in ("locks", "lanes", "runtime", *BESIDE):
+        text = (DOCS / "reference" / f"{package.partition('.')[0]}.md").read_text("utf-8")
+        missing += without_example(text, package, [name for of, name in public_names() if of == package])
+    assert missing == []
+
+
+def test_a_name_without_an_example_is_found():
+    page = "# x\n\n## One\n\n```python\nRun(Lane.b)\n```\n\n::: x.Run\n::: x.b\n::: x.c\n\n## Two\n\n::: x.Lane\n"
+    assert without_example(page, "x", ["Run", "b"]) == []
+    assert without_example(page, "x", ["Lane", "c", "d"]) == [
+        "x.Lane: no example in its section",
+        "x.c: no example in its section",
+        "x.d: not documented",
+    ]
+
+
+def test_every_page_is_in_the_site():
+    listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]))
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert pages - listed == set(), "put them into `nav` of mkdocs.yml"
