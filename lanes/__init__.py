@@ -2,6 +2,7 @@
 
 from .asking import Answer, Question, WaitsForAnswer
 from .body.context import RunContext
+from .body.grant import PoolGrant
 from .body.inbox import Inbox
 from .body.processes import ProcessFailed, ProcessResult
 from .body.session import Session
@@ -18,6 +19,7 @@ from .errors import (
 from .events import EventStream
 from .layout import SessionLayout
 from .message import Message
+from .pool_spec import PoolSpec
 from .queues.totals import Totals
 from .retry import RetrySpec
 from .run import Outcome, Run, RunState, current_run
@@ -39,6 +41,8 @@ __all__ = [
     "Message",
     "Outcome",
     "Parked",
+    "PoolGrant",
+    "PoolSpec",
     "ProcessFailed",
     "ProcessResult",
     "Question",

@@ -7,21 +7,23 @@ from typing import Any, TypeVar
 
 from .checks import shown
 from .errors import InvalidLane
+from .pool_spec import PoolSpec
 from .spec import DEFAULT_GROUPS, DEFAULT_LANES, GroupSpec, LaneSpec
 
 T = TypeVar("T")
 
 
 class SpecTable:
-    """The lanes and groups of a supervisor, by name; those given override the defaults.
+    """The lanes, groups and pools of a supervisor, by name; lanes and groups that are given override the defaults.
 
     Raises:
         InvalidLane: two specifications of one name, or a lane whose group does not exist.
     """
 
-    def __init__(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec]) -> None:
+    def __init__(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec], pools: Iterable[PoolSpec] = ()) -> None:
         self.lanes = _merged(DEFAULT_LANES, lanes, lambda spec: spec.pattern, ("lanes", "pattern"), LaneSpec)
         self.groups = _merged(DEFAULT_GROUPS, groups, lambda spec: spec.name, ("groups", "group"), GroupSpec)
+        self.pools = _merged((), pools, lambda spec: spec.name, ("pools", "pool"), PoolSpec)
         self._exact = {spec.pattern: spec for spec in self.lanes.values() if not spec.wild}
         self._wild = sorted((s for s in self.lanes.values() if s.wild), key=lambda s: -len(s.pattern))
         for spec in self.lanes.values():

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .services import ServicesStuck
-    from .statistics import AbandonedBody, GroupStatistics, InboxStatistics, LaneStatistics, NodeStatistics, Statistics
+    from .statistics import (
+        AbandonedBody,
+        GroupStatistics,
+        InboxStatistics,
+        LaneStatistics,
+        NodeStatistics,
+        PoolStatistics,
+        Statistics,
+    )
     from .status.socket_path import StatusSocketError
     from .streams import MessageEvents
     from .supervisor import Supervisor
@@ -48,6 +56,7 @@ __all__ = [
     "NodeLost",
     "NodeStatistics",
     "OutcomeUnknown",
+    "PoolStatistics",
     "PostgresStore",
     "ProcessStatistics",
     "Quantiles",
@@ -82,6 +91,7 @@ _HOMES = {
     "MessageState": "inbox.rows",
     "NodeLost": "postgres.errors",
     "OutcomeUnknown": "inbox.errors",
+    "PoolStatistics": "statistics",
     "PostgresStore": "postgres.settings",
     "ProcessStatistics": "watch.resources",
     "Quantiles": "quantiles",

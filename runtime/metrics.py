@@ -3,8 +3,8 @@
     from prometheus_client import REGISTRY
     REGISTRY.register(SupervisorCollector(sup))
 
-The labels are groups, states and rights, of which there are a few; never sessions, runs, or lanes of a pattern, which
-may be any number. A `CollectorRegistry` takes one supervisor: two have the same names.
+The labels are groups, pools, states and rights, of which there are a few; never sessions, runs, or lanes of a pattern,
+which may be any number. A `CollectorRegistry` takes one supervisor: two have the same names.
 
 `statistics()` belongs to the event loop's thread, and most exporters scrape on one of their own (`start_http_server`).
 There, the question is posted to the loop, and waited for only for so long; while the loop is blocked it is not even
@@ -100,6 +100,7 @@ class SupervisorCollector(Collector):
         return (
             *(_OF_INBOX if self._sup._inbox is not None else ()),
             *(_OF_NODE if self._sup._node is not None else ()),
+            *(_OF_POOLS if self._sup._scheduler.board.pools else ()),
         )
 
     def _statistics(self) -> Statistics | None:
@@ -146,6 +147,11 @@ def _one(kind: type[_Family], name: str, text: str, field: str | _Field) -> _Met
 def _by_group(kind: type[_Family], name: str, text: str, field: str) -> _Metric:
     of = attrgetter(field)
     return _Metric(kind, name, text, lambda now: [((at,), of(one)) for at, one in now.groups.items()], ("group",))
+
+
+def _by_pool(kind: type[_Family], name: str, text: str, field: str) -> _Metric:
+    of = attrgetter(field)
+    return _Metric(kind, name, text, lambda now: [((at,), of(one)) for at, one in now.pools.items()], ("pool",))
 
 
 def _by_right(name: str, text: str, claims: Callable[[Statistics], Iterable[HeldRight | WaitingClaim]]) -> _Metric:
@@ -313,3 +319,27 @@ _OF_NODE = (
     _one(_COUNTER, "lanes_node_reconnects_total", "Times that something was tried again.", "node.reconnects"),
 )
 """Of a supervisor on a store."""
+
+_OF_POOLS = (
+    _by_pool(_GAUGE, "lanes_pool_held", "Grants of a pool that are held.", "held"),
+    _Metric(
+        _GAUGE,
+        "lanes_pool_slots",
+        "Grants of a pool that may be held at a time; missing for a pool without slots.",
+        lambda now: [((at,), one.slots) for at, one in now.pools.items() if one.slots is not None],
+        ("pool",),
+    ),
+    _by_pool(_GAUGE, "lanes_pool_waiting", "Grants that are waited for.", "waiting"),
+    _by_pool(
+        _GAUGE, "lanes_pool_oldest_wait_seconds", "How long the oldest of them has been waited for.", "oldest_wait_s"
+    ),
+    _by_pool(_GAUGE, "lanes_pool_share", "The part of its limits that is in force; below 1 after refusals.", "share"),
+    _by_pool(
+        _GAUGE, "lanes_pool_paused_seconds", "How long nothing is granted, as the provider has asked.", "paused_for_s"
+    ),
+    _by_pool(_COUNTER, "lanes_pool_granted_total", "Grants.", "granted"),
+    _by_pool(_COUNTER, "lanes_pool_tokens_total", "Tokens, as settled.", "tokens"),
+    _by_pool(_COUNTER, "lanes_pool_waited_seconds_total", "Seconds that grants were waited for, together.", "waited_s"),
+    _by_pool(_COUNTER, "lanes_pool_throttled_total", "Calls that the provider has refused.", "throttled"),
+)
+"""Of a supervisor that has pools."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from lanes import Run, Totals
 from lanes.core.execution import Execution
 from lanes.core.scheduler import Scheduler
 from lanes.queues.lane import Lane
+from lanes.queues.pool import Pool
 from locks import RegistryStatistics
 
 from .quantiles import Quantiles
@@ -54,6 +55,38 @@ class GroupStatistics:
     """How long ago the oldest of the runs that wait on its lanes was submitted; 0 when there is none."""
     totals: Totals
     """Of what has ended since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """One pool."""
+
+    held: int
+    """Grants that are held."""
+    slots: int | None
+    """Grants that may be held at a time; `None` for any number."""
+    waiting: int
+    """Grants that are waited for."""
+    oldest_wait_s: float
+    """For how long the oldest of them has been waited for; 0 when there is none."""
+    begun_in_window: int
+    """Grants that have begun in the stretch of its rate that ends now; 0 without a rate."""
+    tokens_in_window: int
+    """Tokens that count against its limit now, those of unsettled grants included."""
+    share: float
+    """The part of its limits that is in force: 1 unless the provider has refused calls."""
+    paused_for_s: float
+    """For how long nothing is granted, as the provider has asked; 0 when it has not."""
+    granted: int
+    """Grants since the start."""
+    tokens: int
+    """Tokens since the start, as settled."""
+    waited_s: float
+    """Seconds that the grants were waited for, together."""
+    longest_wait_s: float
+    """The longest of these waits."""
+    throttled: int
+    """Calls since the start that the provider has refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +191,8 @@ class Statistics:
     """`None` for a supervisor without one."""
     node: NodeStatistics | None = None
     """`None` for a supervisor that keeps its sessions in files."""
+    pools: Mapping[str, PoolStatistics] = field(default_factory=dict)
+    """All of them, by name."""
 
     @property
     def healthy(self) -> bool:
@@ -223,6 +258,26 @@ def take(
         generation=generation,
         inbox=inbox,
         node=node,
+        pools={name: _pool(pool, now) for name, pool in scheduler.board.pools.items()},
+    )
+
+
+def _pool(pool: Pool[Execution], now: float) -> PoolStatistics:
+    allowance = pool.allowance
+    return PoolStatistics(
+        held=allowance.held,
+        slots=pool.spec.slots,
+        waiting=pool.waiting,
+        oldest_wait_s=max(0.0, now - pool.oldest_at()),
+        begun_in_window=allowance.begun(now),
+        tokens_in_window=allowance.tokens(now) if pool.spec.tokens is not None else 0,
+        share=allowance.share(now),
+        paused_for_s=max(0.0, allowance.paused_until - now),
+        granted=pool.granted,
+        tokens=pool.used,
+        waited_s=pool.waited_s,
+        longest_wait_s=pool.longest_wait_s,
+        throttled=pool.throttled,
     )
 
 

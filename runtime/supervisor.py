@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from lanes import GroupSpec, InvalidLane, LaneSpec, Parked, Question, Run, SessionLayout
+from lanes import GroupSpec, InvalidLane, LaneSpec, Parked, PoolSpec, Question, Run, SessionLayout
 from lanes.checks import callback, choice, seconds, shown, whole
 from lanes.core.board import Board
 from lanes.core.hooks import Hook, Hooks
@@ -52,6 +52,7 @@ class Supervisor:
             `PostgresStore`, whose sessions any number of processes on any machines share, always with an inbox.
         lanes: specifications that add to the default lanes or override them by pattern.
         groups: the same for groups.
+        pools: limits that runs of all lanes share and wait for (`RunContext.pool`); by default there are none.
         services: name to factory of an async context manager; entered in order before work is accepted, left in
             reverse order, and handed to bodies as `ctx.services`. Each generation makes its own.
         registry: the lock registry; by default one of its own.
@@ -88,6 +89,7 @@ class Supervisor:
         *,
         lanes: Iterable[LaneSpec] = (),
         groups: Iterable[GroupSpec] = (),
+        pools: Iterable[PoolSpec] = (),
         services: Mapping[str, ServiceFactory] | None = None,
         registry: LockRegistry | None = None,
         exclusive: bool = False,
@@ -113,7 +115,7 @@ class Supervisor:
         choice("on_zombie", on_zombie, get_args(OnZombie))
         self._scheduler = Scheduler(
             Board(
-                SpecTable(lanes, groups),
+                SpecTable(lanes, groups, pools),
                 self.registry,
                 self.layout,
                 keep_outcomes=whole("keep_outcomes", keep_outcomes, 0),

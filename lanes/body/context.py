@@ -10,10 +10,11 @@ from typing import Any
 
 import anyio
 
-from locks import InvalidSession, LeaseLost, RunEnded, _clock
+from locks import InvalidSession, RunEnded, _clock
 
 from ..asking import NewQuestion, WaitsForAnswer
 from ..run import Body, Run
+from .grant import PoolGrant
 from .inbox import Inbox
 from .permit import Permit
 from .processes import ProcessResult, run_process
@@ -114,7 +115,7 @@ class RunContext:
             Draining, InvalidLane, InvalidSession, LaneFull, LaneBusy: no run exists.
         """
         permit = self._permit
-        self._check_alive(f"submitted to lane {lane!r:.80}")
+        permit.check_may_begin(f"submitted to lane {lane!r:.80}")
         if permit.ending and not detached:
             holder = permit.fence.holder
             raise RunEnded(
@@ -126,18 +127,19 @@ class RunContext:
             lane, fn, args, detached=detached, session=session, turn=turn, timeout=timeout, priority=priority
         )
 
-    def _check_alive(self, what: str) -> None:
-        """Raise unless this attempt may still begin something.
+    def pool(self, name: str, *, tokens: int | None = None) -> PoolGrant:
+        """A call of a provider, say, that a pool lets through when its limits allow it: `async with ctx.pool(...)`.
+
+        Args:
+            name: of the pool (`Supervisor(pools=[...])`).
+            tokens: how many it will use at most, as far as that is known before; `PoolGrant.settle` says how many it
+                was. A pool without a limit of tokens counts them only.
 
         Raises:
-            RunEnded, Superseded: it is over, or its grace has passed.
+            InvalidLane: there is no such pool; it never has so many tokens; they are missing where it limits them.
+            WrongThread: on another thread than the event loop's.
         """
-        fence = self._permit.fence
-        if fence.closed or self._permit.is_over():
-            try:
-                fence.check("")
-            except LeaseLost as error:
-                raise type(error)(f"{fence.holder} has ended: nothing {what}", path="", holder=fence.holder) from None
+        return self._permit.pool(name, tokens)
 
     @property
     def message_ids(self) -> list[int]:
@@ -187,7 +189,7 @@ class RunContext:
             InboxDown: it cannot be kept.
             RunEnded, Superseded: this run has ended.
         """
-        self._check_alive("asked")
+        self._permit.check_may_begin("asked")
         new = NewQuestion(question=question, options=options, expires=expires, key=key, keep=keep)
         return WaitsForAnswer(await self._permit.ask(new))
 
@@ -221,7 +223,7 @@ class RunContext:
             ValueError: an argument is not allowed; nothing was started.
         """
         permit = self._permit
-        self._check_alive("started")
+        permit.check_may_begin("started")
         if permit.killers is None:
             permit.killers = set()
         return await run_process(

@@ -9,6 +9,7 @@ from locks import Fence
 
 from ..asking import NewQuestion, Question
 from ..run import Body, Options, Run
+from .grant import PoolGrant
 from .inbox import Inbox
 from .session import Session
 
@@ -32,9 +33,15 @@ class Permit(Protocol):
     def grace_left(self) -> float:
         """Seconds that a clean-up may take from now."""
 
+    def check_may_begin(self, what: str) -> None:
+        """Raise unless it may still begin something."""
+
     def progress(self) -> None: ...
     def emit(self, event: Any) -> None: ...
     def session(self, key: str) -> Session: ...
+    def pool(self, name: str, tokens: int | None) -> PoolGrant:
+        """A grant of a pool, to be entered."""
+
     def message_ids(self) -> list[int]:
         """The ids of the messages that it answers and that an inbox keeps."""
 

@@ -17,6 +17,7 @@ from ..body.session import Sessions
 from ..layout import Layout, is_own_name
 from ..queues.groups import Group
 from ..queues.lane import Lane
+from ..queues.pool import Pool
 from ..queues.throttle import Throttle
 from ..queues.timers import Timers
 from ..queues.turns import Turns
@@ -37,7 +38,7 @@ def _ignored(_error: BaseException | None, _raised: bool) -> None:
 
 
 class Board:
-    """Lanes, groups, turns and runs. Only the scheduler changes it. To be used on the event loop's thread."""
+    """Lanes, groups, pools, turns and runs. Only the scheduler changes it. To be used on the event loop's thread."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Board:
         """Whether queued work is started. While it is not, children of running runs are."""
         self.lanes: dict[str, Lane[Execution]] = {}
         self.groups: dict[str, Group[Execution]] = {name: Group(spec) for name, spec in specs.groups.items()}
+        self.pools: dict[str, Pool[Execution]] = {name: Pool(spec) for name, spec in specs.pools.items()}
         self.turns: Turns[Execution] = Turns()
         self.live: dict[int, Execution] = {}
         self.bodies: dict[Execution, None] = {}

@@ -27,6 +27,7 @@ from locks._loop import Signal, current_task
 from locks.lowlevel import AnyOf, name_of, never_ending
 
 from ..queues.groups import Group
+from ..queues.pool import Claim
 from ..run import Run
 from .board import Board
 from .execution import Execution, execution_of
@@ -38,8 +39,9 @@ _Stuck = dict[object, list[object]]
 class Waits:
     """Which run waits for which, in one scheduler. On the event loop's thread.
 
-    Invariants: an execution has a `wait`, and is in `_by_task`, exactly while the task of its body waits in `wait`; it
-    is in the list in `_awaited` of the run that it waits for until that run has ended.
+    Invariants: an execution has a `wait`, and is in `_by_task`, exactly while the task of its body waits in `wait`, or
+    for a grant of a pool; in `wait` it is in the list in `_awaited` of the run that it waits for until that run has
+    ended.
     """
 
     def __init__(self, board: Board, admit: Callable[[Group[Execution]], None]) -> None:
@@ -76,6 +78,28 @@ class Waits:
                 await turn.wait()
         finally:
             self._end(asking, run, task)
+
+    def begin_claim(self, asking: Execution, claim: Claim[Execution]) -> object:
+        """A run waits for a grant of a pool; returns its task, if that is what waits.
+
+        Raises:
+            DeadlockError: the runs that hold the pool can only end after the asking one. Nothing has changed.
+        """
+        task = asking.fence.task
+        if task is None or task is not current_task():
+            return None
+        limited = anyio.current_effective_deadline() < asking.fence.scope_ends
+        self._by_task[task] = asking
+        asking.begin_wait(None, limited=limited, claim=claim)
+        if _needed(asking, awaited_by):
+            self._refuse_ring(asking, task, f"waiting for a grant of pool {claim.pool.spec.name}")
+        return task
+
+    def end_claim(self, asking: Execution, task: object) -> None:
+        """The wait of `begin_claim`, which has returned that task, is over."""
+        if task is not None and self._by_task.pop(task, None) is not None:
+            asking.progress()  # its idle budget counts from here again
+            asking.end_wait()
 
     @_effects.change
     def _lend(self, asking: Execution, group: Group[Execution]) -> None:
@@ -125,15 +149,20 @@ class Waits:
         target = execution_of(run)
         assert target is not None
         # Mostly it needs nothing, and then there is nothing to search.
-        stuck = self._stuck(asking) if target is asking or _needed(target, needs_of) else None
+        if target is asking or _needed(target, needs_of):
+            self._refuse_ring(asking, task, f"waiting for run {run.id} on lane {run.lane}")
+        self._awaited.setdefault(run, []).append(asking)
+
+    def _refuse_ring(self, asking: Execution, task: object, waiting: str) -> None:
+        """Undo a wait that has just begun, and raise, if it would never end."""
+        stuck = self._stuck(asking)
         if stuck is None:
-            self._awaited.setdefault(run, []).append(asking)
             return
         chain = self._chain(asking, stuck)
         asking.end_wait()
         del self._by_task[task]
         ring = "; ".join(f"{waiter} waits for {what}" for waiter, what, _ in chain)
-        raise DeadlockError(f"waiting for run {run.id} on lane {run.lane} would never end: {ring}", chain=chain)
+        raise DeadlockError(f"{waiting} would never end: {ring}", chain=chain)
 
     def _forget(self, asking: Execution, run: Run) -> None:
         others = self._awaited[run]
@@ -198,6 +227,11 @@ def _holder(node: object) -> Holder:
     return node.fence.holder if isinstance(node, Execution) else Holder(task=name_of(node) or "")
 
 
+def _pool_of(one: Execution) -> str:
+    claim = one.wait.claim if one.wait is not None else None
+    return f"pool {claim.pool.spec.name}" if claim is not None else "no pool"
+
+
 def _words(kind: Kind | None, one: object, other: object) -> str:
     if kind is None or not isinstance(one, Execution):
         return str(_holder(other))
@@ -211,5 +245,6 @@ def _words(kind: Kind | None, one: object, other: object) -> str:
         Kind.PLACE: f"a place on lane {one.lane.name}, where run {other.run.id} runs",
         Kind.SLOT: f"a slot of group {one.spec.group}, where run {other.run.id} has one",
         Kind.READER: f"run {other.run.id}, which has its message",
+        Kind.POOL: f"a grant of {_pool_of(one)}, where run {other.run.id} has one",
     }
     return words.get(kind, f"run {other.run.id}")

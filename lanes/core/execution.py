@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 
-from locks import Fence, LockRegistry, Right, _clock, _effects
+from locks import Fence, LeaseLost, LockRegistry, Right, _clock, _effects
 from locks._loop import Signal, running_loop
 from locks.lowlevel import FileClaim
 
 from ..asking import NewQuestion, Question
+from ..body.grant import PoolGrant
 from ..body.inbox import Inbox
 from ..body.session import Session
 from ..errors import InvalidLane, wrong_loop
@@ -30,18 +31,21 @@ if TYPE_CHECKING:
     from ..checks import Priority
     from ..message import Message
     from ..queues.lane import Lane
+    from ..queues.pool import Claim
     from ..queues.timers import Timer
     from ..spec import LaneSpec, WhenBusy
 
 
 @dataclass(slots=True)
 class Wait:
-    """A body waits for a run: for its end, and then for a slot again."""
+    """A body waits for a run, for its end and then for a slot again; or for a grant of a pool."""
 
     run: Run | None
     """`None` once that run has ended."""
     limited: bool
     """Whether a time limit of the body's own ends the wait."""
+    claim: Claim[Execution] | None = None
+    """The grant of a pool that it waits for instead."""
 
 
 NOT_HELD = -math.inf
@@ -85,7 +89,9 @@ class Execution:
     steered_into: Execution | None = None
     """The run into whose inbox its message went."""
     wait: Wait | None = None
-    """There while the task of its body waits for another run."""
+    """There while the task of its body waits for another run, or for a grant of a pool."""
+    claims: dict[Claim[Execution], None] | None = None
+    """What it has, or asks for, of pools."""
     answering: list[Execution] | None = None
     """The runs whose messages its body has read from its inbox: they share its outcome."""
     is_answered = False
@@ -234,6 +240,23 @@ class Execution:
         else:
             await session.append(record)
 
+    def check_may_begin(self, what: str) -> None:
+        """Raise unless this attempt may still begin something.
+
+        Raises:
+            RunEnded, Superseded: it is over, or its grace has passed.
+        """
+        fence = self.fence
+        if fence.closed or self.phase in OVER:
+            try:
+                fence.check("")
+            except LeaseLost as error:
+                raise type(error)(f"{fence.holder} has ended: nothing {what}", path="", holder=fence.holder) from None
+
+    def pool(self, name: str, tokens: int | None) -> PoolGrant:
+        """A grant of a pool, to be entered."""
+        return self.owner.pool(self, name, tokens)
+
     async def ask(self, new: NewQuestion) -> Question:
         """Keep a question to a person."""
         if (journal := self.owner.board.journal) is None:
@@ -271,9 +294,9 @@ class Execution:
         """
         await self.owner.wait_for(self, run, ended)
 
-    def begin_wait(self, run: Run, *, limited: bool) -> None:
-        """The task of its body waits for a run."""
-        self.wait = Wait(run, limited)
+    def begin_wait(self, run: Run | None, *, limited: bool, claim: Claim[Execution] | None = None) -> None:
+        """The task of its body waits for a run, or for a grant of a pool."""
+        self.wait = Wait(run, limited, claim)
 
     def end_wait(self) -> None:
         """The task of its body goes on."""

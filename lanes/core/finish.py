@@ -17,6 +17,7 @@ from .deadlock import Waits
 from .execution import NOT_HELD, Execution
 from .outcomes import fields, log_timeout, of_the_process, outcome_of
 from .phase import OVER, QUEUED, Phase
+from .pools import Pools
 from .raised import Raised
 from .start import Starting
 from .steer import Steering
@@ -25,11 +26,12 @@ from .steer import Steering
 class Finishing:
     """How runs end."""
 
-    def __init__(self, board: Board, starting: Starting, steering: Steering, waits: Waits) -> None:
+    def __init__(self, board: Board, starting: Starting, steering: Steering, waits: Waits, pools: Pools) -> None:
         self._board = board
         self._starting = starting
         self._steering = steering
         self._waits = waits
+        self._pools = pools
 
     def finish(
         self,
@@ -114,6 +116,8 @@ class Finishing:
             execution.release_turn(self._board.registry)
         if execution.killers:
             execution.kill_processes()
+        if execution.claims:
+            self._pools.end_all(execution)
         fence = execution.fence
         if execution.successor is not None:
             fence.close(Superseded, execution.successor.fence.holder)

@@ -5,11 +5,12 @@ The deadlock detector searches it (`deadlock`). `lanes status` shows the first n
 timeout (`outcomes`) and `LaneBusy` (`busy`) name the run that is in the way.
 
 `needs_of` gives them in the order in which an operator asks, each worked out when it is asked for: of thousands of
-queued runs `lanes status` needs the first one each. All of them must come true, each by any one of
-the runs and tasks in it. A body that waits for a right needs the tasks that have to give it back, and keeps its slot; a
-body that waits for another run has lent its slot, and needs one again when that run has ended. A queued run needs the
-run right before it in its session, or what has the session's turn in the lock registry; a place on its lane; and a slot
-for itself, or for a run that goes before it on its lane. What no run or task here decides is in the list as well.
+queued runs `lanes status` needs the first one each. All of them must come true, each by any one of the runs and tasks
+in it. A body that waits for a right needs the tasks that have to give it back, and keeps its slot; so does a body that
+waits for a grant of a pool, and needs a run that holds one, unless time alone brings it; a body that waits for another
+run has lent its slot, and needs one again when that run has ended. A queued run needs the run right before it in its
+session, or what has the session's turn in the lock registry; a place on its lane; and a slot for itself, or for a run
+that goes before it on its lane. What no run or task here decides is in the list as well.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from locks import Right, _clock
 
 from ..checks import Priority
+from ..queues.pool import Standing
 from ..run import RunState
 from .execution import Execution, execution_of
 from .owner import World
@@ -42,6 +44,7 @@ class Kind(Enum):
     HELD = auto()  # a task, or another process, that is in no queue here has to give back the turn of its session
     PLACE = auto()  # a run on its lane has to end: the lane is full
     SLOT = auto()  # a run of its group has to give its slot back
+    POOL = auto()  # a run has to give back what it holds of a pool, or time has to pass: its body waits for a grant
     THROTTLE = auto()  # admission is slowed: the run starts soon
 
 
@@ -71,10 +74,13 @@ def needs_of(one: Execution) -> Iterator[Need]:
 
 
 def awaited_by(one: Execution) -> list[Need]:
-    """What the task of a body needs while it waits for another run: that one's end, then a slot again."""
+    """What the task of a body needs while it waits for another run, its end and then a slot again; or for a pool."""
     wait = one.wait
     if wait is None:
         return []
+    if wait.claim is not None:
+        waits = wait.claim.standing is Standing.WAITS  # else it has been granted, and its task has not run since
+        return [Need(Kind.POOL, wait.claim.pool.blockers(wait.claim), wait.limited)] if waits else []
     if wait.run is not None:
         target = execution_of(wait.run)
         return [Need(Kind.RUN, (target,), wait.limited)] if target is not None else []

@@ -67,7 +67,9 @@ def deadline_reason(execution: Execution) -> str:
     parent = execution.parent
     if parent is not None and parent.hard_deadline == execution.hard_deadline:
         return f"reached the deadline of its parent, run {parent.run.id}"
-    return f"timed out after {execution.timeout:g} s"
+    wait = execution.wait
+    waited = f"; it waited for a grant of pool {wait.claim.pool.spec.name}" if wait is not None and wait.claim else ""
+    return f"timed out after {execution.timeout:g} s{waited}"
 
 
 def queue_reason(execution: Execution) -> str:

@@ -13,6 +13,7 @@ import anyio
 from locks import LeaseLost, LockRegistry
 from locks._loop import Signal
 
+from ..body.grant import PoolGrant
 from ..body.session import Sessions
 from ..layout import Layout
 from ..queues.groups import Group
@@ -109,6 +110,9 @@ class Owner(Protocol[W]):
 
     def message_read(self, execution: W, taken: W) -> None:
         """Its body has read a message that was handed to it."""
+
+    def pool(self, execution: W, name: str, tokens: int | None) -> PoolGrant:
+        """A grant of a pool; see `Pools.grant`."""
 
     async def wait_for(self, asking: W, run: Run, ended: Signal) -> None:
         """Wait for a run on behalf of another one; see `Waits.wait`."""

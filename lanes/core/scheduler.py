@@ -24,6 +24,7 @@ from .intake import Intake
 from .next_attempt import Retrying
 from .outcomes import FROM_OUTSIDE
 from .parking import Parking
+from .pools import Pools
 from .start import Starting
 from .steer import Steering
 from .task_host import new_host
@@ -41,7 +42,8 @@ class Scheduler:
         starting = Starting(board)
         steering = Steering(board, starting)
         self.waits = waits = Waits(board, starting.admit_group)
-        self._finishing = finishing = Finishing(board, starting, steering, waits)
+        pools = Pools(board, waits)
+        self._finishing = finishing = Finishing(board, starting, steering, waits, pools)
         self._causes = causes = Causes(board, finishing, Retrying(board, starting, finishing), waits)
         self.intake = intake = Intake(board, starting, steering, causes, self)
         board.throttle.on_restore = starting.admit_all
@@ -51,6 +53,7 @@ class Scheduler:
         self.admit_all = starting.admit_all
         # As the owner of its executions; each name is that of the part itself, so that no call takes two steps
         self.submit, self.message_read, self.wait_for = intake.submit, steering.message_read, waits.wait
+        self.pool, starting.on_lent = pools.grant, pools.lent
         self.parking = Parking(board, intake)
         self.finish, self.park_if_failed = finishing.finish, self.parking.park_if_failed
         self.end, self.interrupted = causes.end, causes.interrupted

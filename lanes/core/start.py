@@ -9,6 +9,7 @@ anything is started at all, for example while the supervisor drains, is `Board.m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from operator import attrgetter
@@ -32,6 +33,10 @@ from .phase import OVER, QUEUED, Phase
 from .raised import Raised, raised_of
 
 
+def _nothing(_execution: Execution, _urgency: Priority) -> None:
+    """No run waits elsewhere."""
+
+
 class Starting:
     """How runs start: the queues of sessions, and admission. It reports what becomes of a run to the run's owner."""
 
@@ -43,6 +48,8 @@ class Starting:
         self._paced: dict[Group[Execution], Timer] = {}
         """Groups that a timer will look at again, since admission is slowed."""
         self._front_ranks = count(-1, -1)
+        self.on_lent: Callable[[Execution, Priority], object] = _nothing
+        """Called when the body of a run goes on with a more urgent class: its waits are as urgent."""
 
     # Queueing
 
@@ -118,6 +125,8 @@ class Starting:
             if front not in group.holders:  # it has lent its slot: the lent class may be all that it lacks to go on
                 front.urgency = urgency
                 group.let_return()
+            if front.claims:
+                self.on_lent(front, urgency)
             return
         front.urgency, front.rank = urgency, next(self._front_ranks)
         if front.phase is Phase.READY:

@@ -88,6 +88,8 @@ def head(picture: protocol.Picture) -> list[str]:
         report.append(f"SLOWED: {picture.admission_slowed}")
     report.append(f"{', '.join(counts)}; loop lag p99 {lag.p99 * 1000:.1f} ms, at most {lag.max * 1000:.1f} ms")
     report.append(f"slots: {', '.join(groups)}")
+    if picture.pools:
+        report.append(f"pools: {', '.join(map(_pool, picture.pools))}")
     if picture.inbox is not None:
         report.append(_inbox(picture.inbox))
     if picture.node is not None:
@@ -102,6 +104,16 @@ def head(picture: protocol.Picture) -> list[str]:
             f"full lanes: {', '.join(full[:_PLACES])}" + (f", … {len(full) - _PLACES} more" * (len(full) > 5))
         )
     return report
+
+
+def _pool(pool: protocol.PoolRow) -> str:
+    notes = [f"{pool.waiting} waiting, for {lasting(pool.oldest_wait_s)} at most"] if pool.waiting else []
+    if pool.paused_for_s:
+        notes.append(f"paused for {lasting(pool.paused_for_s)} more")
+    if pool.share < 1.0:
+        notes.append(f"lowered to {pool.share:.0%}")
+    held = f"{pool.name} {pool.held}" + ("" if pool.slots is None else f"/{pool.slots}")
+    return f"{held} ({'; '.join(notes)})" if notes else held
 
 
 def _inbox(inbox: protocol.InboxPart) -> str:

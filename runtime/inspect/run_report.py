@@ -183,6 +183,8 @@ def _words(need: Need, one: Execution) -> str:
             return f"a place on lane {lane.name}: {places}, by {_briefs(need.runs)}"
         case Kind.SLOT:
             return f"a slot{'' if one.is_queued() else ' again'}: {_slots(one)}"
+        case Kind.POOL:
+            return _pool(one)
         case Kind.THROTTLE:
             return f"admission, which is slowed: {one.owner.board.throttle.reason}"
     return ""
@@ -208,6 +210,15 @@ def _slots(execution: Execution) -> str:
     reserve = f", {group.spec.reserve} reserved for foreground" if group.spec.reserve else ""
     slots = f"{group.running} of {group.spec.slots} of group {group.spec.name} taken{reserve}"
     return f"{slots}, by {_briefs(list(group.holders))}" if group.holders else slots
+
+
+def _pool(execution: Execution) -> str:
+    claim = execution.wait.claim if execution.wait is not None else None
+    if claim is None:
+        return ""
+    pool, holders = claim.pool, list(dict.fromkeys(one.waiter for one in claim.pool.held))
+    held = f", held by {_briefs(holders)}" if holders else ""
+    return f"a grant of pool {pool.spec.name}: {pool.reason(claim, _clock.clock.now())}{held}"
 
 
 def _scheduler(execution: Execution) -> Scheduler:

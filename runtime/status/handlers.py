@@ -249,6 +249,7 @@ class Handlers:
             orders=list(self._orders.values()),
             inbox=None if inbox is None else _row(protocol.InboxPart, inbox, error=text(inbox.error)),
             node=None if node is None else _row(protocol.NodePart, node, name=text(node.name)),
+            pools=[_row(protocol.PoolRow, pool, name=text(name)) for name, pool in statistics.pools.items()],
         )
 
     def _runs(self, waiters: Iterable[WaitingClaim], now: float, each: int | None) -> list[protocol.RunRow]:
@@ -306,6 +307,7 @@ def _wait(one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
         Kind.HELD: f"the turn of session {run.session}",
         Kind.PLACE: f"a place on lane {one.lane.name}",
         Kind.SLOT: f"a slot of group {one.spec.group}{'' if one.is_queued() else ' again'}",
+        Kind.POOL: _pool_words(one, now),
         Kind.THROTTLE: f"admission, which is slowed: {one.owner.board.throttle.reason}",
     }
     what = words.get(need.kind, "")
@@ -313,6 +315,11 @@ def _wait(one: Execution, claim: WaitingClaim | None, now: float) -> _Wait:
         return _Wait(what)
     state = " (which waits too)" if holder.is_queued() else ""
     return _Wait(what, f"run {holder.run.id} on lane {holder.run.lane}{state}", holder.run.id)
+
+
+def _pool_words(one: Execution, now: float) -> str:
+    claim = one.wait.claim if one.wait is not None else None
+    return "" if claim is None else f"a grant of pool {claim.pool.spec.name}: {claim.pool.reason(claim, now)}"
 
 
 def _own_run(claim: WaitingClaim) -> int | None:

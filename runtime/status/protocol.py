@@ -78,6 +78,24 @@ class GroupRow(msgspec.Struct, frozen=True, kw_only=True):
     oldest_wait_s: float
 
 
+class PoolRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One pool."""
+
+    name: str
+    held: int
+    slots: int | None
+    """Null for any number."""
+    waiting: int
+    oldest_wait_s: float
+    share: float
+    """The part of its limits that is in force; below 1 when the provider has refused calls."""
+    paused_for_s: float
+    """For how long nothing is granted, as the provider has asked."""
+    granted: int
+    tokens: int
+    throttled: int
+
+
 class LaneRow(msgspec.Struct, frozen=True, kw_only=True):
     """One live lane."""
 
@@ -221,6 +239,7 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     """Null for a supervisor without one."""
     node: NodePart | None = None
     """Null for a supervisor that keeps its sessions in files."""
+    pools: list[PoolRow] = []
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):

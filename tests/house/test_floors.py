@@ -28,7 +28,7 @@ ORDER: dict[str, list[str]] = {
         "lowlevel",
     ],
     "lanes": [
-        "asking checks errors events layout message retry run run_errors spec spec_table tracebacks",
+        "asking checks errors events layout message pool_spec retry run run_errors spec spec_table tracebacks",
         "queues",
         "body",
         "core",

@@ -17,7 +17,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from lanes import GroupSpec, LaneSpec, RetrySpec
+from lanes import GroupSpec, LaneSpec, PoolSpec, RetrySpec
 from runtime import Supervisor
 from runtime.metrics import SupervisorCollector
 from runtime.testing.inline import inline
@@ -106,6 +106,34 @@ async def test_what_is_told_is_what_the_statistics_say(virtual, tmp_path):
         body.release()
         virtual.threads_hold = True
         await gone(sup)
+
+
+async def test_pools_are_told_of_a_supervisor_that_has_some(virtual, tmp_path):
+    async def calls(ctx):
+        async with ctx.pool("model", tokens=7) as grant:
+            await anyio.sleep(1.0)
+            grant.settle(5)
+
+    pools = [PoolSpec("model", slots=1, tokens=(10, 60.0)), PoolSpec("other", rate=(1, 1.0))]
+    async with Supervisor(tmp_path, lanes=[LaneSpec("main", capacity=2)], pools=pools) as sup:
+        for _ in range(2):
+            sup.submit("main", calls)
+        await anyio.sleep(1.5)
+        found = {key[0]: value for key, value in scraped(sup).items() if "model" in key}
+        assert found.pop("lanes_pool_oldest_wait_seconds") == pytest.approx(1.5)
+        assert found == {
+            "lanes_pool_held": 0,
+            "lanes_pool_slots": 1,
+            "lanes_pool_waiting": 1,
+            "lanes_pool_share": 1,
+            "lanes_pool_paused_seconds": 0,
+            "lanes_pool_granted_total": 1,
+            "lanes_pool_tokens_total": 5,
+            "lanes_pool_waited_seconds_total": 0,
+            "lanes_pool_throttled_total": 0,
+        }
+        assert ("lanes_pool_slots", "other") not in scraped(sup)
+        sup.cancel()
 
 
 async def test_labels_are_groups_states_and_rights_only(virtual, tmp_path):

@@ -6,9 +6,10 @@ import anyio
 import pytest
 from anyio import create_task_group, sleep_forever
 
-from lanes import LaneSpec
+from lanes import LaneSpec, PoolSpec
 from lanes.core.needs import Kind, needs_of
 from runtime import Supervisor
+from runtime.cli.status import head
 from runtime.inspect.run_report import report_on
 from runtime.status import protocol
 from runtime.status.handlers import Handlers
@@ -100,3 +101,27 @@ async def test_what_both_report_is_what_the_deadlock_detector_searches(sup):
     assert (short, holder) == ("the turn of session a", f"run {first.id} on lane many")
     assert long[0].startswith(f"its turn of session a: 2 before it, first run {first.id} on lane many (running for")
     await end(sup)
+
+
+async def test_a_run_that_waits_for_a_pool_says_what_the_pool_lacks_in_both(virtual, tmp_path):
+    async def calls(ctx):
+        async with ctx.pool("model") as grant:
+            if ctx.run.id == 1:
+                await anyio.sleep(9.0)
+                grant.throttled(retry_after=30.0)
+
+    async with Supervisor(tmp_path, lanes=[LaneSpec("many", capacity=3)], pools=[PoolSpec("model", slots=1)]) as sup:
+        one = sup.submit("many", calls)
+        await anyio.sleep(1.0)
+        other = sup.submit("many", calls)
+        await anyio.sleep(1.0)
+        short, holder, long = first_waits(sup, other)
+        assert (short, holder) == ("a grant of pool model: 1 of 1 slots held", f"run {one.id} on lane many")
+        assert long[0].startswith(
+            f"a grant of pool model: 1 of 1 slots held, held by run {one.id} on lane many (running"
+        )
+        await one.result()
+        short, holder, _ = first_waits(sup, other)
+        assert (short, holder) == ("a grant of pool model: paused for 30.0 s more, as the provider asked", "")
+        pools = next(line for line in head(Handlers(sup)._picture(None)) if line.startswith("pools: "))
+        assert pools == "pools: model 0/1 (1 waiting, for 8.0 s at most; paused for 30.0 s more; lowered to 50%)"
