@@ -338,10 +338,10 @@ class MemoryInbox:
         """It never fails."""
         return False
 
-    async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
-        """Those of some messages for which nothing is to be done any more."""
+    async def ended_among(self, ids: Sequence[int]) -> list[int]:
+        """Those of some messages for which nothing is to be done any more, forgotten ones with them."""
         messages = self._data.messages
-        return [messages[one] for one in ids if one in messages and not messages[one].state.open]
+        return [one for one in ids if one not in messages or not messages[one].state.open]
 
     async def purge(self, before: float, at_most: int) -> int:
         data = self._data

@@ -6,6 +6,7 @@ its own, kept in the same transaction that closes the question, so there is exac
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from datetime import timedelta
@@ -32,6 +33,8 @@ from .rows import Ask, AskedFor, NewRow, Taken, decoded, question_of
 
 _LOOK_S = 30.0
 """How often expiry is looked at at least: the wall clock may be set."""
+SHARED_LOOK_S = 2.0
+"""The same where other processes ask, too: once such a process is gone, nothing else says when its questions expire."""
 _SOON_S = 0.02
 _AT_ONCE = 100
 
@@ -42,6 +45,8 @@ class Asks:
     def __init__(self, scheduler: Scheduler, door: Door) -> None:
         self._scheduler, self._door, self._store = scheduler, door, door.store
         self._more = anyio.Event()
+        self.look_s = _LOOK_S
+        """How often expiry is looked at at least."""
 
     async def ask(self, run: Run, route: Any, new: NewQuestion) -> Question:
         """Keep a question; see `RunContext.ask`."""
@@ -106,7 +111,7 @@ class Asks:
                 raise
             except LaneError as error:  # the supervisor drains
                 log("asks_not_expired", level="warning", error=described(error))
-                wait_s = _LOOK_S
+                wait_s = self.look_s
             with anyio.move_on_after(wait_s):
                 await more.wait()
 
@@ -126,7 +131,8 @@ class Asks:
                 await self._close_only(ask)
         next_at = await self._store.next_expiry()
         # Two clocks may say that it is due and that it is not.
-        return _LOOK_S if next_at is None else min(_LOOK_S, max(0.0 if due else _SOON_S, next_at - process.wall()))
+        soonest_s = math.inf if next_at is None else max(0.0 if due else _SOON_S, next_at - process.wall())
+        return min(self.look_s, soonest_s)
 
     async def _close(self, ask: Ask, outcome: Literal["answered", "expired"], value: Any, by: str) -> Accepted:
         """Close a question, and queue the message that says so. A checkpoint; cancelled, both happen, or neither.

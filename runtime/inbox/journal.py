@@ -151,6 +151,9 @@ class InboxJournal:
         if not ids:
             self.on_end(run.lane)
             return
+        if parked and isinstance(outcome.error, (InboxDown, *self.cut_by)):
+            # Its message is not: it is put right, and whoever does that has this process forget the parked run.
+            self.parked.update(dict.fromkeys(ids, run.id))
         if not by_process and isinstance(outcome.error, self.cut_by):
             self.on_cut(ids)
             self.on_end(run.lane)
@@ -163,14 +166,17 @@ class InboxJournal:
             self._store.wait_for(ids, outcome.value.id, partial(self._kept, ids, MessageState.WAITING, outcome))
             self.on_end(run.lane)
             return
-        if parked:
-            self.parked.update(dict.fromkeys(ids, run.id))
         state = _state(outcome, parked)
-        _effects.after(self._note_end, ids, state, outcome)  # making JSON of a value can call user code
+        _effects.after(self._note_end, run.id, ids, state, outcome)  # making JSON of a value can call user code
         self.on_end(run.lane)
 
-    def _note_end(self, ids: list[int], state: MessageState, outcome: Outcome) -> None:
-        self._store.end(ids, state, outcome.reason, _as_json(outcome.value), partial(self._kept, ids, state, outcome))
+    def _note_end(self, run: int, ids: list[int], state: MessageState, outcome: Outcome) -> None:
+        def kept(noted: object, error: BaseException | None) -> None:
+            if state is MessageState.PARKED and error is None:  # not before: what is kept as parked is looked at
+                self.parked.update(dict.fromkeys(ids, run))
+            self._kept(ids, state, outcome, noted, error)
+
+        self._store.end(ids, state, outcome.reason, _as_json(outcome.value), kept)
 
     def _kept(
         self, ids: list[int], state: MessageState, outcome: Outcome, noted: object, error: BaseException | None

@@ -50,7 +50,9 @@ class InboxService:
     """Keeps the messages of one supervisor. On the event loop's thread."""
 
     def __init__(self, scheduler: Scheduler, store: InboxStore, settings: Inbox) -> None:
-        self._scheduler, self.store, self._keep_s = scheduler, store, settings.keep.total_seconds()
+        self._scheduler, self.store = scheduler, store
+        self.keep_s = settings.keep.total_seconds()
+        """For how long what has ended is kept."""
         self.door = Door(scheduler, store)
         self.asks = Asks(scheduler, self.door)
         self.journal = InboxJournal(self.door, self.asks)
@@ -259,7 +261,7 @@ class InboxService:
     async def _purge(self) -> None:
         """Forget what ended long ago, a little at a time."""
         while True:
-            while await self.store.purge(process.wall() - self._keep_s, _PURGE_AT_ONCE) >= _PURGE_AT_ONCE:
+            while await self.store.purge(process.wall() - self.keep_s, _PURGE_AT_ONCE) >= _PURGE_AT_ONCE:
                 await anyio.sleep(0.1)  # others commit in between
             await anyio.sleep(_PURGE_EVERY_S)
 

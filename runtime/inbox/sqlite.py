@@ -260,9 +260,11 @@ class SqliteInbox:
         await anyio.lowlevel.checkpoint()
         return False
 
-    async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
-        """Those of some messages for which nothing is to be done any more."""
-        return await self._ask(lambda c: [row for one in ids if (row := statements.one(c, one)) and not row.state.open])
+    async def ended_among(self, ids: Sequence[int]) -> list[int]:
+        """Those of some messages for which nothing is to be done any more, forgotten ones with them."""
+        return await self._ask(
+            lambda c: [one for one in ids if (row := statements.one(c, one)) is None or not row.state.open]
+        )
 
     async def purge(self, before: float, at_most: int) -> int:
         """Forget what ended before an instant."""

@@ -171,8 +171,8 @@ class InboxStore(Protocol):
     async def comes_back(self) -> bool:
         """Wait until it takes changes again; `False` if it never will. A checkpoint."""
 
-    async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
-        """Those of some messages for which nothing is to be done any more."""
+    async def ended_among(self, ids: Sequence[int]) -> list[int]:
+        """Those of some messages for which nothing is to be done any more, forgotten ones with them."""
 
     async def purge(self, before: float, at_most: int) -> int:
         """Forget what ended before an instant of the wall clock, up to a number; returns how many."""

@@ -30,6 +30,6 @@ class Watch:
                 if message not in door.in_memory and not fate.ended.is_set()
             ]
             if away:
-                await door.look_again([row.id for row in await door.store.ended_among(away)])
+                await door.look_again(await door.store.ended_among(away))
             with anyio.move_on_after(_LOOK_S):
                 await more.wait()

@@ -42,6 +42,7 @@ _FULL = "53"
 _AGAIN = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, errors.QueryCanceled)
 """The server has undone the transaction, and says to try it again."""
 
+_MAKE = "insert into {s}.session (place) select p from unnest(%s::text[]) p order by p on conflict do nothing"
 _LOCK = (
     "select 1 from {s}.session t where t.place = any(%s::text[] || array(select m.place::text from {s}.message m "
     "where m.id = any(%s::bigint[]))) order by t.place for update"
@@ -298,7 +299,10 @@ class Link:
             return [decoded(steps[0], await self._rows(connection, steps[0]))]
         places = {place for step in steps for place in (step.place, *step.places) if place}
         ids = [one for step in steps for one in step.ids]
+        made = {step.place for step in steps if step.place.startswith("s:")}  # no other node makes one of a message
         async with connection.pipeline(), connection.transaction():
+            if len(made) > 1:  # in one order, too: who makes a row waits for others that have just made it
+                await connection.execute(self.statement(_MAKE), (list(made),))
             if places or ids:
                 await connection.execute(self.statement(_LOCK), (list(places), ids))
             cursors = [await connection.execute(self.statement(step.statement), step.values) for step in steps]

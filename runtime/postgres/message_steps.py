@@ -172,9 +172,13 @@ def find(message: int, ahead: Ahead) -> Step:
     return _messages("m.id = %s", (message,), ahead)
 
 
-def ended_among(ids: Sequence[int], ahead: Ahead) -> Step:
-    """Those of some messages that no node has to do anything about any more."""
-    return _messages("m.id = any(%s::bigint[]) and m.state not in ('accepted', 'started')", (list(ids),), ahead)
+def ended_among(ids: Sequence[int]) -> Step:
+    """Those of some messages that no node has to do anything about any more, or that are forgotten: their ids."""
+    text = (
+        "select i.id from unnest(%s::bigint[]) i(id) where not exists (select from {s}.message m "
+        "where m.id = i.id and m.state in ('accepted', 'started'))"
+    )
+    return Step(text, (list(ids),), lambda rows: [row[0] for row in rows])
 
 
 def in_state(state: MessageState, at_most: int, ahead: Ahead) -> Step:

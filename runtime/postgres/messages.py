@@ -335,9 +335,9 @@ class PostgresMessages:
         found: list[InboxRow] = await self._ask(message_steps.find(message, self._ahead))
         return found[0] if found else None
 
-    async def ended_among(self, ids: Sequence[int]) -> list[InboxRow]:
-        """Those of some messages that no node has to do anything about any more."""
-        found: list[InboxRow] = await self._ask(message_steps.ended_among(ids, self._ahead))
+    async def ended_among(self, ids: Sequence[int]) -> list[int]:
+        """Those of some messages that no node has to do anything about any more, or that are forgotten."""
+        found: list[int] = await self._ask(message_steps.ended_among(ids))
         return found
 
     async def in_state(self, state: MessageState, at_most: int) -> list[InboxRow]:

@@ -14,6 +14,7 @@ from locks._events import described, log
 from locks._loop import poster
 
 from ..inbox.answer import Answer
+from ..inbox.asks import SHARED_LOOK_S
 from ..inbox.service import InboxService
 from ..inbox.settings import Inbox
 from ..statistics import NodeStatistics
@@ -28,6 +29,9 @@ from .settings import PostgresStore
 from .transcripts import PostgresTranscripts
 
 CLOSE_WITHIN_S = 15.0
+KEEP_AT_LEAST_S = 60.0
+"""Longer than others need to see how a message that they wait for has ended, and than an instant of a schedule can be
+late: its key keeps a node that was slow, and is not lost, from sending it again."""
 _RUNS_OF_A_PROCESS = 10_000_000_000
 """So run 30,000,000,017 is the 17th one of the third process that used the schema."""
 
@@ -65,6 +69,8 @@ class Node:
         service.journal.on_end = partial(self._run_ended, service.journal.on_end)
         service.tasks += [self.ownership.serve, self.commands.serve]
         service.replay.comes_first_here = True
+        service.asks.look_s = SHARED_LOOK_S
+        service.keep_s = max(service.keep_s, KEEP_AT_LEAST_S + store.ttl + store.grace_s)
         service.door.behind = lambda: True  # what other nodes have accepted, this one need not know of
         board = scheduler.board
         board.ownership, board.sessions = self.ownership, self.transcripts

@@ -18,10 +18,10 @@ class Step(NamedTuple):
     values: Sequence[Any]
     decode: Decode
     place: str = ""
-    """The session that it concerns. A transaction locks all that its steps concern first, in one order, so that the
-    transactions of two nodes never wait for each other in a ring."""
+    """The session that it concerns, which is there, or is made by it. A transaction makes and locks the rows of all
+    that its steps concern first, in one order: the transactions of two nodes never wait for each other in a ring."""
     places: Sequence[str] = ()
-    """Further ones."""
+    """Further ones, that are not made."""
     ids: Sequence[int] = ()
     """Messages whose sessions it concerns."""
     alone: bool = False

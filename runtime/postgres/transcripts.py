@@ -209,7 +209,8 @@ class PostgresTranscripts:
             result: what is kept with them as the value of the run, as JSON.
 
         Raises:
-            LeaseLost: another run conducts the session, or the run may not write any more. Nothing was written.
+            LeaseLost: another run conducts the session, or the run may not write any more. Nothing was written; or the
+                lines are there once, if the connection was lost meanwhile, which the message says.
             StoreDown: the database cannot be reached; the lines are there once, or not at all.
         """
         assert under is None or isinstance(under, Fence)
@@ -230,11 +231,14 @@ class PostgresTranscripts:
             else:
                 text = "select * from {s}.note(%s, %s, %s::bigint, %s::bigint, %s::text[])"
                 values = (place, self._link.node, secrets.randbits(62), writer, lines)
+            tried = self._link.reconnects
             code, end, incarnation = await self.write(text, values, path, counted)
             if code == "ok":
                 return Position(end, (0, incarnation))
             if code not in ("busy", "gap"):
-                raise LeaseLost(f"{path} is conducted by another run: nothing was written", path=path)
+                raise LeaseLost(
+                    f"{path} is conducted by another run: {self._is_left(tried, 'nothing was written')}", path=path
+                )
             await anyio.sleep(BUSY_S)  # another run holds the write lease
             self.check(path, under)
 
@@ -283,9 +287,12 @@ class PostgresTranscripts:
             raise LeaseLost(f"{under.holder} does not conduct {path}", path=path)
         values = (place, permit.node, permit.fence, permit.nonce, to is not None, secrets.randbits(62))
         text = "select * from {s}.put_away(%s, %s, %s, %s, %s, %s::bigint)"
+        tried = self._link.reconnects
         code, entries, _ = await self.write(text, values, path)
         if code != "ok":
-            raise LeaseLost(f"{path} is conducted by another run: nothing was changed", path=path)
+            raise LeaseLost(
+                f"{path} is conducted by another run: {self._is_left(tried, 'nothing was changed')}", path=path
+            )
         return bool(entries)
 
     async def replace(
@@ -295,6 +302,7 @@ class PostgresTranscripts:
         self.check(path, under)
         lines = encode_all(records, path).decode().split("\n")[:-1]
         values = (self._place(path), secrets.randbits(62), writer, through.file_id[1], through.offset, lines)
+        tried = self._link.reconnects
         code, number, incarnation = await self.write(
             "select * from {s}.replaced(%s, %s::bigint, %s::bigint, %s, %s, %s::text[])", values, path
         )
@@ -302,7 +310,11 @@ class PostgresTranscripts:
             return Position(number, (0, incarnation))
         if code == "replaced":
             raise TranscriptError(f"{path} was replaced or reset since it was read: it stands as it is", path=path)
-        raise LeaseLost(f"the write lease on {path} was lost: nothing was changed", path=path)
+        raise LeaseLost(f"the write lease on {path} was lost: {self._is_left(tried, 'nothing was changed')}", path=path)
+
+    def _is_left(self, tried: int, nothing: str) -> str:
+        """What a refusal says of what is there: an answer may have been lost on the way, to a call that had worked."""
+        return nothing if tried == self._link.reconnects else "it was done once before, or not at all"
 
 
 def _decode(path: str, seq: int, line: str, on_error: OnError, records: Records, skipped: list[BrokenLine]) -> None:

@@ -1,0 +1,134 @@
+"""What few programs meet: answers that are lost just then, messages that are forgotten early, nodes that are gone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from lanes import InvalidLane, LaneSpec, RetrySpec, RunState
+from locks import LeaseLost
+from runtime import Inbox, PostgresStore, StoreDown, Supervisor
+from runtime.postgres.link import Link
+from runtime.postgres.messages import PostgresMessages
+from tests.postgres.looking import rows, until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
+
+
+@pytest.fixture
+def store(pg, schema):
+    return PostgresStore(pg.tcp_dsn, schema=schema, create=True)
+
+
+async def hangs(ctx, messages):
+    await anyio.sleep_forever()
+
+
+async def test_a_run_whose_append_was_answered_to_nobody_is_not_told_that_nothing_was_written(
+    store, pg, schema, monkeypatch
+):
+    """Between the two tries, another node gets the session."""
+    commit, lost = Link._commit, list[object]()
+
+    async def commits(self, connection, batch):
+        results = await commit(self, connection, batch)
+        if not lost and any(".append(" in step.statement for step, _ in batch):
+            lost.append(results)
+            await connection.execute(f"update {schema}.session set owner = 5, fence = fence + 1, nonce = null".encode())
+            raise psycopg.OperationalError("the answer was lost")
+        return results
+
+    monkeypatch.setattr(Link, "_commit", commits)
+
+    async def body(ctx):
+        with pytest.raises(LeaseLost, match="it was done once before, or not at all"):
+            await ctx.session.append({"n": 1})
+        with pytest.raises(LeaseLost, match="nothing was written"):
+            await ctx.session.append({"n": 2})
+
+    async with Supervisor(store) as sup:
+        await sup.run("main", body, session="s")
+        assert rows(pg, f"select line from {schema}.entry") == [('{"n":1}',)]
+        rows(pg, f"update {schema}.session set owner = null")
+
+
+async def test_a_message_that_is_forgotten_while_something_waits_for_it_has_an_end(store, pg, schema):
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=hangs)]) as sup:
+        rows(
+            pg,
+            f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (5, 'other', 'h', 1, 1000, 1); "
+            f"insert into {schema}.session (place, owner) values ('s:s', 5)",
+        )
+        kept = await sup.accept("main", 1, session="s")
+        rows(pg, f"delete from {schema}.message")
+        with pytest.raises(InvalidLane, match="is not kept"):
+            await kept.wait(20)
+
+
+async def test_what_has_ended_is_kept_for_as_long_as_others_need_to_see_it(store, pg, schema):
+    async with Supervisor(store, inbox=Inbox(keep=timedelta(microseconds=1))) as sup:
+        inbox: Any = sup._inbox
+        assert inbox.keep_s >= 60 + store.ttl + store.grace_s
+
+
+async def test_a_question_expires_in_time_though_the_node_that_asked_it_is_gone(store, pg, schema, monkeypatch):
+    looked, look = list[float | None](), PostgresMessages.next_expiry
+
+    async def looks(self):
+        looked.append(await look(self))
+        return looked[-1]
+
+    async def handler(ctx, messages):
+        return messages[0].answer.outcome
+
+    monkeypatch.setattr(PostgresMessages, "next_expiry", looks)
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=handler)]):
+        await until(lambda: looked == [None])
+        rows(
+            pg,
+            f"insert into {schema}.ask (id, lane, route, question, keep, asked_at, expires_at, state) values "
+            "('q', 'main', 'null', '\"?\"', 'null', now(), now() + interval '0.5 s', 'open')",
+        )
+        await until(lambda: rows(pg, f"select result from {schema}.message") == [(b'"expired"',)], 20)
+
+
+async def test_a_run_that_the_store_has_cut_in_its_last_attempt_is_not_parked_as_well(store, pg, schema):
+    async def cut(ctx, messages):
+        raise StoreDown("cut", path="x")
+
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=cut, retry=RetrySpec(2, wait=0.01))]) as sup:
+        await sup.accept("main", 1)
+        await until(lambda: rows(pg, f"select state from {schema}.message") == [("unknown",)])
+        await until(lambda: not sup.parked())
+        failing = await sup.submit("main", failed).wait()
+        assert failing.state is RunState.FAILED
+        assert len(sup.parked()) == 1
+
+
+async def failed(ctx):
+    raise ValueError
+
+
+async def test_a_run_is_known_as_parked_only_when_the_database_knows_it(store, monkeypatch):
+    """Else a look at what is parked there, which comes in between, has this process forget it."""
+    async with Supervisor(store, lanes=[LaneSpec("main", handler=fails, retry=RetrySpec(2, wait=0.01))]) as sup:
+        inbox: Any = sup._inbox
+        held = list[Any]()
+        end = inbox.store.end
+        monkeypatch.setattr(inbox.store, "end", lambda *arguments: held.append(arguments))
+        accepted = await sup.accept("main", 1)
+        await until(sup.parked)
+        await inbox._unpark()
+        assert len(sup.parked()) == 1
+        end(*held[0])
+        await accepted.wait(20)
+        await inbox._unpark()
+        assert len(sup.parked()) == 1
+
+
+async def fails(ctx, messages):
+    raise ValueError
