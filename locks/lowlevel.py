@@ -7,6 +7,7 @@ from .rights.deadlock import name_of as name_of
 from .rights.deadlock import never_ending as never_ending
 from .rights.fence import current_fence as current_fence
 from .rights.open_file import FileClaim as FileClaim
+from .sidecar.guards import conductor_of as conductor_of
 from .transcript.encoding import encode_all as encode_all
 from .transcript.encoding import encode_header as encode_header
 from .transcript.header import HEADER_KEY as HEADER_KEY

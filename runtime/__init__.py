@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from .inbox.rows import InboxRow, MessageState
     from .inbox.schedules import Schedule
     from .inbox.settings import Inbox
+    from .neighbours import Unreached
     from .postgres.errors import NodeLost, StoreDown
     from .postgres.settings import PostgresStore
+    from .posting import Posted
     from .process.owner import SessionsOwned
     from .quantiles import Quantiles
     from .services import ServicesStuck
@@ -57,6 +59,7 @@ __all__ = [
     "NodeStatistics",
     "OutcomeUnknown",
     "PoolStatistics",
+    "Posted",
     "PostgresStore",
     "ProcessStatistics",
     "Quantiles",
@@ -68,6 +71,7 @@ __all__ = [
     "StatusSocketError",
     "StoreDown",
     "Supervisor",
+    "Unreached",
 ]
 
 _HOMES = {
@@ -92,6 +96,7 @@ _HOMES = {
     "NodeLost": "postgres.errors",
     "OutcomeUnknown": "inbox.errors",
     "PoolStatistics": "statistics",
+    "Posted": "posting",
     "PostgresStore": "postgres.settings",
     "ProcessStatistics": "watch.resources",
     "Quantiles": "quantiles",
@@ -103,6 +108,7 @@ _HOMES = {
     "StatusSocketError": "status.socket_path",
     "StoreDown": "postgres.errors",
     "Supervisor": "supervisor",
+    "Unreached": "neighbours",
 }
 
 

@@ -13,15 +13,19 @@ from lanes.core.execution import execution_of
 from lanes.core.reset import ENDED, end_here
 from lanes.core.scheduler import Scheduler
 from lanes.message import ids_of
+from lanes.spec import WhenBusy
 from locks import _clock
+from locks._events import log
 from locks.checks import flag
 
 from .calls import end_runs
+from .neighbours import UNSEEN
+from .posting import Posted, post_to_conductor
 from .streams import Emitting, MessageEvents
 
 if TYPE_CHECKING:
     from .inbox.service import InboxService
-    from .neighbours import Neighbours
+    from .neighbours import Conducting, Neighbours
     from .postgres.commands import Commands
     from .status.protocol import RunRow
 
@@ -53,13 +57,14 @@ class Everywhere:
     """The calls of a supervisor that reach all processes with the same sessions: `Supervisor.everywhere`.
 
     Those are the processes on the same `PostgresStore`. Without one, they are the processes of this user on the same
-    directory with `status_socket=True`: `cancel`, `runs` and `find` reach them, unless this one is `exclusive`. All are
-    checkpoints; cancelled, those that were asked do it all the same.
+    directory that have a status socket: `cancel`, `post`, `runs` and `find` reach them, as `Supervisor.reset` does,
+    unless this one is `exclusive`. All are checkpoints; cancelled, those that were asked do it all the same.
 
     Raises, each call:
         StoreDown: the database cannot be reached, so some may have done it. Or not all have answered within the store's
             `ttl + grace` and 5 seconds, since an event loop stands still, say: they do it when they can.
-        TimeoutError: the same without a store; it is not done by those later.
+        Unreached: without a store: a process on the directory has not answered within 8 seconds, or conducts a session
+            that is concerned and has no status socket. The error names them; it is not done by those later.
     """
 
     def __init__(
@@ -81,7 +86,7 @@ class Everywhere:
     @property
     def shared(self) -> bool:
         """Whether other processes may have the same sessions."""
-        return self._commands is not None
+        return self._commands is not None or self._neighbours is not None
 
     async def cancel(
         self,
@@ -114,7 +119,10 @@ class Everywhere:
         if self._commands is None:
             asked: int = await self._cancel(which, _MOST_WHOLE)
             if self._neighbours is not None and message is None:
-                asked += await self._neighbours.cancel(lane, session, str(which["reason"]), queued=queued)
+                told = await self._neighbours.cancel(lane, session, str(which["reason"]), queued=queued)
+                asked += sum(number for _, number in told.answers)
+                if (error := told.unreached(self._neighbours.root, asked)) is not None:
+                    raise error
             return asked
 
         async def here(upto: int) -> Any:
@@ -128,7 +136,11 @@ class Everywhere:
         return sum(await commands.tell_all("cancel", which, here=here, left=left))
 
     async def runs(self, *, lane: str | None = None, session: str | None = None) -> list[RunSeen]:
-        """The queued and running runs of all processes, those of each oldest first, and at most 1,000 of each."""
+        """The queued and running runs of all processes, those of each oldest first, and at most 1,000 of each.
+
+        Without a store, with the runs that conduct a session in processes without a status socket, as far as the notes
+        beside the sessions name them.
+        """
         which = {
             "lane": _text("lane", lane),
             "session": _text("session", session),
@@ -170,12 +182,52 @@ class Everywhere:
         pages = [await here(0)] if self._commands is None else await self._commands.tell_all("runs", which, here=here)
         found = [_seen_of(one) for page in pages for one in page]
         if self._neighbours is not None and (not found or "run" not in which):
-            beside = await self._neighbours.runs(which.get("lane"), which.get("session"))
-            found += [_seen_beside(pid, row) for pid, row in beside if which.get("run") in (None, row.id)]
+            told = await self._neighbours.runs(which.get("lane"), which.get("session"))
+            if told.silent:
+                raise told.unreached(self._neighbours.root) or AssertionError
+            beside = [_seen_beside(pid, row) for pid, rows in told.answers for row in rows]
+            beside += [_seen_noted(one) for one in told.unseen]
+            found += [one for one in beside if which.get("run") in (None, one.id)]
         return found
+
+    async def post(
+        self,
+        lane: str,
+        message: Any,
+        *,
+        session: str,
+        timeout: float | None = None,
+        priority: str | None = None,
+        when_busy: WhenBusy | None = None,
+        dedupe: str | None = None,
+    ) -> Posted:
+        """As `Supervisor.post`, in the process that conducts the session: so it steers or interrupts the run there.
+
+        For processes on a directory; on a store, `Supervisor.accept` reaches any of them. Where none conducts it, the
+        message is posted here. Cancelled, it may have been posted.
+
+        Args:
+            message: to another process, what JSON has, of at most 60,000 bytes.
+            timeout, priority, when_busy, dedupe: as for `Supervisor.post`.
+
+        Raises:
+            Unreached: the process that conducts it cannot be reached, or does not answer: then it may have been posted.
+            InvalidLane: it is no message for another process; or the sessions are on a store. Nothing was posted.
+            What `Supervisor.post` raises, here or there: nothing was posted.
+        """
+        if self._commands is not None:
+            raise InvalidLane("post: a store has an inbox; allowed: Supervisor.accept, which reaches all processes")
+        options = {"timeout": timeout, "priority": priority, "when_busy": when_busy, "dedupe": dedupe}
+        return await post_to_conductor(self._scheduler.intake, self._neighbours, lane, message, session, options)
 
     async def _reset(self, key: str) -> None:
         """End the runs of a session in other processes, and have them write nothing to it any more."""
+        if self._neighbours is not None:
+            told = await self._neighbours.end(key)
+            if (error := told.unreached(self._neighbours.root)) is not None:
+                # Its turn ends by its own limits, and is waited for.
+                log("reset_unreached", level="warning", session=key, error=str(error))
+            return
         assert self._commands is not None and self._inbox is not None
         commands, journal = self._commands, self._inbox.journal
 
@@ -259,6 +311,21 @@ def _seen_of(told: Mapping[str, Any]) -> RunSeen:
     """
     known = {name: told[name] for name in RunSeen.__struct_fields__}  # a newer version may tell more
     return RunSeen(**{**known, "state": RunState(told["state"])})
+
+
+def _seen_noted(one: Conducting) -> RunSeen:
+    run = one.holder.run_id
+    return RunSeen(
+        node=f"process {one.holder.pid}",
+        id=run if isinstance(run, int) else 0,
+        lane=one.holder.lane or "",
+        session=one.session,
+        state=RunState.RUNNING,
+        reason=f"it cannot be asked: its process {UNSEEN}",
+        attempt=1,
+        seconds=one.held_s,
+        messages=[],
+    )
 
 
 def _seen_beside(pid: int, row: RunRow) -> RunSeen:

@@ -146,7 +146,7 @@ class Supervisor:
             self._inbox,
             None if shared is None else shared.commands,
             node or socket.gethostname(),
-            None if alone else Neighbours(root),
+            Neighbours(self.layout) if local and not alone else None,
         )
         """The calls that reach all processes with the same sessions."""
         if shared is not None:
@@ -505,9 +505,10 @@ class Supervisor:
         """Start a session afresh: end its runs, refuse what they and all older runs still write, put its file away.
 
         Questions that were asked in the session are withdrawn. What is posted meanwhile finds the new session. Ends
-        after the longest grace of the session's runs, and, where another process conducts it, when that turn has ended;
-        on a `PostgresStore`, the runs of other processes are ended and refused too. A checkpoint. Cancelled, the runs
-        are ended all the same; the file is either put away or as it was.
+        after the longest grace of the session's runs. The runs of other processes with the same sessions are ended and
+        refused too, as far as `everywhere` reaches; the turn of one that it does not reach is waited for, and
+        `reset_unreached` is logged. A checkpoint. Cancelled, the runs are ended all the same; the file is either put
+        away or as it was.
 
         Args:
             key: the session.

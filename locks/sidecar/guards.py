@@ -13,6 +13,7 @@ import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from .. import _clock, _os, process
 from ..engines.interface import Right
@@ -242,11 +243,33 @@ class TurnNote:
 
     def holder_elsewhere(self, path: str, left_by: Claim | None = None) -> Named | None:
         """The holder that the note names, unless a process has left it there by dying."""
-        named = turn_note.read(path)
-        if named is None or named.pid is None or _is_of(left_by, named.instance, named.epoch) or is_left_over(named):
-            return None
-        holder = Holder(named.lane, named.run_id, named.pid)
-        return Named(holder, None, f"{holder} holds it")
+        noted = _noted(path, left_by)
+        return None if noted is None else Named(noted.holder, None, f"{noted.holder} holds it")
+
+
+class Conducting(NamedTuple):
+    """What the note says of a session that is conducted."""
+
+    holder: Holder
+    held_s: float
+    """For how long, by the clocks of the wall; the note is written a moment after the turn was taken."""
+
+
+def conductor_of(path: str) -> Conducting | None:
+    """The conductor of a session that its note names, in whatever live process of this host. Never raises.
+
+    A turn that is younger than some 50 ms has no note, and neither has one where none could be written.
+    """
+    return _noted(path)
+
+
+def _noted(path: str, left_by: Claim | None = None) -> Conducting | None:
+    """What the note says, unless a process has left it there by dying."""
+    named = turn_note.read(path)
+    if named is None or named.pid is None or _is_of(left_by, named.instance, named.epoch) or is_left_over(named):
+        return None
+    held_s = 0.0 if named.created_at is None else max(0.0, process.wall() - named.created_at)
+    return Conducting(Holder(named.lane, named.run_id, named.pid), held_s)
 
 
 class Conductor:

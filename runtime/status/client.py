@@ -12,7 +12,7 @@ from typing import Self
 
 from locks import _os
 
-from . import protocol, socket_path
+from . import links, protocol, socket_path
 
 ANSWERS_WITHIN_S = 8.0
 """Longer than a server waits for a loop that is frozen."""
@@ -161,6 +161,23 @@ def live() -> list[Found]:
                 found.append(_found(client))
         except NoProcess:
             socket_path.remove_dead(path)
+    return found
+
+
+def beside(root: str) -> list[Found]:
+    """The live processes that serve the sessions in a directory, wherever their sockets are. Asks them nothing.
+
+    Raises:
+        NoProcess: the default place is not ours alone, so nothing in it can be trusted.
+    """
+    try:
+        paths = links.found(root)
+    except socket_path.StatusSocketError as error:
+        raise NoProcess(f"{error.path} {error.why}; allowed: {error.allowed}") from error
+    found = []
+    for path in paths:
+        with contextlib.suppress(NoProcess), Client(path, within_s=_FOUND_WITHIN_S) as client:
+            found.append(Found(path, client.pid, root))
     return found
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from lanes import Run, RunState
+from lanes import RunState
 from lanes.core.execution import Execution
 from lanes.core.needs import Kind, needs_of
 from lanes.core.scheduler import Scheduler
@@ -28,6 +28,7 @@ from locks._events import described, log
 from ..background import Background
 from ..inspect.run_report import guilty_lines, report_on
 from . import protocol
+from .beside import Posting, answer_neighbour
 from .protocol import text
 from .work import Work, Worked, trends
 
@@ -49,7 +50,7 @@ class _Watchdog(Protocol):
     def trends(self) -> Trends: ...
 
 
-class Supervised(Worked, Protocol):
+class Supervised(Worked, Posting, Protocol):
     """What is needed of a supervisor."""
 
     drain_timeout: float
@@ -66,7 +67,6 @@ class Supervised(Worked, Protocol):
     @property
     def _scheduler(self) -> Scheduler: ...
     def statistics(self) -> Statistics: ...
-    def find(self, run_id: int) -> Run | None: ...
     def abandoned(self) -> list[AbandonedBody]: ...
     async def restart(self) -> DrainReport: ...
     def request_restart(self, reason: str = ...) -> None: ...
@@ -122,6 +122,8 @@ class Handlers:
                     return self.work.resubmit(question, by)
                 case protocol.Discard():
                     return self.work.discard(question, by)
+                case protocol.End() | protocol.Post() | protocol.Ended():
+                    return answer_neighbour(self._sup, question)
                 case _:
                     return refused("failed", "it is answered by a coroutine")
         except Exception as error:
@@ -272,7 +274,7 @@ class Handlers:
         return protocol.RunRow(
             id=run.id,
             lane=text(run.lane),
-            session=None if run.session is None else text(run.session, 1100),
+            session=None if run.session is None else text(run.session, protocol.LONGEST_KEY),
             state=run.state.value,
             waited_s=(now if started is None else started) - run.enqueued_at,
             ran_s=None if started is None else now - started,
@@ -339,7 +341,7 @@ def _abandoned(now: float, execution: Execution, since: float, stack: str, line:
     return protocol.AbandonedRow(
         id=run.id,
         lane=text(run.lane),
-        session=None if run.session is None else text(run.session, 1100),
+        session=None if run.session is None else text(run.session, protocol.LONGEST_KEY),
         reason=text(run.reason),
         abandoned_for_s=now - since,
         at=text(line),

@@ -19,9 +19,12 @@ from .questions import Asks as Asks
 from .questions import Discard as Discard
 from .questions import Drain as Drain
 from .questions import Drop as Drop
+from .questions import End as End
+from .questions import Ended as Ended
 from .questions import Messages as Messages
 from .questions import Parked as Parked
 from .questions import Ping as Ping
+from .questions import Post as Post
 from .questions import Question as Question
 from .questions import Reason as Reason
 from .questions import Requeue as Requeue
@@ -46,6 +49,8 @@ from .rows import TrendsPart as TrendsPart
 LONGEST_LINE = 64 * 1024
 """Bytes of a question."""
 MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES, MOST_ORDERS = 200, 500, 50, 200, 10
+LONGEST_KEY = 1100
+"""Characters of a session's key in a row: any key, and what stands for a lone surrogate in it."""
 _LONGEST_TEXT = 500
 _LONGEST_STACK = 16_000
 
@@ -271,6 +276,22 @@ class Stood(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """A run, and how it has ended."""
+
+    run: int
+    state: str
+    """`queued` or `running` while it has not."""
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    """What its body returned, as JSON; null where it has none."""
+    error: str = ""
+    """What its body raised, in words."""
+    reason: str = ""
+    waited_s: float = 0.0
+    ran_s: float = 0.0
+    attempts: int = 1
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for is done."""
 
@@ -314,6 +335,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     started: Started | None = None
     stack: Stood | None = None
     done: Done | None = None
+    outcome: Outcome | None = None
     trends: TrendsPart | None = None
     timeline: TimelinePart | None = None
     session: SessionPart | None = None

@@ -128,6 +128,32 @@ class Drop(_Question, frozen=True, tag="drop"):
     message: RunId
 
 
+class End(_Question, frozen=True, tag="end"):
+    """End all runs of a session, which another process resets, and have them write nothing to it any more."""
+
+    key: Key
+
+
+class Post(_Question, frozen=True, tag="post"):
+    """Take a message for a session that is conducted here, which has come to another process on the directory."""
+
+    lane: str
+    session: Key
+    body: msgspec.Raw
+    """Any JSON, as the route."""
+    route: msgspec.Raw
+    timeout: float | None = None
+    priority: str | None = None
+    when_busy: str | None = None
+    dedupe: str | None = None
+
+
+class Ended(_Question, frozen=True, tag="ended"):
+    """How has a run ended that was posted from another process, if it has?"""
+
+    run: RunId
+
+
 Question = (
     Ping
     | Status
@@ -147,6 +173,9 @@ Question = (
     | Messages
     | Requeue
     | Drop
+    | End
+    | Post
+    | Ended
 )
 Slow = Session | Reset | Asks | AnswerAsk | Messages | Requeue | Drop
 """Those that are answered by a coroutine, since a disk or a database is asked."""

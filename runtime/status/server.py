@@ -35,7 +35,7 @@ from locks._loop import know_loop, poster
 
 from ..background import Background
 from ..watch.frames import frame_of, is_idle, name_of, place_of, run_of, stack_text
-from . import protocol, socket_path
+from . import links, protocol, socket_path
 from .connection import Asked, Client
 from .handlers import Handlers, Supervised, directory_of, pong, refused
 from .protocol import text
@@ -70,6 +70,7 @@ class StatusServer:
         self._sup = sup
         self._listener: socket.socket | None = None
         self._identity = (0, 0)
+        self._link = ""
         self._thread: threading.Thread | None = None
         self._loop_thread = 0
         self._closing = False
@@ -116,6 +117,7 @@ class StatusServer:
             know_loop(self._context)  # what an answer starts on the loop must know which loop that is
             self._listener = listener
             undo.callback(setattr, self, "_listener", None)
+            self._link = links.make(directory_of(self._sup), self.path)
             thread = threading.Thread(target=self._serve, name="lanes-status", daemon=True)
             thread.start()
             self._thread = thread
@@ -150,6 +152,7 @@ class StatusServer:
         with contextlib.suppress(OSError):
             there = os.lstat(self.path)
             if (there.st_dev, there.st_ino) == self._identity:
+                links.remove(self._link)
                 os.unlink(self.path)
 
     def _answer(self) -> None:

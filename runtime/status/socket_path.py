@@ -161,7 +161,7 @@ def listen(path: str) -> socket.socket:
     check_path(path)
     listener = _os.unix_socket(socket.SOCK_STREAM)
     try:
-        with _locked(path):
+        with locked(path):
             _make_room(path)
             with contextlib.suppress(OSError):  # not everywhere
                 os.fchmod(listener.fileno(), 0o600)  # before it has a name: there is no moment in which others connect
@@ -181,7 +181,7 @@ def listen(path: str) -> socket.socket:
 def remove_dead(path: str) -> bool:
     """Remove a socket of ours whose server is dead; returns whether none is there now. Never raises."""
     try:
-        with _locked(path):
+        with locked(path):
             _make_room(path)
     except (OSError, StatusSocketError):
         return False
@@ -223,7 +223,7 @@ def _owner(peer: Peer | None) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
+def locked(path: str) -> Iterator[None]:
     """The lock on the directory of a path. Its holders need microseconds, so it is tried again for a moment.
 
     Raises:

@@ -149,7 +149,7 @@ class Work:
             except (LockError, OSError) as failure:
                 error = text(described(failure))
         part = rows.SessionPart(
-            key=text(question.key, 1100),
+            key=text(question.key, protocol.LONGEST_KEY),
             place=_place(board.layout, file),
             runs=[
                 rows.Waiter(
@@ -214,7 +214,7 @@ def _bar(run: Run, now: float) -> rows.Bar:
     return rows.Bar(
         run=run.id,
         lane=text(run.lane),
-        session=None if run.session is None else text(run.session, 1100),
+        session=None if run.session is None else text(run.session, protocol.LONGEST_KEY),
         state=run.state.value,
         reason=text(run.reason),
         submitted=now - run.enqueued_at,
@@ -228,7 +228,7 @@ def _parked(one: ParkedRun, now: float, content: bool) -> rows.ParkedRow:
     return rows.ParkedRow(
         run=run.id,
         lane=text(run.lane),
-        session=None if run.session is None else text(run.session, 1100),
+        session=None if run.session is None else text(run.session, protocol.LONGEST_KEY),
         reason=text(run.reason),
         attempts=run.attempt,
         parked_for_s=now - one.parked_at,
@@ -240,7 +240,7 @@ def _ask(one: Question, now: float, content: bool) -> rows.AskRow:
     return rows.AskRow(
         id=one.id,
         lane=text(one.lane),
-        session=None if one.session is None else text(one.session, 1100),
+        session=None if one.session is None else text(one.session, protocol.LONGEST_KEY),
         asked_for_s=max(0.0, now - one.asked_at),
         expires_in_s=None if one.expires_at is None else one.expires_at - now,
         question=(one.question if isinstance(one.question, str) else _json(one.question)) if content else "",
@@ -252,7 +252,7 @@ def _message(one: Kept, now: float, content: bool) -> rows.MessageRow:
     return rows.MessageRow(
         id=one.id,
         lane=text(one.lane),
-        session=None if one.session is None else text(one.session, 1100),
+        session=None if one.session is None else text(one.session, protocol.LONGEST_KEY),
         state=str(one.state),
         attempt=one.attempt,
         accepted_for_s=max(0.0, now - one.accepted_at),

@@ -44,6 +44,7 @@ ORDER: dict[str, list[str]] = {
         "postgres",
         "fleet",
         "neighbours streams",
+        "posting",
         "ending everywhere",
         "restart",
         "life",
