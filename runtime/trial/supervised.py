@@ -101,14 +101,15 @@ def opened_web(listener: socket.socket | None, path: str | None, output: Output)
     """Show the process that has this status socket in a browser, while the block runs."""
     if listener is None:
         return nullcontext()
-    from ..web import serve  # noqa: PLC0415 -- an extra
+    from ..web import guard, serve  # noqa: PLC0415 -- an extra
 
     if path is None:
         listener.close()
         output.line("no dashboard: it needs the status socket")
         return nullcontext()
     output.line(f"dashboard: {serve.url_of(listener, '127.0.0.1')}")
-    return serve.beside(listener, path)
+    server = serve.server_of(path, guard.Guard(None, (), allow_control=False), show_content=False)
+    return serve.beside(server, listener)
 
 
 def opened_trace(path: str | None) -> Trace | nullcontext[None]:

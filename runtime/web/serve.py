@@ -68,9 +68,8 @@ def server_of(path: str | None, guard: Guard, *, show_content: bool) -> uvicorn.
 
 
 @contextmanager
-def beside(listener: socket.socket, path: str) -> Iterator[None]:
-    """Show a process, this one perhaps, while the block runs. The thread has an event loop of its own."""
-    server = server_of(path, Guard(None, (), allow_control=False), show_content=False)
+def beside(server: uvicorn.Server, listener: socket.socket) -> Iterator[None]:
+    """Serve on a thread while the block runs, this process itself perhaps. The thread has an event loop of its own."""
     thread = threading.Thread(target=server.run, args=([listener],), name="lanes-web", daemon=True)
     thread.start()
     try:

@@ -109,7 +109,8 @@ async def test_a_thread_of_its_own_serves_a_process_beside_any_event_loop(tmp_pa
     async with supervisor(tmp_path):
         with blocking.permitted("starts and ends a server"), serve.listening("127.0.0.1", 0, "--web") as listener:
             url = serve.url_of(listener, "127.0.0.1")
-            with serve.beside(listener, str(tmp_path / "s.sock")):
+            shows = Guard(None, (), allow_control=False)
+            with serve.beside(serve.server_of(str(tmp_path / "s.sock"), shows, show_content=False), listener):
                 async with httpx.AsyncClient(trust_env=False) as web:
                     page = await web.get(url)
                     assert page.status_code == 200 and "Nothing runs." in page.text and "<form" not in page.text
