@@ -152,7 +152,7 @@ class Run:
         self.started_at: float | None = None
         self.deadline: float | None = None
         """When it is cancelled at the latest (`time.monotonic`): the run budget; set at the start, moved by
-        `progress()`."""
+        `progress()` and `extend()`."""
         self.outcome: Outcome | None = None
         self._execution: Conductor | None = None
         self._ended: Signal | None = None

@@ -35,7 +35,8 @@ class LaneSpec:
         group: the group whose slots its runs take.
         priority: the class of its runs when slots are scarce: `foreground`, `normal` or `background`. By default people
             go first: `foreground` for `main` and all `session:` lanes, `normal` for others.
-        timeout: seconds a run may take, from its start. Hard: nothing extends it.
+        timeout: seconds a run may take, from its start. Hard: nothing but `RunContext.extend` moves its end.
+        extend_at_most: seconds that a run may add to that by `RunContext.extend`, in all; none by default.
         idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`. Waiting for another run
             does not count.
         queue_timeout: seconds a run may wait, from being submitted to its (first) start.
@@ -80,6 +81,7 @@ class LaneSpec:
     group: str = "main"
     priority: PriorityName = _BY_PATTERN
     timeout: float = 300.0
+    extend_at_most: float = 0.0
     idle_timeout: float | None = None
     queue_timeout: float | None = None
     queue_limit: int | None = 20
@@ -127,6 +129,7 @@ class LaneSpec:
 
     def _check_times(self, where: str) -> None:
         checks.seconds(where + "timeout", self.timeout)
+        checks.seconds(where + "extend_at_most", self.extend_at_most, zero=True)
         checks.seconds(where + "grace", self.grace, zero=True)
         checks.seconds(where + "debounce", self.debounce, zero=True)
         if (

@@ -89,6 +89,23 @@ class RunContext:
         """Report that the run gets on: restarts its `idle_timeout`, within its hard `timeout`. On the loop's thread."""
         self._permit.progress()
 
+    def extend(self, seconds: float, reason: str) -> None:
+        """Move the hard deadline by so many seconds, within its lane's `extend_at_most`. It is progress, too.
+
+        For the code that knows that the work is worth it; not for each sign of life, which is what `progress` is for.
+        The move is logged, and is seen in `lanes status`. Children keep their own deadlines.
+
+        Args:
+            reason: why, for the operator: 1 to 200 characters.
+
+        Raises:
+            InvalidLane: an argument is not allowed; it is more than the lane allows in all, or than the parent of the
+                run has left. The message says how much is allowed. Nothing has changed.
+            RunEnded, Superseded: the run has ended, was asked to end, or has passed its deadline.
+            WrongThread: on another thread than the event loop's.
+        """
+        self._permit.may_extend(seconds, reason)
+
     def submit(
         self,
         lane: str,

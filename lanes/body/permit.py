@@ -37,6 +37,9 @@ class Permit(Protocol):
         """Raise unless it may still begin something."""
 
     def progress(self) -> None: ...
+    def may_extend(self, seconds: float, reason: str) -> None:
+        """Move its hard deadline, if its lane allows that."""
+
     def emit(self, event: Any) -> None: ...
     def session(self, key: str) -> Session: ...
     def pool(self, name: str, tokens: int | None) -> PoolGrant:

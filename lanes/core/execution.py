@@ -68,6 +68,10 @@ class Execution:
     """When it may start: its sender may say more, or its last attempt has just failed."""
     hold_at_most = math.inf
     hard_deadline = math.inf
+    extended_s = 0.0
+    """By how much it has moved its hard deadline."""
+    extended_for = ""
+    """Why, as it said last."""
     late_s = 0.0
     grace_extended = False
     """Whether it got more time to end because the loop was late."""
@@ -474,6 +478,25 @@ class Execution:
         if idle is None or self.phase not in UNDERWAY or self.run.deadline is None:
             return
         self.run.deadline = min(self.hard_deadline, _clock.clock.now() + idle)
+
+    def extend(self, more_s: float, reason: str) -> None:
+        """Move the hard deadline, and what rests on it; the idle budget starts again."""
+        run, idle = self.run, self.spec.idle_timeout
+        self.extended_s, self.extended_for = self.extended_s + more_s, reason
+        self.hard_deadline += more_s
+        run.deadline = self.hard_deadline
+        if idle is not None:
+            run.deadline = min(run.deadline, _clock.clock.now() + idle)
+        for answered in self.answering or ():
+            answered.run.deadline = run.deadline
+        self.fence.end_at += more_s  # first: the grace counts from the deadline, and never becomes shorter
+        self.fence.deadline = self.hard_deadline
+        if self.claim is not None:
+            self.claim.time.follow_run()
+
+    def may_extend(self, seconds: float, reason: str) -> None:
+        """Move its hard deadline, if its lane allows that."""
+        self.owner.extend(self, seconds, reason)
 
     def grace_left(self) -> float:
         """Seconds that a clean-up may take from now."""

@@ -69,7 +69,8 @@ def deadline_reason(execution: Execution) -> str:
         return f"reached the deadline of its parent, run {parent.run.id}"
     wait = execution.wait
     waited = f"; it waited for a grant of pool {wait.claim.pool.spec.name}" if wait is not None and wait.claim else ""
-    return f"timed out after {execution.timeout:g} s{waited}"
+    extended = f", extended by {execution.extended_s:g} s" if execution.extended_s else ""
+    return f"timed out after {execution.timeout:g} s{extended}{waited}"
 
 
 def queue_reason(execution: Execution) -> str:

@@ -111,6 +111,9 @@ class Owner(Protocol[W]):
     def message_read(self, execution: W, taken: W) -> None:
         """Its body has read a message that was handed to it."""
 
+    def extend(self, execution: W, seconds: float, reason: str) -> None:
+        """Move its hard deadline, within what its lane allows."""
+
     def pool(self, execution: W, name: str, tokens: int | None) -> PoolGrant:
         """A grant of a pool; see `Pools.grant`."""
 

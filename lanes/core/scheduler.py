@@ -19,6 +19,7 @@ from .board import Board
 from .causes import Causes
 from .deadlock import Waits
 from .execution import Execution
+from .extending import extend
 from .finish import Finishing
 from .intake import Intake
 from .next_attempt import Retrying
@@ -53,6 +54,7 @@ class Scheduler:
         self.admit_all = starting.admit_all
         # As the owner of its executions; each name is that of the part itself, so that no call takes two steps
         self.submit, self.message_read, self.wait_for = intake.submit, steering.message_read, waits.wait
+        self.extend = extend
         self.pool, starting.on_lent = pools.grant, pools.lent
         self.parking = Parking(board, intake)
         self.finish, self.park_if_failed = finishing.finish, self.parking.park_if_failed

@@ -76,6 +76,11 @@ class HoldTime:
             self.end_by(self.ends_at)  # the loop or the steward has ended it meanwhile: that stands
         return self.deadline > before
 
+    def follow_run(self) -> None:
+        """The run has got more time: what its end limits moves along, unless it was asked to end."""
+        if self.ends_at == math.inf:
+            self._limit(_clock.clock.now())
+
     def end_by(self, at: float) -> None:
         """End the time of the block now, and what it may still do at `at`. Neither moves later."""
         now = _clock.clock.now()

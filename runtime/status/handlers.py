@@ -285,6 +285,8 @@ class Handlers:
             holder_run=wait.run,
             parent=run.parent,
             reason=text(run.reason),
+            extended_s=one.extended_s,
+            extended_for=text(one.extended_for),
             at=text(line),
         )
 

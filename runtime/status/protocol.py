@@ -134,6 +134,10 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """That one's id, if it is a run of this process."""
     parent: int | None
     reason: str
+    extended_s: float = 0.0
+    """By how much it has moved its deadline."""
+    extended_for: str = ""
+    """Why, in its own words."""
     at: str
     """Where its body stands: file, line, function and the line itself; only of the bodies that have run longest."""
 

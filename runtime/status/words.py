@@ -48,6 +48,8 @@ def runs(run: RunRow) -> str:
     report = f"ran {lasting(run.ran_s or 0.0)}"
     if run.deadline_in_s is not None:
         report += f", {lasting(run.deadline_in_s)} left"
+    if run.extended_s:
+        report += f", extended by {lasting(run.extended_s)}: {run.extended_for}"
     return f"{report}; waits for {for_whom(run)}" if run.waits_for else report
 
 
