@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lanes import InvalidLane
+from lanes import InvalidLane, Question
 
-from ..inbox.errors import InboxInvalid
+from ..inbox.errors import AskClosed, InboxInvalid
 from ..inbox.rows import MessageState
 from ..postgres.errors import StoreDown
 from ..postgres.settings import PostgresStore
 from ..trial.output import Output
 from ..usage_error import UsageError
-from .inbox import as_json_of, as_line_of, say_no
+from .inbox import as_json_of, as_line_of, no_answer, print_questions, say_no, value_of
 from .remote import lasting, printable
 
 try:
@@ -168,6 +168,47 @@ def requeue(url: str, schema: str, messages: Sequence[int]) -> int:
 def discard(url: str, schema: str, messages: Sequence[int]) -> int:
     """Have messages wait for nothing any more; returns the exit code."""
     return _change(url, schema, messages, by_hand.discard, "is discarded", "parked, unknown or waiting")
+
+
+def show_asks(url: str, schema: str, *, limit: int, as_json: bool) -> int:
+    """Print the questions that wait for an answer, the oldest first; returns the exit code."""
+    store, output = _store(url, schema), Output(json=as_json)
+
+    def say(found: list[Question]) -> int:
+        if as_json:
+            output.result(json.dumps({"questions": [msgspec.to_builtins(one) for one in found]}))
+            return 0
+        return print_questions(found, store.name)
+
+    return _on(store, lambda connection: by_hand.open_questions(connection, schema, limit), say)
+
+
+def answer(url: str, schema: str, ask_id: str, value: str, *, by: str, as_json: bool) -> int:
+    """Answer a question; returns the exit code.
+
+    Args:
+        as_json: whether `value` is JSON, and not a text.
+
+    Raises:
+        UsageError: the value is no JSON, or not one of the options.
+    """
+    given = value_of(value, as_json=as_json)
+
+    async def answered(connection: by_hand.Connection) -> int | AskClosed:
+        try:
+            return await by_hand.answer(connection, schema, ask_id, given, by)
+        except AskClosed as error:
+            return error
+        except ValueError as error:
+            raise no_answer(value, ask_id, error) from None
+
+    def say(found: int | AskClosed) -> int:
+        if isinstance(found, AskClosed):
+            return say_no(str(found))
+        Output(json=False).line(f"answered: message {found}")
+        return 0
+
+    return _on(_store(url, schema), answered, say)
 
 
 def _change(

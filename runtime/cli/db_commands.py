@@ -143,3 +143,27 @@ def db_inbox_discard(store: str, schema: str, messages: tuple[int, ...]) -> int:
     from . import db  # noqa: PLC0415 -- `--help` need not wait for the driver
 
     return db.discard(store, schema, messages)
+
+
+@db_group.command("asks", context_settings=_SETTINGS)
+@_store
+@_limit
+@_json
+def db_asks(store: str, schema: str, **given: Any) -> int:
+    """Show the questions that handlers have asked, and that wait for an answer."""
+    from . import db  # noqa: PLC0415 -- `--help` need not wait for the driver
+
+    return db.show_asks(store, schema, **given)
+
+
+@db_group.command("answer", context_settings=_SETTINGS)
+@_store
+@click.argument("ask_id", metavar="ASK", callback=text_of)
+@click.argument("value", callback=text_of)
+@click.option("--by", default="", callback=text_of, help="Who answers; the handler is told.")
+@click.option("--json", "as_json", is_flag=True, help="VALUE is JSON, and not a text.")
+def db_answer(store: str, schema: str, ask_id: str, value: str, **given: Any) -> int:
+    """Answer question ASK with VALUE; the handler gets it before all that waits in its session, on whatever node."""
+    from . import db  # noqa: PLC0415 -- `--help` need not wait for the driver
+
+    return db.answer(store, schema, ask_id, value, **given)

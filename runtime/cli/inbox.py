@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lanes import Question
 from locks import process
 
 from ..inbox import by_hand, statements
@@ -86,12 +87,17 @@ def purge(directory: str, days: float) -> int:
 
 def show_asks(directory: str, *, limit: int, as_json: bool) -> int:
     """Print the questions that wait for an answer, the oldest first; returns the exit code."""
-    output = Output(json=as_json)
     with _inbox(directory) as connection:
         questions = by_hand.open_questions(connection, limit)
     if as_json:
-        output.result(json.dumps([msgspec.to_builtins(one) for one in questions]))
+        Output(json=True).result(json.dumps([msgspec.to_builtins(one) for one in questions]))
         return 0
+    return print_questions(questions, directory)
+
+
+def print_questions(questions: Sequence[Question], where_kept: str) -> int:
+    """Print questions; returns the exit code."""
+    output = Output(json=False)
     now = process.wall()
     for one in questions:
         options = "" if one.options is None else f" [{', '.join(json.dumps(option) for option in one.options)}]"
@@ -99,7 +105,7 @@ def show_asks(directory: str, *, limit: int, as_json: bool) -> int:
         where = one.lane if one.session is None else f"{one.lane}, session {one.session}"
         asked = f"asked {lasting(max(0.0, now - one.asked_at))} ago{expires}"
         output.line(printable(f"{one.id}  {where}: {json.dumps(one.question)}{options}, {asked}"))
-    output.line(f"{directory}: {len(questions)} open")
+    output.line(printable(f"{where_kept}: {len(questions)} open"))
     return 0
 
 
@@ -112,19 +118,33 @@ def answer(directory: str, ask_id: str, value: str, *, by: str, as_json: bool) -
     Raises:
         UsageError: the value is no JSON, or not one of the options.
     """
-    try:
-        given = json.loads(value) if as_json else value
-    except ValueError as error:
-        raise UsageError(f"VALUE: {value!r} is no JSON ({error}); allowed: JSON, or text without --json") from None
+    given = value_of(value, as_json=as_json)
     with _inbox(directory, changing=True) as connection:
         try:
             message = by_hand.answer(connection, ask_id, given, by)
         except AskClosed as error:
             return say_no(str(error))
         except ValueError as error:
-            raise UsageError(f"VALUE: {value!r} is no answer to question {ask_id}; allowed: {error}") from None
+            raise no_answer(value, ask_id, error) from None
     Output(json=False).line(f"answered: message {message}")
     return 0
+
+
+def value_of(text: str, *, as_json: bool) -> Any:
+    """What is answered.
+
+    Raises:
+        UsageError: it is no JSON.
+    """
+    try:
+        return json.loads(text) if as_json else text
+    except ValueError as error:
+        raise UsageError(f"VALUE: {text!r} is no JSON ({error}); allowed: JSON, or text without --json") from None
+
+
+def no_answer(text: str, ask_id: str, allowed: ValueError) -> UsageError:
+    """The refusal of a value that is not one of a question's options."""
+    return UsageError(f"VALUE: {text!r} is no answer to question {ask_id}; allowed: {allowed}")
 
 
 @contextmanager

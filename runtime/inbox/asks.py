@@ -192,6 +192,22 @@ def answer_rows(
     return AskedFor(ask.id, outcome, msgspec.json.encode(value), by), new
 
 
+def answered_by_hand(ask_id: str, ask: Ask | None, value: Any, by: str, repeat: int) -> tuple[AskedFor, NewRow]:
+    """As `answer_rows`, for an answer that an operator gives from another process.
+
+    Raises:
+        AskClosed: the question is not open.
+        ValueError: the value is not one of its options, which the error says as JSON.
+        InvalidLane: as `answer_rows`.
+    """
+    if ask is None or ask.state != "open":
+        raise ask_closed(ask_id, ask)
+    options = question_of(ask).options
+    if options is not None and value not in options:
+        raise ValueError(", ".join(msgspec.json.encode(one).decode() for one in options))
+    return answer_rows(ask, "answered", value, by, repeat)
+
+
 def _options(given: Any) -> list[Any]:
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence) or not given:
         raise InvalidLane(f"options: {shown(given)} is not allowed; allowed: a list of at least one value, or None")

@@ -12,15 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import msgspec
-
 from lanes import Question
 from locks import process
 
 from . import ask_statements, schema, statements
-from .asks import answer_rows
+from .asks import answered_by_hand
 from .door import ALL_REPLAYED
-from .errors import InboxInvalid, ask_closed
+from .errors import InboxInvalid
 from .rows import InboxRow, MessageState, Taken, question_of
 from .settings import FOLDER, NAME
 
@@ -101,13 +99,8 @@ def answer(connection: sqlite3.Connection, ask_id: str, value: Any, by: str) -> 
         ValueError: the value is not one of its options.
     """
     ask = ask_statements.one(connection, ask_id)
-    if ask is None or ask.state != "open":
-        raise ask_closed(ask_id, ask)
-    question = question_of(ask)
-    if question.options is not None and value not in question.options:
-        raise ValueError(", ".join(msgspec.json.encode(one).decode() for one in question.options))
-    (repeat,) = connection.execute("SELECT max(repeat) FROM message WHERE asked = ?", (ask.id,)).fetchone()
-    how, new = answer_rows(ask, "answered", value, by, repeat or 0)
+    (repeat,) = connection.execute("SELECT max(repeat) FROM message WHERE asked = ?", (ask_id,)).fetchone()
+    how, new = answered_by_hand(ask_id, ask, value, by, repeat or 0)
     taken = ask_statements.close(connection, how, new, process.wall(), ALL_REPLAYED)
     assert isinstance(taken, Taken)
     return taken.id

@@ -7,6 +7,7 @@ through the functions of the database, as what nodes change does, and those wake
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,19 +17,26 @@ import msgspec
 import psycopg
 from psycopg import sql
 
+from lanes import Question
+
+from ..inbox.asks import answered_by_hand
 from ..inbox.errors import InboxInvalid
-from ..inbox.rows import InboxRow, MessageState
+from ..inbox.rows import InboxRow, MessageState, question_of
+from . import ask_steps
 from .connection import ClosedWhenCancelled
 from .errors import StoreDown
-from .rows import COLUMNS, row_of
+from .rows import COLUMNS, place_of, row_of
 from .schema import channel_of, check, check_form, filled, form_of, make
 from .settings import PostgresStore
+from .step import Rows, Step
 
 CLOCK_WITHIN_S = 1.0
 """How far the clocks of server and machine may differ: ages and schedules are off by as much."""
 _CONNECT_WITHIN_S = 5.0
 _ANSWER_WITHIN_S = 60.0
 _NOTE_WITHIN_S = 1.0
+_A_PERSON_WAITS = 0
+"""How urgent an answer is: what the lane says is known to nodes alone."""
 _BY_HAND = (MessageState.PARKED, MessageState.UNKNOWN, MessageState.WAITING)
 
 Connection = psycopg.AsyncConnection[Any]
@@ -338,6 +346,43 @@ async def discard(connection: Connection, schema: str, message: int) -> bool:
     text = "select {s}.ended(0, array[%s::bigint], 'cancelled', 'discarded by an operator', null, %s::text[])"
     ((number,),) = await _rows(connection, filled(text, schema), (message, list(_BY_HAND)))
     return bool(number)
+
+
+async def open_questions(connection: Connection, schema: str, at_most: int) -> list[Question]:
+    """The questions that wait for an answer, the oldest first."""
+    step = ask_steps.those_open(None, None, at_most, _no_difference)
+    return [question_of(ask) for ask in step.decode(await _step(connection, schema, step))]
+
+
+async def answer(connection: Connection, schema: str, ask_id: str, value: Any, by: str) -> int:
+    """Answer a question; returns the id of the message that brings the answer.
+
+    Raises:
+        AskClosed: it is not open.
+        ValueError: the value is not one of its options.
+    """
+    text = filled("select max(repeat) from {s}.message where asked = %s", schema)
+    while True:
+        find = ask_steps.find(ask_id, _no_difference)
+        asks = find.decode(await _step(connection, schema, find))
+        ((repeat,),) = await _rows(connection, text, (ask_id,))
+        how, new = answered_by_hand(ask_id, asks[0] if asks else None, value, by, repeat or 0)
+        token = secrets.randbits(62)
+        place = place_of(new.session, token)
+        close = ask_steps.close(how, new, rank=_A_PERSON_WAITS, place=place, token=token, node=0, claims=False)
+        closed = close.decode(await _step(connection, schema, close))
+        if closed is not None:
+            return int(closed[0])
+        # Somebody else has closed it meanwhile: who, the next look says.
+
+
+def _no_difference() -> float:
+    """Ages are said by the clock of the server."""
+    return 0.0
+
+
+async def _step(connection: Connection, schema: str, step: Step) -> Rows:
+    return await _rows(connection, filled(step.statement, schema), step.values)
 
 
 async def _messages(connection: Connection, schema: str, where: str, values: Sequence[Any]) -> list[InboxRow]:

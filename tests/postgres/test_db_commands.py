@@ -96,6 +96,38 @@ async def test_nodes_sessions_and_messages_are_shown_and_put_right_by_hand(said,
     assert (await said("inbox", "show", "3"))[1].splitlines()[1] == "state        cancelled"
 
 
+async def test_questions_are_shown_and_answered_by_hand(said, pg, schema):
+    answers = []
+
+    async def asks(ctx, messages):
+        if (answer := messages[0].answer) is not None:
+            return answers.append((answer.value, answer.by, answer.keep))
+        raise await ctx.ask("Really?", options=["yes", "no"], expires=3600, keep=messages[0].body)
+
+    store = PostgresStore(pg.dsn, schema=schema, create=True)
+    async with Supervisor(store, lanes=[LaneSpec("session:*", handler=asks)]) as sup:
+        await (await sup.accept("session:a", "delete")).wait(20)
+        (question,) = await sup.asks()
+        code, text = await said("asks")
+        assert code == 0 and text.startswith(f'{question.id}  session:a, session a: "Really?" ["yes", "no"], asked ')
+        assert text.splitlines()[-1].endswith(": 1 open")
+        (shown,) = (await as_json("asks"))["questions"]
+        assert (shown["id"], shown["options"]) == (question.id, ["yes", "no"])
+        code, text = await said("answer", question.id, "perhaps")
+        assert code == 2 and 'allowed: "yes", "no"' in text
+        assert (await said("answer", question.id, "{", "--json"))[0] == 2
+        assert await said("answer", question.id, '"yes"', "--json", "--by", "ann") == (0, "answered: message 2\n")
+        brought = await sup.find_message(2)
+        assert brought is not None
+        await brought.wait(20)
+        assert answers == [("yes", "ann", "delete")]
+        code, text = await said("answer", question.id, "no")
+        assert code == 1 and "is answered by 'ann'; allowed: the id of an open question" in text
+        code, text = await said("answer", "nothing", "no")
+        assert code == 1 and "was never asked" in text
+    assert await as_json("asks") == {"questions": []}
+
+
 def test_the_queries_of_the_document_can_be_asked(pg, schema, monkeypatch, capfd):
     monkeypatch.setenv("LANES_STORE", pg.dsn)
     assert main(["db", "init", "--schema", schema]) == 0
