@@ -19,6 +19,7 @@ from runtime.postgres.connection import SETTINGS
 from runtime.postgres.functions import FUNCTIONS, TABLES
 from runtime.postgres.life import BEAT, REAP
 from runtime.postgres.schema import filled
+from runtime.postgres.shares import AFTER_S, Shares
 from runtime.trial.postgres_server import PostgresServer
 
 from .measure import Figure
@@ -101,7 +102,10 @@ def _claim(connection: psycopg.Connection) -> float:
     for _ in range(ROUNDS):
         with connection.transaction(force_rollback=True):
             began = time.perf_counter()
-            found = connection.execute(filled("select {s}.claimed(%s, %s)", "rows"), (7, CLAIMED)).fetchall()
+            found = connection.execute(
+                filled("select {s}.claimed_fairly(%s, %s::bigint[], %s::float8[])", "rows"),
+                (7, Shares().of(CLAIMED), AFTER_S),
+            ).fetchall()
             took.append(time.perf_counter() - began)
         assert len(found) == CLAIMED
     return median(took)

@@ -87,14 +87,16 @@ class Schemas:
         """The schema with a number, from 0 on."""
         while len(self._made) <= number:
             from runtime.postgres.functions import FUNCTIONS, TABLES
-            from runtime.postgres.schema import FORM, filled
+            from runtime.postgres.schema import FORM, STEP, filled
 
             name = f"kept_{len(self._made)}"
             with self.connection.transaction():
                 self.connection.execute(filled("create schema {s}", name))
                 self.connection.execute(filled(TABLES, name))
                 self.connection.execute(filled(FUNCTIONS, name))
-                self.connection.execute(filled("insert into {s}.form (version) values (%s)", name), (FORM,))
+                self.connection.execute(
+                    filled("insert into {s}.form (version, step) values (%s, %s)", name), (FORM, STEP)
+                )
             tables = self.rows("select tablename from pg_tables where schemaname = %s and tablename <> 'form'", name)
             numbers = self.rows("select sequencename from pg_sequences where schemaname = %s", name)
             begins = (f"select setval('{name}.{number}', 1, false)" for (number,) in numbers)

@@ -135,7 +135,7 @@ def _read_sessions(connection: psycopg.Connection[Any], found: Verdict) -> None:
         "select s.place, s.pending, s.owner, n.id, s.next_seq, "
         "(select count(*) from message m where m.place = s.place and m.state in ('accepted', 'started')), "
         "(select count(*) from entry e where e.place = s.place and e.incarnation = s.incarnation) "
-        "from session s left join node n on n.id = s.owner order by s.place"
+        "from session s left join node n on abs(n.id) = s.owner order by s.place"
     )
     for place, pending, owner, node, records, really, there in connection.execute(text):
         if pending != really:

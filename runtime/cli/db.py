@@ -31,11 +31,11 @@ Result = TypeVar("Result")
 
 
 def init(url: str, schema: str) -> int:
-    """Make the schema unless it is there; returns the exit code."""
+    """Make the schema unless it is there, or bring it up to date; returns the exit code."""
     store = _store(url, schema)
 
-    def say(new: bool) -> int:
-        Output(json=False).line(printable(f"{store.name}: {'made' if new else 'there already'}"))
+    def say(done: str) -> int:
+        Output(json=False).line(printable(f"{store.name}: {done}"))
         return 0
 
     return _on(store, lambda connection: by_hand.made(connection, store), say, ours=False)

@@ -7,7 +7,7 @@
     link          the thread that owns the connections: steps in order with group commit, questions
     listening     notifications of other nodes
     life          the node: joins, beats, reaps dead ones; its local deadline
-    ownership     which sessions this node conducts: claims, gives back, hands over
+    ownership     which sessions this node conducts: claims (by shares), gives back, hands over
     rows          from rows to what the inbox knows
     messages      `InboxStore` on it; its statements: message_steps, ask_steps
     transcripts   `TranscriptStore` on it; write_lease: nothing comes in between

@@ -145,11 +145,11 @@ def said(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-async def made(connection: Connection, store: PostgresStore) -> bool:
-    """Make the schema unless it is there; returns whether it was made."""
-    new = await make(connection, store.schema)
+async def made(connection: Connection, store: PostgresStore) -> str:
+    """Make the schema unless it is there, or bring it up to date; returns what was done."""
+    done = await make(connection, store.schema)
     await check(connection, store.name, store.schema)
-    return new
+    return done
 
 
 async def see_form(connection: Connection, store: PostgresStore) -> None:
@@ -268,7 +268,7 @@ async def fleet(connection: Connection, schema: str) -> tuple[list[NodeRow], Tot
     text = (
         "with t as (select owner, count(*) filter (where place >= 's') keyed, count(*) number, "
         "sum(pending) open, count(*) filter (where pending > 0) waiting from {s}.session group by owner) "
-        "select n.id, n.name, n.host, n.pid, n.ttl, extract(epoch from clock_timestamp() - n.joined_at)::float8, "
+        "select abs(n.id), n.name, n.host, n.pid, n.ttl, extract(epoch from clock_timestamp() - n.joined_at)::float8, "
         "extract(epoch from clock_timestamp() - n.beat_at)::float8, coalesce(t.number, 0), coalesce(t.open, 0)::int, "
         "case when n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp() then 'dead' "
         "when n.beat_at + make_interval(secs => 0.9 * n.ttl) < clock_timestamp() then 'late' else 'alive' end, "
@@ -276,7 +276,8 @@ async def fleet(connection: Connection, schema: str) -> tuple[list[NodeRow], Tot
         "(select coalesce(sum(keyed), 0)::bigint from t), "
         "(select coalesce(sum(number), 0)::bigint from t where owner is not null), "
         "(select coalesce(sum(waiting), 0)::bigint from t where owner is null) "
-        "from (select) nobody left join {s}.node n on true left join t on t.owner = n.id order by n.name, n.joined_at"
+        "from (select) nobody left join {s}.node n on true left join t on t.owner = abs(n.id) "
+        "order by n.name, n.joined_at"
     )
     rows = await _rows(connection, filled(text, schema))
     return [NodeRow(*row[:-3]) for row in rows if row[0] is not None], Totals(*rows[0][-3:])

@@ -10,6 +10,7 @@ monotonic clock of this machine. Lost for itself, a node writes nothing more, an
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -43,6 +44,8 @@ _GONE = "select {s}.gone(%s)"
 _MARGIN = 0.9
 _WAITS_FOR_LOCKS = 0.15
 """For how much of the ttl: no life of another node is worth one's own."""
+_LOOK_AGAIN_S = 0.1
+"""When sessions of a dead node are looked at again that were just being changed."""
 LEAVE_WITHIN_S = 5.0
 
 
@@ -80,6 +83,8 @@ class Life:
         self.clock_ahead_s = 0.0
         """How far the server's clock is ahead of this machine's."""
         self.beats = 0
+        self._next_s = math.inf
+        """After how many seconds it beats again at the latest."""
         self.number = 0
         """Of this process among all that ever used the schema; it is kept over the loss of a node."""
 
@@ -155,7 +160,7 @@ class Life:
                 try:
                     async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.left_s()):
                         current = await self._beat(current)
-                    wait_s, retry_s = every_s, SOONEST_RETRY_S
+                    wait_s, retry_s = min(every_s, self._next_s), SOONEST_RETRY_S
                 except (psycopg.Error, OSError) as error:  # a `TimeoutError` is one of those
                     if not self.alive():
                         why = "no answer in time" if isinstance(error, TimeoutError) else described(error)
@@ -191,6 +196,7 @@ class Life:
         self.clock_ahead_s = row[0] - (time.time() - (time.monotonic() - sent) / 2)
         self.beats += 1
         rows: Rows = []
+        self._next_s = math.inf
         with suppress(errors.LockNotAvailable, errors.DeadlockDetected):  # the next beat tries again
             rows = await (await connection.execute(link.statement(REAP), (link.node,))).fetchall()
         if rows:
@@ -199,7 +205,9 @@ class Life:
 
     def _heirs(self, rows: Rows) -> None:
         inherited = [Inherited(place, pending) for place, _, pending in rows if place is not None]
-        names = rows[0][1]
+        _, names, left_over = rows[-1]
+        if left_over:  # of what a dead node had; the next beat takes the next part
+            self._next_s = SOONEST_RETRY_S if inherited else _LOOK_AGAIN_S
         log("node_reaped", level="warning", store=self._link.name, names=names, sessions=len(inherited))
         self._link.post(partial(self._inherited, inherited))
 

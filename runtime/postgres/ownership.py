@@ -31,6 +31,7 @@ from ..inbox.answer import Answer
 from .errors import NodeLost
 from .life import Inherited
 from .link import Link
+from .shares import AFTER_S, Shares
 from .step import Rows, Step
 
 LINGER_S = 1.0
@@ -88,6 +89,7 @@ class Ownership:
         self._asked_for = False
         """Whether another node waits for a session that has work here."""
         self._compare_at = 0.0
+        self._shares = Shares()
 
     @property
     def count(self) -> int:
@@ -229,7 +231,8 @@ class Ownership:
                 await (self._give_back() if self._scheduler.board.starting else self._hand_on())
         self._others_wait = True
         if room := self.room():
-            rows = await self._do("select {s}.claimed(%s, %s)", (self._link.node, room), self._claimed)
+            text = "select {s}.claimed_fairly(%s, %s::bigint[], %s::float8[])"
+            rows = await self._do(text, (self._link.node, self._shares.of(room), AFTER_S), self._claimed)
             self._others_wait = len(rows) == room
             if rows:  # their messages come before this: then it is known what room there is
                 await self._do("select 1", (), None)

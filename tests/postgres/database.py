@@ -30,7 +30,7 @@ select 'pending of ' || t.place || ' is ' || t.pending from {s}.session t where 
 union all select 'message ' || m.id || ' has no place' from {s}.message m
   where m.state in ('accepted', 'started') and not exists (select from {s}.session t where t.place = m.place)
 union all select t.place || ' is owned by a node that is gone' from {s}.session t
-  where t.owner is not null and not exists (select from {s}.node n where n.id = t.owner)
+  where t.owner is not null and not exists (select from {s}.node n where abs(n.id) = t.owner)
 union all select 'message ' || m.id || ' is started in a session of nobody' from {s}.message m
   join {s}.session t on t.place = m.place where m.state = 'started' and t.owner is null
 union all select 'message ' || m.id || ' is started on another node than its session''s' from {s}.message m
@@ -78,7 +78,8 @@ class Caller:
 
 def _cast(value: Any) -> str:
     if isinstance(value, list):
-        return "::bigint[]" if value and isinstance(value[0], int) else "::text[]"
+        kind = type(value[0]) if value else str
+        return {int: "::bigint[]", float: "::float8[]"}.get(kind, "::text[]")
     return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,9 +10,10 @@ import anyio
 import psycopg
 import pytest
 
-from lanes import InvalidLane, LaneSpec, RetrySpec, RunState
+from lanes import GroupSpec, InvalidLane, LaneSpec, RetrySpec, RunState
 from locks import LeaseLost
 from runtime import Inbox, PostgresStore, StoreDown, Supervisor
+from runtime.postgres.life import Life
 from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
 from tests.postgres.looking import rows, until
@@ -132,3 +134,51 @@ async def test_a_run_is_known_as_parked_only_when_the_database_knows_it(store, m
 
 async def fails(ctx, messages):
     raise ValueError
+
+
+async def test_a_node_takes_over_the_rest_of_a_dead_one_without_waiting_for_its_next_beat(
+    store, pg, schema, monkeypatch
+):
+    beat, soon = Life._beat, list[bool]()
+
+    async def beats(self, connection):
+        connection = await beat(self, connection)
+        soon.append(self._next_s < 1)
+        return connection
+
+    monkeypatch.setattr(Life, "_beat", beats)
+    async with Supervisor(replace(store, ttl=1.0)):
+        rows(
+            pg,
+            f"insert into {schema}.session (place, owner) select 's:' || n, 5 from generate_series(1, 700) n; "
+            f"insert into {schema}.node (id, name, host, pid, ttl, grace, beat_at) "
+            "values (5, 'x', 'h', 1, 1, 0, now() - interval '1 hour')",
+        )
+        await until(lambda: rows(pg, f"select count(*) from {schema}.node") == [(1,)])
+    assert soon.count(True) == 1
+
+
+async def test_background_work_is_claimed_though_there_is_more_urgent_work_without_end(store, pg, schema):
+    began = list[str]()
+
+    async def handler(ctx, messages):
+        began.append(messages[0].body)
+
+    lanes = [
+        LaneSpec("urgent", handler=handler, priority="foreground", group="one", capacity=1),
+        LaneSpec("slow", handler=handler, priority="background", group="one", capacity=1),
+    ]
+    async with Supervisor(store):
+        pass  # it has made the schema
+    rows(
+        pg,
+        f"insert into {schema}.session (place, pending, rank, since) "
+        "select 's:' || n, 1, case when n < 41 then 0 else 2 end, n from generate_series(1, 41) n; "
+        f"insert into {schema}.message (place, lane, session, body, route, digest, repeat, first, token, taken_by, "
+        "accepted_at) select 's:' || n, lane, n::text, to_json(lane)::text::bytea, 'null', '', 0, false, n, 0, "
+        "now() - interval '1 minute' from generate_series(1, 41) n, "
+        "lateral (select case when n < 41 then 'urgent' else 'slow' end lane) l",
+    )
+    async with Supervisor(store, lanes=lanes, groups=[GroupSpec("one", slots=1)]):
+        await until(lambda: len(began) == 41)
+    assert began.index("slow") < 20

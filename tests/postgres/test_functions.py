@@ -203,3 +203,30 @@ def test_what_is_not_the_callers_is_refused(dsn, schema, name):
         changed.append(world.content() != before)
         world.database.close()
     assert changed == [False, True]
+
+
+@pytest.mark.failure("G18")
+def test_the_sessions_of_a_dead_node_are_taken_over_a_part_at_a_time(dsn, schema):
+    """So that no beat waits for long; and by whichever node beats next, should the first one die meanwhile."""
+    database = Database(dsn, schema)
+    dead, one, other = database.node(silent=True), database.node(), database.node()
+    caller = database.connect()
+    caller.sql("insert into {s}.session (place, owner) select 's:' || n, %s from generate_series(1, 1100) n", dead)
+    caller.sql("insert into {s}.session (place, owner, pending) values ('m:7', %s, 1)", dead)
+    caller.sql(
+        "insert into {s}.message (place, lane, body, route, digest, repeat, first, token, taken_by, state) "
+        "values ('m:7', 'main', '1', 'null', '', 0, false, 7, 0, 'started')"
+    )
+    taken, left = list[int](), list[int]()
+    for node in (one, other, one):
+        found = caller.call("reaped", node)
+        assert found[-1][1] == "n (h, process 1)"
+        taken.append(len(found) - 1)
+        left.append(found[-1][2])
+        assert database.wrong() == []
+        assert caller.call("claimed_fairly", dead, [9, 0, 0], [0.0] * 3) == []  # it is none any more
+    assert (taken, left) == ([500, 500, 101], [1, 1, 0])
+    assert caller.call("reaped", one) == []
+    assert caller.sql("select count(*) from {s}.node where id not in (%s, %s)", one, other) == [(0,)]
+    assert caller.sql("select state from {s}.message") == [("unknown",)]
+    database.close()

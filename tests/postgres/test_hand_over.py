@@ -250,10 +250,15 @@ async def test_what_a_lost_connection_has_locked_is_free_when_it_is_made_anew(co
 async def test_a_dead_node_that_cannot_be_reaped_yet_costs_no_beat(connect, pg, schema):
     execute, run = connect(), anyio.to_thread.run_sync
     join(execute, 1)
-    execute("select {s}.wanted(1, 's:a')")
+    execute("select {s}.wanted(1, 's:a'), {s}.wanted(1, 's:b')")
+    execute(
+        "insert into {s}.message (place, lane, session, body, route, digest, repeat, first, token, taken_by, state) "
+        "values ('s:a', 'main', 'a', '1', 'null', '', 0, false, 1, 0, 'started')"
+    )
     store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.5)
     with psycopg.connect(pg.dsn) as other:
-        other.execute(filled("select 1 from {s}.session where place = 's:a' for update", schema))
+        other.execute(filled("select 1 from {s}.session where place = 's:b' for update", schema))
+        other.execute(filled("select 1 from {s}.message for update", schema))
         execute("update {s}.node set beat_at = beat_at - interval '61 seconds' where id = 1")
         async with Supervisor(store) as sup:
             assert sup._inbox is not None
@@ -264,7 +269,7 @@ async def test_a_dead_node_that_cannot_be_reaped_yet_costs_no_beat(connect, pg, 
             assert not store_of_it._link.reconnects
             other.rollback()
             with anyio.fail_after(20):
-                while await run(execute, "select 1 from {s}.node where id = 1"):
+                while await run(execute, "select 1 from {s}.node where abs(id) = 1"):
                     await anyio.sleep(0.05)
 
 

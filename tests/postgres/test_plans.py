@@ -17,6 +17,7 @@ from runtime.postgres.functions import FUNCTIONS, TABLES
 from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
 from runtime.postgres.schema import filled
+from runtime.postgres.shares import AFTER_S
 from runtime.postgres.step import Step
 
 MANY = 1_000
@@ -75,6 +76,7 @@ def changes(link: Recording, message: int) -> list[Step]:
         Step("select {s}.wanted(%s, %s)", (7, "s:2"), list),
         Step("select {s}.left_alone(%s, %s::text[], false)", (7, ["s:2"]), list),
         Step("select {s}.claimed(%s, %s)", (7, PAGE), list),
+        Step("select {s}.claimed_fairly(%s, %s::bigint[], %s::float8[])", (7, [PAGE // 3] * 3, AFTER_S), list),
         Step("select * from {s}.reaped(%s)", (7,), list),
     ]
     return link.given

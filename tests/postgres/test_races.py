@@ -59,6 +59,13 @@ def claims_while_it_is_reaped(database: Database) -> list[str]:
     return _while_reaped(database, silent, "claimed", silent, 10)
 
 
+@scenario(("claimed_fairly", KEY_SHARE))
+def claims_fairly_while_it_is_reaped(database: Database) -> list[str]:
+    silent = database.node(silent=True)
+    database.connect().call(*accepts("s", 0, claims=False))
+    return _while_reaped(database, silent, "claimed_fairly", silent, [5, 3, 2], [0.0] * 3)
+
+
 @scenario(("accept", KEY_SHARE))
 def accepts_and_conducts_while_it_is_reaped(database: Database) -> list[str]:
     silent = database.node(silent=True)

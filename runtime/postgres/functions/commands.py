@@ -14,7 +14,7 @@ begin
   if not exists (select from {s}.command c where c.token = p_token) then
     insert into {s}.command (token, target, asker, kind, arguments, upto)
       select p_token, n.id, p_node, p_kind, p_arguments, last from {s}.node n
-      where n.id <> p_node and (p_target is null or n.id = p_target);
+      where n.id <> p_node and n.id > 0 and (p_target is null or n.id = p_target);
     perform {s}.tell(-c.target) from {s}.command c where c.token = p_token;
   end if;
   return query select null::bigint, null::text, last, mine;

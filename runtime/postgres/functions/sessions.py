@@ -16,12 +16,35 @@ begin
   end loop;
 end $$;
 
+-- As programs of step 0 claim.
 create function {s}.claimed(p_node bigint, p_limit int) returns setof text language sql as $$
   with me as (select n.id from {s}.node n where n.id = p_node for key share),
     pick as (select t.place from me, {s}.session t where t.owner is null and t.pending > 0
       order by t.rank, t.since limit p_limit for update of t skip locked)
   update {s}.session t set owner = p_node, fence = t.fence + 1, nonce = null from pick
     where t.place = pick.place returning t.place $$;
+
+-- So many of each class first, the oldest ones, if they have waited for so many seconds; then the most urgent ones.
+create function {s}.claimed_fairly(p_node bigint, p_shares bigint[], p_after double precision[]) returns setof text
+language plpgsql as $$
+declare places text[] := '{{}}';
+begin
+  perform 1 from {s}.node n where n.id = p_node for key share;
+  if not found then return; end if;
+  for class in 1..cardinality(p_shares) loop
+    places := places || array(select t.place from (select s.place, s.since from {s}.session s
+        where s.owner is null and s.pending > 0 and s.rank = class - 1
+        order by s.since limit p_shares[class] for update skip locked) t
+      where p_after[class] = 0 or coalesce((select m.accepted_at from {s}.message m where m.id = t.since)
+        < clock_timestamp() - make_interval(secs => p_after[class]), true));
+  end loop;
+  places := places || array(select s.place from {s}.session s
+    where s.owner is null and s.pending > 0 and not s.place = any(places)
+    order by s.rank, s.since
+    limit (select sum(one) from unnest(p_shares) one) - cardinality(places) for update skip locked);
+  return query update {s}.session t set owner = p_node, fence = t.fence + 1, nonce = null
+    where t.place = any(places) returning t.place;
+end $$;
 
 -- Sessions that no node owns, and whose lanes are still to be told of messages whose end is unknown.
 create function {s}.claimed_untold(p_node bigint, p_lanes text[], p_tried bigint[], p_limit int)
@@ -120,10 +143,12 @@ begin
   select count(*) filter (where o.may), count(*) filter (where not o.may) from o;
 end $$;
 
+-- At most 500 sessions at once, so that no beat waits for long. What is left is for the next call, of any node: until
+-- then the id of the dead node is negative. The last row has its name, and whether anything is left.
 create function {s}.reaped(p_node bigint) returns table (place text, name text, pending int)
 language plpgsql as $$
 #variable_conflict use_column
-declare gone bigint[]; names text; places text[];
+declare gone bigint[]; news bigint[]; names text; places text[]; left_over bool;
 begin
   if not exists (select from {s}.node n where n.id = p_node for key share) then return; end if;
   if not exists (select from {s}.node n where n.id <> p_node
@@ -134,18 +159,23 @@ begin
       where n.id <> p_node and n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp();
   exception when insufficient_privilege then null;
   end;
-  select array_agg(d.id), string_agg(d.name || ' (' || d.host || ', process ' || d.pid || ')', ', ') into gone, names
+  select array_agg(abs(d.id)), array_agg(d.id) filter (where d.id > 0),
+      string_agg(d.name || ' (' || d.host || ', process ' || d.pid || ')', ', ') into gone, news, names
     from (select n.id, n.name, n.host, n.pid from {s}.node n where n.id <> p_node
       and n.beat_at + make_interval(secs => n.ttl + n.grace) < clock_timestamp() for update skip locked) d;
   if gone is null then return; end if;
-  delete from {s}.node n where n.id = any(gone);
+  update {s}.node n set id = -n.id where n.id = any(news);
   delete from {s}.want w where w.node = any(gone);
-  with u as (update {s}.session t set owner = p_node, nonce = null, fence = t.fence + 1
-    where t.owner = any(gone) returning t.place) select array_agg(u.place) into places from u;
+  with pick as (select t.place from {s}.session t where t.owner = any(gone) limit 500 for update skip locked),
+    u as (update {s}.session t set owner = p_node, nonce = null, fence = t.fence + 1 from pick
+      where t.place = pick.place returning t.place)
+    select array_agg(u.place) into places from u;
   perform {s}.recovered(p_node, places, null);
-  perform {s}.commands_gone(gone);
+  perform {s}.commands_gone(news);
+  delete from {s}.node n where -n.id = any(gone) and not exists (select from {s}.session t where t.owner = -n.id);
+  left_over := exists (select from {s}.node n where -n.id = any(gone));
   return query select t.place, names, t.pending from {s}.session t where t.place = any(places);
-  return query select null::text, names, 0;
+  return query select null::text, names, left_over::int;
 end $$;
 
 create function {s}.gone(p_node bigint) returns int language plpgsql as $$

@@ -1,7 +1,8 @@
 """The tables and their indexes."""
 
 TABLES = """
-create table {s}.form (version int not null, made_at timestamptz not null default clock_timestamp());
+create table {s}.form (
+  version int not null, made_at timestamptz not null default clock_timestamp(), step int not null default 0);
 create table {s}.node (
   id bigint primary key, name text not null, host text not null, pid int not null,
   ttl double precision not null, grace double precision not null,

@@ -57,7 +57,7 @@ _SNAPSHOT = """
 with open as (select place, count(*) n, count(*) filter (where state = 'started') s from {s}.message
   where state in ('accepted', 'started') group by place)
 select place, t.pending, coalesce(o.n, 0), t.owner, coalesce(o.s, 0), n.id
-from {s}.session t full join open o using (place) left join {s}.node n on n.id = t.owner
+from {s}.session t full join open o using (place) left join {s}.node n on abs(n.id) = t.owner
 where coalesce(t.pending, -1) <> coalesce(o.n, 0) or t.owner is null and o.s > 0 or t.owner is not null and n.id is null
 """
 
@@ -93,7 +93,7 @@ def open_ones(connection: psycopg.Connection, schema: str) -> str:
     """Which messages are open, and who has their sessions: for a report."""
     text = (
         "select m.place, t.owner, n.name, t.pending, t.wanted, array_agg(m.state || ' ' || m.id order by m.id) "
-        "from {s}.message m left join {s}.session t on t.place = m.place left join {s}.node n on n.id = t.owner "
+        "from {s}.message m left join {s}.session t on t.place = m.place left join {s}.node n on abs(n.id) = t.owner "
         "where m.state in ('accepted', 'started') group by 1, 2, 3, 4, 5 order by 1"
     )
     return "\n  ".join(["", *map(str, _rows(connection, schema, text))])
