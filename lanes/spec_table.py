@@ -21,6 +21,7 @@ class SpecTable:
     """
 
     def __init__(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec], pools: Iterable[PoolSpec] = ()) -> None:
+        self.was_changed = False
         self.lanes = _merged(DEFAULT_LANES, lanes, lambda spec: spec.pattern, ("lanes", "pattern"), LaneSpec)
         self.groups = _merged(DEFAULT_GROUPS, groups, lambda spec: spec.name, ("groups", "group"), GroupSpec)
         self.pools = _merged((), pools, lambda spec: spec.name, ("pools", "pool"), PoolSpec)
@@ -30,6 +31,23 @@ class SpecTable:
             if spec.group not in self.groups:
                 known = ", ".join(sorted(self.groups))
                 raise InvalidLane(f"lane {spec.pattern!r}, group: {spec.group!r} is unknown; allowed: {known}")
+
+    def changed(self, lanes: Iterable[LaneSpec], groups: Iterable[GroupSpec], pools: Iterable[PoolSpec]) -> SpecTable:
+        """These specifications, with some more or others in their place.
+
+        Raises:
+            InvalidLane: as on making one.
+        """
+        return SpecTable(
+            _merged(self.lanes.values(), lanes, lambda spec: spec.pattern, ("lanes", "pattern"), LaneSpec).values(),
+            _merged(self.groups.values(), groups, lambda spec: spec.name, ("groups", "group"), GroupSpec).values(),
+            _merged(self.pools.values(), pools, lambda spec: spec.name, ("pools", "pool"), PoolSpec).values(),
+        )
+
+    def become(self, other: SpecTable) -> None:
+        """Be as another one from now on, for all who have this one."""
+        self.__dict__.update(other.__dict__)
+        self.was_changed = True
 
     def find(self, name: Any) -> LaneSpec:
         """The specification of a lane: that of its name, else that with the longest prefix of it.

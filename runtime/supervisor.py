@@ -282,6 +282,30 @@ class Supervisor:
     ) -> bool | None:
         return await self._life.leave_block(kind, error, traceback, self.drain_timeout)
 
+    def configure(
+        self,
+        *,
+        lanes: Iterable[LaneSpec] = (),
+        groups: Iterable[GroupSpec] = (),
+        pools: Iterable[PoolSpec] = (),
+    ) -> tuple[str, ...]:
+        """Change limits while it runs: all that is given, or nothing. What is not given stays as it is.
+
+        A specification takes the place of that of the same pattern or name, whole: `dataclasses.replace(spec, ...)`
+        changes a field. Capacities, slots and pools count at once; a run that has started is never ended by it.
+        Timeouts and policies count for what is submitted from then on. A pool that the provider had lowered is whole
+        again. Processes that share a store are configured each.
+
+        Returns:
+            What has changed, in words; it is logged as well (`configured`), and stands in `lanes status`.
+
+        Raises:
+            InvalidLane: a specification contradicts another one, or would strand work that waits: another group for a
+                lane that is not idle, a handler taken away, fewer tokens than a call waits for. Nothing has changed.
+            WrongThread: on another thread than the event loop's. Nothing has changed.
+        """
+        return self._scheduler.configuring.configure(lanes, groups, pools)
+
     # Giving work
 
     def submit(

@@ -209,6 +209,8 @@ class Intake:
         board, spec = self._board, request.spec
         # Looked up again: user code that was asked since may have made or ended the lane.
         lane = request.lane = board.lanes.get(request.lane.name, request.lane)
+        if board.specs.was_changed and lane.name not in board.lanes:
+            lane.respec(board.specs.find(lane.name))  # it was made before that, and its message kept on disk meanwhile
         if request.key is not None and (known := self._said_before(request, request.key)) is not None:
             return known
         joined, target, older, before, is_full = self._plan(request, policy)

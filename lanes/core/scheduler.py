@@ -17,6 +17,7 @@ from locks._loop import current_loop, current_task, event_type, know_loop, scope
 from ..run import RunState
 from .board import Board
 from .causes import Causes
+from .configuring import Configuring
 from .deadlock import Waits
 from .execution import Execution
 from .extending import extend
@@ -52,6 +53,7 @@ class Scheduler:
         # For the supervisor
         self.take_work, self.open, self.shut = starting.take_work, starting.open, starting.shut
         self.admit_all = starting.admit_all
+        self.configuring = Configuring(board, starting, pools)
         # As the owner of its executions; each name is that of the part itself, so that no call takes two steps
         self.submit, self.message_read, self.wait_for = intake.submit, steering.message_read, waits.wait
         self.extend = extend

@@ -54,6 +54,10 @@ class Lane(Generic[W]):
     def __repr__(self) -> str:
         return f"<Lane {self.name}: {len(self.running)} of {self.spec.capacity} running, {len(self.queued)} queued>"
 
+    def respec(self, spec: LaneSpec) -> None:
+        """Go on with other limits. Work that it has keeps those it was submitted under."""
+        self.spec, self.retires, self.urgency = spec, spec.wild, spec.urgency
+
     @property
     def idle(self) -> bool:
         """Whether nothing runs or waits on it."""

@@ -88,6 +88,12 @@ def head(picture: protocol.Picture) -> list[str]:
         report.append(f"SLOWED: {picture.admission_slowed}")
     report.append(f"{', '.join(counts)}; loop lag p99 {lag.p99 * 1000:.1f} ms, at most {lag.max * 1000:.1f} ms")
     report.append(f"slots: {', '.join(groups)}")
+    if picture.configured_s_ago is not None:
+        changes, more = picture.configured[:_PLACES], len(picture.configured) - _PLACES
+        report.append(
+            f"configured {lasting(picture.configured_s_ago)} ago: {'; '.join(changes)}"
+            + f"; … {more} more" * (more > 0)
+        )
     if picture.pools:
         report.append(f"pools: {', '.join(map(_pool, picture.pools))}")
     if picture.inbox is not None:

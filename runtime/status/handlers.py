@@ -219,6 +219,7 @@ class Handlers:
         sup, now = self._sup, _clock.clock.now()
         scheduler, statistics = sup._scheduler, sup.statistics()
         leases, inbox, node = statistics.leases, statistics.inbox, statistics.node
+        configured = scheduler.configuring
         lanes = nsmallest(
             protocol.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
@@ -251,6 +252,8 @@ class Handlers:
             orders=list(self._orders.values()),
             inbox=None if inbox is None else _row(protocol.InboxPart, inbox, error=text(inbox.error)),
             node=None if node is None else _row(protocol.NodePart, node, name=text(node.name)),
+            configured=[text(change) for change in configured.changes[: protocol.MOST_CHANGES]],
+            configured_s_ago=None if configured.changed_at is None else now - configured.changed_at,
             pools=[_row(protocol.PoolRow, pool, name=text(name)) for name, pool in statistics.pools.items()],
         )
 

@@ -48,7 +48,7 @@ from .rows import TrendsPart as TrendsPart
 
 LONGEST_LINE = 64 * 1024
 """Bytes of a question."""
-MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES, MOST_ORDERS = 200, 500, 50, 200, 10
+MOST_LANES, MOST_RUNS, MOST_ABANDONED, MOST_LEASES, MOST_ORDERS, MOST_CHANGES = 200, 500, 50, 200, 10, 50
 LONGEST_KEY = 1100
 """Characters of a session's key in a row: any key, and what stands for a lone surrogate in it."""
 _LONGEST_TEXT = 500
@@ -249,6 +249,10 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     node: NodePart | None = None
     """Null for a supervisor that keeps its sessions in files."""
     pools: list[PoolRow] = []
+    configured: list[str] = []
+    """What was changed last while it runs, a line each."""
+    configured_s_ago: float | None = None
+    """When; null when nothing was."""
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
