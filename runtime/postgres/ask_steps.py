@@ -58,12 +58,12 @@ def withdraw(session: str, reason: str) -> Step:
     return Step("select {s}.withdrawn(%s, %s)", values, lambda _: None, place_of(session, 0), alone=True)
 
 
-def wait_for(node: int, ids: Sequence[int], question: str) -> Step:
-    """Messages wait for the answer to a question."""
+def wait_for(node: int, ids: Sequence[int], question: str, token: int) -> Step:
+    """Messages wait for the answer to a question, or are done: how many of them."""
     waiting, done = list(MAY_BECOME[MessageState.WAITING]), list(MAY_BECOME[MessageState.DONE])
-    values = (node, list(ids), question, f"asked a person: {question}", waiting, done)
-    text = "select {s}.waits_for(%s, %s::bigint[], %s, %s, %s::text[], %s::text[])"
-    return Step(text, values, lambda _: None, ids=ids)
+    values = (node, list(ids), question, f"asked a person: {question}", waiting, done, token)
+    text = "select {s}.waits_for(%s, %s::bigint[], %s, %s, %s::text[], %s::text[], %s::bigint)"
+    return Step(text, values, lambda rows: rows[0][0], ids=ids)
 
 
 def find(question: str, ahead: Ahead) -> Step:

@@ -50,10 +50,12 @@ def wait_again(node: int, ids: Sequence[int]) -> Step:
     return Step("select {s}.waits_again(%s, %s::bigint[])", (node, list(ids)), _nothing, ids=ids, alone=True)
 
 
-def end(node: int, ids: Sequence[int], state: MessageState, reason: str, result: bytes | None) -> Step:
+def end(node: int, ids: Sequence[int], state: MessageState, reason: str, result: bytes | None, token: int) -> Step:
     """Messages have ended: how many of them."""
-    values = (node, list(ids), state, clean(reason), result, list(MAY_BECOME[state]))
-    return Step("select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[])", values, _first, ids=ids)
+    values = (node, list(ids), state, clean(reason), result, list(MAY_BECOME[state]), token)
+    text = "select {s}.ended(%s, %s::bigint[], %s, %s, %s, %s::text[], %s::bigint)"
+    # What is parked may be submitted again, and begin, right behind this.
+    return Step(text, values, _first, ids=ids, alone=state is MessageState.PARKED)
 
 
 def refuse(node: int, message: int, reason: str) -> Step:
@@ -87,10 +89,10 @@ def cancel_waiting(
     return Step(text, values, lambda rows: [row[0] for row in rows], place, alone=True)
 
 
-def recover(node: int, ids: Sequence[int]) -> Step:
+def recover(node: int, ids: Sequence[int], token: int) -> Step:
     """Put right what was started and cut off: how many wait again, and how many are unknown."""
-    text = "select * from {s}.recovered(%s, null, %s::bigint[])"
-    return Step(text, (node, list(ids)), lambda rows: rows[0], ids=ids)
+    text = "select * from {s}.recovered(%s, null, %s::bigint[], %s::bigint)"
+    return Step(text, (node, list(ids), token), lambda rows: rows[0], ids=ids)
 
 
 def purge(before: float, place: str, at_most: int) -> Step:

@@ -161,7 +161,7 @@ class PostgresMessages:
         self, ids: Sequence[int], state: MessageState, reason: str, result: bytes | None, report: Report | None
     ) -> None:
         """Messages have ended."""
-        self._do(message_steps.end(self._link.node, ids, state, reason, result), report)
+        self._do(message_steps.end(self._link.node, ids, state, reason, result, secrets.randbits(62)), report)
 
     def refuse(self, message: int, reason: str, report: Report) -> None:
         """A message that was accepted found no room."""
@@ -244,7 +244,7 @@ class PostgresMessages:
 
     def wait_for(self, ids: Sequence[int], ask: str, report: Report | None) -> None:
         """Messages wait for the answer to a question."""
-        self._do(ask_steps.wait_for(self._link.node, ids, ask), report)
+        self._do(ask_steps.wait_for(self._link.node, ids, ask, secrets.randbits(62)), report)
 
     async def find_ask(self, ask: str) -> Ask | None:
         """A question that is kept."""
@@ -312,7 +312,7 @@ class PostgresMessages:
         if ids is None:
             return 0, 0
         answer = Answer[tuple[int, int]]()
-        self._do(message_steps.recover(self._link.node, ids), answer)
+        self._do(message_steps.recover(self._link.node, ids, secrets.randbits(62)), answer)
         return await answer.wait()
 
     async def said(self, lane: str, session: str | None, key: str, digest: bytes) -> tuple[int, bool] | None:

@@ -19,6 +19,7 @@ import pytest
 from lanes import LaneSpec, RetrySpec
 from lanes.spec_table import SpecTable
 from runtime import PostgresStore, Supervisor
+from runtime.inbox import watch
 from runtime.inbox.answer import Answer
 from runtime.inbox.rows import NewRow, Taken
 from runtime.postgres import ask_steps, message_steps, messages, node, ownership, transcripts
@@ -228,6 +229,32 @@ async def test_each_step_is_done_once_though_it_is_cut_and_its_answer_lost(pg, s
     assert [one for one in faulty if one not in whole] == []
     assert faulty == whole
     assert KINDS - set(Faulty.seen) == set()
+
+
+class Losing(links.Link):
+    """Loses the first answer to each step that ends messages."""
+
+    lost: ClassVar[list[Any]] = []
+
+    async def _commit(self, connection: Any, batch: Any) -> Any:
+        results = await super()._commit(connection, batch)
+        if any(set(kinds_of(step)) & {"ended", "waits_for"} for step, _ in batch) and batch[0] not in self.lost:
+            self.lost.append(batch[0])
+            raise cut(connection, "its answer is lost")
+        return results
+
+
+async def test_an_end_whose_answer_was_lost_is_told_all_the_same(pg, schema, soon, monkeypatch):
+    monkeypatch.setattr(node, "Link", Losing)
+    monkeypatch.setattr(watch, "_LOOK_S", 1e6)  # by which else it is found out in the end
+    SAID.clear()
+    store = PostgresStore(pg.dsn, schema=schema, create=True, notify=False)
+    async with Supervisor(store, lanes=LANES) as sup:
+        with anyio.fail_after(60):
+            told = [await (await sup.accept("main", body)).wait() for body in ("plain", "ask", "park")]
+    assert [outcome.state for outcome in told] == ["done", "done", "failed"]
+    assert len(Losing.lost) >= len(told)
+    Losing.lost.clear()
 
 
 def drop(pg: Any, schema: str) -> None:

@@ -18,20 +18,21 @@ begin
   raise exception 'lanes: the key of a question changes hands too often' using errcode = '40001';
 end $$;
 
-create function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[], p_done text[])
-returns void language plpgsql as $$
+create function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[], p_done text[],
+  p_token bigint default null) returns int language plpgsql as $$
+declare stands text;
 begin
   perform 1 from {s}.session t
     where t.place = any(array(select m.place from {s}.message m where m.id = any(p_ids)))
     order by t.place for update;
-  perform 1 from {s}.ask a where a.id = p_ask and a.state = 'open' for share;
-  if found then
-    update {s}.message m set asked = p_ask where m.id = any(p_ids)
-      and (select t.owner from {s}.session t where t.place = m.place) = p_node;
-    perform {s}.ended(p_node, p_ids, 'waiting', p_reason, null, p_before);
-  else
-    perform {s}.ended(p_node, p_ids, 'done', 'asked, and answered meanwhile', null, p_done);
+  select a.state into stands from {s}.ask a where a.id = p_ask for share;
+  update {s}.message m set asked = p_ask where m.id = any(p_ids)
+    and (select t.owner from {s}.session t where t.place = m.place) = p_node;
+  if stands = 'open' then
+    return {s}.ended(p_node, p_ids, 'waiting', p_reason, null, p_before, p_token);
   end if;
+  stands := 'asked, and ' || coalesce(stands, 'answered') || ' meanwhile';
+  return {s}.ended(p_node, p_ids, 'done', stands, null, p_done, p_token);
 end $$;
 
 create function {s}.withdrawn(p_session text, p_reason text) returns void language plpgsql as $$

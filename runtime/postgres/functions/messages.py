@@ -118,7 +118,8 @@ begin
 end $$;
 
 create function {s}.ended(
-  p_node bigint, p_ids bigint[], p_state text, p_reason text, p_result bytea, p_before text[]) returns int
+  p_node bigint, p_ids bigint[], p_state text, p_reason text, p_result bytea, p_before text[],
+  p_token bigint default null) returns int
 language plpgsql as $$
 declare n int;
 begin
@@ -130,12 +131,15 @@ begin
          and (m.state not in ('accepted', 'started')
            or (select t.owner from {s}.session t where t.place = m.place) = p_node) for update of m),
     u as (update {s}.message m set state = p_state, ended_at = clock_timestamp(), reason = p_reason,
-       result = p_result from o where m.id = o.id),
+       result = p_result, step = coalesce(p_token, m.step) from o where m.id = o.id),
     c as (update {s}.session t set pending = t.pending - p.n
        from (select o.place, count(*) n from o where o.is_open group by o.place) p where t.place = p.place)
     select count(*) into n from o;
   perform {s}.tell(m.taken_by) from {s}.message m join {s}.node d on d.id = m.taken_by
     where m.id = any(p_ids) and m.taken_by <> p_node group by m.taken_by;
+  if p_token is not null then  -- with what an earlier call has ended whose answer was lost
+    select count(*) into n from {s}.message m where m.id = any(p_ids) and m.step = p_token;
+  end if;
   return n;
 end $$;
 

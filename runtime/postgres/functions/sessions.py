@@ -121,14 +121,13 @@ begin
     where not exists (select from {s}.session x where x.place = p.place and x.owner = p_node);
 end $$;
 
-create function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[])
+create function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[], p_token bigint default null)
 returns table (again bigint, unknown bigint) language plpgsql as $$
 #variable_conflict use_column
 begin
   perform 1 from {s}.session t where t.owner = p_node
     and t.place = any(p_places || array(select m.place from {s}.message m where m.id = any(p_ids)))
     order by t.place for update;
-  return query
   with o as (select m.id, m.place, m.attempt < m.repeat as may
       from {s}.message m where m.state = 'started' and m.id = any(p_ids || array(
           select x.id from {s}.message x where x.place = any(p_places) and x.state = 'started'))
@@ -136,11 +135,14 @@ begin
     u as (update {s}.message m set state = case when o.may then 'accepted' else 'unknown' end,
       started_at = case when o.may then null else m.started_at end,
       ended_at = case when o.may then null else clock_timestamp() end, told = false,
+      step = coalesce(p_token, m.step),
       reason = case when o.may then '' else 'the process ended while it was being answered' end
-      from o where m.id = o.id),
-    p as (update {s}.session t set pending = t.pending - c.n
-      from (select o.place, count(*) n from o where not o.may group by o.place) c where t.place = c.place)
-  select count(*) filter (where o.may), count(*) filter (where not o.may) from o;
+      from o where m.id = o.id)
+  update {s}.session t set pending = t.pending - c.n
+    from (select o.place, count(*) n from o where not o.may group by o.place) c where t.place = c.place;
+  -- With what an earlier call has put right whose answer was lost.
+  return query select count(*) filter (where m.state = 'accepted'), count(*) filter (where m.state = 'unknown')
+    from {s}.message m where m.id = any(p_ids) and m.step = p_token;
 end $$;
 
 -- At most 500 sessions at once, so that no beat waits for long. What is left is for the next call, of any node: until
