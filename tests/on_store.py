@@ -63,12 +63,19 @@ def fail_or_skip(*, allow_module_level: bool = False) -> None:
 
 
 class Schemas:
-    """Schemas of a server that are made once, and are empty at the start of each test. Blocks: its calls are short."""
+    """Schemas of a server that are made once, and are empty at the start of each test. Blocks: its calls are short.
 
-    def __init__(self, server: PostgresServer) -> None:
+    Args:
+        prefix: what their names begin with.
+        changed: what is to be made of the SQL of the product.
+    """
+
+    def __init__(
+        self, server: PostgresServer, prefix: str = "kept", changed: Callable[[str], str] = lambda sql: sql
+    ) -> None:
         import psycopg
 
-        self.server = server
+        self.server, self._prefix, self._changed = server, prefix, changed
         self.connection = psycopg.connect(server.dsn, autocommit=True)
         self._made: list[str] = []
         self._forget: dict[str, str] = {}
@@ -89,11 +96,11 @@ class Schemas:
             from runtime.postgres.functions import FUNCTIONS, TABLES
             from runtime.postgres.schema import FORM, STEP, filled
 
-            name = f"kept_{len(self._made)}"
+            name = f"{self._prefix}_{len(self._made)}"
             with self.connection.transaction():
                 self.connection.execute(filled("create schema {s}", name))
-                self.connection.execute(filled(TABLES, name))
-                self.connection.execute(filled(FUNCTIONS, name))
+                self.connection.execute(filled(self._changed(TABLES), name))
+                self.connection.execute(filled(self._changed(FUNCTIONS), name))
                 self.connection.execute(
                     filled("insert into {s}.form (version, step) values (%s, %s)", name), (FORM, STEP)
                 )

@@ -51,7 +51,7 @@ class Caller:
         self._thread = ThreadPoolExecutor(1)
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        cursor = self.connection.execute(filled(statement, self._database.schema), values)
+        cursor = self.connection.execute(self._database.filled(statement), values)
         return cursor.fetchall() if cursor.description is not None else []
 
     def call(self, function: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -93,6 +93,7 @@ class Database:
     def __init__(self, dsn: str, schema: str, changes: Mapping[tuple[str, str], str] | None = None) -> None:
         self.dsn, self.schema = dsn, schema
         self._closing = ExitStack()
+        self._filled: dict[str, bytes] = {}
         self._watcher = self.connect()
         sql = FUNCTIONS
         for (function, old), new in (changes or {}).items():
@@ -105,6 +106,12 @@ class Database:
         self._watcher.sql("create schema {s}")
         self._watcher.sql(TABLES)
         self._watcher.sql(sql)
+
+    def filled(self, statement: str) -> bytes:
+        """A statement with the schema in it."""
+        if (found := self._filled.get(statement)) is None:
+            found = self._filled[statement] = filled(statement, self.schema).as_bytes()
+        return found
 
     def connect(self) -> Caller:
         connection = psycopg.connect(self.dsn, autocommit=True)

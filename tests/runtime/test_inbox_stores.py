@@ -1,4 +1,4 @@
-"""What every store of an inbox does, whatever it keeps things in: the file of one machine, and a naive one in memory.
+"""What every store of an inbox does, whatever it keeps things in: the file of one machine, PostgreSQL, or memory.
 
 Another store runs through all of it by an entry in `STORES`: what makes a maker of stores that share their data, each
 of them being the next process.
@@ -20,6 +20,7 @@ from runtime.inbox.answer import Answer
 from runtime.inbox.rows import Ask, AskedFor, NewRow
 from runtime.inbox.sqlite import SqliteInbox
 from runtime.inbox.store import InboxStore
+from tests import on_store
 from tests.inbox_model import Data, MemoryInbox
 from tests.inboxes import FILE
 
@@ -28,16 +29,31 @@ Maker = Callable[[], InboxStore]
 S = MessageState
 
 
-def files(root: Path) -> Maker:
+def files(root: Path, _schemas: on_store.Schemas | None) -> Maker:
     return lambda: SqliteInbox(str(root / FILE), "sync")
 
 
-def memory(_root: Path) -> Maker:
+def memory(_root: Path, _schemas: on_store.Schemas | None) -> Maker:
     data = Data()
     return lambda: MemoryInbox(data)
 
 
-STORES: dict[str, Callable[[Path], Maker]] = {"file": files, "memory": memory}
+def postgres(_root: Path, schemas: on_store.Schemas | None) -> Maker:
+    from tests.postgres_inbox import PostgresInbox
+
+    assert schemas is not None
+    schemas.ready()
+    name, dsn = schemas.name(0), schemas.server.dsn
+    schemas.empty([name])
+    schemas.close()
+    return lambda: PostgresInbox(dsn, name)
+
+
+STORES: dict[str, Callable[[Path, on_store.Schemas | None], Maker]] = {
+    "file": files,
+    "memory": memory,
+    "postgres": postgres,
+}
 
 
 class Clock:
@@ -53,10 +69,26 @@ def clock(monkeypatch):
     return clock
 
 
-@pytest.fixture(params=STORES)
-def make(request, tmp_path):
+@pytest.fixture(scope="session")
+def schemas(postgres_server):
+    """A schema whose clock is that of the test."""
+    from tests.postgres_inbox import by_the_tests_clock
+
+    return on_store.Schemas(postgres_server, "clocked", by_the_tests_clock)
+
+
+@pytest.fixture(scope="session", params=STORES)
+def kind(request):
+    """A kind of store, with what all stores of that kind need."""
+    needs = request.getfixturevalue("schemas") if request.param == "postgres" else None
+    return STORES[request.param], needs
+
+
+@pytest.fixture
+def make(kind, tmp_path):
     """Makes stores that share their data."""
-    return STORES[request.param](tmp_path)
+    maker, needs = kind
+    return maker(tmp_path, needs)
 
 
 @pytest.fixture
@@ -442,5 +474,6 @@ async def test_what_is_closed_keeps_nothing_and_says_so(make):
     await store.close()
     store = make()
     await store.open()
+    assert await store.recover() == (0, 0)
     assert await waiting(store) == [1]
     await store.close()
