@@ -4,7 +4,8 @@ Its version has two numbers. Programs of different *forms* do not run on one sch
 that is there refuses to start, and leaves it alone. A *step* only adds, or has a function do the same otherwise: what
 programs of earlier steps call stays, so they go on while `lanes db init` makes it, and can be started still.
 
-    step 1   dead nodes are reaped a part at a time; sessions are claimed by shares of their classes
+    step 1   dead nodes are reaped a part at a time; sessions are claimed by shares of their classes; an end or a
+             repair whose answer was lost is answered as the first time
 """
 
 from __future__ import annotations

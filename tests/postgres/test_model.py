@@ -162,9 +162,13 @@ class Play:
         assert self.value("gone", node, same=False) == self.model.gone(node)
 
     def claims(self, a: int, b: int) -> None:
-        node = self.node(a)
-        found = self.call("claimed", node, 1 + b % 3, same=False)
-        assert {place for (place,) in found} == self.model.claimed(node, 1 + b % 3)
+        node, at_most = self.node(a), 1 + b % 3
+        if b % 2:
+            found = self.call("claimed", node, at_most, same=False)
+        else:
+            text = "select {s}.claimed_fairly(%s, %s::bigint[], %s::float8[])"
+            found = self.caller.sql(text, node, [0, at_most - 1, 1], [0, 0, 0])
+        assert {place for (place,) in found} == self.model.claimed(node, at_most)
 
     def claims_what_is_untold(self, a: int, _b: int) -> None:
         node = self.node(a)

@@ -24,6 +24,13 @@ OLDER = """
 drop function {s}.claimed_fairly;
 create or replace function {s}.reaped(p_node bigint) returns table (place text, name text, pending int)
 language plpgsql as $$ begin return; end $$;
+drop function {s}.ended; drop function {s}.waits_for; drop function {s}.recovered;
+create function {s}.ended(a bigint, b bigint[], c text, d text, e bytea, f text[]) returns int
+language sql as $$ select 0 $$;
+create function {s}.waits_for(a bigint, b bigint[], c text, d text, e text[], f text[]) returns void
+language sql as $$ select $$;
+create function {s}.recovered(a bigint, b text[], c bigint[]) returns table (again bigint, unknown bigint)
+language sql as $$ select 0::bigint, 0::bigint $$;
 alter table {s}.form drop column step;
 """
 """From step 1 back to what stood there before, as far as a test can tell."""
@@ -59,6 +66,10 @@ class OlderProgram:
             self.ask("select max(version) from {s}.form") == [(1,)]
             and self.ask("select {s}.claimed(%s, %s)", 1, 10) == []
             and self.ask("select * from {s}.reaped(%s)", 1) == []
+            and self.ask("select {s}.ended(1, %s::bigint[], 'done', '', null, %s::text[])", [0], ["started"]) == [(0,)]
+            and len(self.ask("select {s}.waits_for(1, %s::bigint[], 'q', '', %s::text[], %s::text[])", [0], [], []))
+            == 1
+            and self.ask("select * from {s}.recovered(1, null, %s::bigint[])", [0]) == [(0, 0)]
             and self.ask("update {s}.node set beat_at = clock_timestamp() where id = 1 returning id") == [(1,)]
         )
 
