@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
 PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
-.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs bounds format clean torture-cluster torture-planted docs
+.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs screenshots bounds format clean torture-cluster torture-planted docs
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -87,6 +87,10 @@ bench-docs: $(STAMP)
 	for suite in locks lanes path reading imports process gateway foreign; do \
 		$(BIN)/python -m benchmarks $$suite $(DOCS)/bounds-$$suite.json; test -s $(DOCS)/bounds-$$suite.json || exit 1; done
 	$(BIN)/python -m benchmarks.document
+
+# The pictures of the dashboard in the README. Needs Chromium; takes half a minute.
+screenshots: $(STAMP)
+	@$(BIN)/python -m tests.web.screenshots docs/dashboard
 
 # Three gateways that share their sessions on a PostgreSQL of their own: killed, restarted, cut off. About 45 seconds.
 cluster: $(STAMP)

@@ -10,6 +10,8 @@ from ..status import protocol, words
 
 MOST_ROWS = 40
 """Of each table of *Now*."""
+_MOST_ABANDONED = 5
+"""On *Now*: nothing can be done about them, and what else is stuck should not stand below them. All have a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ def now(seen: Seen, trends: protocol.TrendsPart | None) -> Page:
         counts = picture.counts
         values |= {
             "stuck": stuck,
+            "abandoned": picture.abandoned[:_MOST_ABANDONED],
+            "abandoned_left_out": picture.abandoned_left_out + len(picture.abandoned[_MOST_ABANDONED:]),
             "running": healthy[:MOST_ROWS],
             "running_left_out": max(0, counts.get("running", 0) - len(stuck) - len(healthy[:MOST_ROWS])),
             "waiting": waiting[:MOST_ROWS],

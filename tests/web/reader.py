@@ -14,6 +14,7 @@ import httpx
 
 from runtime import Supervisor
 from tests.poll import eventually
+from tests.supervised import Shielded
 
 HERE = "http://127.0.0.1:8765"
 
@@ -28,6 +29,20 @@ async def ended(sup: Supervisor) -> None:
     """Wait until nothing runs or waits any more."""
     sup.cancel()
     await eventually(lambda: not sup.runs())
+
+
+async def abandoned(sup: Supervisor, *lanes: str) -> list[Shielded]:
+    """Bodies that ignore their cancellation, one on each lane, abandoned; to be released.
+
+    They are cancelled once they have begun: a run whose time is up before that leaves nothing.
+    """
+    bodies = [Shielded() for _ in lanes]
+    for lane, body in zip(lanes, bodies, strict=True):
+        run = sup.submit(lane, body)
+        await body.started.wait()
+        run.cancel()
+    await eventually(lambda: sup.statistics().abandoned == len(lanes))
+    return bodies
 
 
 def secret_of(page: str) -> str:

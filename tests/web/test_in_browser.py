@@ -19,8 +19,8 @@ from tests import blocking
 from tests.children import crowded
 from tests.peers import peer
 from tests.poll import eventually
-from tests.supervised import Shielded, gone, lines_of, on_trio, path_of
-from tests.web.reader import ended
+from tests.supervised import gone, lines_of, on_trio, path_of
+from tests.web.reader import abandoned, ended
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 HOSTILE = "a\"'<script>alert(1)</script>&amp;{{7*7}}/../\u202e\u200b?x=1#y%00\N{GRINNING FACE}"
@@ -94,9 +94,7 @@ async def served(sup, chromium, tmp_path) -> AsyncIterator[str]:
 @pytest.fixture
 async def stuck(sup):
     """An abandoned body."""
-    body = Shielded()
-    sup.submit("one", body, timeout=0.05)
-    await eventually(lambda: sup.statistics().abandoned == 1)
+    (body,) = await abandoned(sup, "one")
     yield
     body.release()
     await gone(sup)

@@ -14,8 +14,8 @@ from runtime import Supervisor
 from runtime.web import dashboard
 from runtime.web.visible import visible
 from tests.poll import eventually
-from tests.supervised import Shielded, gone
-from tests.web.reader import browser, ended, order, secret_of, streaming, tags_of, text_of
+from tests.supervised import gone
+from tests.web.reader import abandoned, browser, ended, order, secret_of, streaming, tags_of, text_of
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 HOSTILE = "a\"'<script>alert(1)</script>&amp;{{7*7}}/../\u202e\u200b?x=1#y%00\N{GRINNING FACE}"
@@ -53,14 +53,16 @@ async def test_it_shows_what_runs_what_waits_and_for_whom(sup, app):
 
 
 async def test_problems_come_first_and_a_stuck_run_shows_its_guilty_line(sup, app):
-    body = Shielded()
-    sup.submit("one", body, timeout=0.05)
-    await eventually(lambda: sup.statistics().abandoned == 1)
+    bodies = await abandoned(sup, *(f"session:{number}" for number in range(7)))
     async with browser(app) as web:
         text = text_of((await web.get("/")).text)
+        all_of_them = text_of((await web.get("/abandoned")).text)
     stuck, groups = text.index("Stuck"), text.index("Groups")
     assert stuck < text.index("supervised.py") < groups and "await self._released.wait()" in text
-    body.release()
+    assert text.count("and still runs") == 5 and "and 2 more abandoned" in text
+    assert all_of_them.count("and still runs") == 7
+    for body in bodies:
+        body.release()
     await gone(sup)
 
 

@@ -18,8 +18,8 @@ from runtime.web.app import Dashboard
 from runtime.web.guard import Guard
 from runtime.web.source import Inside, Outside
 from tests.poll import eventually
-from tests.supervised import Shielded, gone, on_trio
-from tests.web.reader import browser, ended, order, secret_of, tags_of, text_of
+from tests.supervised import gone, on_trio
+from tests.web.reader import abandoned, browser, ended, order, secret_of, tags_of, text_of
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
 HOSTILE = "a\"'<script>alert(1)</script>&{{7*7}}/../\u202e?x=1#y%00\N{GRINNING FACE}"
@@ -198,9 +198,7 @@ async def test_a_session_is_started_afresh(sup, app):
 
 
 async def test_an_abandoned_body_is_shown_with_where_it_stood(sup, app):
-    body = Shielded()
-    sup.submit("one", body, timeout=0.05)
-    await eventually(lambda: sup.statistics().abandoned == 1)
+    (body,) = await abandoned(sup, "one")
     async with browser(app) as web:
         page = text_of((await web.get("/abandoned")).text)
     assert "abandoned 0." in page and "Where it stood when it was abandoned File" in page
