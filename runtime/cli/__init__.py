@@ -13,7 +13,7 @@ import click
 from ..trial import output
 from ..usage_error import UsageError
 from .db_commands import db_group
-from .inbox_commands import add_inbox_commands
+from .inbox_commands import add_inbox_commands, text_of
 
 USAGE = 2
 _FAILED = 1
@@ -157,21 +157,46 @@ def _asks(name: str) -> Callable[[Callable[..., int]], click.Command]:
     return decorate
 
 
-@_asks("status")
-@click.option("--json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
-def look(socket: str | None, json: bool) -> int:
-    """Show what a process does: problems and stuck runs first, with the line of code where they stand."""
-    from . import status  # noqa: PLC0415 -- as above
+def fleet_options(function: Callable[..., int]) -> Callable[..., int]:
+    """The options that name the processes on a store: `store`, `schema` and `node`."""
+    store = click.option(
+        "--store",
+        is_flag=False,
+        flag_value="",
+        metavar="[URL]",
+        callback=text_of,
+        help="All processes on a store, postgresql://user@host/database; without URL, that of $LANES_STORE.",
+    )
+    schema = click.option(
+        "--schema", envvar="LANES_SCHEMA", default="lanes", show_default=True, callback=text_of, help="Of the store."
+    )
+    node = click.option("--node", metavar="NAME", help="Only this process on the store, by its name or its id.")
+    return store(schema(node(function)))
 
-    return status.run(socket, json)
+
+@_asks("status")
+@fleet_options
+@click.option("--json", is_flag=True, help="Print one JSON object, and nothing else, on standard output.")
+def look(socket: str | None, json: bool, **given: Any) -> int:
+    """Show what a process does: problems and stuck runs first, with the line of code where they stand.
+
+    Where several processes of yours have a socket, and none is named, it shows all of them, a line each; with --store,
+    those on any host that share a store. The exit code is 1, then, if one of them is frozen, silent or dead.
+    """
+    from . import fleet, status  # noqa: PLC0415 -- as above
+
+    which = fleet.Which(**given)
+    found = fleet.fleet_of(socket, which)
+    return status.run(socket, json) if found is None else fleet.show(found, which, json=json)
 
 
 @_asks("top")
-def watch(socket: str | None) -> int:
-    """Show what a process does, live, until q or Ctrl-C."""
-    from . import top  # noqa: PLC0415 -- as above
+@fleet_options
+def watch(socket: str | None, **given: Any) -> int:
+    """Show what a process does, live, until q or Ctrl-C; or several, as `lanes status` does."""
+    from . import fleet, top  # noqa: PLC0415 -- as above
 
-    return top.run(socket)
+    return top.run(socket, fleet.Which(**given))
 
 
 @_asks("web")

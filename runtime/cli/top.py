@@ -1,4 +1,4 @@
-"""`lanes top`: `lanes status`, drawn twice a second until the operator ends it.
+"""`lanes top`: `lanes status`, drawn twice a second, or of a fleet each second, until the operator ends it.
 
 It goes on when the process restarts or goes away, and shows that: these are the moments to look at.
 """
@@ -25,31 +25,34 @@ from runtime.status.client import Client, NoAnswer, NoProcess, locate, successor
 
 from ..trial.output import Output
 from ..usage_error import UsageError, one_line
-from . import status
+from . import fleet, status
 from .remote import frozen_lines, lasting
 
-_EVERY_S = 0.5
+_EVERY_S, _FLEET_EVERY_S = 0.5, 1.0
 _WITHIN_S = 2.0
 _NO_KEY, _AT_END = b"none", b""
 _QUIT = {b"q", b"Q", b"\x03", b"\x04", _AT_END}
 _STYLES = {"PROBLEM": "bold red", "SLOWED": "bold yellow", "STUCK": "bold red", "RUNNING": "bold", "WAITING": "bold"}
 
 
-def run(socket: str | None) -> int:
+def run(socket: str | None, which: fleet.Which) -> int:
     """Watch until `q` or Ctrl-C; without a terminal, print once. Returns the exit code.
 
     Raises:
         UsageError: there is no process to ask.
     """
+    found = fleet.fleet_of(socket, which)
     if not Output(json=False).live:
-        return status.run(socket, json=False)
+        return status.run(socket, json=False) if found is None else fleet.show(found, which, json=False)
+    every_s = _EVERY_S if found is None else _FLEET_EVERY_S
     try:
-        watched = Watched(locate(socket))
+        watched = Watched(locate(socket)) if found is None else fleet.Watched(found, which)
         watched.look()
     except NoProcess as error:
         raise UsageError(str(error)) from error
     console = Console()
     with (
+        contextlib.closing(watched),
         _ended_by_signals(),
         contextlib.suppress(KeyboardInterrupt),
         _keys() as pressed,
@@ -57,9 +60,9 @@ def run(socket: str | None) -> int:
     ):
         while True:
             shown.update(draw(watched.lines, console.height), refresh=True)
-            if pressed(_EVERY_S) in _QUIT:
+            if pressed(every_s) in _QUIT:
                 break
-            with contextlib.suppress(NoProcess):  # it has gone, which the lines show
+            with contextlib.suppress(NoProcess, UsageError):  # it has gone, which the lines show
                 watched.look()
     return 0
 
@@ -103,6 +106,11 @@ class Watched:
             self.lines = frozen_lines(answer.frozen)
         else:
             self.lines = [f"PROBLEM: {answer.error.message if answer.error is not None else 'no answer'}"]
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._client is not None:
+            self._client.close()
 
     def _where(self) -> str:
         """Its socket, or that of its successor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket as sockets
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,12 +13,17 @@ from typing import NamedTuple
 from ..status import client as clients
 from ..status import protocol
 from ..status.figures import Figures, figures_of, frozen_figures
+from ..status.socket_path import END
 from ..threads import Threads
 from .seen import MOST_SESSIONS, FleetError, FleetSeen, ProcessSeen, SessionSeen
 
 _AT_A_TIME = 16
 _LOOK_WITHIN_S = 2.0
 _EACH = 100
+
+
+_Session = tuple[str, str]
+"""A directory, and a key."""
 
 
 class _Looked(NamedTuple):
@@ -37,7 +43,7 @@ class OnHost:
     """
 
     def __init__(self, directory: str | None = None, *, each: int = _EACH) -> None:
-        self.name = f"processes of this user{'' if directory is None else f' on {directory}'}"
+        self.name = f"of this user on {'this host' if directory is None else directory}"
         self._directory, self._each = directory, each
         self._threads = Threads(_AT_A_TIME)
         self._last: dict[str, Figures] = {}
@@ -109,7 +115,7 @@ class OnHost:
             return _Looked(found, None, str(error).removeprefix("--socket: ").partition("; allowed: ")[0])
 
     def _ask(self, key: str, question: protocol.Question) -> protocol.Answer:
-        path = next((one.path for one in self._live() if str(one.pid) == key), None)
+        path = next((one.path for one in self._live() if _key_of(one) == key), None)
         if path is None:
             raise FleetError(f"process {key} has gone, or has no status socket in the default place")
         try:
@@ -123,7 +129,7 @@ class OnHost:
     def _seen(self, looked: _Looked) -> ProcessSeen:
         found, answer = looked.found, looked.answer
         picture, frozen = (answer.status, answer.frozen) if answer is not None else (None, None)
-        before = self._last.get(str(found.pid))
+        before = self._last.get(_key_of(found))
         why = looked.why or (answer.error.message if answer is not None and answer.error is not None else "")
         figures = before
         if picture is not None:
@@ -132,10 +138,11 @@ class OnHost:
             figures = frozen_figures(before or _NOTHING, frozen)
         mine = _sessions_of([looked])
         return ProcessSeen(
-            key=str(found.pid),
+            key=_key_of(found),
             name=_name_of(found),
             host=sockets.gethostname(),
             pid=found.pid or 0,
+            place=found.sessions or "",
             state="alive" if picture is not None else "frozen" if frozen is not None else "silent",
             silent_s=0.0,
             sessions=len(mine),
@@ -160,22 +167,28 @@ _NOTHING = Figures(
 )
 
 
+def _key_of(found: clients.Found) -> str:
+    """Its socket is named after its process."""
+    return os.path.basename(found.path).removesuffix(END)
+
+
 def _name_of(found: clients.Found) -> str:
     return f"process {found.pid}"
 
 
-def _sessions_of(looked: Iterable[_Looked]) -> dict[str, SessionSeen]:
+def _sessions_of(looked: Iterable[_Looked]) -> dict[_Session, SessionSeen]:
     """The sessions that runs name: by which process each is conducted, and how much waits, over all processes."""
-    conducted: dict[str, str] = {}
-    open_runs: defaultdict[str, list[float]] = defaultdict(list)
+    conducted: dict[_Session, str] = {}
+    open_runs: defaultdict[_Session, list[float]] = defaultdict(list)
     for one in looked:
         for run in one.answer.status.runs if one.answer is not None and one.answer.status is not None else ():
             if run.session is None:
                 continue
-            open_runs[run.session].append(run.waited_s + (run.ran_s or 0.0))
+            key = (one.found.sessions or "", run.session)
+            open_runs[key].append(run.waited_s + (run.ran_s or 0.0))
             if run.ran_s is not None:
-                conducted.setdefault(run.session, _name_of(one.found))
+                conducted.setdefault(key, _name_of(one.found))
     return {
-        key: SessionSeen(session=key, process=conducted.get(key), open=len(ages), oldest_s=max(ages))
+        key: SessionSeen(session=key[1], process=conducted.get(key), open=len(ages), oldest_s=max(ages))
         for key, ages in open_runs.items()
     }

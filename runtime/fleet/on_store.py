@@ -48,7 +48,7 @@ class OnStore:
     """
 
     def __init__(self, store: PostgresStore) -> None:
-        self.name = store.name
+        self.name = f"on {store.name}"
         self._store, self._schema = store, store.schema
         self._connection: by_hand.Connection | None = None
         self._holding = AsyncExitStack()
@@ -62,7 +62,7 @@ class OnStore:
         """
         nodes, totals = await self._on(lambda connection: by_hand.fleet(connection, self._schema))
         return FleetSeen(
-            processes=[_seen(one) for one in nodes],
+            processes=[_seen(one, self._store.name) for one in nodes],
             sessions=totals.sessions,
             conducted=totals.owned,
             unowned=totals.unowned,
@@ -158,11 +158,11 @@ class OnStore:
                     await self._drop()
                     raise
         except TimeoutError as error:
-            raise FleetError(f"{self.name} has not answered within {_LOOK_WITHIN_S:g} s") from error
+            raise FleetError(f"{self._store.name} has not answered within {_LOOK_WITHIN_S:g} s") from error
         except (StoreDown, InboxInvalid) as error:
             raise FleetError(str(error)) from error
         except (psycopg.Error, OSError) as error:
-            raise FleetError(f"{self.name} refuses ({by_hand.said(error)})") from error
+            raise FleetError(f"{self._store.name} refuses ({by_hand.said(error)})") from error
 
     async def _connected(self) -> by_hand.Connection:
         if self._connection is None or self._connection.closed:
@@ -177,7 +177,7 @@ class OnStore:
         self._holding = AsyncExitStack()
 
 
-def _seen(node: by_hand.NodeRow) -> ProcessSeen:
+def _seen(node: by_hand.NodeRow, place: str) -> ProcessSeen:
     figures = None
     if node.figures:
         try:
@@ -190,6 +190,7 @@ def _seen(node: by_hand.NodeRow) -> ProcessSeen:
         name=node.name,
         host=node.host,
         pid=node.pid,
+        place=place,
         state="frozen" if frozen and node.state == "alive" else node.state,
         silent_s=node.silent_s,
         sessions=node.sessions,

@@ -24,6 +24,8 @@ class ProcessSeen(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     host: str
     pid: int
+    place: str
+    """The directory or the store whose sessions it serves; empty where it does not say so."""
     state: Literal["alive", "frozen", "silent", "late", "dead"]
     """`frozen`: its event loop is blocked. `silent`: it is there and does not answer. On a store, `late`: silent for so
     long that it has given itself up; `dead`: others take over what it had."""
@@ -68,7 +70,7 @@ class Fleet(Protocol):
     """Several processes. All are checkpoints, for one task at a time or several."""
 
     name: str
-    """What they have in common, in words."""
+    """What they have in common, to be put behind "3 processes"."""
 
     async def look(self) -> FleetSeen:
         """All processes, as they are or as they have last reported.

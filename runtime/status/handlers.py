@@ -360,8 +360,9 @@ def pong(sup: Supervised) -> protocol.Pong:
 
 
 def directory_of(sup: Supervised) -> str:
-    """The sessions directory, in full: the reader has another current directory."""
-    return text(os.path.abspath(os.fspath(sup.layout.root)), 4200)
+    """The sessions directory, in full: the reader has another current directory. Or the name of the store."""
+    root = os.fspath(sup.layout.root)
+    return text(os.path.abspath(root) if os.path.isdir(root) else root, 4200)
 
 
 def refused(kind: protocol.Kind, message: str, field: str = "") -> protocol.Answer:

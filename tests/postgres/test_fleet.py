@@ -12,6 +12,7 @@ import pytest
 
 from lanes import LaneSpec
 from runtime import PostgresStore, Supervisor
+from runtime.cli import main
 from runtime.fleet import on_store
 from runtime.fleet.on_store import OnStore
 from runtime.fleet.seen import FleetError
@@ -20,7 +21,7 @@ from tests import blocking
 from tests.postgres.looking import rows
 
 pytestmark = pytest.mark.backends("asyncio")
-TTL = 3.0
+TTL = 4.5
 
 
 async def hangs(ctx):
@@ -49,7 +50,10 @@ async def seen_when(fleet, what):
 async def test_nodes_are_seen_with_their_figures_and_asked_whatever_host_they_are_on(pg, dsn, schema, fleet):
     store = PostgresStore(dsn, schema=schema, create=True, ttl=TTL)
     lanes = [LaneSpec("session:*", handler=answer)]
-    async with Supervisor(store, node="a", lanes=lanes) as one, Supervisor(store, node="b", lanes=lanes):
+    async with (
+        Supervisor(store, node="a", lanes=lanes, drain_timeout=0.0) as one,
+        Supervisor(store, node="b", lanes=lanes, drain_timeout=0.0),
+    ):
         run = one.submit("main", hangs)
         await one.accept("session:7", "hello")
         seen = await seen_when(
@@ -98,7 +102,7 @@ async def test_a_frozen_node_is_seen_frozen_and_does_not_answer(dsn, schema, fle
     thread.start()
     try:
         await anyio.to_thread.run_sync(ready.wait, 60)
-        (a,) = (await seen_when(fleet, lambda now: now.processes[0].state == "frozen")).processes
+        (a,) = (await seen_when(fleet, lambda now: [one for one in now.processes if one.state == "frozen"])).processes
         assert a.figures is not None and a.figures.frozen_s > 0 and a.figures.frozen_at
         assert a.figures.frozen_run.startswith("run ")
         with pytest.raises(FleetError, match=f"node {a.key} does not answer within"):
@@ -106,6 +110,40 @@ async def test_a_frozen_node_is_seen_frozen_and_does_not_answer(dsn, schema, fle
     finally:
         on.set()
         await anyio.to_thread.run_sync(thread.join)
+
+
+async def test_the_command_shows_a_store_and_each_of_its_processes(pg, schema, capfd, monkeypatch):
+    async def said(*arguments):
+        capfd.readouterr()
+        code = await anyio.to_thread.run_sync(main, ["status", *arguments])
+        printed = capfd.readouterr()
+        return code, printed.out.splitlines(), printed.err.splitlines()[-1:]
+
+    monkeypatch.setenv("LANES_SCHEMA", schema)
+    monkeypatch.setenv("LANES_STORE", pg.tcp_dsn)
+    store = PostgresStore(pg.dsn, schema=schema, create=True, ttl=TTL)
+    async with Supervisor(store, node="gw-1", drain_timeout=0.0) as sup:
+        run = sup.submit("main", hangs)
+        code, out, _ = await said("--store")
+        assert (
+            code == 0
+            and out[0].startswith("1 process on postgresql://")
+            and out[0].endswith("; 0 sessions: 0 conducted")
+        )
+        assert out[2] == "PROCESSES" and out[3].startswith("  gw-1  alive  ")
+        code, out, _ = await said("--store", pg.tcp_dsn, "--node", "gw-1")
+        assert code == 0 and any(line.startswith(f"  run {run.id}  main  ran ") for line in out)
+        code, out, err = await said("--store", "--node", "gw-2")
+        assert (code, out) == (2, []) and "--node: 'gw-2' is no process; allowed: gw-1 (" in err[0]
+        with psycopg.connect(pg.dsn, autocommit=True) as connection:
+            connection.execute(
+                f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (7, 'x', 'h', 1, 0, 0)"
+            )
+        code, out, _ = await said("--store")
+        assert code == 1 and out[1].startswith("PROBLEM: x: it is dead, last heard of ")
+        assert (await said("--store", "--socket", "/there"))[0] == 2
+    monkeypatch.setenv("LANES_STORE", "")
+    assert "--store: nothing was given, and $LANES_STORE is empty" in (await said("--store"))[2][0]
 
 
 async def test_what_cannot_be_looked_at_is_one_line(dsn, schema):
