@@ -249,11 +249,14 @@ class Run:
             InvalidLane: `buffer` is no whole number from 1.
         """
         stream = EventStream(self, buffer)
+        self._add_stream(stream)
+        return stream
+
+    def _add_stream(self, stream: EventStream) -> None:
         if self.outcome is None:
             if self._streams is None:
                 self._streams = WeakSet()
             self._streams.add(stream)
-        return stream
 
     def _emit(self, event: Any) -> None:
         if self._streams is not None:

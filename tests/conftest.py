@@ -4,6 +4,7 @@
   `@pytest.mark.backends` names.
 - The fixture `sup` is a running supervisor, in virtual time.
 - With the fixture `virtual` they run on asyncio and trio in virtual time: see `runtime.testing.virtual`.
+- With `virtual_time`, the fixture for users, they run as users' tests do: see `runtime.testing.plugin`.
 - Signals, `umask` and environment are those of a terminal, whoever starts the tests: see `surroundings.py`.
 - Tasks that outlive the test, threads, descriptors, leases: see `leaks.py`. Blocking calls: see `blocking.py`.
 - What asyncio's debug mode keeps of each task: see `stacks.py`.
@@ -27,6 +28,7 @@ import pytest
 from locks.rights.notes import Notes
 from runtime import Supervisor
 from runtime.testing import virtual
+from runtime.testing.tasks import leaked_tasks, tasks
 from runtime.trial.postgres_server import PostgresServer
 from tests import blocking, leaks, on_store, phases, stacks, supervised, surroundings
 from tests.planted.server import Server
@@ -89,7 +91,7 @@ def planting() -> Iterator[Server]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "anyio_backend" not in metafunc.fixturenames:
+    if "anyio_backend" not in metafunc.fixturenames or "virtual_time" in metafunc.fixturenames:  # as the plugin says
         return
     if any("anyio_backend" in marker.args[0] for marker in metafunc.definition.iter_markers("parametrize")):
         return
@@ -227,10 +229,10 @@ def _watched(test: Callable[..., Any], look: leaks.Look) -> Callable[..., Any]:
     @functools.wraps(test)
     async def watched(*args: Any, **kwargs: Any) -> None:
         await on_store.quiet()
-        before = leaks.tasks()
+        before = tasks()
         await test(*args, **kwargs)
         await on_store.quiet()
-        found = [f"leaked task: {name}" for name in await leaks.leaked_tasks(before)] + leaks.busy_now(look)
+        found = [f"leaked task: {name}" for name in await leaked_tasks(before)] + leaks.busy_now(look)
         if found:
             pytest.fail("\n".join(found), pytrace=False)
 

@@ -10,6 +10,7 @@ from typing import Any
 from runtime import Supervisor
 from runtime.inbox import sqlite
 from runtime.inbox.service import InboxService
+from runtime.testing.folders import copy_inbox
 from runtime.testing.inline import Inline
 
 FILE = Path(".lanes") / "inbox.db"
@@ -31,9 +32,7 @@ def writer_of(sup: Supervisor) -> Inline:
 
 def copy_of(root: Path, to: Path) -> Path:
     """The inbox as a process that is killed now leaves it, in another directory of sessions."""
-    (to / FILE).parent.mkdir(parents=True)
-    with closing(sqlite3.connect(root / FILE)) as source, closing(sqlite3.connect(to / FILE)) as target:
-        source.backup(target)
+    copy_inbox(root, to)
     return to
 
 

@@ -87,6 +87,19 @@ class LoopClock:
         self._settling.append(settled.set)
         await settled.wait()
 
+    def spins(self) -> None:
+        """Take note that a task runs without a pause, as code does that swallows its cancellation: time creeps on."""
+        self._rounds = max(self._rounds, self.busy_limit)
+
+    @contextlib.contextmanager
+    def resting(self, over: threading.Event) -> Iterator[Resting]:
+        """Inside, a worker thread that waits for `over` does not hold time still until it is woken."""
+        resting = Resting(self, over)
+        try:
+            yield resting
+        finally:
+            resting.wake()
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Inside, time stands still: something real is under way that the clock does not know of."""
@@ -106,13 +119,15 @@ class LoopClock:
     @contextlib.contextmanager
     def _thread(self, by: int = 1) -> Iterator[None]:
         # Both ends may be on any thread.
-        with self._mutex:
-            self._threads += by
+        self._count_threads(by)
         try:
             yield
         finally:
-            with self._mutex:
-                self._threads -= by
+            self._count_threads(-by)
+
+    def _count_threads(self, by: int) -> None:
+        with self._mutex:
+            self._threads += by
 
     def _next_alarm(self) -> VirtualAlarm | None:
         with self._mutex:
@@ -197,3 +212,18 @@ class VirtualAlarm:
         with self.clock._mutex:
             self.due = min(self.due, at)
             self.clock._earliest = min(self.clock._earliest, at)
+
+
+class Resting:
+    """A worker thread that waits beside virtual time. Once woken it has work to do, and holds time still."""
+
+    def __init__(self, clock: LoopClock, over: threading.Event) -> None:
+        self._clock, self._over, self._rests = clock, over, True
+        clock._count_threads(-1)
+
+    def wake(self) -> None:
+        """Have the thread go on. On the event loop's thread."""
+        if self._rests:
+            self._rests = False
+            self._clock._count_threads(1)
+            self._over.set()

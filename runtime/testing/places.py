@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import os
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 from .errors import Stuck
@@ -14,15 +15,35 @@ def explained(stuck: Stuck, tasks: list[tuple[str, Any]]) -> Stuck:
     return Stuck(str(stuck) + "".join(sorted(lines)))
 
 
-def where_of(coro: Coroutine[Any, Any, Any] | Any) -> str | None:
-    """The innermost line of a waiting coroutine that is not an event library's."""
+EVENT_LIBRARIES = ("asyncio", "trio", "anyio")
+
+
+OURS = (*EVENT_LIBRARIES, "contextlib", "lanes", "locks", "runtime")
+"""Packages whose lines are not those of a handler."""
+
+
+def place_in(handling: Any) -> str:
+    """The line of a handler that is suspended: `handle (bot.py:12)`."""
+    return where_of(handling, OURS, "file") or "in code that is not the handler's"
+
+
+def where_of(
+    coro: Coroutine[Any, Any, Any] | Any, but: Collection[str] = EVENT_LIBRARIES, shown: str = "module"
+) -> str | None:
+    """The innermost line of a waiting coroutine that is not an event library's.
+
+    Args:
+        but: the packages whose lines do not count.
+        shown: what is named besides the function and the line: the `module`, or the `file`.
+    """
     where = None
     while coro is not None:
         frame = _first_of(coro, "cr_frame", "gi_frame", "ag_frame")
         if frame is not None:
             module = frame.f_globals.get("__name__", "?")
-            if module.partition(".")[0] not in ("asyncio", "trio", "anyio"):
-                where = f"{frame.f_code.co_qualname} ({module}:{frame.f_lineno})"
+            if module.partition(".")[0] not in but:
+                place = os.path.basename(frame.f_code.co_filename) if shown == "file" else module
+                where = f"{frame.f_code.co_qualname} ({place}:{frame.f_lineno})"
         coro = _first_of(coro, "cr_await", "gi_yieldfrom", "ag_await")
     return where
 

@@ -32,7 +32,7 @@ class Suspensions:
 
     async def run(self, operation: Awaitable[Any]) -> Any:
         """Await the operation and return what it returns."""
-        return await _Watched(operation, self._suspends)
+        return await Watched(operation, self._suspends)
 
     def _suspends(self) -> None:
         self.count += 1
@@ -40,10 +40,23 @@ class Suspensions:
             self._act()
 
 
-class _Watched:
-    def __init__(self, operation: Awaitable[Any], suspends: Callable[[], None]) -> None:
+class Watched:
+    """Awaits an operation, and reports where it suspends, and what the event loop raises in it.
+
+    Args:
+        suspends: called just before the event loop takes over.
+        thrown: called with what the event loop raises where the operation has suspended.
+    """
+
+    def __init__(
+        self,
+        operation: Awaitable[Any],
+        suspends: Callable[[], object],
+        thrown: Callable[[BaseException], object] = bool,
+    ) -> None:
         self._operation = operation
         self._suspends = suspends
+        self._thrown = thrown
 
     def __await__(self) -> Generator[Any, Any, Any]:
         inner = self._operation.__await__()
@@ -60,6 +73,10 @@ class _Watched:
                 value = yield asked
             except BaseException as raised:
                 error = raised
+            # trio sends what is to be raised, and raises it inside.
+            raising = getattr(value, "error", None) if error is None else error
+            if isinstance(raising, BaseException):
+                self._thrown(raising)
 
 
 def _go_on(inner: Any, value: Any, error: BaseException | None) -> Any:

@@ -18,6 +18,7 @@ import pytest
 from tests import ROOT
 
 PACKAGES = ("locks", "lanes", "runtime")
+FACES = (*PACKAGES, "lanes.testing")
 
 
 def listed(source: str) -> list[str] | None:
@@ -118,10 +119,11 @@ def _unannotated(function: Callable[..., Any]) -> Iterator[str]:
 
 
 def source_of(package: str) -> str:
-    return (ROOT / package / "__init__.py").read_text(encoding="utf-8")
+    path = ROOT.joinpath(*package.split("."))
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", FACES)
 def test_public_names_are_a_literal_list_in_order(package):
     names = listed(source_of(package))
     assert names is not None, f"{package}/__init__.py has no literal list __all__"
@@ -129,7 +131,7 @@ def test_public_names_are_a_literal_list_in_order(package):
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", FACES)
 def test_public_names_exist_and_are_typed_and_documented(package):
     names = listed(source_of(package)) or []
     assert faults(importlib.import_module(package), names) == []
@@ -142,10 +144,16 @@ def test_packages_ship_their_types(package):
 
 def test_no_event_loop_and_no_slow_library_is_imported_before_it_is_needed():
     """Half of the time that `from runtime import Supervisor` took went to these."""
-    slow = ("asyncio", "trio", "psutil", "ssl", "logging", "tempfile", "subprocess", "rich", "click")
+    slow = ("pytest", "asyncio", "trio", "psutil", "ssl", "logging", "tempfile", "subprocess", "rich", "click")
     code = f"import sys; from runtime import Supervisor; print(*[name for name in {slow} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.split() == []
+
+
+def test_the_tools_for_tests_do_not_need_pytest():
+    code = "import sys; sys.modules['pytest'] = None; import anyio, lanes.testing; lanes.testing.run(anyio.sleep, 9)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # The check itself

@@ -1,0 +1,154 @@
+"""Cancels a handler at each of its suspensions, and looks at what is left each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anyio import get_cancelled_exc_class
+
+from lanes import Message, Outcome, RunContext, RunState, WaitsForAnswer
+from locks import TranscriptError
+
+from ..zombies import AbandonedBodies
+from .handlers import Handler, accept, of_handler, resolved
+from .models import release_all
+from .places import place_in
+from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
+from .supervisor import SupervisorUnderTest
+from .suspensions import MOST, Watched
+from .tasks import leaked_tasks, tasks
+
+
+async def cancel_everywhere(handler: Handler, *messages: Any, check: Check | None = None, **given: Any) -> int:
+    """Cancel a handler at each of its suspensions in turn, each time in a session of its own. A checkpoint.
+
+    A suspension is where the handler really waits: an `await` that returns at once is none. Those of tasks that the
+    handler starts are not counted. These are faults wherever they are found:
+
+    - The handler swallows its cancellation and returns, or raises something else instead.
+    - It still runs when its grace is over. The sweep ends there.
+    - A task that it has started still runs when its run has ended.
+    - A line of the transcript is broken.
+    - The next message of the session, which is the same once more, is not answered.
+
+    Args:
+        messages: what the handler is given, in one run.
+        check: what else must hold after each cancellation.
+        given: `session`, `records`, `services` and fields of a `LaneSpec`, as for `run_handler`; `services` may also be
+            a function that makes them, called for each play.
+
+    Returns:
+        How many suspensions there were.
+
+    Raises:
+        HandlerFault: naming each place and what is wrong there; or the handler fails without any cancellation.
+        InvalidLane: an argument is not allowed.
+    """
+    faults: list[Fault] = []
+    for at in range(MOST):
+        play = _Play(handler, at)
+        found = [Fault(play.played(), what) for what in await play.through(messages, check, resolved(given))]
+        if not at and found:
+            raise HandlerFault(f"{name_of(handler)} fails without any cancellation:", found)
+        faults += found
+        if play.abandoned or (at and not play.acted):
+            break
+    else:
+        raise HandlerFault(f"{name_of(handler)} has not ended after {MOST} suspensions", faults)
+    count = at if play.abandoned else at - 1
+    if faults:
+        cancelled = counted(count, "cancellation")
+        raise HandlerFault(f"{name_of(handler)} has {counted(len(faults), 'fault')} in {cancelled}:", faults)
+    return count
+
+
+class _Play:
+    """One play: the handler is cancelled at one suspension, or at none (`at` is 0)."""
+
+    def __init__(self, handler: Handler, at: int) -> None:
+        self._handler, self._at = handler, at
+        self._suspensions = 0
+        self._began = self._thrown = False
+        self.abandoned = False
+        """Whether the handler still runs, long after its cancellation."""
+        self._said = ""
+        """What the handler did instead of ending by its cancellation."""
+        self._where = "without a cancellation"
+        self._records: list[dict[str, Any]] = []
+        self._events: list[Any] = []
+        self._outcome: Outcome | None = None
+        self._tasks: dict[object, str] = {}
+        """The tasks that exist when the handler begins."""
+
+    @property
+    def acted(self) -> bool:
+        """Whether the handler was cancelled."""
+        return 0 < self._at <= self._suspensions
+
+    def played(self) -> Played:
+        """What was seen."""
+        return Played(self._at, self._where, self._records, self._outcome, None, self._events)
+
+    async def through(self, messages: Sequence[Any], check: Check | None, given: Mapping[str, Any]) -> list[str]:
+        """Play it; returns what is wrong."""
+        wrong: list[str] = []
+        try:
+            async with of_handler(self._handle, **given) as sup:
+                wrong += await self._handled(sup, given["session"], messages, check)
+        except AbandonedBodies:
+            self.abandoned = True
+        return wrong
+
+    async def _handled(
+        self, sup: SupervisorUnderTest, session: str, messages: Sequence[Any], check: Check | None
+    ) -> list[str]:
+        self._outcome = outcome = await (await accept(sup, session, messages)).wait()
+        self._events = sup.recorder.events(session=session)
+        wrong = [self._said] if self._said else []
+        if outcome.state is RunState.ABANDONED:
+            self.abandoned = True
+            release_all()
+            return [f"still runs when its grace is over: {outcome.reason}"]
+        wrong += [f"leaves a task behind: {name}" for name in await leaked_tasks(self._tasks)]
+        if not self.acted and outcome.state is not RunState.DONE and not wrong:
+            wrong.append(f"ends as {outcome.state}: {outcome.reason}")
+        try:
+            self._records = await sup.transcript(session)
+        except TranscriptError as error:
+            wrong.append(f"leaves a broken transcript: {error}")
+        if self.acted:
+            wrong += judged(check, self.played())
+            again = await (await accept(sup, session, messages)).wait()
+            if again.state is not RunState.DONE:
+                wrong.append(f"the next message of the session ends as {again.state}: {again.reason}")
+        return wrong
+
+    async def _handle(self, ctx: RunContext, messages: Sequence[Message]) -> Any:
+        """The handler of the lane: the one that is tried, watched the first time."""
+        if self._began:
+            return await self._handler(ctx, messages)
+        self._began, self._tasks = True, tasks()
+        answering = self._handler(ctx, messages)
+
+        def suspends() -> None:
+            self._suspensions += 1
+            if self._suspensions == self._at:
+                self._where = place_in(answering)
+                ctx.run.cancel(f"cancelled at suspension {self._at} by the test")
+
+        def thrown(error: BaseException) -> None:
+            self._thrown = self._thrown or (self.acted and isinstance(error, get_cancelled_exc_class()))
+
+        try:
+            value = await Watched(answering, suspends, thrown)
+        except WaitsForAnswer:
+            self._said = "swallows its cancellation and asks a person" if self._thrown else ""
+            raise
+        except Exception as error:
+            when = " when it is cancelled" if self.acted else ""
+            self._said = f"raises {type(error).__name__}{when}: {error}"
+            raise
+        if self._thrown:
+            self._said = f"swallows its cancellation and returns {value!r:.80}"
+        return value

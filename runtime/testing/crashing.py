@@ -1,0 +1,179 @@
+"""Kills the process of a handler at each of its suspensions, and has the next process put right what is left."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from lanes import LaneSpec, Message, Outcome, RunContext, RunState
+from locks import TranscriptError
+
+from ..inbox.rows import MessageState
+from .folders import copy_of, temporary
+from .handlers import Handler, accept, made, of_handler, resolved, spec_of
+from .places import place_in
+from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
+from .supervisor import SupervisorUnderTest
+from .suspensions import MOST, Watched
+
+_LOOK_S, _MOST_PAUSE_S = 0.05, 10.0
+_PATIENCE_S = 3600.0
+"""For so long the next process may take to put right what is left."""
+
+
+async def crash_everywhere(handler: Handler, *messages: Any, check: Check | None = None, **given: Any) -> int:
+    """Kill the process of a handler at each of its suspensions, and play the next process. A checkpoint.
+
+    Nothing is really killed: what is on the disk at each suspension is copied, and a supervisor of the same lane takes
+    each copy over. It is tried before the first step too, and when the handler has returned and that is not kept yet.
+    These are faults wherever they are found:
+
+    - The message stays `unknown`, and nobody is told: its lane says neither `repeat=True` nor `on_unknown=`.
+    - It fails in the next process, or `on_unknown` does.
+    - A record is there more often than without a crash: what was done before it is done again.
+    - A line of the transcript is broken.
+    - The next message of the session, which is the same once more, is not answered.
+
+    Args:
+        messages: what the handler is given, in one run.
+        check: what else must hold of the session and its message, after each crash and the next process.
+        given: as for `cancel_everywhere`. `services` that are no function are shared by all processes, as what is
+            outside of them is.
+
+    Returns:
+        At how many suspensions it was tried, not counting the two others.
+
+    Raises:
+        HandlerFault: naming each place and what is wrong there; or the handler fails without any crash.
+        InvalidLane: an argument is not allowed.
+    """
+    with temporary() as folder:
+        first = _FirstLife(handler, Path(folder))
+        await first.live(messages, resolved(given))
+        faults: list[Fault] = []
+        for at, (where, left) in enumerate(first.crashes):
+            life = _NextLife(handler, at, where, left, first.records)
+            found = await life.live(messages, check, resolved(given), first.message)
+            faults += [Fault(life.played(), what) for what in found]
+        if faults:
+            killed = counted(len(first.crashes), "crash").replace("crashs", "crashes")
+            raise HandlerFault(f"{name_of(handler)} has {counted(len(faults), 'fault')} in {killed}:", faults)
+        return len(first.crashes) - 2
+
+
+class _FirstLife:
+    """The process that is killed, which in truth goes on: each crash is a copy of what it has on the disk."""
+
+    def __init__(self, handler: Handler, folder: Path) -> None:
+        self._handler, self._folder = handler, folder
+        self._root = Path()
+        self._began = False
+        self.crashes: list[tuple[str, Path]] = []
+        """Where the handler was suspended, and what is left, at each crash."""
+        self.records: list[dict[str, Any]] = []
+        """The records of the session in the end."""
+        self.message = 0
+        """The id of the first message."""
+
+    async def live(self, messages: Sequence[Any], given: Mapping[str, Any]) -> None:
+        """Have the messages answered, undisturbed."""
+        async with of_handler(self._handle, **given) as sup:
+            self._root = Path(sup.layout.root)
+            accepted = await accept(sup, given["session"], messages)
+            self.message = accepted.id
+            outcome = await accepted.wait()
+            if outcome.state is not RunState.DONE:
+                what = Fault(Played(0, "without a crash"), f"ends as {outcome.state}: {outcome.reason}")
+                raise HandlerFault(f"{name_of(self._handler)} fails without any crash:", [what])
+            self.records = await sup.transcript(given["session"])
+
+    async def _handle(self, ctx: RunContext, messages: Sequence[Message]) -> Any:
+        if self._began:
+            return await self._handler(ctx, messages)
+        self._began = True
+        answering = self._handler(ctx, messages)
+        self._crash("before its first step")
+        try:
+            return await Watched(answering, lambda: self._crash(place_in(answering)))
+        finally:
+            self._crash("behind its last step")
+
+    def _crash(self, where: str) -> None:
+        if len(self.crashes) > MOST:
+            raise RuntimeError(f"{name_of(self._handler)} has not ended after {MOST} suspensions")
+        self.crashes.append((where, copy_of(self._root, self._folder / f"{len(self.crashes)}")))
+
+
+class _NextLife:
+    """The next process."""
+
+    def __init__(self, handler: Handler, at: int, where: str, left: Path, undisturbed: Sequence[Any]) -> None:
+        self._handler, self._at, self._where, self._left = handler, at, where, left
+        self._undisturbed = undisturbed
+        self._records: list[dict[str, Any]] = []
+        self._events: list[Any] = []
+        self._state: MessageState | None = None
+
+    def played(self) -> Played:
+        """What was seen."""
+        return Played(self._at, self._where, self._records, None, self._state, self._events)
+
+    async def live(
+        self, messages: Sequence[Any], check: Check | None, given: Mapping[str, Any], message: int
+    ) -> list[str]:
+        """Take over what is left; returns what is wrong."""
+        lane, session = spec_of(self._handler, **given), given["session"]
+        wrong: list[str] = []
+        async with SupervisorUnderTest(self._left, lanes=[lane], services=made(given["services"]), inbox=True) as sup:
+            if not await self._put_right(sup, lane, message):
+                return [f"is still {self._state} after {_PATIENCE_S:g} s of the next process"]
+            wrong += [f"the next process: a run ends as {one.state}: {one.reason}" for one in _failed(sup)]
+            if self._state is MessageState.UNKNOWN and lane.on_unknown is None:
+                wrong.append("the message stays unknown; allowed: a lane with repeat=True, or with on_unknown=")
+            self._events = sup.recorder.events(session=session)
+            try:
+                self._records = await sup.transcript(session)
+            except TranscriptError as error:
+                wrong.append(f"the transcript is broken: {error}")
+            wrong += self._of_repeated()
+            wrong += judged(check, self.played())
+            again = await (await accept(sup, session, messages)).wait()
+            if again.state is not RunState.DONE:
+                wrong.append(f"the next message of the session ends as {again.state}: {again.reason}")
+        return wrong
+
+    async def _put_right(self, sup: SupervisorUnderTest, lane: LaneSpec, message: int) -> bool:
+        """Wait until nothing more becomes of the message by itself; returns whether that came."""
+        pause_s = _LOOK_S
+        with anyio.move_on_after(_PATIENCE_S):
+            while True:
+                found = await sup.find_message(message)
+                self._state = None if found is None else found.state
+                if not (self._state is not None and self._state.open) and not sup.runs():
+                    waits = lane.on_unknown is not None and self._state is MessageState.UNKNOWN
+                    if not waits or _failed(sup) or not await sup.untold():
+                        return True
+                await anyio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+        return False
+
+    def _of_repeated(self) -> list[str]:
+        once, now = _counts(self._undisturbed), _counts(self._records)
+        return [
+            f"{text:.120} is there {now[text]} times, and {once[text]} without a crash"
+            for text in now
+            if once[text] and now[text] > once[text]
+        ]
+
+
+def _failed(sup: SupervisorUnderTest) -> list[Outcome]:
+    return [outcome for outcome in sup.recorder.outcomes() if outcome.state is not RunState.DONE]
+
+
+def _counts(records: Sequence[Any]) -> Counter[str]:
+    return Counter(json.dumps(record, sort_keys=True) for record in records)

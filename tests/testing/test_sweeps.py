@@ -1,0 +1,224 @@
+"""`cancel_everywhere` and `crash_everywhere` find each kind of fault, at its line, and none where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+
+import anyio
+import pytest
+from anyio import get_cancelled_exc_class
+
+from lanes import RetrySpec, RunState
+from lanes.testing import FakeModel, HandlerFault, cancel_everywhere, crash_everywhere
+from runtime import MessageState
+
+SERVICES = {"model": FakeModel("one two", delay=1.0)}
+
+
+async def good(ctx, messages):
+    """Writes the question once, cleans up within its grace, and lets cancellations through."""
+    known = {record.get("message") for record in await ctx.session.read()}
+    for message in messages:
+        if message.id not in known:
+            await ctx.session.append({"role": "user", "content": message.body, "message": message.id})
+    text = ""
+    try:
+        async for token in ctx.services["model"](messages[-1].body):
+            text += token
+            ctx.emit(token)
+    except get_cancelled_exc_class():
+        async with ctx.cleanup():
+            await ctx.session.append({"role": "assistant", "content": text, "stopped": ctx.run.reason})
+        raise
+    await ctx.finish({"role": "assistant", "content": text}, text)
+    return text
+
+
+async def tells(ctx, messages):
+    await ctx.session.append({"role": "assistant", "content": "I was interrupted"})
+
+
+def found_in(caught):
+    """Each fault, as (suspension, what)."""
+    return [(fault.played.at, fault.what) for fault in caught.value.faults]
+
+
+def line_of(function, text):
+    lines, first = inspect.getsourcelines(function)
+    (number,) = [number for number, line in enumerate(lines, first) if text in line]
+    return f"{function.__qualname__} (test_sweeps.py:{number})"
+
+
+# Cancelled
+
+
+async def test_a_handler_without_faults_is_cancelled_at_each_of_its_suspensions(virtual_time):
+    seen = []
+    count = await cancel_everywhere(good, "hello", services=SERVICES, check=seen.append)
+    assert [one.at for one in seen] == list(range(1, count + 1))
+    assert {one.outcome.state for one in seen} <= {RunState.CANCELLED, RunState.DONE}
+    assert {line_of(good, "in ctx.services"), line_of(good, "await ctx.finish")} <= {one.where for one in seen}
+    assert [len(one.events) for one in seen if "in ctx.services" in one.where or not one.events] != []
+
+
+async def swallows(ctx, messages):
+    try:
+        await anyio.sleep(1)
+    except BaseException:
+        return "never mind"
+
+
+async def raises(ctx, messages):
+    try:
+        await anyio.sleep(1)
+    finally:
+        raise_if_cancelled(ctx)
+
+
+def raise_if_cancelled(ctx):
+    if ctx.cancelled:
+        raise ValueError("no connection")
+
+
+async def hangs_on(ctx, messages):
+    try:
+        await anyio.sleep(1)
+    except get_cancelled_exc_class():
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(60)
+        raise
+
+
+async def breaks(ctx, messages):
+    if {"half": True} in await ctx.session.read():
+        raise RuntimeError("half a file")
+    try:
+        await anyio.sleep(1)
+    finally:
+        if ctx.cancelled:
+            async with ctx.cleanup():
+                await ctx.session.append({"half": True})
+
+
+@pytest.mark.parametrize(
+    "handler, told",
+    [
+        (swallows, "swallows its cancellation and returns 'never mind'"),
+        (raises, "raises ValueError when it is cancelled: no connection"),
+        (breaks, "the next message of the session ends as failed: RuntimeError: half a file"),
+    ],
+)
+async def test_a_fault_is_named_with_its_line(virtual_time, handler, told):
+    with pytest.raises(HandlerFault) as caught:
+        await cancel_everywhere(handler, "hello", records=[{"role": "system"}])
+    assert [what for _, what in found_in(caught)] == [told]
+    assert caught.value.faults[0].played.where == line_of(handler, "await anyio.sleep(1)")
+    name, (fault,) = handler.__name__, caught.value.faults
+    assert re.match(rf"{name} has 1 fault in \d cancellations?:\n  at {fault.played.at}, {name}", str(caught.value))
+
+
+async def test_a_handler_that_outlives_its_grace_is_a_fault_and_ends_the_sweep(virtual_time):
+    with pytest.raises(HandlerFault) as caught:
+        await cancel_everywhere(hangs_on, "hello", grace=1.0)
+    ((at, what),) = found_in(caught)
+    assert at == 1
+    assert what.startswith("still runs when its grace is over: ")
+    await anyio.sleep(60)
+
+
+@pytest.mark.virtual_time_loops("asyncio")
+async def test_a_task_that_is_left_behind_is_a_fault(virtual_time):
+    left = []
+
+    async def leaves(ctx, messages):
+        left.append(asyncio.get_running_loop().create_task(asyncio.sleep(100), name="left"))
+        await anyio.sleep(1)
+        await left[-1]
+
+    with pytest.raises(HandlerFault, match="leaves a task behind: left"):
+        await cancel_everywhere(leaves, "hello")
+    for task in left:
+        task.cancel()
+    await anyio.lowlevel.checkpoint()
+
+
+async def test_a_check_of_the_test_itself_counts(virtual_time):
+    def answered(played):
+        assert played.records[-1]["role"] == "assistant", "a question without an answer"
+
+    async def careless(ctx, messages):
+        await ctx.session.append({"role": "user"})
+        await anyio.sleep(1)
+        await ctx.session.append({"role": "assistant"})
+
+    with pytest.raises(HandlerFault, match="check: AssertionError: a question without an answer"):
+        await cancel_everywhere(careless, "hello", check=answered)
+    await cancel_everywhere(good, "hello", services=SERVICES)
+
+
+@pytest.mark.parametrize("sweep", [cancel_everywhere, crash_everywhere])
+async def test_a_handler_that_fails_by_itself_is_not_swept(virtual_time, sweep):
+    async def fails(ctx, messages):
+        raise ConnectionError("gone")
+
+    with pytest.raises(HandlerFault, match=r"(?s)fails without any .*ConnectionError: gone"):
+        await sweep(fails, "hello")
+
+
+# Killed
+
+
+@pytest.mark.parametrize("spec", [{"repeat": True}, {"on_unknown": tells}], ids=["repeated", "told"])
+async def test_a_handler_without_faults_is_killed_at_each_of_its_suspensions(virtual_time, spec):
+    seen = []
+    count = await crash_everywhere(good, "hello", services=SERVICES, check=seen.append, **spec)
+    assert [one.at for one in seen] == list(range(count + 2))
+    if "repeat" in spec:
+        assert {one.state for one in seen} == {MessageState.DONE}
+        assert {len(one.records) for one in seen} == {2}
+    else:
+        assert seen[0].state is MessageState.UNKNOWN
+        assert seen[0].records == [{"role": "assistant", "content": "I was interrupted"}]
+        assert seen[-1].state is MessageState.DONE
+
+
+async def test_a_message_of_which_nobody_is_told_is_a_fault(virtual_time):
+    with pytest.raises(HandlerFault) as caught:
+        await crash_everywhere(good, "hello", services=SERVICES)
+    told = "the message stays unknown; allowed: a lane with repeat=True, or with on_unknown="
+    assert found_in(caught)[:2] == [(0, told), (1, told)]
+
+
+async def forgets(ctx, messages):
+    await ctx.session.append({"role": "user", "content": messages[0].body})
+    await anyio.sleep(1)
+    await ctx.session.append({"role": "assistant", "content": "done"})
+
+
+async def test_what_is_done_twice_is_a_fault(virtual_time):
+    with pytest.raises(HandlerFault) as caught:
+        await crash_everywhere(forgets, "hello", repeat=True)
+    whats = dict(found_in(caught))
+    line = {fault.played.at: fault.played.where for fault in caught.value.faults}
+    slept = next(at for at, where in line.items() if where == line_of(forgets, "await anyio.sleep(1)"))
+    assert whats[slept] == '{"content": "hello", "role": "user"} is there 2 times, and 1 without a crash'
+    assert '"done"' in whats[max(whats)]  # killed behind its last step, the answer is written once more
+
+
+async def test_a_next_process_that_fails_is_a_fault(virtual_time):
+    async def cannot(ctx, messages):
+        raise KeyError("lost")
+
+    with pytest.raises(HandlerFault, match="the next process: a run ends as failed: KeyError: 'lost'"):
+        await crash_everywhere(good, "hello", services=SERVICES, on_unknown=cannot)
+
+    async def once(ctx, messages):
+        if await ctx.session.read():
+            raise RuntimeError("begun before")
+        await ctx.session.append({"role": "user"})
+        await anyio.sleep(1)
+
+    with pytest.raises(HandlerFault, match="the next process: a run ends as failed: RuntimeError: begun before"):
+        await crash_everywhere(once, "hello", repeat=True, retry=RetrySpec(2, wait=0.0))
