@@ -104,6 +104,13 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage build dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The build server tests the examples with their frameworks, which a developer need not have: make .venv/.frameworks
+EXTRAS := dev$(if $(LANES_CI),$(shell echo ,)frameworks)
+
+$(VENV)/.frameworks: $(STAMP)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[frameworks]'
+	@touch $@
+
 # The stamp comes last: an installation that was interrupted is done again.
 $(STAMP): pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "error: session-lanes needs Python 3.11 or newer; none is on the path" >&2; exit 1; fi
@@ -111,5 +118,5 @@ $(STAMP): pyproject.toml
 		"error: session-lanes needs Python 3.11 or newer, and this is %d.%d" % v[:2])'
 	@rm -f $@
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $@

@@ -248,6 +248,24 @@ def stack(socket: str | None, run_id: int) -> int:
     return control.stack(socket, run_id)
 
 
+@cli.command("example", context_settings=_SETTINGS)
+@click.argument("name", required=False)
+@click.option("--to", default=".", show_default=True, metavar="DIR", help="Where the folder `examples` is, or is made.")
+def write_example(name: str | None, to: str) -> int:
+    """Write the example NAME, a program to read and to change; without NAME, list them.
+
+    The files of a folder `examples` that are there already are left alone: if one differs, nothing is written.
+
+    \b
+    Exit codes:
+      0        written, or listed
+      2        there is no such example, or it cannot be written
+    """
+    from . import example  # noqa: PLC0415 -- as above
+
+    return example.run(name, to)
+
+
 add_inbox_commands(cli)
 cli.add_command(db_group)
 
