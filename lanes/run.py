@@ -205,8 +205,7 @@ class Run:
         Args:
             timeout: seconds to wait at most; `None`: until the run has ended, which its own deadline bounds.
 
-        Raises:
-            What `result` raises, and besides:
+        Raises what `result` raises, and besides:
             WrongThread: on an event loop's thread, which it would block.
             InvalidLane: `timeout` is no duration.
             TimeoutError: the run goes on.

@@ -208,12 +208,11 @@ class Everywhere:
 
         Args:
             message: to another process, what JSON has, of at most 60,000 bytes.
-            timeout, priority, when_busy, dedupe: as for `Supervisor.post`.
+            timeout: as for `Supervisor.post`, like `priority`, `when_busy` and `dedupe`.
 
-        Raises:
+        Raises what `Supervisor.post` raises, here or there: nothing was posted. And besides:
             Unreached: the process that conducts it cannot be reached, or does not answer: then it may have been posted.
             InvalidLane: it is no message for another process; or the sessions are on a store. Nothing was posted.
-            What `Supervisor.post` raises, here or there: nothing was posted.
         """
         if self._commands is not None:
             raise InvalidLane("post: a store has an inbox; allowed: Supervisor.accept, which reaches all processes")

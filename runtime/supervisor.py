@@ -567,9 +567,8 @@ class Supervisor:
     def resubmit(self, run_id: int) -> Run:
         """Submit what a parked run was to do, as a new run; the old one is parked no more.
 
-        Raises:
+        Raises what `submit` raises, and then it stays parked; and besides:
             InvalidLane: no such run is parked.
-            What `submit` raises: then it stays parked.
         """
         return self._calls.parked(run_id).again()
 

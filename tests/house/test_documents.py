@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -39,6 +40,7 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))  # where processes look for each other's sockets
     settings = structlog.get_config()
     try:
         run_page(page, **GIVEN.get(page.name, {}))
@@ -83,6 +85,27 @@ def test_a_name_without_an_example_is_found():
         "x.c: no example in its section",
         "x.d: not documented",
     ]
+
+
+def documented(package: str, name: str):
+    """A public name and its members, each with its docstring."""
+    thing = getattr(import_module(package), name)
+    yield f"{package}.{name}", inspect.getdoc(thing) or ""
+    if isinstance(thing, type):
+        for member in (one for one in dir(thing) if not one.startswith("_")):
+            yield f"{package}.{name}.{member}", inspect.getdoc(inspect.getattr_static(thing, member)) or ""
+
+
+def test_the_reference_can_read_the_docstrings_of_public_names():
+    """`make docs` warns of parameters that share a line, and of errors that have no name, and a warning fails it."""
+    found = [
+        f"{where}: {line.strip()}"
+        for package, name in public_names()
+        for where, text in documented(package, name)
+        for line in "\n".join(re.findall(r"^(?:Args|Raises):\n((?:    .*\n?|\n)+)", text, re.MULTILINE)).splitlines()
+        if re.match(r"    (What .*|\w+(, \w+)+: as .*)$", line)
+    ]
+    assert found == []
 
 
 def test_every_page_is_in_the_site():
