@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM, SIGHUP: drain first, then at once, then out. SIGUSR1: restart.
+"""SIGINT, SIGTERM, SIGHUP: drain first, then at once, then out. SIGUSR1: restart; SIGHUP, where that is wanted: reread.
 
 The third signal is decided here; what the first and the second do is `Life.signalled` in `runtime.life`.
 
@@ -17,6 +17,8 @@ cancellation, and give it back.
 - SIGINT and SIGHUP stay ignored where they are: `nohup` ignores SIGHUP, and a shell that runs a script ignores SIGINT
   for what it starts with `&`. A terminal sends both, and a process that was started so does not belong to its terminal.
   Nothing but a deliberate `kill` sends SIGTERM and SIGUSR1, so these two are always taken.
+- Where SIGHUP asks a process to reread its file, it still ends a process whose terminal has gone: that sends it, too,
+  and no Ctrl-C could come any more. A process whose terminal is there, or that never had one, is asked by an operator.
 
 Rejected: `loop.add_signal_handler` and `anyio.open_signal_receiver`, which need a loop that turns.
 """
@@ -51,12 +53,15 @@ class Signals:
     Args:
         leave: ends the process at the third signal, with 128 and its number.
         required: whether entering on another thread is an error; else no signal is seen there.
+        hangup_asks: whether SIGHUP does not count, but asks to reread (`pass_to`), unless the terminal has gone.
 
     Raises:
         RuntimeError: on entering: it is required, and this is not the main thread.
     """
 
-    def __init__(self, *, leave: Callable[[int], object] = os._exit, required: bool = False) -> None:
+    def __init__(
+        self, *, leave: Callable[[int], object] = os._exit, required: bool = False, hangup_asks: bool = False
+    ) -> None:
         self.received: list[int] = []
         """The numbers of those that count, in order."""
         self._leave = leave
@@ -65,10 +70,13 @@ class Signals:
         """The handlers that are to come back."""
         self._post: Post | None = None
         self._call: Callable[[int], object] | None = None
-        self._restart: Callable[[], object] | None = None
+        self._asks: dict[int, Callable[[], object] | None] = {}
+        """What is called for the signals that ask for something."""
         self._passed = 0
-        self._asked = False
-        """SIGUSR1 has come since it was last passed on."""
+        self._asked: dict[int, None] = {}
+        """Which of those have come since they were last passed on, in order."""
+        self._hangup_asks = hangup_asks
+        self._had_terminal = hangup_asks and HANGUP is not None and _has_terminal()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
@@ -80,7 +88,7 @@ class Signals:
         self._take(signal.SIGTERM, self._count)
         for number in (signal.SIGINT, HANGUP):
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                self._take(number, self._count)
+                self._take(number, self._hung_up if number == HANGUP and self._hangup_asks else self._count)
         if RESTART is not None:
             self._take(RESTART, self._ask)
         return self
@@ -90,17 +98,24 @@ class Signals:
     ) -> None:
         self._leave_block()
 
-    def pass_to(self, call: Callable[[int], object], restart: Callable[[], object] | None = None) -> None:
+    def pass_to(
+        self,
+        call: Callable[[int], object],
+        restart: Callable[[], object] | None = None,
+        reread: Callable[[], object] | None = None,
+    ) -> None:
         """Pass signals on to the running event loop: those that have come before this returns, later ones soon.
 
         Args:
             call: called with 1, 2, … for each signal that counts.
             restart: called when SIGUSR1 has come, once for several that come close together. Without it, or once a
                 signal has counted, SIGUSR1 is logged and ignored.
+            reread: the same for SIGHUP, where `hangup_asks`.
 
-        An exception in either is logged. Called again, it replaces both; no signal is passed on twice.
+        An exception in one is logged. Called again, it replaces all; no signal is passed on twice.
         """
-        self._call, self._restart, self._post = call, restart, poster()
+        self._call, self._post = call, poster()
+        self._asks = {number: asks for number, asks in ((RESTART, restart), (HANGUP, reread)) if number is not None}
         self._deliver()
 
     def _take(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
@@ -108,7 +123,7 @@ class Signals:
         signal.signal(number, handler)
 
     def _leave_block(self) -> None:
-        self._call = self._restart = self._post = None  # what was posted already calls nothing
+        self._call = self._post = None  # what was posted already calls nothing
         if self in _entered:
             _entered.remove(self)
             self._give_back()
@@ -116,7 +131,7 @@ class Signals:
     def _give_back(self) -> None:
         """Put back the handlers of before, except where another one lies over ours."""
         for number, handler in self._before.items():
-            if signal.getsignal(number) in (self._count, self._ask):
+            if signal.getsignal(number) in (self._count, self._ask, self._hung_up):
                 # A handler that was not installed from Python is unknown, and was lost when ours took its place.
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -130,11 +145,17 @@ class Signals:
         if self._post is not None:
             self._post(self._deliver)
 
+    def _hung_up(self, number: int, frame: FrameType | None) -> None:
+        if self._had_terminal and not _has_terminal():
+            self._count(number, frame)
+        else:
+            self._ask(number, frame)
+
     def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 -- the shape of a handler
         if self not in _entered:
             self._pass_on(number)
             return
-        self._asked = True
+        self._asked[number] = None
         if self._post is not None:
             self._post(self._deliver)
 
@@ -148,15 +169,26 @@ class Signals:
         while self._call is not None and self._passed < len(self.received):
             self._passed += 1
             _contained(self._call, self._passed)
-        if self._call is None or not self._asked:
-            return
-        self._asked = False
-        if self.received:
-            log("signal_ignored", signal="SIGUSR1", reason="the process was told to stop")
-        elif self._restart is None:
-            log("signal_ignored", signal="SIGUSR1", reason="nothing here can be restarted")
-        else:
-            _contained(self._restart)
+        while self._call is not None and self._asked:
+            number = next(iter(self._asked))
+            del self._asked[number]
+            name, call = signal.Signals(number).name, self._asks.get(number)
+            if self.received:
+                log("signal_ignored", signal=name, reason="the process was told to stop")
+            elif call is None:
+                what = "restarted" if number == RESTART else "read again"
+                log("signal_ignored", signal=name, reason=f"nothing here can be {what}")
+            else:
+                _contained(call)
+
+
+def _has_terminal() -> bool:
+    """Whether the process has a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
 
 
 def _contained(call: Callable[..., object], *args: int) -> None:

@@ -17,6 +17,7 @@ from runtime.supervisor import Supervisor
 from runtime.zombies import AbandonedBodies
 
 from .report import Result, policies
+from .rereading import Rereading
 from .restarting import Restarting
 from .work import Work
 
@@ -50,7 +51,14 @@ class Memory:
             await anyio.sleep(_SAMPLE_S)
 
 
-async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, display: Display) -> None:
+async def serve(
+    sup: Supervisor,
+    work: Work,
+    result: Result,
+    signals: Signals,
+    display: Display,
+    rereading: Rereading | None = None,
+) -> None:
     """Do the work, bring everything to an end, and fill in the result. Bounded once the work has been sent.
 
     The first signal stops the sending and drains, the second one ends the drain. SIGUSR1 restarts the supervisor; where
@@ -59,7 +67,11 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
     started = time.monotonic()
     stopping, hurry = anyio.CancelScope(), anyio.CancelScope()
     restarting = Restarting(sup, result, stopping)
-    signals.pass_to(lambda count: (stopping if count == 1 else hurry).cancel(), restart=restarting.ask)
+    signals.pass_to(
+        lambda count: (stopping if count == 1 else hurry).cancel(),
+        restart=restarting.ask,
+        reread=None if rereading is None else rereading.ask,
+    )
     memory = Memory()
     async with anyio.create_task_group() as beside:
         _ = beside.start_soon(memory.serve)
@@ -67,6 +79,8 @@ async def serve(sup: Supervisor, work: Work, result: Result, signals: Signals, d
             async with sup:
                 _ = beside.start_soon(_contained, display, sup)
                 _ = beside.start_soon(restarting.serve)
+                if rereading is not None:
+                    _ = beside.start_soon(rereading.serve)
                 with stopping:
                     await work.send(sup)
                     await _settle(sup, work, result)

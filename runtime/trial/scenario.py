@@ -187,15 +187,38 @@ def plan(path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> 
         raise UsageError(f"{path}: {error}") from error
 
 
+def limits(path: Path, overrides: Overrides) -> tuple[tuple[LaneSpec, ...], tuple[GroupSpec, ...]]:
+    """The lanes and groups of a scenario file, scaled, as they stand in it now.
+
+    Raises:
+        UsageError: it cannot be read, or has a field or a value that is not allowed.
+    """
+    file = load_file(path)
+    scale = _positive(f"{path}: scale", file.scale) if overrides.scale is None else overrides.scale
+    try:
+        return _limits(file, scale)
+    except LaneError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _limits(file: ScenarioFile, scale: float) -> tuple[tuple[LaneSpec, ...], tuple[GroupSpec, ...]]:
+    specs = _specs(file)
+    return tuple(_scaled(spec, scale) for spec in specs.lanes.values()), tuple(specs.groups.values())
+
+
+def _specs(file: ScenarioFile) -> SpecTable:
+    return SpecTable(
+        [_lane(table) for table in file.lanes], [GroupSpec(g.name, g.slots, g.reserve) for g in file.groups]
+    )
+
+
 def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, overrides: Overrides) -> Plan:
     scale = _positive(f"{path}: scale", file.scale) if overrides.scale is None else overrides.scale
     duration = _positive(f"{path}: duration", file.duration)
     if overrides.duration is not None:
         duration = overrides.duration / scale
     seed = file.seed if overrides.seed is None else overrides.seed
-    specs = SpecTable(
-        [_lane(table) for table in file.lanes], [GroupSpec(g.name, g.slots, g.reserve) for g in file.groups]
-    )
+    specs = _specs(file)
     lines = generate(file.load, duration=duration, seed=seed)
     for line in lines:
         traffic.check(line, specs, layout)
@@ -205,12 +228,12 @@ def _planned(file: ScenarioFile, path: Path, name: str, layout: SessionLayout, o
         lines = [line for line in lines if line.at <= duration]
     if not lines:
         raise UsageError(f'{path}: sends no messages; allowed: a [[load]], or traffic = "FILE.jsonl"')
-    lanes = tuple(_scaled(spec, scale) for spec in specs.lanes.values())
+    lanes, groups = _limits(file, scale)
     used = {specs.find(line.lane) for line in lines}
     return Plan(
         name=name,
         lanes=lanes,
-        groups=tuple(specs.groups.values()),
+        groups=groups,
         lines=tuple(traffic.in_order(lines)),
         scale=scale,
         seed=seed,

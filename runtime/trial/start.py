@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import anyio
 
-from lanes import SessionLayout
+from lanes import GroupSpec, LaneSpec, SessionLayout
 from runtime import log as logging
 from runtime.export.trace import Trace
 from runtime.process.signals import Signals
@@ -22,7 +24,8 @@ from .model_bodies import ModelBodies
 from .options import Options, overrides_of
 from .output import Output, leave_now
 from .report import Result
-from .scenario import Plan, described, plan
+from .rereading import Rereading
+from .scenario import Plan, described, limits, plan
 from .supervised import check_socket, check_web, opened_socket, opened_trace, opened_web, supervisor_of
 from .target import Target, resolve
 from .work import Program, Scenario, Work
@@ -57,7 +60,12 @@ def run(options: Options) -> int:
         crashes.check(directory)
     supervised = todo is not None and todo.service
     listener = check_web(options.web, service=supervised) or nullcontext()
-    with listener as web, Signals() as signals, opened_trace(None if supervised else options.trace) as trace:
+    rereads = todo is not None and not supervised and target.is_scenario
+    with (
+        listener as web,
+        Signals(hangup_asks=rereads) as signals,
+        opened_trace(None if supervised else options.trace) as trace,
+    ):
         before = _surveyed(directory)
         result = Result(
             Ledger(runs_count=todo is None),
@@ -99,23 +107,33 @@ async def _serve(
     web: socket.socket | None,
 ) -> None:
     work: Work
+    rereading: Rereading | None = None
     if todo is not None:
         bodies = ModelBodies(result.ledger, todo.scale)
         work = Scenario(todo, bodies, result.ledger)
         sup = supervisor_of(result, [replace(spec, handler=bodies.handle) for spec in todo.lanes], todo, trace)
         result.plans_abandoned = todo.plans_abandoned
+        if target.is_scenario:
+            assert target.file is not None
+            rereading = Rereading(sup, str(target.file), partial(_limits, target.file, options, bodies))
     else:
         assert target.main is not None
         result.appended = 0
         work = Program(target.name, target.main, result, options.duration)
         sup = supervisor_of(result, [], None, trace)
     with opened_socket(options.socket, sup) as path, opened_web(web, path, output):
-        await harness.serve(sup, work, result, signals, _display(output, result.ledger))
+        await harness.serve(sup, work, result, signals, _display(output, result.ledger), rereading)
     if trace is not None:
         trace.close()
     _conclude(result, output)
     if result.abandoned:  # an ordinary exit would wait for them
         leave_now(result.exit_code)
+
+
+def _limits(file: Path, options: Options, bodies: ModelBodies) -> tuple[tuple[LaneSpec, ...], tuple[GroupSpec, ...]]:
+    """What a scenario file says of lanes and groups now."""
+    lanes, groups = limits(file, overrides_of(options))
+    return tuple(replace(spec, handler=bodies.handle) for spec in lanes), groups
 
 
 def _display(output: Output, ledger: Ledger) -> Display:

@@ -24,6 +24,11 @@ class Target:
     file: Path | None = None
     main: Main | None = None
 
+    @property
+    def is_scenario(self) -> bool:
+        """Whether it is a file with lanes and groups."""
+        return self.file is not None and self.file.suffix == ".toml"
+
 
 def resolve(text: str | None) -> Target:
     """What to run.

@@ -217,6 +217,31 @@ def test_a_first_signal_drains_and_gives_the_verdict_over_what_was_done(tmp_path
     assert 0 < result["messages"] == result["answered"] + result["timed_out"] + result["failed"] < 500
 
 
+def test_a_hangup_has_the_file_read_again_and_what_is_refused_changes_nothing(scenario, tmp_path):
+    file = scenario({"lane": "patient", "session": "a", "behave": "hang"})
+    log = tmp_path / "log"
+    with started("run", file, "--json", "--log-format", "json", "--sessions", tmp_path / "s", log=log) as child:
+        under_way(tmp_path / "s", child)
+
+        def logged(event):
+            lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+            return next((line for line in lines if line["event"] == event), None)
+
+        file.write_text(LIMITS.replace("timeout = 30.0", 'timeout = "long"'))
+        child.send_signal(signal.SIGHUP)
+        eventually_sync(lambda: logged("configuration_refused"), within=30)
+        file.write_text(LIMITS + "capacity = 7\n")
+        child.send_signal(signal.SIGHUP)
+        eventually_sync(lambda: logged("configuration_read"), within=30)
+        child.send_signal(signal.SIGTERM)
+        child.send_signal(signal.SIGTERM)
+        ended(child)
+    refused, changed = logged("configuration_refused"), logged("configured")
+    assert "lanes[1].timeout: " in refused["error"]
+    assert changed["changes"] == ["lane patient, capacity: 1 → 7"]
+    assert (logged("draining"), logged("configuration_read")["changed"]) != (None, 0)
+
+
 @both
 @pytest.mark.failure("T8")
 def test_under_nohup_and_in_the_background_only_sigterm_ends_it(tmp_path, backend):

@@ -15,6 +15,7 @@ import pytest
 from anyio import to_thread
 from structlog.testing import capture_logs
 
+from runtime.process import signals as signals_of_a_process
 from runtime.process.signals import SIGNALS, Signals
 from tests.peers import peer
 from tests.poll import eventually, eventually_sync
@@ -41,6 +42,10 @@ def handlers() -> list[object]:
 
 def nobody(count: int) -> None:
     raise AssertionError("nothing was to be told")
+
+
+def nothing() -> None:
+    raise AssertionError("nothing was to be done")
 
 
 # What counts
@@ -88,6 +93,47 @@ def test_what_is_only_sent_on_purpose_is_heard_though_it_was_ignored(number):
     with Signals():
         assert signal.getsignal(number) is not signal.SIG_IGN
     assert signal.getsignal(number) is signal.SIG_IGN
+
+
+# What asks to reread a file
+
+
+async def test_a_hangup_asks_to_reread_where_that_is_wanted_and_does_not_count():
+    asked: list[object] = []
+    with Signals(hangup_asks=True) as signals:
+        signals.pass_to(nobody, restart=nothing, reread=lambda: asked.append(threading.current_thread()))
+        signal.raise_signal(signal.SIGHUP)
+        assert asked == []  # not inside the handler
+        await eventually(lambda: asked == [threading.current_thread()], within=LIMIT_S)
+    assert signals.received == []
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.failure("C8")
+@pytest.mark.parametrize("had, has, counts", [(True, False, True), (True, True, False), (False, False, False)])
+async def test_a_hangup_ends_a_process_whose_terminal_has_gone_all_the_same(monkeypatch, had, has, counts):
+    told: list[object] = []
+    monkeypatch.setattr(signals_of_a_process, "_has_terminal", lambda: had)
+    with Signals(hangup_asks=True) as signals:
+        monkeypatch.setattr(signals_of_a_process, "_has_terminal", lambda: has)
+        signals.pass_to(told.append, reread=lambda: told.append("reread"))
+        signal.raise_signal(signal.SIGHUP)
+        await eventually(lambda: told == [1 if counts else "reread"], within=LIMIT_S)
+    assert signals.received == [signal.SIGHUP] * counts
+
+
+def test_a_hangup_that_is_ignored_stays_so_where_it_would_ask():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Signals(hangup_asks=True):
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+async def test_what_nothing_here_can_do_is_logged():
+    with Signals(hangup_asks=True) as signals, capture_logs() as logs:
+        signals.pass_to(nobody)
+        signal.raise_signal(signal.SIGHUP)
+        await eventually(lambda: logs, within=LIMIT_S)
+    assert [(line["signal"], line["reason"]) for line in logs] == [("SIGHUP", "nothing here can be read again")]
 
 
 # What asks for a restart
