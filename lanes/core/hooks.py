@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from typing import Any
+from typing import Any, Protocol
 
 from locks import _effects
 from locks._events import described, log
@@ -15,6 +15,14 @@ from ..run import Run
 Hook = Callable[[Run], Any]
 
 
+class Observer(Protocol):
+    """What looks at the runs of a supervisor while it runs, as the host's functions do."""
+
+    def run_waits(self, run: Run) -> None: ...
+    def run_started(self, run: Run) -> None: ...
+    def run_ended(self, run: Run) -> None: ...
+
+
 class Hooks:
     """The host's functions. What a hook raises is logged and goes no further, but for a `KeyboardInterrupt`.
 
@@ -23,28 +31,36 @@ class Hooks:
     own context, so it never sees the variables of a run.
     """
 
-    __slots__ = ("_on_end", "_on_start", "_on_wait", "context")
+    __slots__ = ("_on_end", "_on_start", "_on_wait", "context", "observers")
 
     def __init__(self, on_start: Hook | None, on_end: Hook | None, on_wait: Hook | None) -> None:
         self._on_start = on_start
         self._on_end = on_end
         self._on_wait = on_wait
+        self.observers: tuple[Observer, ...] = ()
+        """Called as the host's functions are, and behind them."""
         self.context = Context()
 
     def started(self, run: Run) -> None:
         """A run starts; its state is `running`, its body has not begun."""
         if self._on_start is not None:
             _effects.after(self._call, self._on_start, run)
+        for observer in self.observers:
+            _effects.after(self._call, observer.run_started, run)
 
     def ended(self, run: Run) -> None:
         """A run has its outcome."""
         if self._on_end is not None:
             _effects.after(self._call, self._on_end, run)
+        for observer in self.observers:
+            _effects.after(self._call, observer.run_ended, run)
 
     def waits(self, run: Run) -> None:
         """A run that was submitted did not start at once."""
         if self._on_wait is not None:
             _effects.after(self._call, self._on_wait, run)
+        for observer in self.observers:
+            _effects.after(self._call, observer.run_waits, run)
 
     def dropped(self, hook: Callable[[Run, Sequence[Message]], Any] | None, run: Run, messages: list[Message]) -> Any:
         """Call a lane's `on_drop`, now, for a run that was dropped from a full queue; returns what it has made of the

@@ -212,6 +212,18 @@ def show(socket: str | None, **given: Any) -> int:
     return web.run(socket, web.Options(**given))
 
 
+@_asks("trace")
+@click.option(
+    "--seconds", type=click.FloatRange(0, 600, min_open=True), default=10.0, show_default=True, help="So long."
+)
+@click.option("-o", "path", metavar="FILE", required=True, help="Where to; what it has is overwritten.")
+def record(socket: str | None, seconds: float, path: str) -> int:
+    """Record what runs when in a process, for ui.perfetto.dev or chrome://tracing, as `lanes run --trace` does."""
+    from . import trace  # noqa: PLC0415 -- as above
+
+    return trace.run(socket, seconds, path)
+
+
 @_asks("stop")
 @_run_id
 @click.option("--reason", default="stopped by an operator", show_default=True, help="What its sender is told.")

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Mapping
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypedDict
 
 from lanes import Question, Run, RunState
 from lanes.core.execution import execution_of
@@ -43,6 +43,16 @@ _LANES, _SESSIONS, _PROCESS = 1, 2, 3
 _KEPT_TRACKS = 2000
 """Lanes, and sessions, whose rows are remembered. A lane that comes back later gets new rows, of the same name."""
 _LONGEST_TEXT = 4000
+
+
+class Events(Protocol):
+    """Where the events of a trace go. `put` may be called from any thread, and never waits."""
+
+    path: str
+    error: str
+
+    def put(self, event: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 class SupervisorHooks(TypedDict, total=False):
@@ -67,14 +77,14 @@ class Trace:
     To be used on the event loop's thread. Log lines are taken from all threads, and all of this process's.
 
     Args:
-        path: the file; what it has is overwritten.
+        path: the file; what it has is overwritten. Or where the events go instead.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = EventFile(os.fspath(path))
+    def __init__(self, path: str | os.PathLike[str] | Events) -> None:
+        self._file: Events = EventFile(os.fspath(path)) if isinstance(path, str | os.PathLike) else path
         self._pid = os.getpid()
         self._origin = _clock.clock.now()
         # Log lines come from any thread, and from what interrupts a thread that logs: a signal's handler, a finalizer.

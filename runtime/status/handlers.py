@@ -30,6 +30,7 @@ from ..inspect.run_report import guilty_lines, report_on
 from . import protocol
 from .beside import Posting, answer_neighbour
 from .protocol import text
+from .recording import Recorder
 from .work import Work, Worked, trends
 
 if TYPE_CHECKING:
@@ -89,8 +90,13 @@ class Handlers:
         self._since = _clock.clock.now()
         self._orders: dict[int, protocol.Order] = {}
         self._last_order = 0
+        self._recorder = Recorder(sup)
         self.work = Work(sup)
         """Answers about work that is kept; what a coroutine answers, it answers alone."""
+
+    def close(self) -> None:
+        """Answer no more: a recording that is under way ends."""
+        self._recorder.close()
 
     def answer(self, question: protocol.Question, by: str) -> protocol.Answer:
         """Answer; never raises.
@@ -122,6 +128,11 @@ class Handlers:
                     return self.work.resubmit(question, by)
                 case protocol.Discard():
                     return self.work.discard(question, by)
+                case protocol.Record():
+                    log("operator_asked", what="record", seconds=question.seconds, by=by)
+                    return self._recorder.begin(question)
+                case protocol.Recorded():
+                    return self._recorder.fetch(question)
                 case protocol.End() | protocol.Post() | protocol.Ended():
                     return answer_neighbour(self._sup, question)
                 case _:

@@ -27,6 +27,8 @@ from .questions import Ping as Ping
 from .questions import Post as Post
 from .questions import Question as Question
 from .questions import Reason as Reason
+from .questions import Record as Record
+from .questions import Recorded as Recorded
 from .questions import Requeue as Requeue
 from .questions import Reset as Reset
 from .questions import Restart as Restart
@@ -300,6 +302,20 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 1
 
 
+class Recording(msgspec.Struct, frozen=True, kw_only=True):
+    """What is recorded, and the next part of it."""
+
+    id: int
+    left_s: float
+    """For how long it goes on."""
+    events: msgspec.Raw = msgspec.Raw(b"[]")
+    """An array of events in the Chrome Trace Event format."""
+    over: bool = False
+    """Whether this was the last part."""
+    error: str = ""
+    """Why it has ended before its time, if it has."""
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for is done."""
 
@@ -344,6 +360,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stack: Stood | None = None
     done: Done | None = None
     outcome: Outcome | None = None
+    recording: Recording | None = None
     trends: TrendsPart | None = None
     timeline: TimelinePart | None = None
     session: SessionPart | None = None

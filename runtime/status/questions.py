@@ -12,6 +12,7 @@ Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 AskId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=500)]
+RecordedFor = Annotated[float, msgspec.Meta(gt=0, le=600)]
 Window = Annotated[float, msgspec.Meta(ge=1, le=86_400)]
 
 
@@ -154,6 +155,18 @@ class Ended(_Question, frozen=True, tag="ended"):
     run: RunId
 
 
+class Record(_Question, frozen=True, tag="record"):
+    """Record what runs when, from now on, for so many seconds."""
+
+    seconds: RecordedFor = 10.0
+
+
+class Recorded(_Question, frozen=True, tag="recorded"):
+    """The next part of what was recorded. A recording of which no part is asked for in ten seconds ends."""
+
+    recording: RunId
+
+
 Question = (
     Ping
     | Status
@@ -176,6 +189,8 @@ Question = (
     | End
     | Post
     | Ended
+    | Record
+    | Recorded
 )
 Slow = Session | Reset | Asks | AnswerAsk | Messages | Requeue | Drop
 """Those that are answered by a coroutine, since a disk or a database is asked."""

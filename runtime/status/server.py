@@ -132,6 +132,7 @@ class StatusServer:
         if listener is None or thread is None:
             return
         _open.discard(self)
+        self._handlers.close()
         self._unlink()  # while it still listens: a process may replace a socket that refuses connections
         self._wake()
         thread.join(_JOIN_S)

@@ -37,7 +37,7 @@ ORDER: dict[str, list[str]] = {
     "runtime": [
         "background failures log mismatch quantiles threads usage_error",
         "watch",
-        "inspect services statistics zombies",
+        "export inspect services statistics zombies",
         "drain phase",
         "calls status",
         "process",
@@ -51,7 +51,7 @@ ORDER: dict[str, list[str]] = {
         "life",
         "supervisor",
         "testing",
-        "asgi export metrics web",
+        "asgi metrics web",
         "trial",
         "bench",
         "cli",
