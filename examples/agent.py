@@ -80,7 +80,8 @@ class Agent:
                 stopped = {"content": reply, "stopped": ctx.run.reason, "answers": ctx.message_ids}
                 await ctx.session.append({"role": "assistant"} | stopped)
             raise
-        await ctx.finish({"role": "assistant", "content": reply, "answers": ctx.message_ids}, reply)
+        async with ctx.cleanup():  # a whole answer is written, also when the run is cancelled meanwhile
+            await ctx.finish({"role": "assistant", "content": reply, "answers": ctx.message_ids}, reply)
         return reply
 
     async def ask(self, ctx: RunContext, to_delete: list[str], said: str) -> None:

@@ -35,7 +35,8 @@ async def handle(ctx: RunContext, messages: Sequence[Message]) -> str:
         async with ctx.cleanup():  # shielded, bounded by the grace, still allowed to write
             await ctx.session.append({"role": "assistant", "content": partial, "stopped": ctx.run.reason})
         raise
-    await ctx.session.append({"role": "assistant", "content": partial})
+    async with ctx.cleanup():  # a whole answer is written, also when the run is cancelled meanwhile
+        await ctx.session.append({"role": "assistant", "content": partial})
     return partial
 
 
