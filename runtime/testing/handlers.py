@@ -86,7 +86,10 @@ async def context(
     `ctx.submit` submits.
 
     Args:
-        session, records, services, spec: as for `run_handler`.
+        session: its key.
+        records: what the session has already.
+        services: what `ctx.services` is to be.
+        spec: the fields of a `LaneSpec` that differ from the defaults.
 
     Raises:
         RunError: the run was ended before the block.

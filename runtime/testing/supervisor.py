@@ -30,7 +30,11 @@ class SupervisorUnderTest(Supervisor):
     """A `Supervisor` over files that also records, moves virtual time, and can be killed.
 
     Args:
-        sessions, options: as for `Supervisor`.
+        sessions: the directory of the transcripts, or a `SessionLayout`.
+        on_run_start: called with each run when it starts, after the recorder.
+        on_run_end: called with each run when it has its outcome, likewise.
+        on_wait: called with each run that does not start at once, likewise.
+        options: the other arguments of a `Supervisor`.
     """
 
     def __init__(
