@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 from lanes import Run, Totals
 from lanes.core.execution import Execution
@@ -17,8 +16,6 @@ from locks import RegistryStatistics
 from .quantiles import Quantiles
 from .watch.resources import ProcessStatistics
 from .watch.watchdog import Watchdog
-
-_ENQUEUED_AT = attrgetter("run.enqueued_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,5 +293,5 @@ def _inbox_problems(inbox: InboxStatistics | None) -> tuple[str, ...]:
 
 
 def _oldest_wait(lane: Lane[Execution], now: float) -> float:
-    # Not simply the first: those that come back to be tried again stand before the others, the latest comer first.
-    return max(0.0, now - min(map(_ENQUEUED_AT, lane.queued), default=now))
+    oldest = lane.oldest()
+    return 0.0 if oldest is None else max(0.0, now - oldest.run.enqueued_at)

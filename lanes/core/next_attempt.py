@@ -66,8 +66,7 @@ class Retrying:
         lane = execution.lane
         self._board.live[execution.run.id] = follower
         self._finishing.leave_lane(execution)
-        lane.enqueue(follower)
-        lane.queued.move_to_end(follower, last=False)  # it came before those that have not started
+        lane.enqueue_first(follower)  # it came before those that have not started
         self._take_messages_along(execution, follower)
         follower.wait_in_line()
         if execution.file is not None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict
+from operator import attrgetter
 from typing import Generic
 
 from ..checks import Priority
 from ..spec import LaneSpec
 from .totals import Tally
 from .waiter import W
+
+_SUBMITTED = attrgetter("run.enqueued_at")
 
 
 class Lane(Generic[W]):
@@ -21,6 +25,8 @@ class Lane(Generic[W]):
     """
 
     __slots__ = (
+        "_came_back",
+        "_latest",
         "joined",
         "name",
         "queued",
@@ -41,6 +47,10 @@ class Lane(Generic[W]):
         """Whether the scheduler forgets it when it is idle."""
         self.urgency: Priority = spec.urgency
         self.queued: OrderedDict[W, int | None] = OrderedDict()
+        self._came_back: set[W] = set()
+        """Those of `queued` that may be older than others before them: the others stand in the order of their age."""
+        self._latest = -math.inf
+        """When the youngest was submitted that has been in the queue."""
         self.joined = 0
         """Messages that joined a queued run, over all of `queued`: they count for the queue's limit too."""
         self.ready: list[tuple[int, W]] = []
@@ -72,6 +82,21 @@ class Lane(Generic[W]):
         """Put a run into the queue, last."""
         self.queued[execution] = None
         self.joined += execution.joined
+        if execution.run.enqueued_at >= self._latest:
+            self._latest = execution.run.enqueued_at
+        else:
+            self._came_back.add(execution)
+
+    def enqueue_first(self, execution: W) -> None:
+        """Put a run into the queue before all others."""
+        self.enqueue(execution)
+        self.queued.move_to_end(execution, last=False)
+        self._came_back.add(execution)
+
+    def oldest(self) -> W | None:
+        """The run in the queue that was submitted first. Looks at those alone that came back to the queue."""
+        first = next((one for one in self.queued if one not in self._came_back), None)
+        return min(self._came_back if first is None else (first, *self._came_back), key=_SUBMITTED, default=None)
 
     def make_ready(self, execution: W) -> None:
         """Queue a run for a place: by age, so that a run that had to wait for another process does not wait twice."""
@@ -94,8 +119,7 @@ class Lane(Generic[W]):
         if execution in self.running:
             del self.running[execution]
         elif execution in self.queued:
-            del self.queued[execution]
-            self.joined -= execution.joined
+            self._leave(execution)
             self._drop_stale()
 
     def next(self) -> W | None:
@@ -123,16 +147,20 @@ class Lane(Generic[W]):
     def take(self) -> W:
         """Move the run that `next` returns to the running ones."""
         execution = heapq.heappop(self.ready)[1]
-        del self.queued[execution]
-        self.joined -= execution.joined
+        self._leave(execution)
         self.running[execution] = None
         return execution
 
     def put_back(self, execution: W) -> None:
         """Undo `take`: it has to wait for something else after all."""
         del self.running[execution]
-        self.enqueue(execution)
-        self.queued.move_to_end(execution, last=False)
+        self.enqueue_first(execution)
+
+    def _leave(self, execution: W) -> None:
+        del self.queued[execution]
+        self.joined -= execution.joined
+        if self._came_back:
+            self._came_back.discard(execution)
 
     def is_ready(self, execution: W) -> bool:
         """Whether a run needs nothing but a place and a slot."""

@@ -234,7 +234,7 @@ class Handlers:
         lanes = nsmallest(
             protocol.MOST_LANES, statistics.lanes.items(), key=lambda item: (-item[1].oldest_wait_s, -item[1].running)
         )
-        runs = self._runs(leases.waiters, now, each)
+        runs = self._runs(leases.waiters, statistics.runs["running"], now, each)
         left = dict(islice(scheduler.board.abandoned.items(), protocol.MOST_ABANDONED))
         lines = guilty_lines(left)
         abandoned = [_abandoned(now, one, since, stack, lines[one]) for one, (since, stack) in left.items()]
@@ -268,12 +268,16 @@ class Handlers:
             pools=[_row(protocol.PoolRow, pool, name=text(name)) for name, pool in statistics.pools.items()],
         )
 
-    def _runs(self, waiters: Iterable[WaitingClaim], now: float, each: int | None) -> list[protocol.RunRow]:
+    def _runs(
+        self, waiters: Iterable[WaitingClaim], running_now: int, now: float, each: int | None
+    ) -> list[protocol.RunRow]:
         """Those that run come first: they are what the others wait for."""
         live = self._sup._scheduler.board.live.values()
         running = (one for one in live if one.run.state is RunState.RUNNING)
         queued = (one for one in live if one.run.state is not RunState.RUNNING)
-        chosen = list(islice(chain(islice(running, each), islice(queued, each)), protocol.MOST_RUNS))
+        # Not further than to the last one that runs: behind it there may be 100,000 that wait.
+        most = running_now if each is None else min(each, running_now)
+        chosen = list(islice(chain(islice(running, most), islice(queued, each)), protocol.MOST_RUNS))
         started = [one for one in chosen if one.run.started_at is not None and one.run.state is RunState.RUNNING]
         longest = set(nsmallest(_MOST_PLACES, started, key=attrgetter("run.started_at")))
         claims = {claim.holder.run_id: claim for claim in waiters}

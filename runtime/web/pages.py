@@ -8,7 +8,7 @@ from typing import Any
 
 from ..status import protocol, words
 
-MOST_ROWS = 40
+MOST_ROWS = 30
 """Of each table of *Now*."""
 _MOST_ABANDONED = 5
 """On *Now*: nothing can be done about them, and what else is stuck should not stand below them. All have a page."""

@@ -15,6 +15,7 @@ from lanes import LaneSpec, RetrySpec
 from runtime import Supervisor
 from runtime.web import dashboard, serve
 from runtime.web.guard import Guard
+from runtime.web.pages import MOST_ROWS
 from tests import blocking
 from tests.children import crowded
 from tests.peers import peer
@@ -230,7 +231,7 @@ async def test_a_hundred_thousand_waiting_runs_freeze_neither_the_page_nor_the_l
     def looks(page):
         page.goto(url)
         page.wait_for_selector("#connection:text-is('Live')")
-        page.wait_for_selector(f"#part_lanes >> text=and {crowded.LANES - 40} more")
+        page.wait_for_selector(f"#part_lanes >> text=and {crowded.LANES - MOST_ROWS} more")
         elements = page.evaluate("document.querySelectorAll('*').length")
         page.click("nav >> text=Timeline")
         page.wait_for_selector("#part_timeline >> text=more runs")

@@ -256,4 +256,4 @@ async def test_a_full_process_costs_a_bounded_page(tmp_path):
         sup.cancel()
         await eventually(lambda: not sup.runs())
     assert len(page.content) + sum(sizes) < 50_000 and len(line.content) < 250_000
-    assert "and 960 more" in text_of(page.text)
+    assert "and 970 more" in text_of(page.text)
