@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import math
-import operator
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -26,8 +26,6 @@ BUSY_LIMIT = 10_000
 """Rounds of the event loop without a pause, after which time creeps on although somebody is running."""
 
 _RINGS_AT_ONCE = 10_000
-_IN_ORDER = operator.attrgetter("due", "number")
-"""By when alarms ring, then in the order in which they were made."""
 _NEAR = 0.001
 _ROUNDS_ON_ARRIVAL = 100
 
@@ -49,9 +47,10 @@ class LoopClock:
         """What an alarm's callback raised where it could not be raised further; the fixture does."""
         self._now = start
         self._silent = frozenset(silent)
-        self._alarms: weakref.WeakSet[VirtualAlarm] = weakref.WeakSet()
-        self._earliest = math.inf
-        """No alarm is due before it. A loop asks in each of its rounds, and an alarm is hardly ever due."""
+        self._due: list[tuple[float, int, weakref.ref[VirtualAlarm]]] = []
+        """A heap of when alarms ring, then of the order in which they were made. An entry whose alarm is gone, or due
+        at another instant by now, is dropped once it comes to the front. Rejected: the earliest of a set of all alarms.
+        Thousands of registries have one each, nearly all of them idle, and a loop asks in each of its rounds."""
         self._numbers = itertools.count()
         # Reentrant: a collection inside may run a finalizer that sets an alarm.
         self._mutex = threading.RLock()
@@ -62,7 +61,7 @@ class LoopClock:
 
     def __repr__(self) -> str:
         held = f"holds={self._holds} threads={self._threads}"
-        return f"<{type(self).__name__} {self._now!r} alarms={len(self._alarms)} {held}>"
+        return f"<{type(self).__name__} {self._now!r} alarms={len(self._due)} {held}>"
 
     def now(self) -> float:
         """The current instant; the same as `anyio.current_time()`."""
@@ -70,11 +69,7 @@ class LoopClock:
 
     def alarm(self, callback: _clock.Callback, thread: str = _clock.STEWARD) -> VirtualAlarm:
         """An alarm that rings inline when time reaches it, for as long as it is referenced."""
-        alarm = VirtualAlarm(self, callback, next(self._numbers))
-        if thread not in self._silent:
-            with self._mutex:
-                self._alarms.add(alarm)
-        return alarm
+        return VirtualAlarm(self, callback, next(self._numbers), rings=thread not in self._silent)
 
     def advance(self, seconds: float) -> None:
         """Let time pass as if the caller blocked the loop: alarms ring at their instants, timers come late."""
@@ -130,23 +125,22 @@ class LoopClock:
             self._threads += by
 
     def _next_alarm(self) -> VirtualAlarm | None:
-        with self._mutex:
-            return min(self._alarms, key=_IN_ORDER, default=None)
+        with self._mutex:  # or an alarm that another thread sets meanwhile would not count
+            while self._due:
+                due, _, ref = self._due[0]
+                alarm = ref()
+                if alarm is not None and alarm.due == due:
+                    return alarm
+                heapq.heappop(self._due)
+            return None
 
     def _due_by(self, to: float) -> VirtualAlarm | None:
-        with self._mutex:  # or an alarm that another thread sets meanwhile would not count
-            if self._earliest > to:
-                return None
-            alarm = self._next_alarm()
-            self._earliest = math.inf if alarm is None else alarm.due
-            return alarm if self._earliest <= to else None
+        alarm = self._next_alarm()
+        return alarm if alarm is not None and alarm.due <= to else None
 
     def _next_instant(self, timer: float) -> float:
-        with self._mutex:
-            if self._earliest < timer:
-                alarm = self._next_alarm()
-                self._earliest = math.inf if alarm is None else alarm.due
-            return min(timer, self._earliest)
+        alarm = self._next_alarm()
+        return timer if alarm is None else min(timer, alarm.due)
 
     def _move(self, to: float) -> None:
         """Go to `to`, never back, ringing on the way what is due."""
@@ -201,17 +195,21 @@ class LoopClock:
 class VirtualAlarm:
     """A `locks._clock.Alarm` of a `LoopClock`."""
 
-    def __init__(self, clock: LoopClock, callback: _clock.Callback, number: int) -> None:
+    def __init__(self, clock: LoopClock, callback: _clock.Callback, number: int, *, rings: bool) -> None:
         self.clock = clock
         self.callback = callback
         self.number = number
+        self.rings = rings
         self.due = math.inf
+        self._ref = weakref.ref(self)
 
     def ring_by(self, at: float) -> None:
         """Ring at `at` unless due earlier; if that is now or past, when the running tasks pause."""
         with self.clock._mutex:
-            self.due = min(self.due, at)
-            self.clock._earliest = min(self.clock._earliest, at)
+            if at < self.due:
+                self.due = at
+                if self.rings:
+                    heapq.heappush(self.clock._due, (at, self.number, self._ref))
 
 
 class Resting:
