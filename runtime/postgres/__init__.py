@@ -4,6 +4,7 @@
     functions/    tables, and the functions of the database, as SQL
     schema        their version, and making them
     connection    how this process connects; step: a statement on its way
+    pooler        whether something between lends connections by transaction
     link          the thread that owns the connections: steps in order with group commit, questions
     listening     notifications of other nodes
     life          the node: joins, beats, reaps dead ones; its local deadline

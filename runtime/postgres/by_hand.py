@@ -25,6 +25,7 @@ from ..inbox.rows import InboxRow, MessageState, question_of
 from . import ask_steps
 from .connection import ClosedWhenCancelled
 from .errors import StoreDown
+from .pooler import is_pooled, is_shared
 from .rows import COLUMNS, place_of, row_of
 from .schema import channel_of, check, check_form, filled, form_of, make
 from .settings import PostgresStore
@@ -233,18 +234,13 @@ async def _connections(connection: Connection, store: PostgresStore) -> Finding:
 
 
 async def _pooler(connection: Connection, store: PostgresStore) -> list[Finding]:
-    """Whether something stands between, and whether nodes can wake each other.
-
-    What a pooler tells a client as the number of its process is none of the server's.
-    """
-    ((pid,),) = await _rows(connection, sql.SQL("select pg_backend_pid()"))
+    """Whether something stands between, and whether nodes can wake each other."""
     heard = await _hears(connection, store)
-    between = pid != connection.info.backend_pid
     notes = [] if heard else [Finding("note", "notify", "notifications do not arrive; nodes need notify=False")]
-    if not between:
+    if not await is_pooled(connection):
         return [Finding("ok", "pooler", "none"), *notes]
-    if heard:
-        return [Finding("note", "pooler", "there is one, which gives each client a connection of its own")]
+    if not await is_shared(connection, store):
+        return [Finding("note", "pooler", "there is one, which gives each client a connection of its own"), *notes]
     why = "there is one that shares connections by transaction; allowed: by session, or none"
     return [Finding("wrong", "pooler", why)]
 

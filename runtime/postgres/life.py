@@ -29,6 +29,7 @@ from .connection import SETTINGS
 from .errors import NodeLost, StoreDown
 from .link import LATEST_RETRY_S, SOONEST_RETRY_S, Link
 from .listening import listen
+from .pooler import check_pooler
 from .schema import check, make
 from .step import Rows
 
@@ -112,11 +113,12 @@ class Life:
                 path=link.name,
             ) from error
         try:
+            await check_pooler(connection, self._store)
             if self._store.create:
                 await make(connection, self._store.schema)
             await check(connection, link.name, self._store.schema)
             await self._join(connection)
-        except psycopg.Error as error:
+        except (psycopg.Error, OSError) as error:
             await connection.close()
             raise StoreDown(
                 f"store: {link.name} cannot be used ({' '.join(str(error).split())}); allowed: a role that may use the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 from ..inbox.rows import MAY_BECOME, InboxRow, MessageState, NewRow
 from .rows import COLUMNS, Ahead, census_of, clean, place_of, row_of
@@ -138,16 +139,39 @@ def served(schedule: str) -> Step:
 # Questions
 
 
-def waiting(node: int, lane: str | None, after: int, at_most: int, in_memory: Collection[int], ahead: Ahead) -> Step:
-    """A page of the messages that wait in the sessions that a node conducts."""
+class UnderWay(NamedTuple):
+    """Where runs are under way, which messages may interrupt or steer."""
+
+    places: Sequence[str]
+    lanes: Sequence[str]
+    """Those whose messages do so unless they say otherwise."""
+
+
+def waiting(
+    node: int,
+    lane: str | None,
+    after: int,
+    at_most: int,
+    in_memory: Collection[int],
+    under_way: UnderWay,
+    ahead: Ahead,
+) -> Step:
+    """A page of the messages that wait in the sessions that a node conducts.
+
+    What has come since another node waits for a session is for that node; but it is about the run that is under way, if
+    it interrupts or steers.
+    """
     text = (
         f"select {COLUMNS} from {{s}}.session t cross join lateral ("
         "select * from {s}.message m where m.place = t.place and m.state = 'accepted' and m.id > %s "
         "and not m.id = any(%s::bigint[]) and (%s::text is null or m.lane = %s) "
-        "and (not t.wanted or m.id <= (select max(w.after) from {s}.want w where w.place = t.place)) "
+        "and (not t.wanted or m.id <= (select max(w.after) from {s}.want w where w.place = t.place) "
+        "or t.place = any(%s::text[]) and coalesce(m.when_busy, case when m.lane = any(%s::text[]) then 'steer' end) "
+        "in ('interrupt', 'steer')) "
         "order by m.place, m.id limit %s) m where t.owner = %s and t.pending > 0 order by m.id limit %s"
     )
-    values = (after, list(in_memory), lane, lane, at_most, node, at_most)
+    busy = list(under_way.places), list(under_way.lanes)
+    values = (after, list(in_memory), lane, lane, *busy, at_most, node, at_most)
     return Step(text, values, lambda rows: [row_of(row, ahead()) for row in rows])
 
 

@@ -19,6 +19,7 @@ from ..inbox.store import Report
 from . import ask_steps, message_steps
 from .errors import NodeLost
 from .link import Link
+from .message_steps import UnderWay
 from .rows import place_of
 from .step import Step
 
@@ -63,6 +64,8 @@ class PostgresMessages:
         """The messages that runs of this node answer, or have not answered yet."""
         self.owned: Callable[[str], None] = lambda _place: None
         """Called with a place that this node conducts, as a message for it was accepted."""
+        self.under_way: Callable[[], UnderWay] = lambda: UnderWay((), ())
+        """Where runs of this node are under way."""
         self.knows: Callable[[str], bool] = lambda _session: True
         """Whether this node knows that it conducts a session."""
         self.more: Callable[[], None] = lambda: None
@@ -297,7 +300,6 @@ class PostgresMessages:
 
     def waiting(self, lane: str | None, after: int, at_most: int, report: Report) -> None:
         """Report a page of the messages that wait in the sessions that this node conducts."""
-        node, in_memory = self._link.node, self.in_memory
 
         def came(rows: list[InboxRow] | None, error: BaseException | None) -> None:
             # A session that was inherited, and this node does not know of it yet: its lane is first to be told of what
@@ -305,7 +307,8 @@ class PostgresMessages:
             known = rows and [row for row in rows if row.session is None or self.knows(row.session)]
             report(known, error)
 
-        self._do(message_steps.waiting(node, lane, after, at_most, in_memory, self._ahead), came)
+        node, in_memory, under_way = self._link.node, self.in_memory, self.under_way()
+        self._do(message_steps.waiting(node, lane, after, at_most, in_memory, under_way, self._ahead), came)
 
     async def recover(self, ids: Sequence[int] | None = None) -> tuple[int, int]:
         """Put right what was cut off; a node that has just joined has started nothing."""

@@ -56,7 +56,7 @@ class Node:
         self.transcripts = PostgresTranscripts(self.link, self.life, store.name)
         self.messages = PostgresMessages(self.link, self, scheduler.board.specs)
         self.service = service = InboxService(scheduler, self.messages, settings)
-        self.messages.room = self.ownership.room
+        self.messages.room, self.messages.under_way = self.ownership.room, self.ownership.under_way
         self.messages.owned, self.messages.knows = self.ownership.take, self.ownership.knows
         self.messages.in_memory = service.door.in_memory
         self.ownership.on_more = self.messages.more = self._more

@@ -31,6 +31,7 @@ from ..inbox.answer import Answer
 from .errors import NodeLost
 from .life import Inherited
 from .link import Link
+from .message_steps import UnderWay
 from .shares import AFTER_S, Shares
 from .step import Rows, Step
 
@@ -140,6 +141,13 @@ class Ownership:
             if lane.spec.handler is not None and not lane.spec.wild:
                 places[lane.spec.group] -= ready + len(lane.running)
         return min(MOST_AT_ONCE, sum(max(0, min(slots[group], free)) for group, free in places.items()))
+
+    def under_way(self) -> UnderWay:
+        """Where runs of this node conduct sessions, and the lanes whose messages interrupt or steer them."""
+        board = self._scheduler.board
+        running = [one.file for one in board.live.values() if one.file is not None and not one.is_queued()]
+        lanes = [name for name, lane in board.lanes.items() if lane.spec.when_busy in ("interrupt", "steer")]
+        return UnderWay([self._place_of(path) for path in running], lanes)
 
     async def want(self, path: str) -> None:
         """Wait until this node conducts a session. A checkpoint; cancelled, the session may come all the same.

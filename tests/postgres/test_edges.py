@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import anyio
@@ -182,3 +183,37 @@ async def test_background_work_is_claimed_though_there_is_more_urgent_work_witho
     async with Supervisor(store, lanes=lanes, groups=[GroupSpec("one", slots=1)]):
         await until(lambda: len(began) == 41)
     assert began.index("slow") < 20
+
+
+@pytest.mark.parametrize("policy, by_lane, here", [("interrupt", False, False), ("steer", True, True)])
+async def test_a_message_is_about_the_run_under_way_though_another_node_waits_for_its_session(
+    store, pg, schema, policy, by_lane, here
+):
+    """That the other node goes next must not keep a person from stopping or steering what goes on now."""
+    begun, order = anyio.Event(), list[Any]()
+
+    async def handler(ctx, messages):
+        begun.set()
+        if messages[0].body != "long":
+            order.append(messages[0].body)
+            return
+        async for more in ctx.inbox:  # for ever, until one steers
+            order.append(more.body)
+            return
+
+    async def body(ctx):
+        order.append("other node")
+
+    lanes = [LaneSpec("main", handler=handler, when_busy=policy if by_lane else "queue")]
+    async with (
+        Supervisor(store, lanes=lanes) as one,
+        Supervisor(store, lanes=lanes) as two,
+        anyio.create_task_group() as group,
+    ):
+        await one.accept("main", "long", session="s", when_busy="queue")
+        await begun.wait()
+        group.start_soon(partial(two.run, "main", body, session="s"))
+        await until(lambda: rows(pg, f"select wanted from {schema}.session where place = 's:s'") == [(True,)])
+        options: dict[str, Any] = {} if by_lane else {"when_busy": policy}
+        await (await (one if here else two).accept("main", "now", session="s", **options)).wait(20)
+    assert order == ["now", "other node"]
