@@ -65,7 +65,8 @@ class Replay:
         """By lane: these go before the messages on disk."""
         self._telling: set[int] = set()
         """Messages that a run in memory tells a lane of."""
-        self._untold_elsewhere = False
+        self._asked_for_untold = self._looked_for_untold = 0
+        """How often there was something to look for, and up to which of these times it was."""
         self._look_at: dict[str, None] = {}
         """Full lanes in which a run has ended since."""
         self._more = anyio.Event()
@@ -77,7 +78,7 @@ class Replay:
         """Messages that were brought back."""
         self.comes_first_here = False
         """Whether what is brought back was accepted by any process: no policy has been applied to it yet."""
-        door.replayed, door.on_full, door.untold = self._replayed, self._no_room, self._untold.__contains__
+        door.replayed, door.on_full, door.untold = self._replayed, self._no_room, self._tells_first
         door.behind = lambda: self.behind
         journal.on_end, journal.on_cut = self._run_ended, self._put_right_soon
 
@@ -141,9 +142,17 @@ class Replay:
         self._more.set()
 
     def look_for_untold(self) -> None:
-        """There may be messages whose end is unknown since another node is gone."""
-        self._untold_elsewhere = True
-        self._more.set()
+        """There may be messages whose end is unknown in sessions that have just come: before all else of these."""
+        self._asked_for_untold += 1
+        self.look_again()
+
+    @property
+    def _may_be_untold(self) -> bool:
+        return self._looked_for_untold < self._asked_for_untold
+
+    def _tells_first(self, lane: str) -> bool:
+        """Whether a lane is to be told of something, or may be, before it is given anything else."""
+        return lane in self._untold or (self._may_be_untold and self._is_told(lane))
 
     def look_again(self) -> None:
         """Messages may be on disk only, whatever their ids: another process has put them there."""
@@ -208,9 +217,10 @@ class Replay:
             await self.put_right(cut)
             self.resume([])
             return True
-        if self._untold_elsewhere:
-            self._untold_elsewhere = False
+        if self._may_be_untold:
+            asked = self._asked_for_untold
             await self._look_for_untold()
+            self._looked_for_untold = asked
             return True
         if self._look_at:
             lane, _ = self._look_at.popitem()
@@ -244,7 +254,10 @@ class Replay:
         await answer.wait()
 
     def _page_came(self, lane: str | None, rows: list[InboxRow], more: bool) -> None:
-        if lane is None:
+        if self._may_be_untold:  # sessions have come while it was on its way: it comes again
+            if lane is not None:
+                self._look_at[lane] = None
+        elif lane is None:
             self._bring_back(rows)
             self._cursor = rows[-1].id if more else ALL_REPLAYED
         else:

@@ -107,9 +107,14 @@ class Ownership:
 
     def take(self, place: str) -> None:
         """The database says that this node conducts a session."""
+        if place not in self._owned and place.startswith("s:") and self._tells():
+            self.on_untold()  # of what a node that is gone had begun in it: before anything else of the session
         self._owned[place] = _clock.clock.now()
         if (came := self._wanted.pop(place, None)) is not None:
             came.set()
+
+    def _tells(self) -> bool:
+        return any(spec.on_unknown is not None for spec in self._scheduler.board.specs.lanes.values())
 
     def look(self, _node: int = 0) -> None:
         """There may be something for this node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -217,3 +218,92 @@ async def test_a_message_is_about_the_run_under_way_though_another_node_waits_fo
         options: dict[str, Any] = {} if by_lane else {"when_busy": policy}
         await (await (one if here else two).accept("main", "now", session="s", **options)).wait(20)
     assert order == ["now", "other node"]
+
+
+class Untold:
+    """A supervisor whose lane is told of unknown messages, and what is in the sessions that come to it."""
+
+    def __init__(self, store, pg, schema):
+        self.pg, self.schema = pg, schema
+        self.said = list[Any]()
+        self.sup = Supervisor(store, lanes=[LaneSpec("main", handler=self.answer, on_unknown=self.tell)])
+
+    async def answer(self, ctx, messages):
+        self.said.append(messages[0].body)
+
+    async def tell(self, ctx, messages):
+        self.said.append(f"unknown: {messages[0].body}")
+
+    def leave(self, owner, *states):
+        """A session with messages in these states, as a node that is gone leaves it."""
+        text = (
+            f"insert into {self.schema}.message (place, lane, session, body, route, digest, repeat, first, token, "
+            "taken_by, state) values ('s:a', 'main', 'a', %s, 'null', '', 0, false, %s, 0, %s)"
+        )
+        for n, state in enumerate(states):
+            rows(self.pg, text, str(n).encode(), n, state)
+        insert = f"insert into {self.schema}.session (place, owner, pending, since) values ('s:a', %s, %s, 1)"
+        rows(self.pg, insert, owner, states.count("accepted"))
+
+
+@pytest.fixture
+def untold(store, pg, schema):
+    return Untold(store, pg, schema)
+
+
+async def test_a_page_on_its_way_when_a_dead_node_is_inherited_does_not_go_before_what_is_unknown(untold, monkeypatch):
+    async with untold.sup as sup:
+        inbox: Any = sup._inbox
+        ((node,),) = rows(untold.pg, f"select id from {untold.schema}.node")
+        pages, waiting = list[Any](), inbox.store.waiting
+
+        def hold(lane, after, at_most, report):
+            def came(found, error):
+                if found and not pages:
+                    pages.append((report, found))
+                else:
+                    report(found, error)
+
+            waiting(lane, after, at_most, came)
+
+        monkeypatch.setattr(inbox.store, "waiting", hold)
+        sup._scheduler.board.ownership._owned["s:a"] = 0.0
+        untold.leave(node, "unknown", "accepted")
+        inbox.replay.look_again()
+        await until(lambda: pages)
+        inbox.replay.look_for_untold()  # as the report of `reaped` does
+        report, found = pages[0]
+        report(found, None)
+        await until(lambda: len(untold.said) == 2)
+    assert untold.said == ["unknown: 0", 1]
+
+
+@pytest.mark.parametrize("comes_by", ["claim", "accept", "submit"])
+async def test_what_is_unknown_in_a_session_is_told_before_anything_else_however_it_comes(
+    untold, monkeypatch, comes_by
+):
+    async def body(ctx):
+        return None
+
+    async with untold.sup as sup:
+        inbox: Any = sup._inbox
+        ownership: Any = sup._scheduler.board.ownership
+        ownership._compare_at = math.inf  # what that finds comes later
+        go_on, look = anyio.Event(), inbox.store.untold
+
+        async def looks(*arguments):
+            await go_on.wait()
+            return await look(*arguments)
+
+        monkeypatch.setattr(inbox.store, "untold", looks)
+        untold.leave(None, "unknown", *(["accepted"] if comes_by == "claim" else []))
+        if comes_by == "accept":
+            await sup.accept("main", 1, session="a")
+        elif comes_by == "submit":
+            await sup.submit("main", body, session="a").wait()
+        await until(lambda: ownership.owns(f"{inbox.store.path}/a"))
+        await anyio.sleep(0.1)
+        assert untold.said == []
+        go_on.set()
+        await until(lambda: len(untold.said) == 2 - (comes_by == "submit"))
+    assert untold.said == ["unknown: 0", 1][: len(untold.said)]
