@@ -144,8 +144,11 @@ class Neighbours:
     def _files(self, session: str | None) -> Iterable[str]:
         if session is not None:
             return [self._layout.file_of(session)]
-        with os.scandir(self.root) as entries:
-            return [entry.path.removesuffix(_NOTE) for entry in entries if entry.name.endswith(_NOTE)]
+        directories: Iterable[tuple[str, Any, list[str]]] = os.walk(self.root)
+        if self._layout.is_own:  # then all files are in the root itself
+            directories = [(self.root, None, os.listdir(self.root))]
+        names = (os.path.join(place, name) for place, _, names in directories for name in names)
+        return [name.removesuffix(_NOTE) for name in names if name.endswith(_NOTE)]
 
     def _conductor(self, session: str) -> Found | None:
         found = self._found()

@@ -227,11 +227,15 @@ def record(socket: str | None, seconds: float, path: str) -> int:
 @_asks("stop")
 @_run_id
 @click.option("--reason", default="stopped by an operator", show_default=True, help="What its sender is told.")
-def stop(socket: str | None, run_id: int, reason: str) -> int:
-    """Ask run RUN to end. It ends within its lane's grace; one that waits never starts."""
-    from . import control  # noqa: PLC0415 -- as above
+@fleet_options
+def stop(socket: str | None, run_id: int, reason: str, **given: Any) -> int:
+    """Ask run RUN to end. It ends within its lane's grace; one that waits never starts.
 
-    return control.stop(socket, run_id, reason)
+    With --store, whichever process on a store has the run, on whatever host.
+    """
+    from . import control, fleet  # noqa: PLC0415 -- as above
+
+    return control.stop(socket, run_id, reason, fleet.Which(**given))
 
 
 @_asks("drain")
@@ -253,11 +257,12 @@ def restart(socket: str | None) -> int:
 
 @_asks("stack")
 @_run_id
-def stack(socket: str | None, run_id: int) -> int:
-    """Show where run RUN stands, coroutine by coroutine down to the line that waits."""
-    from . import control  # noqa: PLC0415 -- as above
+@fleet_options
+def stack(socket: str | None, run_id: int, **given: Any) -> int:
+    """Show where run RUN stands, coroutine by coroutine down to the line that waits; with --store, in any process."""
+    from . import control, fleet  # noqa: PLC0415 -- as above
 
-    return control.stack(socket, run_id)
+    return control.stack(socket, run_id, fleet.Which(**given))
 
 
 @cli.command("example", context_settings=_SETTINGS)

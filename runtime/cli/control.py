@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 
 from runtime.status import protocol
 from runtime.status.client import Client, Found, successor
 
 from ..trial.output import Output
 from ..usage_error import UsageError
-from .remote import IsFrozen, Refusal, asked, lasting, printable, talk
+from . import fleet
+from .remote import Asking, IsFrozen, Refusal, asked, lasting, printable, talk, talk_to
 
 _EVERY_S = 0.1
 _LONGEST_DRAIN_S = 1e9
@@ -18,8 +21,11 @@ _SUCCESSOR_S = 15.0
 """Time for a service manager to start a new process, before it is reported that none came."""
 
 
-def stop(socket: str | None, run: int, reason: str) -> int:
+def stop(socket: str | None, run: int, reason: str, which: fleet.Which) -> int:
     """Ask a run to end; returns the exit code.
+
+    Args:
+        which: the store whose processes are asked, one after the other until one has the run.
 
     Raises:
         UsageError: `reason` is empty or too long, or there is no process; nothing was asked.
@@ -29,25 +35,34 @@ def stop(socket: str | None, run: int, reason: str) -> int:
         raise UsageError(f"--reason: {given}, which is not allowed; allowed: text of 1 to {_LONGEST_REASON}")
     reason = protocol.text(reason, _LONGEST_REASON)  # of the command line, so it may be no UTF-8
 
-    def do(client: Client, output: Output) -> None:
+    def do(client: Asking, output: Output) -> None:
         found = asked(client, protocol.Stop(run=run, reason=reason)).stopped
         assert found is not None
         before = "" if found.asked else " before"
         text = f"run {found.run} on lane {found.lane}, {found.state}, was asked to end{before}: {found.reason}"
         output.result(printable(text))
 
-    return talk(socket, do)
+    return _talk(socket, which, do)
 
 
-def stack(socket: str | None, run: int) -> int:
-    """Print where a run stands; returns the exit code."""
+def stack(socket: str | None, run: int, which: fleet.Which) -> int:
+    """Print where a run stands; returns the exit code. Asked are those that `stop` asks."""
 
-    def do(client: Client, output: Output) -> None:
+    def do(client: Asking, output: Output) -> None:
         found = asked(client, protocol.Stack(run=run)).stack
         assert found is not None
         output.result("\n".join(map(printable, found.text.splitlines())))
 
-    return talk(socket, do)
+    return _talk(socket, which, do)
+
+
+def _talk(socket: str | None, which: fleet.Which, do: Callable[[Asking, Output], object]) -> int:
+    """Have `do` talk to the process that is meant, or to those on a store."""
+    found = fleet.store_of(socket, which)
+    if found is None:
+        return talk(socket, do)
+    with contextlib.closing(fleet.Whoever(found, which.node)) as asked_one:
+        return talk_to(asked_one, do)
 
 
 def drain(socket: str | None, timeout: float | None) -> int:

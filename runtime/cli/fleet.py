@@ -50,12 +50,8 @@ def fleet_of(socket: str | None, which: Which) -> Fleet | None:
     Raises:
         UsageError: what was given is no store, or contradicts itself.
     """
-    if which.store is not None:
-        if socket is not None:
-            raise UsageError("--socket: is one process, and --store a fleet; allowed: one of them")
-        return _on_store(which.store or os.environ.get(_ENVIRONMENT, ""), which.schema)
-    if which.node is not None:
-        raise UsageError(f"--node: {which.node!r} is a process on a store; allowed: with --store")
+    if (store := store_of(socket, which)) is not None:
+        return store
     if socket is not None or os.environ.get("LANES_SOCKET"):
         return None
     try:
@@ -67,6 +63,21 @@ def fleet_of(socket: str | None, which: Which) -> Fleet | None:
     from runtime.fleet.on_host import OnHost  # noqa: PLC0415 -- most often there is one
 
     return OnHost()
+
+
+def store_of(socket: str | None, which: Which) -> Fleet | None:
+    """The processes on the store that was named; `None` when none was.
+
+    Raises:
+        UsageError: what was given is no store, or contradicts itself.
+    """
+    if which.store is None:
+        if which.node is not None:
+            raise UsageError(f"--node: {which.node!r} is a process on a store; allowed: with --store")
+        return None
+    if socket is not None:
+        raise UsageError("--socket: is one process, and --store a fleet; allowed: one of them")
+    return _on_store(which.store or os.environ.get(_ENVIRONMENT, ""), which.schema)
 
 
 def _on_store(url: str, schema: str) -> Fleet:
@@ -269,6 +280,50 @@ class Watched:
         if answer.status is None:
             raise FleetError(answer.error.message if answer.error is not None else "no answer")
         return status.lines(answer.status)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._runner.run(self._fleet.aclose())
+        self._runner.close()
+
+
+class Whoever:
+    """The process of a fleet that has the run that is asked about, or the one that is named."""
+
+    def __init__(self, fleet: Fleet, node: str | None) -> None:
+        import asyncio  # noqa: PLC0415 -- as above
+
+        self._fleet, self._node = fleet, node
+        self._runner = asyncio.Runner()
+
+    def ask(self, question: protocol.Question) -> protocol.Answer:
+        """What it answers; where none has the run, what the last one has answered.
+
+        Raises:
+            NoAnswer: the fleet cannot be looked at, or it may be one that does not answer.
+            UsageError: there is no process of that name.
+        """
+        try:
+            return self._runner.run(self._ask(question))
+        except FleetError as error:
+            raise clients.NoAnswer(str(error)) from error
+
+    async def _ask(self, question: protocol.Question) -> protocol.Answer:
+        seen = await self._fleet.look()
+        asked = seen.processes if self._node is None else [chosen(seen, self._node)]
+        silent = list[str]()
+        for one in asked:
+            try:
+                answer = await self._fleet.ask(one.key, question, BY)
+            except FleetError as error:
+                silent.append(f"{one.name}: {error}")
+                continue
+            if answer.error is None or answer.error.kind != "unknown_run" or len(asked) == 1:
+                return answer
+        if silent:
+            raise FleetError(f"no other process has it, and not all have answered: {'; '.join(silent)}")
+        why = f"no process {self._fleet.name} has it: {', '.join(one.name for one in asked) or 'there is none'}"
+        return protocol.Answer(error=protocol.Refused(kind="unknown_run", message=why))
 
     def close(self) -> None:
         """Let go of the connection."""

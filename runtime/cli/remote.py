@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from runtime.status import protocol
 from runtime.status.client import Client, NoAnswer, NoProcess, locate
@@ -27,34 +28,48 @@ class IsFrozen(Exception):
         self.frozen = frozen
 
 
+class Asking(Protocol):
+    """What answers: a process, over its socket or through a store."""
+
+    def ask(self, question: protocol.Question) -> protocol.Answer: ...
+
+
+_Asking = TypeVar("_Asking", bound=Asking)
+
+
 def talk(socket: str | None, do: Callable[[Client, Output], object], *, json: bool = False) -> int:
     """Have `do` talk to the process that is meant, and print; returns the exit code. Bounded by what `do` asks.
 
     Raises:
         UsageError: there is none; nothing was asked.
     """
-    output = Output(json=json)
     try:
         client = Client(locate(socket))
     except NoProcess as error:
         raise UsageError(str(error)) from error
     with client:
-        try:
-            do(client, output)
-        except Refusal as error:
-            complain(printable(str(error)))
-            return _NO
-        except IsFrozen as error:
-            output.result(
-                protocol.encoded(protocol.Answer(frozen=error.frozen)).decode().rstrip("\n")
-                if json
-                else "\n".join(frozen_lines(error.frozen))
-            )
-            return _NO
+        return talk_to(client, do, json=json)
+
+
+def talk_to(client: _Asking, do: Callable[[_Asking, Output], object], *, json: bool = False) -> int:
+    """As `talk`, to this one."""
+    output = Output(json=json)
+    try:
+        do(client, output)
+    except Refusal as error:
+        complain(printable(str(error)))
+        return _NO
+    except IsFrozen as error:
+        output.result(
+            protocol.encoded(protocol.Answer(frozen=error.frozen)).decode().rstrip("\n")
+            if json
+            else "\n".join(frozen_lines(error.frozen))
+        )
+        return _NO
     return int(output.failed)
 
 
-def asked(client: Client, question: protocol.Question) -> protocol.Answer:
+def asked(client: Asking, question: protocol.Question) -> protocol.Answer:
     """What it answers, if that is what was asked for.
 
     Raises:

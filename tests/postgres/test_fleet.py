@@ -113,17 +113,31 @@ async def test_a_frozen_node_is_seen_frozen_and_does_not_answer(dsn, schema, fle
 
 
 async def test_the_command_shows_a_store_and_each_of_its_processes(pg, schema, capfd, monkeypatch):
-    async def said(*arguments):
+    async def said(*arguments, command="status"):
         capfd.readouterr()
-        code = await anyio.to_thread.run_sync(main, ["status", *arguments])
+        code = await anyio.to_thread.run_sync(main, [command, *arguments])
         printed = capfd.readouterr()
         return code, printed.out.splitlines(), printed.err.splitlines()[-1:]
 
     monkeypatch.setenv("LANES_SCHEMA", schema)
     monkeypatch.setenv("LANES_STORE", pg.tcp_dsn)
     store = PostgresStore(pg.dsn, schema=schema, create=True, ttl=TTL)
-    async with Supervisor(store, node="gw-1", drain_timeout=0.0) as sup:
+    async with (
+        Supervisor(store, node="gw-1", drain_timeout=0.0) as sup,
+        Supervisor(store, node="gw-0", drain_timeout=0.0) as other,
+    ):
         run = sup.submit("main", hangs)
+        code, out, _ = await said(str(run.id), "--store", command="stack")
+        assert code == 0 and out[0].startswith(f"run {run.id} on lane main (pid ")
+        code, out, err = await said(str(run.id), "--store", "--node", "gw-0", command="stop")
+        assert (code, out) == (1, []) and f"run: {run.id} is not known here" in err[0]
+        code, out, err = await said("7", "--store", command="stop")
+        assert (code, out) == (1, []) and "has it: gw-0, gw-1" in err[0]
+        extra = sup.submit("main", hangs)
+        code, out, _ = await said(str(extra.id), "--store", "--reason", "enough", command="stop")
+        assert code == 0 and (await extra.wait()).reason == "enough"
+        assert not other.runs()
+        await other.stop()
         code, out, _ = await said("--store")
         assert (
             code == 0
