@@ -21,6 +21,7 @@ from .lifetime import figures as lifetime
 from .many import figures as many
 from .measure import Figure, quiet, table
 from .path import figures as path
+from .pools import figures as pools
 from .process import figures as surroundings
 from .reading import figures as reading
 from .restarts import figures as restarts
@@ -36,7 +37,7 @@ def locks() -> list[Figure]:
 
 def lanes() -> list[Figure]:
     """The figures of the lane scheduler."""
-    return [*throughput(), *sessions(), *latency(), *footprint()]
+    return [*throughput(), *sessions(), *latency(), *footprint(), *pools()]
 
 
 def process() -> list[Figure]:
@@ -73,6 +74,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "foreign": foreign,
     "house": house,
     "path": path,
+    "pools": pools,
     "reading": reading,
     "imports": imports,
     "inbox": inbox,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,8 +14,14 @@ from ..queues.pool import Claim, Standing
 class Granting(Protocol):
     """What a grant needs of the scheduler."""
 
-    async def acquire(self, claim: Claim[Any]) -> None:
-        """Wait for a claim. A checkpoint."""
+    def checkpoint(self) -> Awaitable[None]:
+        """Let other tasks go on."""
+
+    def ask(self, claim: Claim[Any]) -> bool:
+        """Grant it at once, or have it wait; returns whether it is granted."""
+
+    async def wait(self, claim: Claim[Any]) -> None:
+        """Wait for one that is not. A checkpoint; cancelled or failed, nothing is held."""
 
     def end(self, claim: Claim[Any]) -> None:
         """Give it back."""
@@ -57,11 +64,14 @@ class PoolGrant:
         return f"<PoolGrant of pool {claim.pool.spec.name}: {claim.standing.name.lower()}, {claim.tokens} tokens>"
 
     async def __aenter__(self) -> Self:
-        if self._claim.standing is not Standing.NEW:
+        claim, granting = self._claim, self._granting
+        if claim.standing is not Standing.NEW:
             raise InvalidLane(
                 f"pool {self.pool!r}: a grant was entered twice; allowed: once, and `ctx.pool` for each call"
             )
-        await self._granting.acquire(self._claim)
+        await granting.checkpoint()  # before it is asked for: a cancellation that is due finds nothing to give back
+        if not granting.ask(claim):
+            await granting.wait(claim)
         return self
 
     async def __aexit__(

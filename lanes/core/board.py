@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from locks import Fence, LockRegistry
 from locks._loop import Signal
@@ -57,6 +58,7 @@ class Board:
         self.services: Mapping[str, Any] = {}
         self.new_scope: Callable[..., anyio.CancelScope] = anyio.CancelScope
         self.new_event: Callable[[], Signal] = anyio.Event
+        self.checkpoint: Callable[[], Awaitable[None]] = checkpoint
         self.accepting = False
         """Whether work is taken from outside."""
         self.starting = False

@@ -11,9 +11,8 @@ with its deadline running, only to wait in the pool; now they wait in the queue,
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
-
-from anyio.lowlevel import checkpoint
 
 from locks import _clock, _effects
 from locks._events import log
@@ -57,31 +56,36 @@ class Pools:
             raise InvalidLane(f"pool: {checks.shown(name)} is unknown; allowed: {known}")
         return PoolGrant(Claim(pool, execution, _tokens_of(pool.spec, tokens)), self)
 
-    async def acquire(self, claim: Claim[Execution]) -> None:
-        """Wait for a claim. A checkpoint; cancelled or failed, nothing is held.
+    def checkpoint(self) -> Awaitable[None]:
+        """Let other tasks go on."""
+        return self._board.checkpoint()
+
+    @_effects.change
+    def ask(self, claim: Claim[Execution]) -> bool:
+        """Grant a claim at once, or have it wait; returns whether it is granted.
+
+        Raises:
+            RunEnded, Superseded: its run is over. Nothing has changed.
+        """
+        one, pool = claim.waiter, claim.pool
+        one.check_may_begin(f"granted by pool {pool.spec.name!r}")
+        if one.claims is None:
+            one.claims = {}
+        one.claims[claim] = None
+        now = _clock.clock.now()
+        if pool.ask(claim, now):
+            return True
+        claim.event = self._board.new_event()
+        pool.wait(claim, self._board.turns.most_urgent(one.file) if one.in_line and one.file else one.urgency, now)
+        self._look(pool)
+        return False
+
+    async def wait(self, claim: Claim[Execution]) -> None:
+        """Wait for a claim that was not granted at once. A checkpoint; cancelled or failed, nothing is held.
 
         Raises:
             DeadlockError: only the end of the asking run would bring it.
         """
-        await checkpoint()
-        if not self._ask(claim):
-            await self._wait(claim)
-
-    @_effects.change
-    def _ask(self, claim: Claim[Execution]) -> bool:
-        one, pool = claim.waiter, claim.pool
-        one.check_may_begin(f"granted by pool {pool.spec.name!r}")
-        claim.urgency = self._board.turns.most_urgent(one.file) if one.in_line and one.file else one.urgency
-        if one.claims is None:
-            one.claims = {}
-        one.claims[claim] = None
-        if pool.ask(claim, _clock.clock.now()):
-            return True
-        claim.event = self._board.new_event()
-        self._look(pool)
-        return False
-
-    async def _wait(self, claim: Claim[Execution]) -> None:
         assert claim.event is not None
         asking, task = claim.waiter, None
         try:
@@ -144,7 +148,10 @@ class Pools:
     def _look(self, pool: Pool[Execution]) -> None:
         """Grant what may be granted, and see that a timer comes when time alone brings the next grant."""
         timers = self._board.timers
-        timers.cancel(self._timers.pop(pool, None))
+        if self._timers:
+            timers.cancel(self._timers.pop(pool, None))
+        if not pool.waiting:
+            return
         now = _clock.clock.now()
         while True:
             claim, look_at = pool.next(now)

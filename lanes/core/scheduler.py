@@ -12,7 +12,7 @@ import anyio
 
 from locks import _effects
 from locks._events import described, log
-from locks._loop import current_loop, current_task, event_type, know_loop, scope_type
+from locks._loop import checkpoint_of_loop, current_loop, current_task, event_type, know_loop, scope_type
 
 from ..run import RunState
 from .board import Board
@@ -80,6 +80,7 @@ class Scheduler:
                 self.board.hooks.context = contextvars.copy_context()
                 know_loop(self.board.hooks.context)
                 self.board.new_scope, self.board.new_event = scope_type(), event_type()
+                self.board.checkpoint = checkpoint_of_loop()
                 task_status.started()
                 try:
                     await self._serve_timers()

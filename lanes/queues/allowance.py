@@ -63,16 +63,14 @@ class Allowance:
     def ready_at(self, tokens: int, now: float) -> float:
         """When a grant of so many tokens may come, or is to be looked at again; infinity: when another has ended."""
         spec, at = self.spec, self.paused_until
-        if spec.slots is not None:
+        if spec.slots is not None and (self.held >= spec.slots or self._low < 1.0):  # mostly it need not be asked
             at = max(at, self._comes_at(spec.slots, self.held, 1))
         if spec.rate is not None:
-            used = self.begun(now)
-            comes_at = self._comes_at(spec.rate[0], used, 1)
+            comes_at = self._comes_at(spec.rate[0], self.begun(now), 1)
             if comes_at > now:
                 at = max(at, min(comes_at, self._begun[0] + spec.rate[1]))
         if spec.tokens is not None and tokens:
-            used = self.tokens(now)
-            comes_at = self._comes_at(spec.tokens[0], used, tokens)
+            comes_at = self._comes_at(spec.tokens[0], self.tokens(now), tokens)
             if comes_at > now:
                 free_at = self._settled[0][0] + spec.tokens[1] if self._settled else math.inf
                 at = max(at, min(comes_at, free_at))
@@ -129,7 +127,6 @@ class Allowance:
         self.held += 1
         self.reserved += tokens
         if self.spec.rate is not None:
-            self.begun(now)
             self._begun.append(now)
 
     def settle(self, tokens: int, used: int, now: float) -> None:

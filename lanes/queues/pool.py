@@ -41,36 +41,29 @@ class Standing(Enum):
 class Claim(Generic[W]):
     """One grant of a pool that a run asks for, or has."""
 
-    __slots__ = (
-        "asked_at",
-        "event",
-        "granted_at",
-        "key",
-        "lowered",
-        "pool",
-        "settled",
-        "standing",
-        "tokens",
-        "urgency",
-        "waiter",
-    )
+    # Defaults live on the class: most claims are granted at once, and given back soon.
+    standing = Standing.NEW
+    urgency = Priority.FOREGROUND
+    """Its class, while it waits."""
+    asked_at = 0.0
+    granted_at = 0.0
+    event: Signal | None = None
+    """Set when it is granted; there while it waits."""
+    settled = False
+    lowered = 0
+    """How often the limits had been lowered when it was granted."""
 
     def __init__(self, pool: Pool[W], waiter: W, tokens: int) -> None:
         self.pool = pool
         self.waiter = waiter
         """The attempt that asks."""
         self.tokens = tokens
-        self.key = waiter.run.lane if waiter.run.session is None else waiter.run.session
-        """By what it takes turns."""
-        self.urgency = Priority.FOREGROUND
-        self.standing = Standing.NEW
-        self.asked_at = 0.0
-        self.granted_at = 0.0
-        self.event: Signal | None = None
-        """Set when it is granted; there while it waits."""
-        self.lowered = 0
-        """How often the limits had been lowered when it was granted."""
-        self.settled = False
+
+    @property
+    def session(self) -> str:
+        """By what it takes turns: its session, or its lane without one."""
+        run = self.waiter.run
+        return run.lane if run.session is None else run.session
 
 
 class _Line(Generic[W]):
@@ -90,15 +83,15 @@ class _Line(Generic[W]):
     def join(self, claim: Claim[W]) -> None:
         """Wait, last of its session."""
         self.order[claim] = None
-        self._turns.setdefault(claim.key, OrderedDict())[claim] = None
+        self._turns.setdefault(claim.session, OrderedDict())[claim] = None
 
     def leave(self, claim: Claim[W]) -> None:
         """Wait no more. The session keeps its place, if others of it wait."""
         del self.order[claim]
-        of_session = self._turns[claim.key]
+        of_session = self._turns[claim.session]
         del of_session[claim]
         if not of_session:
-            del self._turns[claim.key]
+            del self._turns[claim.session]
 
     def front(self) -> Claim[W]:
         """The claim that is next in a line that has one."""
@@ -108,15 +101,16 @@ class _Line(Generic[W]):
         """Take out the claim that is next; its session goes behind the others."""
         claim = self.front()
         self.leave(claim)
-        if claim.key in self._turns:
-            self._turns.move_to_end(claim.key)
+        if claim.session in self._turns:
+            self._turns.move_to_end(claim.session)
         return claim
 
 
 class Pool(Generic[W]):
     """The claims on one pool, and the order in which they are granted.
 
-    Invariants: a claim is in `held` exactly while it is `HELD`, and in the line of its class exactly while it `WAITS`.
+    Invariants: a claim is in `held` exactly while it is `HELD`, and in the line of its class exactly while it `WAITS`;
+    `waiting` counts those in all lines.
     """
 
     __slots__ = (
@@ -130,11 +124,13 @@ class Pool(Generic[W]):
         "throttled",
         "used",
         "waited_s",
+        "waiting",
     )
 
     def __init__(self, spec: PoolSpec) -> None:
         self.allowance = Allowance(spec)
         self.held: dict[Claim[W], None] = {}
+        self.waiting = 0
         self._lines: dict[Priority, _Line[W]] = {urgency: _Line() for urgency in Priority}
         self._got = dict.fromkeys(Priority, 0)
         """How far each class has come."""
@@ -155,11 +151,6 @@ class Pool(Generic[W]):
         """Its limits."""
         return self.allowance.spec
 
-    @property
-    def waiting(self) -> int:
-        """How many claims wait."""
-        return sum(len(line.order) for line in self._lines.values())
-
     def oldest_at(self) -> float:
         """When the oldest claim that waits was asked for; infinity when none waits."""
         return min((next(iter(line.order)).asked_at for line in self._lines.values() if line.order), default=math.inf)
@@ -170,14 +161,18 @@ class Pool(Generic[W]):
         return max(waiting, key=lambda claim: claim.tokens, default=None)
 
     def ask(self, claim: Claim[W], now: float) -> bool:
-        """Grant a claim at once, or have it wait; returns whether it is granted."""
+        """Grant a claim at once, if no other one waits and the limits allow it; returns whether they do."""
+        if self.waiting or self.allowance.ready_at(claim.tokens, now) > now:
+            return False
         claim.asked_at = now
-        if not any(line.order for line in self._lines.values()) and self.allowance.ready_at(claim.tokens, now) <= now:
-            self._grant(claim, now)
-            return True
-        claim.standing = Standing.WAITS
-        self._lines[claim.urgency].join(claim)
-        return False
+        self._grant(claim, now)
+        return True
+
+    def wait(self, claim: Claim[W], urgency: Priority, now: float) -> None:
+        """Have a claim wait, in the line of a class."""
+        claim.standing, claim.urgency, claim.asked_at = Standing.WAITS, urgency, now
+        self._lines[urgency].join(claim)
+        self.waiting += 1
 
     def next(self, now: float) -> tuple[Claim[W] | None, float]:
         """Grant the claim that is next, or say when to look again: infinity, when a claim has ended."""
@@ -192,6 +187,9 @@ class Pool(Generic[W]):
         self._passed = max(self._passed, self._got[urgency])
         self._got[urgency] = self._passed + STRIDE[urgency]
         line.take()
+        self.waiting -= 1
+        self.waited_s += now - claim.asked_at
+        self.longest_wait_s = max(self.longest_wait_s, now - claim.asked_at)
         self._grant(claim, now)
         return claim, now
 
@@ -211,9 +209,6 @@ class Pool(Generic[W]):
         claim.standing, claim.granted_at, claim.lowered = Standing.HELD, now, allowance.lowered
         self.held[claim] = None
         self.granted += 1
-        waited_s = now - claim.asked_at
-        self.waited_s += waited_s
-        self.longest_wait_s = max(self.longest_wait_s, waited_s)
 
     def settle(self, claim: Claim[W], used: int, now: float) -> None:
         """Count what a grant has used, once."""
@@ -244,8 +239,9 @@ class Pool(Generic[W]):
         """Give a claim back, from wherever it stands. Calling it again does nothing."""
         if claim.standing is Standing.WAITS:
             self._lines[claim.urgency].leave(claim)
+            self.waiting -= 1
         elif claim.standing is Standing.HELD:
-            if not claim.settled:
+            if claim.tokens and not claim.settled:
                 self.settle(claim, claim.tokens, now)
             del self.held[claim]
             self.allowance.give_back()

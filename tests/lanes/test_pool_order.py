@@ -63,10 +63,11 @@ class Play:
 
     def _ask(self, call):
         claim = Claim(self.pool, waiter(call.session), call.tokens)
-        claim.urgency = call.urgency
         self._of[claim] = call
         if self.pool.ask(claim, self.now):
             self._began(claim)
+        else:
+            self.pool.wait(claim, call.urgency, self.now)
         self._look()
 
     def _began(self, claim):
@@ -196,6 +197,7 @@ def test_claims_that_are_given_up_are_not_collected():
     for number in range(100):
         claim: Claim[Any] = Claim(pool, waiter(f"b {number}"), 0)
         assert not pool.ask(claim, 0.0)
+        pool.wait(claim, Priority.NORMAL, 0.0)
         pool.end(claim, 0.0)
     assert all(not line.order and not line._turns for line in pool._lines.values())
 

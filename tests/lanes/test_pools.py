@@ -12,6 +12,7 @@ from anyio.lowlevel import checkpoint
 from lanes import GroupSpec, InvalidLane, LaneSpec, PoolSpec, RunState
 from locks import DeadlockError, RunEnded
 from runtime import Supervisor
+from runtime.testing.suspensions import Suspensions
 from tests.supervised import about, assert_empty
 
 LANE = partial(LaneSpec, timeout=1000.0, queue_limit=None)
@@ -264,6 +265,33 @@ async def test_a_wait_that_is_cancelled_leaves_the_queue(virtual, tmp_path):
         assert calls.names == ["a", "c"]
         assert second.outcome is not None
         assert second.outcome.state is RunState.CANCELLED
+        assert_empty(sup)
+
+
+@pytest.mark.suite("C1")
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+async def test_cancelled_at_any_suspension_a_grant_leaves_nothing(virtual, tmp_path, taken):
+    async def entered(ctx):
+        async with ctx.pool("model"):
+            await checkpoint()
+
+    async def sweeps(ctx):
+        k, acted = 0, True
+        while acted:
+            k += 1
+            hog = await asking(sup, Calls(virtual), "hog", 1.0) if taken else None
+            with anyio.CancelScope() as scope:
+                driver = Suspensions(k, scope.cancel)
+                await driver.run(entered(ctx))
+            acted = driver.acted
+            now = sup.statistics().pools["model"]
+            assert (now.waiting, now.held) == (0, 1 if hog is not None and hog.outcome is None else 0)
+            if hog is not None:
+                await hog.wait()
+        return k
+
+    async with supervisor(tmp_path, PoolSpec("model", slots=1)) as sup:
+        assert await sup.run("work", sweeps) > (2 if taken else 1)
         assert_empty(sup)
 
 
