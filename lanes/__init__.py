@@ -1,5 +1,7 @@
 """What runs when: lanes, groups, turns and runs. The supervisor in `runtime` puts them to work."""
 
+from locks._public import as_public
+
 from .asking import Answer, Question, WaitsForAnswer
 from .body.context import RunContext
 from .body.grant import PoolGrant
@@ -65,5 +67,5 @@ __all__ = [
 ]
 
 for _name in __all__:
-    globals()[_name].__module__ = __name__
-del _name
+    as_public(globals()[_name], __name__)
+del _name, as_public

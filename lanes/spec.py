@@ -21,7 +21,15 @@ DedupeKeeps = Literal["done", "ended"]
 WhenFull = Literal["reject", "drop_oldest", "summarize"]
 DropHandler = Callable[[Run, Sequence[Message]], Any]
 
-_BY_PATTERN: Any = object()  # not given: decided by the pattern
+
+class _ByPattern:
+    """Not given: decided by the pattern. `help(LaneSpec)` shows it by these words."""
+
+    def __repr__(self) -> str:
+        return "by the pattern"
+
+
+_BY_PATTERN: Any = _ByPattern()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 Usable alone: `LockRegistry().lease(path)`.
 """
 
+from ._public import as_public
 from .engines.interface import LeaseEngine, ProcessLock, Right, Unordered
 from .errors import (
     DeadlockError,
@@ -51,5 +52,5 @@ __all__ = [
 ]
 
 for _name in __all__:
-    globals()[_name].__module__ = __name__
-del _name
+    as_public(globals()[_name], __name__)
+del _name, as_public

@@ -116,8 +116,10 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use: the command line lives in this package too, and `--help` must not wait for an event loop.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from locks._public import as_public  # noqa: PLC0415 -- as above
+
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    value.__module__ = __name__
+    as_public(value, __name__)
     globals()[name] = value
     return value
 

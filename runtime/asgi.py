@@ -32,6 +32,10 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Supervised:
     """An ASGI application with a supervisor that lives as long as it serves.
 
+        app = Supervised(Starlette(routes=[...]), lambda: Supervisor("sessions/", lanes=[...]))
+
+    or, as a middleware, `app.add_middleware(Supervised, make=make)`; in a request, `request.state.lanes.post(...)`.
+
     At `lifespan.startup` the supervisor is made and started, then the inner application starts; at `lifespan.shutdown`
     the application ends first, then the supervisor, which drains for its `drain_timeout`. What fails on the way is
     reported to the server as `lifespan.startup.failed` or `lifespan.shutdown.failed`, and nothing is left running.

@@ -23,7 +23,18 @@ class _StandardError:
 
 
 def configure(log_format: LogFormat, *, level: int = logging.INFO) -> None:
-    """Send the events of all floors to stderr: aligned and coloured for people, or one JSON object a line."""
+    """Send the events of all floors to stderr: aligned and coloured for people, or one JSON object a line.
+
+        configure("json")  # once, where the program starts
+        configure("console", level=logging.WARNING)
+
+    It configures structlog for the whole process: a program that does so itself, or sends its log elsewhere, does not
+    call it. Lines that cannot be written are dropped, and stop no work.
+
+    Args:
+        log_format: `"console"` for people, coloured on a terminal; `"json"` for programs, with times in UTC.
+        level: the least that is shown, as `logging` counts.
+    """
     import structlog  # noqa: PLC0415 -- it takes longer to import than a command line may take to answer `--help`
 
     shown: list[Any]

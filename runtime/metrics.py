@@ -62,6 +62,10 @@ class _Metric:
 class SupervisorCollector(Collector):
     """The metrics of a supervisor, for a `CollectorRegistry`. Holds nothing but the supervisor.
 
+        registry = CollectorRegistry()
+        registry.register(SupervisorCollector(sup))
+        page = generate_latest(registry)  # what a route returns; or `start_http_server(9464, registry=registry)`
+
     Scraped on the event loop's thread, it answers at once; on any other thread, in any state of the supervisor, within
     `wait_s`. A thread that runs an event loop of its own counts as the supervisor's: scrape elsewhere then.
 

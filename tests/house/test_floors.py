@@ -18,7 +18,8 @@ OUTSIDE = ("tests", "benchmarks", "examples", "docs")
 
 ORDER: dict[str, list[str]] = {
     "locks": [
-        "_clock _effects _events _loop _mutex _os _threads checks errors file_kinds holder network paths process",
+        "_clock _effects _events _loop _mutex _os _public _threads checks errors file_kinds holder",
+        "network paths process",
         "engines",
         "statistics",
         "rights",
