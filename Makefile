@@ -19,7 +19,7 @@ PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
 # One worker more than cores, up to four: some tests wait for real time, or for a child. `make test` and `make coverage` share it.
 PARALLEL = --numprocesses $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4))) --dist worksteal
 
-.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs screenshots bounds format clean torture-cluster torture-planted docs
+.PHONY: run test test-store rewritten coverage check bench bench-full bench-docs screenshots bounds format clean torture-cluster torture-planted docs package
 
 run: $(STAMP)
 	@$(BIN)/lanes run $(ARGS)
@@ -61,6 +61,10 @@ torture-planted: $(STAMP)
 # it with its search. The variable silences a notice about another program.
 docs: $(STAMP) $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean $(ARGS)
+
+# Wheel and sdist, built and tried as users have them, with each Python that there is: about five minutes.
+package: $(STAMP)
+	@$(BIN)/python -m tests.package $(ARGS)
 
 $(VENV)/.docs: $(STAMP)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'

@@ -236,5 +236,5 @@ def test_a_computed_list_is_none():
 def test_help_on_a_public_name_shows_no_object_of_ours(package):
     """An address is what an object without words of its own shows, such as a default that stands for "not given"."""
     module = importlib.import_module(package)
-    texts = {name: pydoc.render_doc(getattr(module, name), renderer=pydoc.plaintext) for name in module.__all__}
+    texts = {name: pydoc.plain(pydoc.render_doc(getattr(module, name))) for name in module.__all__}
     assert [name for name, text in texts.items() if re.search(r"object at 0x|\b0x[0-9a-f]{6,}", text)] == []
