@@ -12,6 +12,7 @@ import msgspec
 from .between import figures as between
 from .footprint import figures as footprint
 from .foreign import figures as foreign
+from .handlers import figures as handlers
 from .imports import figures as imports
 from .inbox import figures as inbox
 from .inside import help_figure
@@ -77,6 +78,7 @@ SUITES: Mapping[str, Callable[[], list[Figure]]] = {
     "pools": pools,
     "reading": reading,
     "imports": imports,
+    "handlers": handlers,
     "inbox": inbox,
     "cluster": cluster,
 }

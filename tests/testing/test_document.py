@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from tests import ROOT
 from tests.documents import blocks_of
+from tests.planted.server import QUIET
+from tests.testing.test_plugin import BY_HAND
 
 
-def test_the_tests_of_the_document_pass_as_a_users_test_file(tmp_path):
+def test_the_tests_of_the_document_pass_as_a_users_test_file(tmp_path, planting):
     text = (ROOT / "docs" / "testing.md").read_text("utf-8")
     code = "\n\n".join(block.code for block in blocks_of(text))
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nstrict = true\n")
     (tmp_path / "test_page.py").write_text(code)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = ("-q", "-p", "no:cacheprovider", *BY_HAND, *QUIET)
+    done = planting.run("pytest", *options, str(tmp_path), cwd=tmp_path)
+    assert done.code == 0, done.output
     assert f"{2 * code.count('async def test_')} passed" in done.stdout

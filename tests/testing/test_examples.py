@@ -10,8 +10,10 @@ import pytest
 from examples import embedded
 from examples.agent import Agent, Model
 from examples.bot import Bot
+from examples.cron_worker import LANES, SCHEDULES
 from lanes import LaneSpec, RunState, testing
 from lanes.testing import Played, assert_transcript, cancel_everywhere, crash_everywhere
+from runtime import Inbox
 
 AGENT = Agent(compact_above=3)
 MODEL = {"model": Model(delay=0.1, tokens=2)}
@@ -99,3 +101,13 @@ async def test_the_bot_answers_or_says_that_it_was_interrupted_wherever_it_is_ki
     count = await crash_everywhere(bot.handle, "hi", check=check, services=services, on_unknown=bot.interrupted)
     assert len(chats) == 1 + count + 2  # the process that is killed, and the next ones
     assert await cancel_everywhere(bot.handle, "/delete a", services=services) > 2
+
+
+async def test_the_report_of_the_worker_is_written_on_working_days_at_nine(virtual_time):
+    sup_of = testing.supervisor(LANES[:1], inbox=Inbox(schedules=SCHEDULES[:1]))
+    async with sup_of as sup:  # it is Friday, 15 January 2027, 9:00 in Berlin
+        await sup.advance(3 * 86_400 - 1)
+        assert sup.recorder.outcomes() == []
+        await sup.advance(4 * 86_400 + 1)
+        starts = [one.at for one in sup.recorder.entries if one.what == "starts"]
+        assert starts == pytest.approx([day * 86_400 for day in (3, 4, 5, 6, 7)], abs=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
+from tests.planted.server import QUIET
 
 TESTS = """
 import anyio, pytest, sys
@@ -36,44 +36,35 @@ async def test_in_real_time(anyio_backend):
 """
 
 
-def outcomes(folder, *options):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", *options, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=300)
-    found = [line for line in done.stdout.splitlines() if line.startswith(("PASSED", "FAILED", "ERROR"))]
-    return sorted(one.partition(" - ")[0].replace("test_users.py::", "") for one in found), done.stdout + done.stderr
+BY_HAND = ("-p", "anyio", "-p", "runtime.testing.plugin", "--disable-plugin-autoload")
+
+
+def passed(output):
+    found = [line for line in output.splitlines() if line.startswith(("PASSED", "FAILED", "ERROR"))]
+    return sorted(one.partition(" - ")[0].replace("test_users.py::", "") for one in found)
 
 
 def test_a_users_project_needs_no_more_than_the_fixture(tmp_path):
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    (tmp_path / "conftest.py").write_text("import sys\nassert not {'lanes', 'locks', 'sqlite3'} & sys.modules.keys()\n")
     (tmp_path / "test_users.py").write_text(TESTS)
-    found, output = outcomes(tmp_path)
-    assert found == [
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
+    assert passed(done.stdout) == [
         "PASSED test_a_timeout[asyncio]",
         "PASSED test_a_timeout[trio]",
         "PASSED test_in_real_time[asyncio]",
         "PASSED test_in_real_time[trio]",
         "PASSED test_on_trio_only[trio]",
-    ], output
+    ], done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("settings, found", [("virtual_time_loops = asyncio", "asyncio"), ("", None)])
-def test_the_loops_are_a_setting_and_an_unknown_one_is_refused(tmp_path, settings, found):
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\n{settings}\n")
-    marked = "" if settings else '@pytest.mark.virtual_time_loops("uvloop")\n'
-    (tmp_path / "test_users.py").write_text(f"import pytest\n{marked}async def test_it(virtual_time): pass\n")
-    passed, output = outcomes(tmp_path)
-    if found is None:
-        assert "virtual_time_loops: 'uvloop' is unknown; allowed: 'asyncio', 'trio'" in output
-    else:
-        assert passed == [f"PASSED test_it[{found}]"], output
-
-
-def test_nothing_of_lanes_is_imported_before_a_test_asks_for_it(tmp_path):
-    (tmp_path / "test_users.py").write_text(
-        "import sys\n"
-        "def test_it():\n"
-        "    ours = [name for name in sys.modules if name.partition('.')[0] in ('lanes', 'locks', 'sqlite3')]\n"
-        "    assert not ours\n"
-    )
-    passed, output = outcomes(tmp_path)
-    assert passed == ["PASSED test_it"], output
+def test_the_loops_are_a_setting_and_an_unknown_one_is_refused(tmp_path, planting):
+    (tmp_path / "pytest.ini").write_text("[pytest]\nvirtual_time_loops = asyncio\n")
+    (tmp_path / "test_users.py").write_text("async def test_it(virtual_time): pass\n")
+    marked = '@pytest.mark.virtual_time_loops("uvloop")\nasync def test_other(virtual_time): pass\n'
+    (tmp_path / "test_wrong.py").write_text(f"import pytest\n{marked}")
+    options = ("-q", "-rA", "-p", "no:cacheprovider", "--continue-on-collection-errors", *BY_HAND, *QUIET)
+    done = planting.run("pytest", *options, str(tmp_path), cwd=tmp_path)
+    assert passed(done.stdout) == ["ERROR test_wrong.py", "PASSED test_it[asyncio]"], done.output
+    assert "virtual_time_loops: 'uvloop' is unknown; allowed: 'asyncio', 'trio'" in done.output
