@@ -12,6 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
+from lanes.checks import seconds
 from locks import process
 
 from ..inbox import asks, schedules, service, watch
@@ -44,7 +45,11 @@ def virtual_time(*, wall: float = WALL) -> Iterator[VirtualClock]:
 
     Args:
         wall: what the wall clock says at the first instant, in seconds since the epoch.
+
+    Raises:
+        InvalidLane: that is no such number.
     """
+    seconds("wall", wall, zero=True)
     with contextlib.ExitStack() as inside:
         clock = inside.enter_context(clock_and_loops(silent=(watchdog.THREAD,)))
         inside.enter_context(inline())
@@ -59,6 +64,10 @@ def run(main: Callable[..., Awaitable[T]], *args: object, backend: str = "asynci
 
     Args:
         backend: `"asyncio"` or `"trio"`.
+
+    Raises:
+        InvalidLane: there is no such loop, or no virtual time on it.
+        Stuck: everything waits, and nothing is due.
     """
     with virtual_time() as clock:
         return clock.run(backend, main, *args)

@@ -35,8 +35,8 @@ async def cancel_everywhere(handler: Handler, *messages: Any, check: Check | Non
     Args:
         messages: what the handler is given, in one run.
         check: what else must hold after each cancellation.
-        given: `session`, `records`, `services` and fields of a `LaneSpec`, as for `run_handler`; `services` may also be
-            a function that makes them, called for each play.
+        given: `session`, `records`, `services`, `groups`, `pools` and fields of a `LaneSpec`, as for `run_handler`;
+            `services` may also be a function that makes them, called for each play.
 
     Returns:
         How many suspensions there were.

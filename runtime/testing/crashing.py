@@ -15,7 +15,7 @@ from locks import TranscriptError
 
 from ..inbox.rows import MessageState
 from .folders import copy_of, temporary
-from .handlers import Handler, accept, made, of_handler, resolved, spec_of
+from .handlers import Handler, accept, of_handler, options_of, resolved
 from .places import place_in
 from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
 from .supervisor import SupervisorUnderTest
@@ -127,9 +127,10 @@ class _NextLife:
         self, messages: Sequence[Any], check: Check | None, given: Mapping[str, Any], message: int
     ) -> list[str]:
         """Take over what is left; returns what is wrong."""
-        lane, session = spec_of(self._handler, **given), given["session"]
+        options, session = options_of(self._handler, **given), given["session"]
+        (lane,) = options["lanes"]
         wrong: list[str] = []
-        async with SupervisorUnderTest(self._left, lanes=[lane], services=made(given["services"]), inbox=True) as sup:
+        async with SupervisorUnderTest(self._left, **options) as sup:
             if not await self._put_right(sup, lane, message):
                 return [f"is still {self._state} after {_PATIENCE_S:g} s of the next process"]
             wrong += [f"the next process: a run ends as {one.state}: {one.reason}" for one in _failed(sup)]

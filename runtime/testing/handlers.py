@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio import CancelScope, get_cancelled_exc_class
 
-from lanes import InvalidLane, LaneSpec, Message, Outcome, RunContext
+from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Outcome, PoolSpec, RunContext
 
 from ..inbox.accepted import Accepted
 from .supervisor import SupervisorUnderTest, supervisor
@@ -18,7 +18,7 @@ from .supervisor import SupervisorUnderTest, supervisor
 Handler = Callable[..., Awaitable[Any]]
 Records = Sequence[Mapping[str, Any]]
 Services = Mapping[str, Any]
-_NOT_OF_A_LANE = ("session", "records", "services")
+_NOT_OF_A_LANE = ("session", "records", "services", "groups", "pools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ async def run_handler(
     session: str = "test",
     records: Records = (),
     services: Services | None = None,
+    groups: Sequence[GroupSpec] = (),
+    pools: Sequence[PoolSpec] = (),
     **spec: Any,
 ) -> Handled:
     """Have a handler answer messages, all in one run, and return what it did. A checkpoint.
@@ -61,13 +63,16 @@ async def run_handler(
         session: its key.
         records: what the session has already.
         services: what `ctx.services` is to be.
+        groups: as for `Supervisor`.
+        pools: as for `Supervisor`.
         spec: the fields of a `LaneSpec` that differ from the defaults, such as `timeout=300`.
 
     Raises:
         InvalidLane: a field is not allowed.
         AbandonedBodies: the handler has ignored its cancellation, and runs still.
     """
-    async with of_handler(handler, session=session, records=records, services=services, **spec) as sup:
+    given = {"session": session, "records": records, "services": services, "groups": groups, "pools": pools, **spec}
+    async with of_handler(handler, **given) as sup:
         outcome = await (await accept(sup, session, messages)).wait()
         return Handled(outcome, sup.recorder.events(session=session), await sup.transcript(session))
 
@@ -78,6 +83,8 @@ async def context(
     session: str = "test",
     records: Records = (),
     services: Services | None = None,
+    groups: Sequence[GroupSpec] = (),
+    pools: Sequence[PoolSpec] = (),
     **spec: Any,
 ) -> AsyncIterator[RunContext]:
     """A block with the context of a run that lasts as long as the block: for functions that are given a context.
@@ -89,13 +96,16 @@ async def context(
         session: its key.
         records: what the session has already.
         services: what `ctx.services` is to be.
+        groups: as for `Supervisor`.
+        pools: as for `Supervisor`.
         spec: the fields of a `LaneSpec` that differ from the defaults.
 
     Raises:
         RunError: the run was ended before the block.
     """
     lent = _Lent()
-    async with of_handler(lent.handle, session=session, records=records, services=services, **spec) as sup:
+    given = {"session": session, "records": records, "services": services, "groups": groups, "pools": pools, **spec}
+    async with of_handler(lent.handle, **given) as sup:
         run = sup.submit(lane_of(session), lent.handle, ())
         await lent.begun.wait()
         assert lent.ctx is not None
@@ -134,17 +144,16 @@ def lane_of(session: str) -> str:
     return f"session:{session}"
 
 
-def of_handler(
-    handler: Handler,
-    *,
-    session: str,
-    records: Records = (),
-    services: Services | None = None,
-    **spec: Any,
-) -> AbstractAsyncContextManager[SupervisorUnderTest]:
-    """A supervisor with one lane, for a session that a handler answers."""
-    lane = spec_of(handler, **spec)
-    return supervisor([lane], records={session: records} if records else None, services=made(services), inbox=True)
+def of_handler(handler: Handler, **given: Any) -> AbstractAsyncContextManager[SupervisorUnderTest]:
+    """A supervisor with one lane, for a session that a handler answers; `given` as for `run_handler`."""
+    records = given.get("records")
+    return supervisor(records={given["session"]: records} if records else None, **options_of(handler, **given))
+
+
+def options_of(handler: Handler, **given: Any) -> dict[str, Any]:
+    """The arguments of such a supervisor."""
+    limits = {name: given.get(name, ()) for name in ("groups", "pools")}
+    return {"lanes": [spec_of(handler, **given)], "services": made(given.get("services")), "inbox": True, **limits}
 
 
 def spec_of(handler: Handler, **given: Any) -> LaneSpec:

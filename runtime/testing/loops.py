@@ -16,6 +16,9 @@ import trio.testing
 from anyio._backends import _trio as anyio_trio
 from trio._core._run import GLOBAL_RUN_CONTEXT, Runner  # trio has no public way to ask for the next deadline
 
+from lanes import InvalidLane
+from lanes.checks import shown
+
 from ..watch import frames
 from .clock import LoopClock
 from .errors import Stuck
@@ -28,7 +31,7 @@ def backend_options(backend: str, which: Callable[[], LoopClock]) -> dict[str, A
         return {"loop_factory": lambda: VirtualEventLoop(which())}
     if backend == "trio":
         return {"clock": _mock_clock(which), "instruments": [_Rounds(which)]}
-    raise ValueError(f"no virtual time on {backend!r}")
+    raise InvalidLane(f"backend: {shown(backend)} is unknown; allowed: 'asyncio', 'trio'")
 
 
 # asyncio: the loop asks its selector to sleep, and the selector jumps instead.

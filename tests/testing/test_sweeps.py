@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+from typing import Any
 
 import anyio
 import pytest
 from anyio import get_cancelled_exc_class
 
-from lanes import RetrySpec, RunState
-from lanes.testing import FakeModel, HandlerFault, Played, cancel_everywhere, crash_everywhere
+from lanes import GroupSpec, PoolSpec, RetrySpec, RunState
+from lanes.testing import FakeModel, HandlerFault, Played, cancel_everywhere, crash_everywhere, run_handler
 from runtime import MessageState
 
 SERVICES = {"model": FakeModel("one two", delay=1.0)}
@@ -142,6 +143,21 @@ async def test_a_task_that_is_left_behind_is_a_fault(virtual_time):
     for task in left:
         task.cancel()
     await anyio.lowlevel.checkpoint()
+
+
+async def test_what_the_handler_needs_of_the_supervisor_is_given_to_each_process(virtual_time):
+    async def limited(ctx, messages):
+        async with ctx.pool("provider"):
+            await anyio.sleep(1)
+
+    given: dict[str, Any] = {
+        "group": "few",
+        "groups": [GroupSpec("few", slots=1)],
+        "pools": [PoolSpec("provider", slots=1)],
+    }
+    assert (await run_handler(limited, "hello", **given)).outcome.ran_s == 1
+    assert await cancel_everywhere(limited, "hello", **given) > 0
+    assert await crash_everywhere(limited, "hello", repeat=True, **given) > 0
 
 
 async def test_a_check_of_the_test_itself_counts(virtual_time):

@@ -121,6 +121,18 @@ async def test_time_goes_forward_by_seconds(virtual_time, seconds):
         await testing.advance(seconds)
 
 
+@pytest.mark.parametrize("wall", [-1, float("nan"), None, "now"])
+def test_the_wall_clock_begins_at_a_time(wall):
+    with pytest.raises(InvalidLane, match=r"^wall: .*allowed: seconds from 0"), testing.virtual_time(wall=wall):
+        pass
+
+
+@pytest.mark.parametrize("backend", ["uvloop", "curio", None])
+def test_a_loop_without_virtual_time_is_refused(backend):
+    with pytest.raises(InvalidLane, match=r"^backend: .* is unknown; allowed: 'asyncio', 'trio'"):
+        testing.run(anyio.sleep, 1, backend=backend)
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_who_waits_in_vain_is_named(backend):
     async def main():
