@@ -248,8 +248,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()  # what is imported for the summary may ask for referrers
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # a worker has no summary, and ends with five collections of garbage
+        gc.unfreeze()  # what is imported for the summary may ask for referrers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -196,6 +196,8 @@ def _serve(orders: socket.socket) -> Order:
         ordered, descriptors, _, _ = socket.recv_fds(orders, _MOST, 16)
         if not ordered:
             sys.exit()
+        if Order(*json.loads(ordered)).arguments[1:2] == ["examples.gateway"]:
+            _import_what_a_gateway_needs()  # with the first of them, and not for those who start none
         child = os.fork()
         if not child:
             signal.set_wakeup_fd(-1)
@@ -236,6 +238,20 @@ def _import_everything() -> None:
     import runtime.cli.status
     import runtime.trial.options
     import runtime.trial.start
+
+
+def _import_what_a_gateway_needs() -> None:
+    import httpx
+    import prometheus_client
+    import starlette.applications
+    import starlette.routing
+    import starlette.websockets
+    import uvicorn.lifespan.on
+    import uvicorn.protocols.http.auto
+    import uvicorn.protocols.websockets.auto
+
+    import examples.agent
+    import examples.wire
 
 
 def _become(order: Order, descriptors: list[int]) -> None:

@@ -1,7 +1,8 @@
 """Strikes writers before and after each of their durable steps: `durable_steps DIRECTORY ROUNDS`.
 
 A durable step is a call of the seam `locks._os` that changes what a disk has. For each scenario, each of its steps, and
-each way to strike, a writer is forked from this process, which has imported everything and runs no event loop; it is
+each way to strike, a writer is forked from this process, which has imported everything, has followed a writer once, and
+runs no event loop any more; it is
 
 - killed with SIGKILL;
 - told by that call that the disk fails, or is full, having done what it was asked for or not;
@@ -21,6 +22,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -41,6 +43,7 @@ STEPS = ("open", "write", "ftruncate", "fdatasync", "fsync", "rename", "unlink")
 HALF_DONE = ("write", "fdatasync", "fsync")  # those that may fail having done what they were asked for
 PATIENCE_S = 20.0
 STOPPED_S = 0.05
+BACKENDS = ("asyncio", "trio")
 
 Say = Callable[..., None]
 Operation = Callable[[LockRegistry, str, Position | None, Say], Awaitable[Any]]
@@ -164,7 +167,6 @@ async def visit(path: str, n: int, say: Say) -> None:
 
 async def follow(path: str, say: Say) -> None:
     """The next writer: conducts, appends, reads, compacts."""
-    Strike(0, False, lambda: None)  # no disk to wait for
     registry = LockRegistry()
     with anyio.fail_after(PATIENCE_S / 2):
         async with registry.turn(path) as turn:
@@ -256,7 +258,12 @@ def case(directory: Path, scenario: str, at: int, after: bool, way: str, backend
     ended, said = writer.finish()
     visited = visitor.finish() if visitor is not None else None
     left, found = beside(path), lines(path)
-    followed = Child(backend, lambda say: follow(str(path), say)).finish()
+
+    async def follows(say: Say) -> None:
+        Strike(0, False, lambda: None)  # no disk to wait for
+        await follow(str(path), say)
+
+    followed = Child(backend, follows).finish()
     return {
         "scenario": scenario,
         "at": at,
@@ -286,7 +293,11 @@ def _ends(child: Child, within: float) -> bool:
 
 
 def main(root: str, rounds: int) -> None:
-    LockRegistry()  # imports what it needs first then
+    for backend in BACKENDS:  # so that no writer's interpreter need make itself at home in the code in its short life
+        with tempfile.TemporaryDirectory() as aside:
+            path = Path(aside, "session.jsonl")
+            path.write_bytes(OLD)
+            anyio.run(follow, str(path), lambda *words: None, backend=backend)
     gc.collect()
     gc.freeze()  # else each child copies the pages of every object that it collects
     halves = []
@@ -309,7 +320,7 @@ def play(root: str, rounds: int, half: int) -> None:
     numbers = itertools.count()
     for number in range(rounds):
         for scenario in SCENARIOS:
-            backend = ("asyncio", "trio")[(number + len(scenario)) % 2]
+            backend = BACKENDS[(number + len(scenario)) % 2]
 
             def one(
                 at: int, after: bool, way: str, *, scenario: str = scenario, backend: str = backend

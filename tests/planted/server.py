@@ -7,6 +7,7 @@ line of JSON in is a job (the fields of `Job`); one line out is what became of i
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import re
@@ -107,6 +108,8 @@ class Server:
 def _serve() -> None:
     """Take jobs until there are no more."""
     _import_everything()
+    gc.collect()
+    gc.freeze()  # each pytest ends with five collections of garbage, which would look through all of that
     told = os.fdopen(os.dup(1), "w")  # what the tests print goes elsewhere
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -126,6 +129,7 @@ def _import_everything() -> None:
     import anyio._backends._trio
     import anyio.pytest_plugin
     import hypothesis
+    import psutil
     import structlog
     import trio
     import uvloop

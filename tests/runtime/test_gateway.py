@@ -9,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ from lanes import (
     SessionLayout,
 )
 from locks import DeadlockError, Holder, InvalidSession, LeaseTimeout, RunEnded, TranscriptError
-from tests import ROOT, blocking
+from tests import ROOT, blocking, forks
 from tests.poll import eventually, eventually_sync
 
 pytestmark = pytest.mark.backends("asyncio")
@@ -119,9 +118,9 @@ def launched(directory: Path, **options: Any) -> Gateway:
     """A process that starts to serve a directory."""
     log = directory / "log"
     given = OPTIONS | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    command = [sys.executable, "-m", "examples.gateway", "--sessions", str(directory / "sessions")]
+    command = ["-m", "examples.gateway", "--sessions", str(directory / "sessions")]
     with log.open("wb") as out, blocking.permitted("starts a child"):
-        process = subprocess.Popen(
+        process = forks.python(
             [*command, *(str(part) for pair in given.items() for part in pair)],
             cwd=ROOT,
             env=os.environ | {"XDG_RUNTIME_DIR": str(directory)},  # the status socket of one that is killed stays
