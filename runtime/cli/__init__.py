@@ -205,11 +205,16 @@ def watch(socket: str | None, **given: Any) -> int:
 @click.option("--token", envvar="LANES_WEB_TOKEN", show_envvar=True, help="What a visitor has to have.")
 @click.option("--allow-control", is_flag=True, help="Let visitors stop runs, and whatever else changes something.")
 @click.option("--show-content", is_flag=True, help="Show what people have written, too.")
-def show(socket: str | None, **given: Any) -> int:
-    """Show what a process does in a browser, until Ctrl-C. It comes back by itself when the process does."""
-    from . import web  # noqa: PLC0415 -- as above
+@fleet_options
+def show(socket: str | None, store: str | None, schema: str, node: str | None, **given: Any) -> int:
+    """Show what a process does in a browser, until Ctrl-C; or several, as `lanes status` does.
 
-    return web.run(socket, web.Options(**given))
+    It comes back by itself when the process does. With --allow-control or --show-content and without --token, it makes
+    a token of its own, which stands in the address that it prints.
+    """
+    from . import fleet, web  # noqa: PLC0415 -- as above
+
+    return web.run(socket, fleet.Which(store=store, schema=schema, node=node), web.Options(**given))
 
 
 @_asks("trace")

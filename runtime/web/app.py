@@ -25,8 +25,8 @@ from .guard import HEADERS, Guard, foreign
 from .live import MOST_READERS, Feeds, wants_stream
 from .orders import BadForm, order_of
 from .pages import Page
-from .source import Inside, Source
-from .views import View, Views
+from .source import Inside
+from .views import Site, View, Views
 
 if TYPE_CHECKING:
     from ..supervisor import Supervisor
@@ -59,27 +59,27 @@ def dashboard(
     Raises:
         ValueError: the token is too short.
     """
-    return Dashboard(Inside(sup), Guard(token, hosts, allow_control=allow_control), show_content=show_content)
+    views = Views(Inside(sup), show_content=show_content)
+    return Dashboard(views, Guard(token, hosts, allow_control=allow_control))
 
 
 class Dashboard:
     """The application. On one event loop.
 
     Args:
-        source: where the pages get what they show.
+        views: its pages.
         guard: who may see them, and whose orders count.
-        show_content: whether what people have written is shown.
+        above: where the pages are that lead to these, relative to them.
     """
 
-    def __init__(self, source: Source, guard: Guard, *, show_content: bool) -> None:
-        self._views = Views(source, show_content=show_content)
-        self._guard, self._show_content = guard, show_content
+    def __init__(self, views: Site, guard: Guard, *, above: str = "") -> None:
+        self._views, self._guard = views, guard
+        self._nav = (*(((above, "", "Nodes"),) if above else ()), *views.nav)
         self._feeds = Feeds()
         self._notices: OrderedDict[str, str] = OrderedDict()
         self._threads = Threads(2)
         """Those that render: a page of some hundred rows takes longer than an event loop should stand still."""
-        views = self._views.by_path
-        routes = [Route(path, partial(self._show, view), methods=["GET"]) for path, view in views.items()]
+        routes = [Route(path, partial(self._show, view), methods=["GET"]) for path, view in views.by_path.items()]
         routes += [
             Route("/act", self._act, methods=["POST"]),
             Route("/login", self._login, methods=["POST"]),
@@ -93,7 +93,7 @@ class Dashboard:
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive)
-        path = _path(scope)
+        path = path_of(scope)
         if not path:  # its pages name each other beside where they are, so it needs the slash
             await RedirectResponse(f"{request.url.path}/", 307)(scope, receive, send)
             return
@@ -126,7 +126,8 @@ class Dashboard:
             "page": page.template.removesuffix(".html"),
             "allow_control": self._guard.allow_control and page.seen.is_live,
             "form_secret": self._guard.form_secret,
-            "show_content": self._show_content,
+            "show_content": self._views.show_content,
+            "nav": self._nav,
             **page.values,
         }
 
@@ -194,7 +195,7 @@ class Dashboard:
         return await self._page(request, pages.refusal("Not done", message, status))
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
     """The path below where the application is mounted."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path

@@ -43,15 +43,19 @@ class Guard:
         token: what a visitor has to have; `None`: only this machine may visit.
         hosts: names besides those of this machine that pages may be asked for under without a token; who may visit is
             then the business of what answers to these names.
+        passing: whether the token is of this process alone: a browser forgets its cookie when the browser ends.
 
     Raises:
         ValueError: the token is too short or cannot be sent.
     """
 
-    def __init__(self, token: str | None, hosts: Collection[str], *, allow_control: bool) -> None:
+    def __init__(
+        self, token: str | None, hosts: Collection[str], *, allow_control: bool, passing: bool = False
+    ) -> None:
         if token is not None and not is_good(token):
             raise ValueError(f"token: {len(token)} characters that are not allowed; allowed: {ALLOWED_TOKEN}")
         self.allow_control = allow_control
+        self._lasts_s = None if passing else _A_YEAR_S
         self.form_secret = secrets.token_urlsafe(24)
         """Stands in each form."""
         self._token = token
@@ -111,7 +115,7 @@ class Guard:
         response.set_cookie(
             self._cookie_name,
             self._cookie,
-            max_age=_A_YEAR_S,
+            max_age=self._lasts_s,
             path=path,
             secure=secure,
             httponly=True,

@@ -7,13 +7,18 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import uvicorn
+from starlette.types import ASGIApp
 
+from ..fleet.seen import Fleet
 from ..usage_error import UsageError
 from .app import Dashboard
+from .fleet import FleetDashboard
 from .guard import Guard
 from .source import Outside
+from .views import Views
 
 _START_S = 10.0
 _GRACE_S = 1
@@ -53,13 +58,21 @@ def url_of(listener: socket.socket, host: str) -> str:
 
 def server_of(path: str | None, guard: Guard, *, show_content: bool) -> uvicorn.Server:
     """A server for the process that has this status socket."""
-    app = Dashboard(Outside(path), guard, show_content=show_content)
+    return _server(Dashboard(Views(Outside(path), show_content=show_content), guard))
+
+
+def server_of_fleet(fleet: Fleet, guard: Guard, *, show_content: bool) -> uvicorn.Server:
+    """A server for several processes. It closes the fleet when it ends."""
+    return _server(FleetDashboard(fleet, guard, show_content=show_content), lifespan="on")
+
+
+def _server(app: ASGIApp, lifespan: Literal["on", "off"] = "off") -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
             log_level="error",
             access_log=False,
-            lifespan="off",
+            lifespan=lifespan,
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE_S,

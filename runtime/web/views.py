@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from starlette.requests import Request
 
@@ -14,21 +15,44 @@ from .pages import Page, Seen
 from .source import Source, Unreachable
 
 View = Callable[[Request], Awaitable[Page]]
+Link = tuple[str, str, str]
+"""Where it leads to, the page's template, and how it is called."""
 _STATES = ("accepted", "started", "waiting", "parked", "unknown", "failed", "dropped", "cancelled", "done")
 
 
+class Site(Protocol):
+    """Some pages that belong together."""
+
+    by_path: Mapping[str, View]
+    nav: tuple[Link, ...]
+    show_content: bool
+    """Whether what people have written is shown."""
+
+    async def asked(self, question: protocol.Question, by: str) -> protocol.Answer:
+        """What becomes of an order; that nothing answers is an answer, too. A checkpoint."""
+
+
 class Views:
-    """Asks a source. On one event loop.
+    """The pages of one process. Asks a source. On one event loop.
 
     Args:
         show_content: whether what people have written is asked for.
     """
 
+    nav: tuple[Link, ...] = (
+        ("./", "now", "Now"),
+        ("timeline", "timeline", "Timeline"),
+        ("inbox", "inbox", "Inbox"),
+        ("asks", "asks", "Questions"),
+        ("parked", "parked", "Parked"),
+        ("abandoned", "abandoned", "Abandoned"),
+    )
+
     def __init__(self, source: Source, *, show_content: bool) -> None:
-        self._source, self._content = source, show_content
+        self._source, self.show_content = source, show_content
         self._last: protocol.Picture | None = None
         self._heard_at = time.monotonic()
-        self.by_path: dict[str, View] = {
+        self.by_path: Mapping[str, View] = {
             "/": self._now,
             "/run": self._run,
             "/session": self._session,
@@ -76,7 +100,7 @@ class Views:
 
     async def _session(self, request: Request) -> Page:
         key = request.query_params.get("key", "")
-        question = protocol.Session(key=protocol.text(key, 1025), content=self._content)
+        question = protocol.Session(key=protocol.text(key, 1025), content=self.show_content)
         try:
             protocol.question_of(protocol.encoded(question))
         except protocol.BadQuestion as wrong:
@@ -97,16 +121,16 @@ class Views:
         state = request.query_params.get("state", "") or "accepted"
         if state not in _STATES:
             return pages.refusal("Inbox", f"state: not allowed; allowed: {', '.join(_STATES)}", 422)
-        seen, answer, error = await self._about(protocol.Messages(state=state, content=self._content))
+        seen, answer, error = await self._about(protocol.Messages(state=state, content=self.show_content))
         values = {"state": state, "states": _STATES, "found": answer.messages or [], "error": error}
         return Page("inbox.html", "Inbox", values, seen)
 
     async def _asks(self, request: Request) -> Page:  # noqa: ARG002 -- the shape of a view
-        seen, answer, error = await self._about(protocol.Asks(content=self._content))
+        seen, answer, error = await self._about(protocol.Asks(content=self.show_content))
         return Page("asks.html", "Questions to a person", {"found": answer.asks or [], "error": error}, seen)
 
     async def _parked(self, request: Request) -> Page:  # noqa: ARG002 -- the shape of a view
-        seen, answer, error = await self._about(protocol.Parked(content=self._content))
+        seen, answer, error = await self._about(protocol.Parked(content=self.show_content))
         return Page("parked.html", "Parked", {"found": answer.parked or [], "error": error}, seen)
 
     async def _abandoned(self, request: Request) -> Page:  # noqa: ARG002 -- the shape of a view

@@ -22,6 +22,7 @@ from runtime.web import serve
 from runtime.web.app import Dashboard
 from runtime.web.guard import Guard
 from runtime.web.source import Inside
+from runtime.web.views import Views
 
 LANES, RUNS = 1000, 100_000
 
@@ -56,7 +57,7 @@ async def main(directory: str) -> None:
             if number % LANES == 0:
                 await anyio.lowlevel.checkpoint()
         source = Timed(sup)
-        app = Dashboard(source, Guard(None, (), allow_control=True), show_content=True)
+        app = Dashboard(Views(source, show_content=True), Guard(None, (), allow_control=True))
         listener = serve.listening("127.0.0.1", 0, "--port")
         tasks.start_soon(uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off")).serve, [listener])
         say(serve.url_of(listener, "127.0.0.1"))

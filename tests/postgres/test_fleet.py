@@ -17,8 +17,11 @@ from runtime.fleet import on_store
 from runtime.fleet.on_store import OnStore
 from runtime.fleet.seen import FleetError
 from runtime.status import protocol
+from runtime.web.fleet import FleetDashboard
+from runtime.web.guard import Guard
 from tests import blocking
 from tests.postgres.looking import rows
+from tests.web.reader import browser, secret_of, tags_of, text_of
 
 pytestmark = pytest.mark.backends("asyncio")
 TTL = 4.5
@@ -178,3 +181,26 @@ async def test_a_connection_that_is_cut_is_made_anew(dsn, schema, fleet):
         with pytest.raises(FleetError):
             await fleet.look()
         assert len((await fleet.look()).processes) == 1
+
+
+async def test_the_dashboard_shows_a_store_and_the_pages_of_each_process(dsn, schema):
+    store = PostgresStore(dsn, schema=schema, create=True, ttl=TTL)
+    app = FleetDashboard(
+        OnStore(PostgresStore(dsn, schema=schema)), Guard(None, (), allow_control=True), show_content=True
+    )
+    async with Supervisor(store, node="a", lanes=[LaneSpec("session:*", handler=answer)], drain_timeout=0.0) as sup:
+        run = sup.post("session:7", "hello <b>")
+        async with browser(app) as web:
+            with anyio.fail_after(60):
+                while "alive, up" not in text_of(top := (await web.get("/")).text):
+                    await anyio.sleep(0.05)
+            (link,) = {given["href"] for _, given in tags_of(top) if (given.get("href") or "").endswith("/")} - {"./"}
+            with anyio.fail_after(60):
+                while "in answer: await anyio.sleep_forever()" not in text_of(page := (await web.get(f"/{link}")).text):
+                    await anyio.sleep(0.05)
+            data = {"secret": secret_of(page), "do": "stop", "run": run.id}
+            done = await web.post(f"/{link}act", data=data, headers={"Sec-Fetch-Site": "same-origin"})
+            assert done.status_code == 303 and "Node a, process" in page
+            await run.wait()
+            assert run.reason == "stopped by an operator"
+    await app._fleet.aclose()

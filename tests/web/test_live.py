@@ -11,6 +11,7 @@ from runtime.status import protocol
 from runtime.web import dashboard, live
 from runtime.web.app import Dashboard
 from runtime.web.guard import Guard
+from runtime.web.views import Views
 from tests.poll import eventually
 from tests.web.reader import browser, ended, streaming
 
@@ -46,7 +47,7 @@ class Counted:
 
 
 def shows(source):
-    return Dashboard(source, Guard(None, (), allow_control=False), show_content=False)
+    return Dashboard(Views(source, show_content=False), Guard(None, (), allow_control=False))
 
 
 async def test_a_page_is_told_what_has_changed_and_nothing_else(sup, fast):

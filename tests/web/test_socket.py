@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from functools import partial
 
@@ -17,8 +18,10 @@ from runtime.web import serve, source
 from runtime.web.app import Dashboard
 from runtime.web.guard import Guard
 from runtime.web.source import Outside
+from runtime.web.views import Views
 from tests import blocking
-from tests.command import lanes
+from tests.command import lanes, started
+from tests.poll import eventually_sync
 from tests.web.reader import browser, ended, order, secret_of, text_of
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
@@ -35,7 +38,7 @@ def supervisor(tmp_path):
 
 def outside(tmp_path):
     guard = Guard(None, (), allow_control=True)
-    return Dashboard(Outside(str(tmp_path / "s.sock")), guard, show_content=False)
+    return Dashboard(Views(Outside(str(tmp_path / "s.sock")), show_content=False), guard)
 
 
 async def test_it_shows_and_steers_another_process_and_finds_it_again(tmp_path, monkeypatch):
@@ -142,3 +145,41 @@ async def test_a_taken_port_is_refused(tmp_path):
             run = partial(lanes, "web", "--port", str(port), "--socket", tmp_path / "s.sock")
             done = await to_thread.run_sync(run)
     assert done.returncode == 2 and f"--port: {port} is taken" in done.stderr
+
+
+def address_of(child):
+    """What `lanes web` says."""
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert line.startswith("dashboard: http://127.0.0.1:")
+    return line.split()[1]
+
+
+@pytest.mark.backends("asyncio")
+@pytest.mark.parametrize("options, needs_token", [(["--allow-control"], True), (["--show-content"], True), ([], False)])
+async def test_what_may_steer_or_tell_makes_a_token_of_its_own(tmp_path, options, needs_token):
+    """A port of this machine is open to all who use it, and the socket is not."""
+    command = ("web", *options, "--port", "0", "--socket", tmp_path / "s.sock")
+    async with supervisor(tmp_path), httpx.AsyncClient(trust_env=False) as web:
+        with blocking.permitted("starts a process"), started(*command) as child:
+            url = await to_thread.run_sync(address_of, child)
+            bare, _, token = url.partition("?token=")
+            assert (len(token) == 32) == needs_token
+            assert (await web.get(bare)).status_code == (401 if needs_token else 200)
+            if needs_token:
+                opened = await web.get(url)
+                assert opened.status_code == 303 and "Max-Age" not in opened.headers["set-cookie"]
+                assert "Nothing runs." in (await web.get(bare)).text
+
+
+def test_several_processes_are_shown_together(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv("LANES_SOCKET", raising=False)
+    with started("run", "stuck", "--sessions", tmp_path / "a"), started("run", "stuck", "--sessions", tmp_path / "b"):
+        eventually_sync(lambda: len(list(tmp_path.glob("lanes/*.sock"))) == 2)
+        with started("web", "--port", "0") as child, httpx.Client(trust_env=False) as web:
+            url = address_of(child)
+            page = web.get(url).text
+            assert "2 processes of this user on this host" in text_of(page)
+            first, _ = re.findall(r'<th scope="row"><a href="(node/\d+/)"', page)
+            assert "Running, the longest first" in web.get(url + first).text

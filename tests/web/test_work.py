@@ -17,6 +17,7 @@ from runtime.web import dashboard, timeline
 from runtime.web.app import Dashboard
 from runtime.web.guard import Guard
 from runtime.web.source import Inside, Outside
+from runtime.web.views import Views
 from tests.poll import eventually
 from tests.supervised import gone, on_trio
 from tests.web.reader import abandoned, browser, ended, order, secret_of, tags_of, text_of
@@ -58,7 +59,7 @@ async def app(sup, tmp_path):
     """The same pages: on asyncio from this process, on trio through its socket."""
     if not on_trio():
         return dashboard(sup, allow_control=True, show_content=True)
-    return Dashboard(Outside(str(tmp_path / "s")), Guard(None, (), allow_control=True), show_content=True)
+    return Dashboard(Views(Outside(str(tmp_path / "s")), show_content=True), Guard(None, (), allow_control=True))
 
 
 class Noted(Inside):
@@ -115,7 +116,7 @@ async def test_what_people_have_written_is_not_shown_unless_it_may_be(sup):
     await asks.wait()
     await eventually(lambda: not sup.runs())
     source = Noted(sup)
-    async with browser(Dashboard(source, Guard(None, (), allow_control=False), show_content=False)) as web:
+    async with browser(Dashboard(Views(source, show_content=False), Guard(None, (), allow_control=False))) as web:
         for path in (session_of("alice"), "/inbox?state=done", "/asks", "/parked", "/timeline"):
             page = (await web.get(path)).text
             assert "session:" in page or "alice" in page
