@@ -139,11 +139,16 @@ def _wrapped(awaitable: Any) -> Any:
     return next((one for one in found if _is_step(one) and not is_running(one)), None)
 
 
+def place_in(frame: FrameType) -> Place:
+    """Where a frame stands; in line 0 between two lines, where Python knows of none."""
+    return Place(frame.f_code.co_filename, frame.f_lineno or 0, frame.f_code.co_name)
+
+
 def _place(step: Any) -> Place:
     for name, _ in _KINDS:
         frame = _asked(step, name)
         if isinstance(frame, FrameType):
-            return Place(frame.f_code.co_filename, frame.f_lineno or 0, frame.f_code.co_name)
+            return place_in(frame)
     return Place("compiled", 0, str(getattr(step, "__qualname__", type(step).__qualname__)))
 
 
@@ -155,7 +160,7 @@ def _running_places(coroutine: Any, unseen: str) -> list[Place]:
     try:
         while frame is not None and len(places) < _MOST_FRAMES:
             if places or frame.f_globals.get("__name__") not in (__name__, unseen):
-                places.append(Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+                places.append(place_in(frame))
             if frame is outermost:
                 return places[::-1]
             frame = frame.f_back

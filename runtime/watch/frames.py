@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from lanes import Run
-from lanes.body.stacks import Place, Places, distance
+from lanes.body.stacks import Place, Places, distance, place_in
 from lanes.core.body_task import conduct
 from lanes.run import _current
 
@@ -112,7 +112,7 @@ def place_of(frame: FrameType | None) -> str:
     Of a stack that ends inside of a library, the innermost line outside of all libraries: that one can be mended.
     """
     frame = _own(frame)
-    return "" if frame is None else f"{_place(frame)}"
+    return "" if frame is None else f"{place_in(frame)}"
 
 
 def _own(frame: FrameType | None) -> FrameType | None:
@@ -138,7 +138,7 @@ def source_of(frame: FrameType | None) -> str:
     frame = _own(frame)
     if frame is None:
         return ""
-    source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    source = linecache.getline(frame.f_code.co_filename, place_in(frame).line).strip()
     return place_of(frame) + (f": {source}" if source else "")
 
 
@@ -148,14 +148,10 @@ def stack_text(frame: FrameType | None) -> str:
     depth = 0
     while frame is not None and depth < _MOST_FRAMES:
         if depth < _KEPT_FRAMES:
-            places.append(_place(frame))
+            places.append(place_in(frame))
         depth += 1
         frame = frame.f_back
     return Places(tuple(reversed(places)), depth - len(places)).as_traceback()
-
-
-def _place(frame: FrameType) -> Place:
-    return Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def is_idle(frame: Any) -> bool:

@@ -12,6 +12,7 @@ import sysconfig
 import threading
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -24,7 +25,7 @@ from locks import _clock
 from runtime import Limits, Supervisor
 from runtime.testing.clock import VirtualAlarm
 from runtime.watch import watchdog as module
-from runtime.watch.frames import frame_of, is_idle, name_of, place_of, run_of, stack_text
+from runtime.watch.frames import frame_of, is_idle, name_of, place_of, run_of, source_of, stack_text
 from runtime.watch.limits import Keeper
 from runtime.watch.watchdog import Watchdog
 from tests.poll import eventually, eventually_sync
@@ -492,3 +493,14 @@ def test_the_guilty_line_of_a_program_that_is_installed_is_its_own_not_that_of_t
     (frame,) = space["frames"]
     assert frame.f_back.f_code.co_filename != installed
     assert place_of(frame.f_back) == "tool.py:6 in load"
+
+
+def test_a_frame_that_stands_between_two_lines_has_a_place():
+    """The watchdog looks at frames of other threads; Python says `None` of a line there, and the look must not end."""
+    frame: Any = SimpleNamespace(f_code=waits_code(), f_lineno=None, f_globals={}, f_back=None)
+    assert place_of(frame).endswith(":0 in waits_code") and source_of(frame) == place_of(frame)
+    assert "line 0, in waits_code" in stack_text(frame)
+
+
+def waits_code():
+    return waits_code.__code__
