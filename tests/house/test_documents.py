@@ -18,6 +18,7 @@ from tests.documents import blocks_of, run_page, sections_of, used_in
 DOCS = ROOT / "docs"
 ELSEWHERE = {
     "lanes.md": "its code is quoted from examples/policies.py, which test_policies_document runs",
+    "pools.md": "its code is quoted from examples/pools.py, which test_policies_document runs",
     "docs/testing.md": "its code is a test file: tests/testing/test_document.py",
     "cluster.md": "its code needs a database: tests/postgres/test_cluster_document.py",
 }

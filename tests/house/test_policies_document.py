@@ -1,4 +1,5 @@
-"""`docs/lanes.md` quotes `examples/policies.py` and what it prints: both as they are, on both event loops."""
+"""`docs/lanes.md` quotes `examples/policies.py` and what it prints, `docs/pools.md` quotes `examples/pools.py`: both as
+they are, on both event loops."""
 
 from __future__ import annotations
 
@@ -11,31 +12,33 @@ import pytest
 
 from tests import ROOT
 
-DOCUMENT = (ROOT / "docs" / "lanes.md").read_text()
-SOURCE = (ROOT / "examples" / "policies.py").read_text()
-PRINTED = re.compile(r"```text\n\$ python examples/policies\.py (\w+)\n(.*?)```", re.DOTALL)
+DOCUMENTS = {"policies": (ROOT / "docs" / "lanes.md").read_text(), "pools": (ROOT / "docs" / "pools.md").read_text()}
+"""What quotes each example."""
+PRINTED = re.compile(r"```text\n\$ python examples/\w+\.py (\w+)\n(.*?)```", re.DOTALL)
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
-def functions():
-    """The text of each function of the example, decorators included, by name."""
-    lines = SOURCE.splitlines()
+def functions(example):
+    """The text of each function of an example, decorators included, by name."""
+    source = (ROOT / "examples" / f"{example}.py").read_text()
+    lines = source.splitlines()
     return {
         node.name: "\n".join(
             lines[min([node.lineno, *(one.lineno for one in node.decorator_list)]) - 1 : node.end_lineno]
         )
-        for node in ast.parse(SOURCE).body
+        for node in ast.parse(source).body
         if isinstance(node, (ast.AsyncFunctionDef, ast.FunctionDef))
     }
 
 
+@pytest.mark.parametrize("example", DOCUMENTS)
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_every_example_prints_what_the_document_quotes(backend):
+def test_every_example_prints_what_the_document_quotes(backend, example):
     done = subprocess.run(
         [
             sys.executable,
             "-c",
-            f"import anyio, examples.policies as policies; anyio.run(policies.main, backend={backend!r})",
+            f"import anyio, examples.{example} as example; anyio.run(example.main, backend={backend!r})",
         ],
         cwd=ROOT,
         capture_output=True,
@@ -45,15 +48,16 @@ def test_every_example_prints_what_the_document_quotes(backend):
     )
     assert done.returncode == 0, done.stderr
     printed = dict(part.split("\n", 1) for part in done.stdout.split("== ")[1:])
-    assert printed == dict(PRINTED.findall(DOCUMENT))
+    assert printed == dict(PRINTED.findall(DOCUMENTS[example]))
 
 
-def test_every_piece_of_code_in_the_document_stands_in_the_example():
-    found = functions()
-    quoted = re.findall(r"^(?:async )?def (\w+)", "\n".join(CODE.findall(DOCUMENT)), re.MULTILINE)
+@pytest.mark.parametrize("example", DOCUMENTS)
+def test_every_piece_of_code_in_the_document_stands_in_the_example(example):
+    found, document = functions(example), DOCUMENTS[example]
+    quoted = re.findall(r"^(?:async )?def (\w+)", "\n".join(CODE.findall(document)), re.MULTILINE)
     assert set(quoted) == set(found) - {"main"}
     for name in quoted:
-        assert found[name] in DOCUMENT, f"{name} is not as in examples/policies.py"
+        assert found[name] in document, f"{name} is not as in examples/{example}.py"
 
 
 def test_every_policy_has_a_section_with_a_picture():
@@ -68,5 +72,5 @@ def test_every_policy_has_a_section_with_a_picture():
         "summarize",
         "debounce",
     ):
-        section = DOCUMENT.split(f"\n### {title}\n", 1)[1].split("\n#", 1)[0]
+        section = DOCUMENTS["policies"].split(f"\n### {title}\n", 1)[1].split("\n#", 1)[0]
         assert re.search(r"^    .*[├└┌─]", section, re.MULTILINE), title
