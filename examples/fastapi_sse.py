@@ -48,9 +48,14 @@ async def handle(ctx: RunContext, messages: Sequence[Message]) -> str:
     return answer.strip()
 
 
+async def interrupted(ctx: RunContext, messages: Sequence[Message]) -> None:
+    """Tell a session of messages that a process was answering when it was killed."""
+    await ctx.session.append({"role": "assistant", "content": "I was interrupted. Please ask again."})
+
+
 def make() -> Supervisor:
     """What each start of the application makes; the server's lifespan starts and stops it."""
-    lane = LaneSpec("session:*", handler=handle, timeout=120)
+    lane = LaneSpec("session:*", handler=handle, timeout=120, on_unknown=interrupted)
     return Supervisor(os.environ.get("CHAT_SESSIONS", "sessions"), lanes=[lane], inbox=True, drain_timeout=10)
 
 

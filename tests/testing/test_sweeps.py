@@ -145,6 +145,15 @@ async def test_a_task_that_is_left_behind_is_a_fault(virtual_time):
     await anyio.lowlevel.checkpoint()
 
 
+@pytest.mark.backends("asyncio", "trio")
+async def test_both_sweeps_work_in_real_time_too():
+    async def quick(ctx, messages):
+        await anyio.sleep(0.01)
+
+    assert await cancel_everywhere(quick, "hello") == 1
+    assert await crash_everywhere(quick, "hello", repeat=True) == 1
+
+
 async def test_what_the_handler_needs_of_the_supervisor_is_given_to_each_process(virtual_time):
     async def limited(ctx, messages):
         async with ctx.pool("provider"):
