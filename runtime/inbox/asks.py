@@ -78,7 +78,8 @@ class Asks:
 
     async def answer(self, ask_id: Any, value: Any, by: Any) -> Accepted:
         """Close a question with an answer; see `Supervisor.answer`."""
-        ask = await self._store.find_ask(ask_id) if isinstance(ask_id, str) and is_utf8(ask_id) else None
+        may_be_one = isinstance(ask_id, str) and is_utf8(ask_id) and "\0" not in ask_id
+        ask = await self._store.find_ask(ask_id) if may_be_one else None
         if ask is None or ask.state != "open":
             raise ask_closed(ask_id, ask)
         question = question_of(ask)

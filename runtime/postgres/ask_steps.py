@@ -11,6 +11,12 @@ from .step import Rows, Step
 _ANSWERED = "select * from {s}.answered(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bigint, %s)"
 
 
+_ANSWERS = (
+    *("ask", "state", "value", "by", "place", "rank", "lane", "session"),
+    *("body", "route", "dedupe", "repeat", "token", "node", "claims"),
+)
+
+
 def ask(new: Ask, ahead: Ahead) -> Step:
     """Keep a question, unless one of its key is open: the one that is open then."""
     ahead_s = ahead()
@@ -27,7 +33,7 @@ def ask(new: Ask, ahead: Ahead) -> Step:
         None if new.expires_at is None else new.expires_at + ahead_s,
     )
     text = f"select {ASK_COLUMNS} from {{s}}.asks(%s, %s, %s, %s, %s, %s, %s, %s, to_timestamp(%s), to_timestamp(%s))"
-    return Step(text, values, lambda rows: ask_of(rows[0], ahead()))
+    return Step(text, values, lambda rows: ask_of(rows[0], ahead()), names=Ask.__struct_fields__)
 
 
 def close(how: AskedFor, new: NewRow, *, rank: int, place: str, token: int, node: int, claims: bool) -> Step:
@@ -49,7 +55,7 @@ def close(how: AskedFor, new: NewRow, *, rank: int, place: str, token: int, node
         node,
         claims,
     )
-    return Step(_ANSWERED, values, lambda rows: rows[0] if rows else None, place)
+    return Step(_ANSWERED, values, lambda rows: rows[0] if rows else None, place, names=_ANSWERS)
 
 
 def withdraw(session: str, reason: str) -> Step:
@@ -77,7 +83,8 @@ def those_open(lane: str | None, session: str | None, at_most: int, ahead: Ahead
         "where state = 'open' and (%s::text is null or lane = %s) and (%s::text is null or session = %s) "
         "order by asked_at limit %s"
     )
-    return _asks(where, (lane, lane, session, session, at_most), ahead)
+    names = ("lane", "lane", "session", "session", "at_most")
+    return _asks(where, (lane, lane, session, session, at_most), ahead)._replace(names=names)
 
 
 def due(at_most: int, ahead: Ahead) -> Step:

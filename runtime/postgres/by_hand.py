@@ -23,7 +23,7 @@ from ..inbox.asks import answered_by_hand
 from ..inbox.errors import InboxInvalid
 from ..inbox.rows import InboxRow, MessageState, question_of
 from . import ask_steps
-from .connection import ClosedWhenCancelled
+from .connection import ClosedWhenCancelled, check_url, one_line
 from .errors import StoreDown
 from .pooler import is_pooled, is_shared
 from .rows import COLUMNS, place_of, row_of
@@ -124,13 +124,12 @@ async def connected(store: PostgresStore) -> AsyncIterator[Connection]:
         StoreDown: the database cannot be reached.
         InboxInvalid: the URL is none.
     """
+    check_url(store)
     try:
         async with asyncio.timeout(_CONNECT_WITHIN_S):
             connection = await ClosedWhenCancelled.connect(
                 store.url, autocommit=True, application_name="lanes db", connect_timeout=int(_CONNECT_WITHIN_S) + 1
             )
-    except psycopg.ProgrammingError as error:
-        raise InboxInvalid(f"store, url: {said(error)}; allowed: as libpq reads it", path=store.name) from error
     except (psycopg.Error, OSError) as error:
         raise StoreDown(f"{store.name} cannot be reached ({said(error)})", path=store.name) from error
     try:
@@ -143,7 +142,7 @@ def said(error: BaseException) -> str:
     """What an error of the driver says, on one line."""
     if isinstance(error, TimeoutError):
         return f"no answer within {_CONNECT_WITHIN_S:.0f} s"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 async def made(connection: Connection, store: PostgresStore) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
+from ..inbox.errors import InboxInvalid
 from .settings import PostgresStore
 
 CONNECT_WITHIN_S = 5.0
@@ -25,6 +28,26 @@ class ClosedWhenCancelled(psycopg.AsyncConnection):
         self.pgconn.finish()
 
 
+def check_url(store: PostgresStore) -> None:
+    """See that the URL is one that libpq reads.
+
+    Raises:
+        InboxInvalid: it is none.
+    """
+    try:
+        conninfo_to_dict(store.url)
+    except psycopg.ProgrammingError as error:
+        # It may quote a part of the password: the half behind a `%` that stands for nothing, say.
+        secret = urlsplit(store.url).netloc.rpartition("@")[0]
+        said = "it has a part that is no percent-encoding" if secret and "percent" in str(error) else one_line(error)
+        raise InboxInvalid(f"store, url: {said}; allowed: as libpq reads it", path=store.name) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of the driver says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 async def connect(store: PostgresStore, name: str) -> psycopg.AsyncConnection:
     """A connection of a node, in autocommit mode.
 
@@ -32,8 +55,10 @@ async def connect(store: PostgresStore, name: str) -> psycopg.AsyncConnection:
         name: what the server lists it as.
 
     Raises:
+        InboxInvalid: the URL is none.
         psycopg.Error, OSError, TimeoutError: none can be had.
     """
+    check_url(store)
     async with asyncio.timeout(CONNECT_WITHIN_S):
         connection = await ClosedWhenCancelled.connect(
             store.url,
@@ -45,7 +70,11 @@ async def connect(store: PostgresStore, name: str) -> psycopg.AsyncConnection:
             keepalives_count=3,
             tcp_user_timeout=10_000,
         )
-        await connection.execute(SETTINGS, prepare=False)
+        try:
+            await connection.execute(SETTINGS, prepare=False)
+        except BaseException:
+            await connection.close()
+            raise
     return connection
 
 

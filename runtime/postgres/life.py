@@ -25,7 +25,7 @@ from psycopg import errors
 
 from locks._events import described, log
 
-from .connection import SETTINGS
+from .connection import SETTINGS, one_line
 from .errors import NodeLost, StoreDown
 from .link import LATEST_RETRY_S, SOONEST_RETRY_S, Link
 from .listening import listen
@@ -107,7 +107,7 @@ class Life:
         try:
             connection = await link.connect(" lives")
         except (psycopg.Error, OSError) as error:
-            why = "no answer in time" if isinstance(error, TimeoutError) else " ".join(str(error).split())
+            why = "no answer in time" if isinstance(error, TimeoutError) else one_line(error)
             raise StoreDown(
                 f"store: {link.name} cannot be reached ({why}); allowed: the URL of a PostgreSQL that answers",
                 path=link.name,
@@ -121,7 +121,7 @@ class Life:
         except (psycopg.Error, OSError) as error:
             await connection.close()
             raise StoreDown(
-                f"store: {link.name} cannot be used ({' '.join(str(error).split())}); allowed: a role that may use the "
+                f"store: {link.name} cannot be used ({one_line(error)}); allowed: a role that may use the "
                 f"schema {self._store.schema!r}",
                 path=link.name,
             ) from error
@@ -161,7 +161,9 @@ class Life:
                     await asyncio.sleep(wait_s / 20)
                 try:
                     async with asyncio.timeout_at(asyncio.get_running_loop().time() + self.left_s()):
-                        current = await self._beat(current)
+                        if current is None or current.closed:
+                            current = await self._waits_shortly(await link.connect(" lives"))
+                        await self._beat(current)
                     wait_s, retry_s = min(every_s, self._next_s), SOONEST_RETRY_S
                 except (psycopg.Error, OSError) as error:  # a `TimeoutError` is one of those
                     if not self.alive():
@@ -179,15 +181,16 @@ class Life:
 
     async def _waits_shortly(self, connection: psycopg.AsyncConnection) -> psycopg.AsyncConnection:
         """From now on, a lock that others hold costs no beat."""
-        await connection.execute(
-            f"set lock_timeout = {max(1, int(_WAITS_FOR_LOCKS * self._store.ttl * 1000))}".encode()
-        )
+        text = f"set lock_timeout = {max(1, int(_WAITS_FOR_LOCKS * self._store.ttl * 1000))}"
+        try:
+            await connection.execute(text.encode())
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
-    async def _beat(self, connection: psycopg.AsyncConnection | None) -> psycopg.AsyncConnection:
+    async def _beat(self, connection: psycopg.AsyncConnection) -> None:
         link = self._link
-        if connection is None or connection.closed:
-            connection = await self._waits_shortly(await link.connect(" lives"))
         sent = time.monotonic()
         found = await connection.execute(link.statement(BEAT), (self.figures(), link.node))
         row = await found.fetchone()
@@ -203,7 +206,6 @@ class Life:
             rows = await (await connection.execute(link.statement(REAP), (link.node,))).fetchall()
         if rows:
             self._heirs(rows)
-        return connection
 
     def _heirs(self, rows: Rows) -> None:
         inherited = [Inherited(place, pending) for place, _, pending in rows if place is not None]

@@ -115,9 +115,10 @@ class Link:
     @staticmethod
     def _refusal(step: Step) -> InvalidLane | None:
         """Why the database cannot have a value of a step: text there has no NUL, and is UTF-8."""
-        for value in step.values:
+        for n, value in enumerate(step.values):
             if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
-                return InvalidLane(f"text: {shown(value)} cannot be kept; allowed: UTF-8 without NUL")
+                name = step.names[n] if step.names else "text"
+                return InvalidLane(f"{name}: {shown(value)} cannot be kept; allowed: UTF-8 without NUL")
         return None
 
     def _counted(self, report: Report) -> Report:

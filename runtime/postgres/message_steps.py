@@ -12,32 +12,15 @@ from .step import Rows, Step
 _ACCEPT = (
     "select * from {s}.accept(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::bigint, %s::bigint, %s)"
 )
+_KEPT = tuple(name for name in NewRow.__struct_fields__ if name != "started")
+_ACCEPTED = ("place", "rank", *_KEPT, "token", "node", "claims")
 _MINE = "(select t.owner from {s}.session t where t.place = m.place) = %s::bigint"
 
 
 def accept(new: NewRow, *, rank: int, place: str, token: int, node: int, claims: bool) -> Step:
     """Keep a message, unless its key is known."""
-    values = (
-        place,
-        rank,
-        new.lane,
-        new.session,
-        new.priority,
-        new.timeout,
-        new.when_busy,
-        new.body,
-        new.route,
-        new.dedupe,
-        new.digest,
-        new.repeat,
-        new.first,
-        new.again,
-        new.ask,
-        token,
-        node,
-        claims,
-    )
-    return Step(_ACCEPT, values, lambda rows: rows[0], place, asked_for=True)
+    values = (place, rank, *(getattr(new, name) for name in _KEPT), token, node, claims)
+    return Step(_ACCEPT, values, lambda rows: rows[0], place, names=_ACCEPTED, asked_for=True)
 
 
 def begin(node: int, ids: Sequence[int], nonce: int) -> Step:
@@ -178,7 +161,8 @@ def waiting(
 def said(lane: str, session: str | None, key: str, digest: bytes) -> Step:
     """The message that is kept under a key, and whether its body has that digest."""
     text = "select id, digest = %s from {s}.message where lane = %s and coalesce(session, '') = %s and dedupe = %s"
-    return Step(text, (digest, lane, session or "", key), lambda rows: rows[0] if rows else None)
+    names = ("digest", "lane", "session", "dedupe")
+    return Step(text, (digest, lane, session or "", key), lambda rows: rows[0] if rows else None, names=names)
 
 
 def accepted_among(node: int, ids: Sequence[int], ahead: Ahead) -> Step:

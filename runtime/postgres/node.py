@@ -9,6 +9,8 @@ from functools import partial
 import anyio
 import anyio.to_thread
 
+from lanes import InvalidLane
+from lanes.checks import is_utf8, shown
 from lanes.core.scheduler import Scheduler
 from locks._events import described, log
 from locks._loop import poster
@@ -40,6 +42,11 @@ class Node:
     """A process that shares the sessions of a store. On the program's loop."""
 
     def __init__(self, store: PostgresStore, scheduler: Scheduler, settings: Inbox, name: str | None) -> None:
+        given: list[tuple[str, object]] = [("node", name)]
+        given += [("schedule, name", one.called) for one in settings.schedules]
+        for field, text in given:
+            if text is not None and (not isinstance(text, str) or "\0" in text or not is_utf8(text)):
+                raise InvalidLane(f"{field}: {shown(text)} is not allowed; allowed: UTF-8 without NUL")
         self._scheduler = scheduler
         self.link = Link(store)
         self.ownership = Ownership(scheduler, self.link, store.name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from lanes import InvalidLane
-from lanes.checks import seconds, shown, whole
+from lanes.checks import is_utf8, seconds, shown, whole
 from lanes.layout import check_key
 from locks.checks import flag
 
@@ -54,6 +54,8 @@ class PostgresStore:
         if not isinstance(url, str) or not url.startswith(("postgresql://", "postgres://")):
             given = shown(url) if not isinstance(url, str) or "@" not in url else "what was given"
             raise InvalidLane(f"store, url: {given} is not allowed; allowed: 'postgresql://user@host/database'")
+        if not is_utf8(url) or "\0" in url or not _has_parts(url):  # it may have a password, so it is not shown
+            raise InvalidLane("store, url: what was given is no URL; allowed: 'postgresql://user@host/database'")
         schema: object = self.schema
         if not isinstance(schema, str) or not schema.isidentifier() or len(schema.encode()) > MAX_SCHEMA:
             raise InvalidLane(
@@ -79,6 +81,14 @@ class PostgresStore:
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
         return f"{urlunsplit(('postgresql', host, parts.path, '', ''))}#{self.schema}"
+
+
+def _has_parts(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:  # half of a bracket, say
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ class Step(NamedTuple):
     """Messages whose sessions it concerns."""
     alone: bool = False
     """Whether it has a transaction of its own: done again after a lost answer, it would undo what comes behind it."""
+    names: Sequence[str] = ()
+    """What its values are called, for errors."""
     asked_for: bool = False
     """Whether a sender waits for it, who can ask again: it is refused while the server is full, and others wait."""
 

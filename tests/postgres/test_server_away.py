@@ -62,7 +62,7 @@ async def test_a_node_that_cannot_beat_tries_again_at_once_and_not_a_beat_later(
         if len(failed) < 4:
             failed.append(time.monotonic())
             raise OSError("nobody there")
-        return await beat(self, connection)
+        await beat(self, connection)
 
     monkeypatch.setattr(Life, "_beat", beats)
     async with Supervisor(store) as sup:
