@@ -159,6 +159,7 @@ async def test_it_may_be_called_before_the_start_and_from_hooks(virtual, tmp_pat
         ),
     ],
 )
+@pytest.mark.backends("asyncio")
 async def test_what_contradicts_or_would_strand_work_is_refused_and_nothing_changes(sup, given, complaint):
     async def calls(ctx, tokens):
         async with ctx.pool("tokens", tokens=tokens):

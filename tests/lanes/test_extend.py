@@ -147,6 +147,7 @@ async def test_a_run_that_has_read_a_message_moves_the_deadline_of_its_sender_to
         ),
     ],
 )
+@pytest.mark.backends("asyncio")
 async def test_what_a_lane_does_not_allow_is_refused_and_nothing_moves(virtual, tmp_path, seconds, reason, complaint):
     async def body(ctx):
         before = ctx.run.deadline

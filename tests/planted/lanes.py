@@ -15,13 +15,16 @@ from lanes.core import busy, causes, deadlock, execution, history, hooks, intake
 from lanes.core.causes import Causes
 from lanes.core.finish import Finishing
 from lanes.core.phase import Phase
+from lanes.core.pools import Pools
 from lanes.core.steer import Steering
-from lanes.queues import groups, turns
+from lanes.queues import groups, pool, turns
+from lanes.queues.allowance import Allowance
 from lanes.queues.lane import Lane
 from lanes.spec_table import SpecTable
 from locks import Fence, _effects
 from locks.lowlevel import Arbiter, FileClaim
 from locks.rights.deadlock import WaitGraph
+from locks.rights.hold_time import HoldTime
 from runtime import statistics
 
 reached: Counter[str] = Counter()
@@ -312,6 +315,50 @@ def key_forgotten() -> None:
     history.History.known = known  # type: ignore[assignment, method-assign]
 
 
+def minute_starts_afresh() -> None:
+    """A rate is counted in minutes of its own, so twice as many begin around the change of one."""
+
+    def begun(self: Allowance, now: float) -> int:
+        reached["minute_starts_afresh"] += 1
+        assert self.spec.rate is not None
+        per_s = self.spec.rate[1]
+        while self._begun and self._begun[0] // per_s < now // per_s:
+            self._begun.popleft()
+        return len(self._begun)
+
+    Allowance.begun = begun  # type: ignore[method-assign]
+
+
+def grant_outlives_its_run() -> None:
+    """The end of a run leaves what it holds of a pool."""
+
+    def end_all(self: Pools, one: execution.Execution) -> None:
+        reached["grant_outlives_its_run"] += 1
+
+    Pools.end_all = end_all  # type: ignore[assignment, method-assign]
+
+
+def hog_keeps_the_pool() -> None:
+    """The session at the front of a pool stays there as long as it has calls."""
+
+    def take(self: Any) -> Any:
+        reached["hog_keeps_the_pool"] += 1
+        claim = self.front()
+        self.leave(claim)
+        return claim
+
+    pool._Line.take = take  # type: ignore[method-assign]
+
+
+def extended_without_its_turn() -> None:
+    """A run that moves its deadline loses its session at the old one."""
+
+    def follow_run(self: HoldTime) -> None:
+        reached["extended_without_its_turn"] += 1
+
+    HoldTime.follow_run = follow_run  # type: ignore[method-assign]
+
+
 def quiet_without_end() -> None:
     """A stream of messages without a pause is never answered."""
     reached["quiet_without_end"] += 1
@@ -511,6 +558,10 @@ DEFECTS: dict[str, Callable[[], None]] = {
         slot_not_lent,
         ring_unseen,
         key_forgotten,
+        minute_starts_afresh,
+        grant_outlives_its_run,
+        hog_keeps_the_pool,
+        extended_without_its_turn,
         quiet_without_end,
         hook_uncontained,
         effects_at_once,
