@@ -9,7 +9,7 @@ import pytest
 from .torture.driver import Plan, Verdict, torture
 from .torture.planted import DEFECTS
 
-PLAN = Plan(15, seconds=9, nodes=3, senders=4, sessions=(4, 20), every_s=2, server_every_s=4, pause_s=0.2)
+PLAN = Plan(15, seconds=9, nodes=3, senders=6, sessions=(4, 20), every_s=2, server_every_s=4, pause_s=0.2)
 SEEN_HERE = ("always_repeat", "reaper_does_not_inherit")
 """Those that so short a time finds whatever the machine does. `make torture-planted` finds all."""
 TRIES = 4

@@ -24,15 +24,14 @@ from runtime.trial.cut_proxy import CutProxy
 from runtime.trial.postgres_server import PostgresServer
 from tests import ROOT, forks
 
-from .judge import Evidence, Finding, Sent, dump, judge, open_ones, snapshot, to_do
+from .drawn import KINDS
+from .judge import Evidence, Finding, Sent, dump, judge, open_ones, snapshot, tally, to_do
 from .node import CANNOT_START
 
 ANSWER_WITHIN_S = 1.0
 READY_WITHIN_S = 20.0
 ENDS_WITHIN_S = 20.0
 MOST_SHOWN = 12
-STEPS = ("one", "one", "one", "many", "lease", "thread")
-LINES = {"many": 3, "lease": 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class Plan:
     seed: int
     seconds: float = 10.0
     nodes: int = 4
-    senders: int = 6
+    senders: int = 8
     sessions: tuple[int, int] = (3, 60)
     """How many sessions senders choose from: some of few, some of many."""
     ttl: float = 1.0
@@ -96,7 +95,7 @@ class _Slot:
             "backend": self.backend,
             "journal": str(torture.directory / name),
             "seed": self.rng.randrange(1 << 30),
-            "sessions": torture.sessions(self.rng.randrange(2)),
+            "sessions": KINDS[self.rng.randrange(2)].sessions(plan.sessions),
             "defect": plan.defect,
         }
         arguments = ["-m", "tests.postgres.torture.node", json.dumps(settings)]
@@ -252,9 +251,6 @@ class Torture:
         self._server_away = threading.Lock()
         self.slots: list[_Slot] = []
 
-    def sessions(self, which: int) -> list[str]:
-        return [f"{'few' if which == 0 else 'many'}{n}" for n in range(self.plan.sessions[which])]
-
     def found(self, rule: str, what: str) -> None:
         self._findings[Finding(rule, what)] = None
 
@@ -292,6 +288,7 @@ class Torture:
         with psycopg.connect(self.server.dsn, autocommit=True) as connection:
             for finding in judge(connection, self.schema, self.evidence):
                 self._findings[finding] = None
+            self.counts.update(tally(connection, self.schema))
             if self._findings:
                 dump(connection, self.schema, self.directory)
         self.counts["messages"] = len(self._ids)
@@ -314,7 +311,7 @@ class Torture:
                 self.found("stuck", "a sender still waits to be acknowledged")
         with psycopg.connect(self.server.dsn, autocommit=True) as connection:
             left, since = -1, 0.0
-            while now := to_do(connection, self.schema):
+            while now := to_do(connection, self.schema, len(self.slots)):
                 if now != left:
                     left, since = now, time.monotonic()
                 elif time.monotonic() > since + self.plan.settle_s:
@@ -331,16 +328,14 @@ class Torture:
         plan = self.plan
         rng = random.Random(plan.seed * 1000 + 500 + number)
         for count in itertools.count():
-            pause_s = plan.pause_s * max(1, 20 / self.plan.sessions[number % 2])  # no session gets more than it can do
+            kind = KINDS[number % len(KINDS)]
+            sessions = kind.sessions(plan.sessions)
+            pause_s = plan.pause_s * kind.slower(len(sessions))
             if self.over.wait(rng.expovariate(1 / pause_s)):
                 return
-            key = f"{number}-{count}"
-            steps = [(rng.choice(STEPS), rng.random() ** 4 * plan.ttl) for _ in range(rng.randrange(1, 4))]
-            lines = 2 + sum(LINES.get(kind, 1) for kind, _ in steps)
-            session = rng.choice(self.sessions(number % 2))
-            lane = ("once", "again")[int(session[-1]) % 2]
-            line = {"key": key, "lane": lane, "session": session, "steps": steps}
-            self.evidence.sent[key] = Sent(key, lane, session, time.monotonic(), lines)
+            line, lines = kind.message(rng, sessions, plan.ttl)
+            key = line["key"] = f"{number}-{count}"
+            self.evidence.sent[key] = Sent(key, line["lane"], line["session"], time.monotonic(), lines)
             self._until_acknowledged(key, json.dumps(line).encode() + b"\n", rng)
 
     def _until_acknowledged(self, key: str, line: bytes, rng: random.Random) -> None:

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import sql
 
+from . import varied_judge
+from .varied import LANES as VARIED
+
 
 class Finding(NamedTuple):
     """A rule that was broken."""
@@ -32,7 +35,7 @@ class Sent(NamedTuple):
     session: str
     at: float
     lines: int
-    """How many its answer has, the last one included."""
+    """How many its answer has, the last one included; 0 where that depends."""
 
 
 @dataclass(slots=True)
@@ -75,10 +78,24 @@ def snapshot(connection: psycopg.Connection, schema: str) -> list[Finding]:
     return findings
 
 
-def to_do(connection: psycopg.Connection, schema: str) -> int:
-    """How many messages have not ended, or are unknown and their lane was not told."""
-    text = "select count(*) from {s}.message where state in ('accepted', 'started') or state = 'unknown' and not told"
-    return int(_rows(connection, schema, text)[0][0])
+def to_do(connection: psycopg.Connection, schema: str, processes: int) -> int:
+    """What is still to come: ends of messages, lanes to be told, answers of persons, and dead nodes to be reaped."""
+    text = (
+        "select (select count(*) from {s}.message where (state in ('accepted', 'started', 'waiting') "
+        "or state = 'unknown' and not told) and lane <> 'ticks') "  # schedules go on
+        "+ (select count(*) from {s}.ask where state = 'open'), (select count(*) from {s}.node)"
+    )
+    ((messages, nodes),) = _rows(connection, schema, text)
+    return int(messages + max(0, nodes - processes))
+
+
+def tally(connection: psycopg.Connection, schema: str) -> dict[str, int]:
+    """What was done, for a report."""
+    text = (
+        "select lane || ' ' || state, count(*) from {s}.message group by 1 union all "
+        "select 'resets', coalesce(sum(incarnation), 0) from {s}.session"
+    )
+    return dict(_rows(connection, schema, text))
 
 
 def dump(connection: psycopg.Connection, schema: str, directory: Path) -> None:
@@ -94,7 +111,7 @@ def open_ones(connection: psycopg.Connection, schema: str) -> str:
     text = (
         "select m.place, t.owner, n.name, t.pending, t.wanted, array_agg(m.state || ' ' || m.id order by m.id) "
         "from {s}.message m left join {s}.session t on t.place = m.place left join {s}.node n on abs(n.id) = t.owner "
-        "where m.state in ('accepted', 'started') group by 1, 2, 3, 4, 5 order by 1"
+        "where m.state in ('accepted', 'started', 'waiting') group by 1, 2, 3, 4, 5 order by 1"
     )
     return "\n  ".join(["", *map(str, _rows(connection, schema, text))])
 
@@ -135,14 +152,15 @@ def judge(connection: psycopg.Connection, schema: str, evidence: Evidence) -> li
         _left(connection, schema),
     ):
         findings += rule
-    return findings
+    more = varied_judge.broken(lambda text: _rows(connection, schema, text), entries, journals)
+    return findings + [Finding(*one) for one in more]
 
 
 class Row(NamedTuple):
     """A message in the database."""
 
     id: int
-    key: str
+    key: str | None
     lane: str
     session: str
     state: str
@@ -184,7 +202,8 @@ def _journals(directory: Path) -> Iterator[Event]:
 def _acknowledged(evidence: Evidence, messages: dict[int, Row]) -> Iterator[Finding]:
     of_key = defaultdict[str, set[int]](set)
     for row in messages.values():
-        of_key[row.key].add(row.id)
+        if row.key is not None:
+            of_key[row.key].add(row.id)
     for _, key, number in evidence.acknowledged:
         kept = messages.get(number)
         if kept is None or kept.key != key:
@@ -237,11 +256,14 @@ def _conducted(entries: dict[str, list[Entry]]) -> Iterator[Finding]:
 
 
 def _order(entries: dict[str, list[Entry]]) -> Iterator[Finding]:
+    """Messages of one lane of a session begin in their order."""
     for place, lines in entries.items():
-        begun = dict.fromkeys(one.line["message"] for one in lines if one.line.get("what") == "begin")
-        for earlier, later in pairwise(begun):
-            if later < earlier:
-                yield Finding("order", f"{place}: message {later} began after {earlier}")
+        begins = [one.line for one in lines if one.line.get("what") == "begin"]
+        for lane in {line["lane"] for line in begins}:
+            begun = dict.fromkeys(line["message"] for line in begins if line["lane"] == lane)
+            for earlier, later in pairwise(begun):
+                if later < earlier:
+                    yield Finding("order", f"{place}: message {later} of lane {lane} began after {earlier}")
 
 
 def _ends(messages: dict[int, Row], entries: dict[str, list[Entry]], journals: list[Event]) -> Iterator[Finding]:
@@ -252,6 +274,8 @@ def _ends(messages: dict[int, Row], entries: dict[str, list[Entry]], journals: l
                 finals[one.line["message"]] += 1
             told.update(one.line.get("unknown", ()))
     for row in messages.values():
+        if row.lane in VARIED:
+            continue
         if row.state not in ("done", "unknown"):
             yield Finding("stuck", f"message {row}")
         if row.state == "done" and finals[row.id] != 1:
@@ -267,7 +291,7 @@ def _ends(messages: dict[int, Row], entries: dict[str, list[Entry]], journals: l
     for event in journals:
         if event.kind == "finished" or (event.kind == "told" and event.what[1] == "done"):
             ended = messages.get(event.what[0])
-            if ended is None or ended.state != "done":
+            if ended is None or (ended.state != "done" and ended.lane != "asks"):  # they wait, and can be withdrawn
                 yield Finding("said done", f"{event.what[0]} was said to be done, and is {ended}")
 
 
@@ -282,7 +306,7 @@ def _repeats(messages: dict[int, Row], entries: dict[str, list[Entry]], journals
                 begun[one.line["message"]].add(one.line["run"])
     for number, runs in begun.items():
         row = messages.get(number)
-        if row is not None and len(runs) > (1 if row.lane == "once" else MOST_REPEATS):
+        if row is not None and len(runs) > (MOST_REPEATS if row.lane == "again" else 1):
             yield Finding("unsafe repeat", f"message {row} was begun by {sorted(runs)}")
 
 
@@ -306,7 +330,7 @@ def _lines(
             yield Finding("lines", f"run {run} has {numbers}")
         whole = numbers == list(range(len(numbers)))
         row = messages.get(written[0]["message"])
-        if written[-1]["what"] == "final" and row is not None:
+        if written[-1]["what"] == "final" and row is not None and row.key is not None:
             expected = evidence.sent[row.key].lines
             if not whole or len(numbers) != expected:
                 yield Finding("lines", f"run {run} of message {row.id} has {numbers}, and should have {expected}")

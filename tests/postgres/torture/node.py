@@ -8,6 +8,8 @@ does, it writes down before and after in its journal, each line with the clock t
     note SESSION NAME                 a note was acknowledged
     told MESSAGE STATE                somebody who waited for a message was told that
     finished MESSAGE RUN              its answer was acknowledged
+    answered QUESTION MESSAGE         a person's answer was acknowledged
+    reset SESSION                     a reset was acknowledged
     stall SECONDS                     the loop did not come round for so long
 """
 
@@ -28,9 +30,11 @@ import structlog
 
 from lanes import LaneError, LaneSpec, Message, RunContext
 from locks import LockError
-from runtime import PostgresStore, StoreDown, Supervisor
+from runtime import Inbox, PostgresStore, StoreDown, Supervisor
 
 from . import planted
+from .varied import LANES as VARIED
+from .varied import Varied
 
 CANNOT_START = 75
 TICK_S, STALL_S = 0.05, 0.05
@@ -63,8 +67,8 @@ class Writer:
     def acknowledged(self) -> None:
         self._journal("wrote", self.key, self.run, self._count - 1)
 
-    async def write(self, what: str) -> None:
-        await self._ctx.session.append(self.line(what))
+    async def write(self, what: str, **more: Any) -> None:
+        await self._ctx.session.append(self.line(what, **more))
         self.acknowledged()
 
     async def step(self, kind: str, rng: random.Random) -> None:
@@ -98,7 +102,7 @@ class Bodies:
         writer = Writer(ctx, self._journal, number)
         self._journal("enter", writer.key, number, writer.run)
         try:
-            await writer.write("begin")
+            await writer.write("begin", lane=ctx.run.lane)
             for kind, pause in message.body["steps"]:
                 await anyio.sleep(pause)
                 await writer.step(kind, self._rng)
@@ -142,12 +146,17 @@ class Node:
         bodies = self._bodies = Bodies(self._journal, self._rng)
         common: dict[str, Any] = {"handler": bodies.answer, "on_unknown": bodies.tell, "capacity": 8, "grace": 0.3}
         common["queue_limit"] = None
+        self._varied = Varied(
+            self._journal, self._rng, lambda ctx, message: Writer(ctx, self._journal, message), bodies.tell
+        )
+        lanes = [LaneSpec("once", **common), LaneSpec("again", repeat=True, **common), LaneSpec("work", capacity=8)]
         store = PostgresStore(
             settings["dsn"], schema=settings["schema"], ttl=settings["ttl"], grace=settings["grace"], create=True
         )
         self.sup = Supervisor(
             store,
-            lanes=[LaneSpec("once", **common), LaneSpec("again", repeat=True, **common), LaneSpec("work", capacity=8)],
+            lanes=[*lanes, *self._varied.lanes()],
+            inbox=Inbox(schedules=self._varied.schedules()),
             node=settings["name"],
             drain_timeout=1.0,
         )
@@ -156,6 +165,8 @@ class Node:
         async with self.sup, anyio.create_task_group() as group:
             for serve in (self._watch_the_loop, self._work):
                 group.start_soon(serve)
+            for does in (self._varied.persons, self._varied.meddle):
+                group.start_soon(does, self.sup, lambda: self._quiet)
             self._journal("ready")
             _say({"ready": os.getpid()})
             while line := await anyio.to_thread.run_sync(sys.stdin.buffer.readline, abandon_on_cancel=True):
@@ -175,6 +186,8 @@ class Node:
             _say({"key": sent["key"], "error": f"{type(error).__name__}: {error}"})
             return
         _say({"key": sent["key"], "id": accepted.id})
+        if sent["lane"] in VARIED:
+            self._varied.accepted.append(accepted.id)
         try:
             outcome = await accepted.wait()
         except (LaneError, LockError):

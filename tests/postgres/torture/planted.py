@@ -112,6 +112,10 @@ DEFECTS = {
         _asynchronous_commit, frozenset({"missing", "lines", "note", "said done", "two messages"})
     ),
     "no_local_deadline": Defect(_no_local_deadline, frozenset({"two bodies"})),
+    "withdraws_questions_only": Defect(
+        _replace(("where m.asked = any(closed) and m.state = 'waiting'", "where false")), frozenset({"stuck"})
+    ),
+    "ends_what_has_ended": Defect(_replace(("m.state = any(p_before)", "true")), frozenset({"final", "said done"})),
     "reaper_does_not_inherit": Defect(
         _replace(
             (
