@@ -117,3 +117,42 @@ def test_every_page_is_in_the_site():
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]))
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     assert pages - listed == set(), "put them into `nav` of mkdocs.yml"
+
+
+# Links
+
+
+LINK = re.compile(r"\]\((?!https?://)([^)#\s]*)(?:#([^)\s]*))?\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+CODE = re.compile(r"^```.*?^```$|^    .*$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+
+
+def anchor_of(heading: str) -> str:
+    """As the site makes it, and as a plain file shown by a forge has it: where the two differ, no link is sure."""
+    words = re.sub(r"[^\w\s-]", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)).strip().lower()
+    return re.sub(r"\s", "-", words)
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """The links of a document to files that are not there, or to headings that the other document does not have."""
+    found = []
+    for target, anchor in LINK.findall(CODE.sub("", text)):
+        other = (page.parent / target) if target else page
+        if not other.exists():
+            found.append(f"{page.name}: {target}")
+        elif anchor and anchor not in map(anchor_of, HEADING.findall(other.read_text("utf-8"))):
+            found.append(f"{page.name}: {target}#{anchor}")
+    return found
+
+
+def test_every_link_between_documents_leads_somewhere():
+    pages = [
+        *DOCS.rglob("*.md"),
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    ]
+    assert [link for page in pages for link in broken_links(page, page.read_text("utf-8"))] == []
+
+
+def test_a_link_that_leads_nowhere_is_found():
+    text = "[a](lanes.md) [b](nowhere.md) [c](lanes.md#queue) [d](lanes.md#nothing) [e](https://x.y/z) `[f](g.md)`"
+    assert broken_links(DOCS / "concepts.md", text) == ["concepts.md: nowhere.md", "concepts.md: lanes.md#nothing"]
