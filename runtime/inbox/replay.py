@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import anyio
 
-from lanes import Draining, LaneError, LaneFull, RunContext
+from lanes import Draining, LaneError, LaneFull, Run, RunContext
 from lanes.core.needs import would_start
 from lanes.core.request import Request
 from lanes.core.scheduler import Scheduler
@@ -63,8 +63,8 @@ class Replay:
         """Lanes that were full, and the id up to which their messages are in memory."""
         self._untold: dict[str, deque[_Untold]] = {}
         """By lane: these go before the messages on disk."""
-        self._telling: set[int] = set()
-        """Messages that a run in memory tells a lane of."""
+        self._telling: dict[int, Run | None] = {}
+        """Messages, and the run that tells a lane of them; without it, they were told of, and that is to be kept."""
         self._asked_for_untold = self._looked_for_untold = 0
         """How often there was something to look for, and up to which of these times it was."""
         self._look_at: dict[str, None] = {}
@@ -163,7 +163,7 @@ class Replay:
     async def _look_for_untold(self) -> None:
         """Have lanes be told of messages whose end is unknown, before they are given what waits on disk."""
         known = {one.id for untold in self._untold.values() for group in untold for one in group.messages}
-        known |= self._telling
+        known |= {one for one, run in self._telling.items() if run is None or run.outcome is None}
         found: list[InboxRow] = []
         after, left = 0, True
         while left and len(found) < _MOST_UNKNOWN:  # those of lanes that are not told stay for ever
@@ -359,19 +359,21 @@ class Replay:
         tell, ids = spec.on_unknown, [one.id for one in untold.messages]
         assert tell is not None
 
+        def kept(_result: object, _error: BaseException | None) -> None:
+            for one in ids:
+                self._telling.pop(one, None)
+
         async def body(ctx: RunContext) -> Any:
-            try:
-                value = await tell(ctx, list(untold.messages))
-                self._store.told(ids)
-                return value
-            finally:
-                self._telling.difference_update(ids)
+            value = await tell(ctx, list(untold.messages))
+            self._store.told(ids)
+            self._telling.update(dict.fromkeys(ids))
+            self._store.settle(kept)
+            return value
 
         try:
             request = self._scheduler.intake.checked(untold.lane, body, untold.session)
             request.goes_next = request.beyond_limit = first
-            self._scheduler.intake.admit(request, "queue")
-            self._telling.update(ids)
+            self._telling.update(dict.fromkeys(ids, self._scheduler.intake.admit(request, "queue")))
         except LaneFull:
             return False
         except Draining:

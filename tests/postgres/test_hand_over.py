@@ -284,7 +284,7 @@ async def test_a_node_that_does_not_know_yet_what_it_inherited_tells_first_what_
     async def tell(ctx, messages):
         said.append(f"unknown: {messages[0].body}")
 
-    store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0)
+    store = PostgresStore(pg.tcp_dsn, schema=schema)
     execute = connect()
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer, on_unknown=tell)]) as sup:
         give = (
