@@ -19,7 +19,7 @@ from .errors import Stuck
 START = 1000.0
 """The first instant: not 0, which is false and hides a missing origin."""
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Real seconds for which something real may hold time still without being heard of."""
 
 BUSY_LIMIT = 10_000

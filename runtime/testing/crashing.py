@@ -87,10 +87,14 @@ class _FirstLife:
             accepted = await accept(sup, given["session"], messages)
             self.message = accepted.id
             outcome = await accepted.wait()
-            if outcome.state is not RunState.DONE:
-                what = Fault(Played(0, "without a crash"), f"ends as {outcome.state}: {outcome.reason}")
-                raise HandlerFault(f"{name_of(self._handler)} fails without any crash:", [what])
-            self.records = await sup.transcript(given["session"])
+            wrong = "" if outcome.state is RunState.DONE else f"ends as {outcome.state}: {outcome.reason}"
+            try:
+                self.records = await sup.transcript(given["session"])
+            except TranscriptError as error:
+                wrong = f"leaves a broken transcript: {error}"
+            if wrong:
+                fault = Fault(Played(0, "without a crash"), wrong)
+                raise HandlerFault(f"{name_of(self._handler)} fails without any crash:", [fault])
 
     async def _handle(self, ctx: RunContext, messages: Sequence[Message]) -> Any:
         if self._began:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import re
 from typing import Any
 
@@ -190,6 +191,54 @@ async def test_a_handler_that_fails_by_itself_is_not_swept(virtual_time, sweep):
 
     with pytest.raises(HandlerFault, match=r"(?s)fails without any .*ConnectionError: gone"):
         await sweep(fails, "hello")
+
+
+def scribble(ctx):
+    """Do what no handler should: write to the file of its session, past the session. Returns its size before."""
+    with open(ctx.session.path, "ab") as file:
+        before = file.tell()
+        file.write(b"{no record\n")
+    return before
+
+
+async def scribbles_when_cancelled(ctx, messages):
+    await ctx.session.append({"role": "user"})
+    try:
+        await anyio.sleep(1)
+    except get_cancelled_exc_class():
+        scribble(ctx)
+        raise
+
+
+async def scribbles_for_a_while(ctx, messages):
+    await ctx.session.append({"role": "user"})
+    before = scribble(ctx)
+    await anyio.sleep(1)
+    os.truncate(ctx.session.path, before)
+
+
+async def scribbles(ctx, messages):
+    return scribble(ctx)
+
+
+async def sleeps(ctx, messages):
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    "sweep, handler, told",
+    [
+        (cancel_everywhere, scribbles_when_cancelled, r"at 2, .*: leaves a broken transcript: .*line 3"),
+        (crash_everywhere, scribbles_for_a_while, "the transcript is broken: .*line 3"),
+        (cancel_everywhere, scribbles, "fails without any cancellation:\n.*leaves a broken transcript"),
+        (crash_everywhere, scribbles, "fails without any crash:\n.*leaves a broken transcript"),
+        (cancel_everywhere, sleeps, "fails without any cancellation:\n.*ends as timed_out: timed out after 300 s"),
+        (crash_everywhere, sleeps, "fails without any crash:\n.*ends as timed_out: timed out after 300 s"),
+    ],
+)
+async def test_a_broken_transcript_and_a_timeout_are_faults(virtual_time, sweep, handler, told):
+    with pytest.raises(HandlerFault, match=told):
+        await sweep(handler, "hello", **({"repeat": True} if sweep is crash_everywhere else {}))
 
 
 # Killed
