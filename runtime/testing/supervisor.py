@@ -169,7 +169,8 @@ def _check_loop(clock: VirtualClock) -> None:
     if anyio.current_time() != clock.now():
         raise NotVirtual(
             "this event loop goes by real time, and the clock of lanes by virtual time; allowed: a test that requests "
-            "the fixture `virtual_time`, whose loop goes by it, or `lanes.testing.run`"
+            "the fixture `virtual_time` and is run by anyio's plugin (pytest-asyncio leaves it to that one with "
+            "asyncio_mode = strict), or `lanes.testing.run`"
         )
 
 
