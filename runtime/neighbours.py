@@ -88,15 +88,16 @@ class Neighbours:
     async def cancel(self, lane: str | None, session: str | None, reason: str, *, queued: bool) -> Asked:
         """Ask their runs of a lane, of a session, or all to end. A checkpoint."""
         call = partial(_cancel, lane, session, reason or "cancelled", queued)
-        return await self._threads.run(partial(self._ask_each, call, lane, session))
+        return await self._threads.run(partial(self._ask_each, call, lane, self._noted(session)))
 
     async def runs(self, lane: str | None, session: str | None) -> Asked:
         """Their runs. A checkpoint."""
-        return await self._threads.run(partial(self._ask_each, partial(_rows, lane, session), lane, session))
+        call = partial(_rows, lane, session)
+        return await self._threads.run(partial(self._ask_each, call, lane, self._noted(session)))
 
     async def end(self, session: str) -> Asked:
         """End and bar their runs of a session. A checkpoint."""
-        return await self._threads.run(partial(self._ask_each, partial(_end, session), None, session))
+        return await self._threads.run(partial(self._ask_each, partial(_end, session), None, self._noted(session)))
 
     async def conductor(self, session: str) -> Found | None:
         """The process that conducts a session; `None` when that is this one, or none. A checkpoint.
@@ -104,7 +105,17 @@ class Neighbours:
         Raises:
             Unreached: it is one that has no status socket, or may be one that does not answer.
         """
-        return await self._threads.run(partial(self._conductor, session))
+        return await self._threads.run(partial(self._conductor, session, self._noted(session)))
+
+    def _noted(self, session: str | None) -> Iterator[Conducting]:
+        """The sessions whose notes name a conductor, or that one. The notes are read as the iterator is asked."""
+        if session is None:
+            return self._conducting(self._all_files(), None)
+        try:  # here, because the layout may call the user's `path`, which belongs on the event loop's thread
+            files = [self._layout.file_of(session)]
+        except (InvalidSession, OSError):
+            files = []
+        return self._conducting(files, session)
 
     async def ask(self, found: Found, question: Question) -> Answer:
         """What one of them answers. A checkpoint; cancelled, it may have done it.
@@ -121,7 +132,7 @@ class Neighbours:
 
         return [one for one in clients.beside(self.root) if one.pid != os.getpid()]
 
-    def _ask_each(self, call: Callable[[Client], _T], lane: str | None, session: str | None) -> Asked:
+    def _ask_each(self, call: Callable[[Client], _T], lane: str | None, noted: Iterator[Conducting]) -> Asked:
         found = self._found()
         answers, silent = list[tuple[int, _T]](), list[str]()
         for one, answer in _in_parallel(partial(_answer_of, call), found):
@@ -130,29 +141,26 @@ class Neighbours:
             elif one.pid is not None:
                 answers.append((one.pid, answer[0]))
         known = {os.getpid(), *(one.pid for one in found)}
-        noted = (one for one in self._noted(session) if lane in (None, one.holder.lane))
+        noted = (one for one in noted if lane in (None, one.holder.lane))
         unseen = [one for one in noted if one.holder.pid not in known]
         return Asked(answers, silent, unseen)
 
-    def _noted(self, session: str | None) -> Iterator[Conducting]:
-        """The sessions whose notes name a conductor, or that one."""
-        with contextlib.suppress(OSError, InvalidSession):
-            for path in self._files(session):
+    def _conducting(self, files: Iterable[str], session: str | None) -> Iterator[Conducting]:
+        with contextlib.suppress(OSError):
+            for path in files:
                 if (found := conductor_of(path)) is not None:
                     yield Conducting(found.holder, found.held_s, session or os.path.basename(path))
 
-    def _files(self, session: str | None) -> Iterable[str]:
-        if session is not None:
-            return [self._layout.file_of(session)]
+    def _all_files(self) -> Iterator[str]:
         directories: Iterable[tuple[str, Any, list[str]]] = os.walk(self.root)
         if self._layout.is_own:  # then all files are in the root itself
             directories = [(self.root, None, os.listdir(self.root))]
         names = (os.path.join(place, name) for place, _, names in directories for name in names)
-        return [name.removesuffix(_NOTE) for name in names if name.endswith(_NOTE)]
+        yield from (name.removesuffix(_NOTE) for name in names if name.endswith(_NOTE))
 
-    def _conductor(self, session: str) -> Found | None:
+    def _conductor(self, session: str, notes: Iterator[Conducting]) -> Found | None:
         found = self._found()
-        noted = next(self._noted(session), None)
+        noted = next(notes, None)
         if noted is not None:
             if noted.holder.pid == os.getpid():
                 return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import tempfile
+import threading
 
 import anyio
 import pytest
 from structlog.testing import capture_logs
 
-from lanes import InvalidLane, RunState
+from lanes import InvalidLane, RunState, SessionLayout
 from runtime import Supervisor, Unreached, neighbours
 from tests.children.neighbour import KEY, LANES
 from tests.peers import peer
@@ -101,3 +102,17 @@ async def test_a_process_without_a_socket_is_named(tmp_path, place, anyio_backen
                     assert [run.state for run in sup.runs(session=KEY)] == [RunState.QUEUED]
                     group.cancel_scope.cancel()
             assert await sup.everywhere.cancel(lane="other") == await sup.everywhere.cancel(session="other") == 0
+
+
+async def test_the_users_path_is_asked_on_the_event_loops_thread_only(tmp_path, place):
+    def path(key: str) -> str:
+        asked.add(threading.current_thread())
+        return str(tmp_path / f"{key}.jsonl")
+
+    asked: set[threading.Thread] = set()
+    async with Supervisor(SessionLayout(tmp_path, path=path), lanes=LANES) as sup:
+        await sup.reset("a")
+        await sup.everywhere.runs(session="a")
+        await sup.everywhere.cancel(session="a")
+        await (await sup.everywhere.post("talk", "hello", session="a")).wait(30)
+    assert asked == {threading.current_thread()}
