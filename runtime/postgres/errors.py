@@ -19,7 +19,8 @@ class StoreDown(InboxDown, LockError):
 
 
 class NodeLost(LeaseLost):
-    """This process was silent for too long: other nodes may conduct its sessions now. Nothing was written.
+    """Another node has, or may have, what a run is about. Nothing was written.
 
-    Its runs are cancelled, and it joins again under another id.
+    Mostly since this process was silent for too long: its runs are cancelled, and it joins again under another id. Else
+    the message of a run that was to begin has ended elsewhere, or was submitted again there.
     """

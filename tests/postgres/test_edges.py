@@ -15,6 +15,7 @@ import pytest
 from lanes import GroupSpec, InvalidLane, LaneSpec, RetrySpec, RunState
 from locks import LeaseLost
 from runtime import Inbox, PostgresStore, StoreDown, Supervisor
+from runtime.postgres.errors import NodeLost
 from runtime.postgres.life import Life
 from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
@@ -330,3 +331,31 @@ async def test_what_a_run_did_not_come_to_tell_is_told_by_another_one(untold):
         inbox.replay.look_for_untold()
         await (await sup.accept("main", "last", session="a")).wait(20)
     assert untold.said == ["unknown: 0", "last"]
+
+
+async def test_of_two_nodes_that_submit_a_parked_message_again_one_does(store, pg, schema, monkeypatch):
+    monkeypatch.setattr("runtime.inbox.service._LOOK_S", 60.0)  # neither sees what the other one does
+    done, broken = list[str](), [True]
+
+    def lanes_of(name):
+        async def handler(ctx, messages):
+            if broken:
+                raise ValueError
+            done.append(name)
+
+        return [LaneSpec("main", handler=handler, retry=RetrySpec(2, wait=0.01))]
+
+    async with Supervisor(store, lanes=lanes_of("one")) as one:
+        await (await one.accept("main", 1)).wait(20)
+        async with Supervisor(store, lanes=lanes_of("two")) as two:
+            await until(two.parked)
+            broken.clear()
+            (first,), (second,) = one.parked(), two.parked()
+            assert (await one.resubmit(first.run.id).wait()).state is RunState.DONE
+            outcome = await two.resubmit(second.run.id).wait()
+            assert isinstance(outcome.error, NodeLost)
+            assert "its message is answered, or was ended, by another node" in str(outcome.error)
+            inbox: Any = two._inbox
+            await inbox._unpark()  # as each look does
+            assert [*one.parked(), *two.parked()] == []
+    assert (done, rows(pg, f"select state from {schema}.message")) == (["one"], [("done",)])
