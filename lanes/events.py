@@ -56,6 +56,12 @@ class EventStream:
             await self._more.wait()
         return self._buffer.popleft()
 
+    def take(self) -> list[Any]:
+        """What is unread, without waiting."""
+        taken = [*self._buffer]
+        self._buffer.clear()
+        return taken
+
     def close(self) -> None:
         """Stop reading; unread events are dropped."""
         self._closed = True

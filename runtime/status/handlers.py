@@ -29,6 +29,7 @@ from ..background import Background
 from ..inspect.run_report import guilty_lines, report_on
 from . import protocol
 from .beside import Posting, answer_neighbour
+from .life import Lives
 from .protocol import text
 from .recording import Recorder
 from .work import Work, Worked, trends
@@ -91,6 +92,7 @@ class Handlers:
         self._orders: dict[int, protocol.Order] = {}
         self._last_order = 0
         self._recorder = Recorder(sup)
+        self._lives = Lives(sup)
         self.work = Work(sup)
         """Answers about work that is kept; what a coroutine answers, it answers alone."""
 
@@ -112,6 +114,8 @@ class Handlers:
                     return self._stop(question, by)
                 case protocol.Stack():
                     return self._stack(question)
+                case protocol.Life():
+                    return self._lives.look(question) or self._unknown(question.run)
                 case protocol.Drain():
                     return self._drain(question, by)
                 case protocol.Restart():

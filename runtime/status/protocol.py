@@ -21,7 +21,9 @@ from .questions import Drain as Drain
 from .questions import Drop as Drop
 from .questions import End as End
 from .questions import Ended as Ended
+from .questions import Life as Life
 from .questions import Messages as Messages
+from .questions import Note as Note
 from .questions import Parked as Parked
 from .questions import Ping as Ping
 from .questions import Post as Post
@@ -42,6 +44,7 @@ from .questions import Stop as Stop
 from .questions import Timeline as Timeline
 from .questions import Trends as Trends
 from .rows import AskRow as AskRow
+from .rows import LifePart as LifePart
 from .rows import MessageRow as MessageRow
 from .rows import ParkedRow as ParkedRow
 from .rows import SessionPart as SessionPart
@@ -364,6 +367,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     trends: TrendsPart | None = None
     timeline: TimelinePart | None = None
     session: SessionPart | None = None
+    life: LifePart | None = None
     parked: list[ParkedRow] | None = None
     asks: list[AskRow] | None = None
     messages: list[MessageRow] | None = None

@@ -11,6 +11,8 @@ Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 Timeout = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 AskId = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+NoteText = Annotated[str, msgspec.Meta(min_length=1, max_length=8000)]
+Role = Annotated[str, msgspec.Meta(min_length=1, max_length=50)]
 Rows = Annotated[int, msgspec.Meta(ge=1, le=500)]
 RecordedFor = Annotated[float, msgspec.Meta(gt=0, le=600)]
 Window = Annotated[float, msgspec.Meta(ge=1, le=86_400)]
@@ -149,6 +151,22 @@ class Post(_Question, frozen=True, tag="post"):
     dedupe: str | None = None
 
 
+class Life(_Question, frozen=True, tag="life"):
+    """What has a run lived through, what belongs to it, and what does it emit while somebody looks?"""
+
+    run: RunId
+    content: bool = False
+    """Whether to answer with what it emits; else with how much."""
+
+
+class Note(_Question, frozen=True, tag="note"):
+    """Append a record to a session, whoever conducts it: `{"role": …, "content": …, "by": …}`."""
+
+    key: Key
+    text: NoteText
+    role: Role = "note"
+
+
 class Ended(_Question, frozen=True, tag="ended"):
     """How has a run ended that was posted from another process, if it has?"""
 
@@ -191,6 +209,8 @@ Question = (
     | Ended
     | Record
     | Recorded
+    | Life
+    | Note
 )
-Slow = Session | Reset | Asks | AnswerAsk | Messages | Requeue | Drop
+Slow = Session | Reset | Asks | AnswerAsk | Messages | Requeue | Drop | Note
 """Those that are answered by a coroutine, since a disk or a database is asked."""

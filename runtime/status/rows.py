@@ -45,6 +45,33 @@ class TimelinePart(msgspec.Struct, frozen=True, kw_only=True):
     left_out: int
 
 
+class Right(msgspec.Struct, frozen=True, kw_only=True):
+    """A right on a session that a run holds."""
+
+    path: str
+    right: str
+    held_s: float
+    remaining_s: float | None
+    waiting: int
+
+
+class LifePart(msgspec.Struct, frozen=True, kw_only=True):
+    """One run, and what belongs to it."""
+
+    bar: Bar
+    parent: Bar | None
+    """The run that submitted it, as long as that is known."""
+    children: list[Bar]
+    """Those that it has submitted, the latest first."""
+    rights: list[Right]
+    events: list[str]
+    """What it has emitted last, as text or JSON; empty unless content was asked for."""
+    emitted: int
+    """How much it has emitted since somebody looks."""
+    missed: int
+    """How much of that came too fast to be kept."""
+
+
 class Waiter(msgspec.Struct, frozen=True, kw_only=True):
     """A run in the queue of a session."""
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from .protocol import AbandonedRow, Picture, RunRow
+from .rows import Bar
 
 
 def is_stuck(run: RunRow) -> bool:
@@ -66,6 +67,16 @@ def for_whom(run: RunRow) -> str:
     if not run.holder or run.holder.startswith(f"{run.waits_for} "):
         return run.holder or run.waits_for
     return f"{run.waits_for}: {run.holder}"
+
+
+def life(bar: Bar) -> str:
+    """When a run waited and ran."""
+    ended = bar.ended or 0.0
+    waited = bar.submitted - (ended if bar.started is None else bar.started)
+    report = f"submitted {lasting(bar.submitted)} ago, waited {lasting(waited)}"
+    if bar.started is not None:
+        report += f", ran {lasting(bar.started - ended)}"
+    return report if bar.ended is None else f"{report}, ended {lasting(ended)} ago"
 
 
 def lasting(seconds: float) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from lanes import LaneError, Question, Run, RunError
+from lanes import LaneError, Question, Run, RunContext, RunError
 from lanes import Parked as ParkedRun
 from lanes.core.scheduler import Scheduler
 from lanes.layout import Layout
+from lanes.spec import CONTROL
 from locks import LockError, _clock, process
 from locks._events import described, log
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..watch.watchdog import Trends
 
 _LAG_PARTS = 60
+_NOTE_WITHIN_S = 20.0
 
 
 class Kept(Protocol):
@@ -49,7 +51,9 @@ class Worked(Protocol):
     def layout(self) -> Layout: ...
     @property
     def _scheduler(self) -> Scheduler: ...
+    def find(self, run_id: int) -> Run | None: ...
     def parked(self) -> list[ParkedRun]: ...
+    async def run(self, lane: str, fn: Any, *args: Any, **options: Any) -> Any: ...
     def resubmit(self, run_id: int) -> Run: ...
     def discard(self, run_id: int) -> None: ...
     async def reset(self, key: str) -> str | None: ...
@@ -97,7 +101,7 @@ class Work:
         since = now - question.window_s
         live = [one.run for one in islice(board.live.values(), 5 * rows.MOST_BARS)]
         ended = board.history.latest(5 * rows.MOST_BARS)
-        bars = [_bar(run, now) for run in chain(live, ended) if (at := _ended_at(run)) is None or at >= since]
+        bars = [bar_of(run, now) for run in chain(live, ended) if (at := _ended_at(run)) is None or at >= since]
         bars.sort(key=lambda bar: bar.started if bar.started is not None else bar.submitted)
         shown = bars[: rows.MOST_BARS]
         part = rows.TimelinePart(window_s=question.window_s, bars=shown[::-1], left_out=len(bars) - len(shown))
@@ -113,6 +117,8 @@ class Work:
                     return await self._session(question)
                 case protocol.Reset():
                     return await self._reset(question, by)
+                case protocol.Note():
+                    return await self._note(question, by)
                 case protocol.Asks():
                     return await self._asks(question)
                 case protocol.AnswerAsk():
@@ -175,6 +181,12 @@ class Work:
         aside = "; it had no file" if moved is None else f"; its file is {os.path.basename(moved)} now"
         return _done(f"session {question.key} starts afresh{aside}")
 
+    async def _note(self, question: protocol.Note, by: str) -> Answer:
+        record = {"role": question.role, "content": question.text, "by": by}
+        log("operator_asked", what="note", session=question.key, by=by)
+        await self._sup.run(CONTROL, _append, record, session=question.key, turn=False, timeout=_NOTE_WITHIN_S)
+        return _done(f"the note was appended to session {question.key}")
+
     async def _asks(self, question: protocol.Asks) -> Answer:
         now = process.wall()
         return Answer(asks=[_ask(one, now, question.content) for one in await self._sup.asks(at_most=rows.MOST_ROWS)])
@@ -189,6 +201,10 @@ class Work:
         now = process.wall()
         found = await self._sup.messages_in(question.state, rows.MOST_ROWS)
         return Answer(messages=[_message(one, now, question.content) for one in found])
+
+
+async def _append(ctx: RunContext, record: dict[str, str]) -> None:
+    await ctx.session.append(record)
 
 
 def _place(layout: Layout, file: str) -> str:
@@ -209,7 +225,8 @@ def _ended_at(run: Run) -> float | None:
     return None if outcome is None else run.enqueued_at + outcome.waited_s + outcome.ran_s
 
 
-def _bar(run: Run, now: float) -> rows.Bar:
+def bar_of(run: Run, now: float) -> rows.Bar:
+    """A run on a timeline."""
     ended = _ended_at(run)
     return rows.Bar(
         run=run.id,

@@ -50,6 +50,14 @@ def _reset(form: Form, _by: str) -> tuple[protocol.Question, str]:
     return protocol.Reset(key=key), f"session?key={quote(key, safe='')}"
 
 
+def _note(form: Form, _by: str) -> tuple[protocol.Question, str]:
+    key = protocol.text(form.get("key", ""), 1025)
+    note = protocol.Note(
+        key=key, text=protocol.text(form.get("text", "").strip(), 8001), role=form.get("role", "").strip() or "note"
+    )
+    return note, f"session?key={quote(key, safe='')}"
+
+
 def _answer(form: Form, by: str) -> tuple[protocol.Question, str]:
     given = form.get("value")
     value = msgspec.json.encode(form.get("text", "")) if given is None else given.encode()
@@ -89,6 +97,7 @@ _ORDERS: dict[str, Callable[[Form, str], tuple[protocol.Question, str]]] = {
     "resubmit": _resubmit,
     "discard": _discard,
     "reset": _reset,
+    "note": _note,
     "answer": _answer,
     "requeue": _requeue,
     "drop": _drop,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..status import protocol, words
+from . import timeline
 
 MOST_ROWS = 30
 """Of each table of *Now*."""
@@ -84,13 +85,25 @@ def _counts(picture: protocol.Picture) -> list[tuple[str, str]]:
     ]
 
 
-def run(seen: Seen, number: int, stood: protocol.Stood | None, error: str) -> Page:
-    """One run: its head, and where it stands line by line."""
+def run(seen: Seen, number: int, stood: protocol.Stood | None, life: protocol.LifePart | None, error: str) -> Page:
+    """One run: its head, its life and what belongs to it, and where it stands line by line."""
     rows = seen.picture.runs if seen.picture is not None else []
     row = next((one for one in rows if one.id == number), None)
     text = stood.text if stood is not None else ""
     head, _, rest = text.partition("\n")
-    values = {"number": number, "row": row, "head": head, "stack": rest, "error": error}
+    bars = [] if life is None else [bar for bar in (life.parent, life.bar, *life.children) if bar is not None]
+    window = max((bar.submitted for bar in bars), default=1.0) or 1.0
+    marks = [timeline.mark_of(bar, 0, window) for bar in bars]
+    values = {
+        "life": life,
+        "marks": marks,
+        "window": window,
+        "number": number,
+        "row": row,
+        "head": head,
+        "stack": rest,
+        "error": error,
+    }
     return Page("run.html", f"Run {number}", values, seen, 404 if error and seen.is_live else 200)
 
 

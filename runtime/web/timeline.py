@@ -61,13 +61,15 @@ def rows_of(part: TimelinePart) -> list[Row]:
         if line == len(row.lines):
             row.lines.append(0.0)
         row.lines[line] = ended if bar.ended is not None else -1.0
-        row.marks.append(_mark(bar, line, part.window_s))
+        row.marks.append(mark_of(bar, line, part.window_s))
     return sorted(rows.values(), key=lambda row: min((mark.bar.ended or 0.0 for mark in row.marks), default=0.0))[
         :MOST_LANES
     ]
 
 
-def _mark(bar: Bar, line: int, window: float) -> Mark:
+def mark_of(bar: Bar, line: int, window: float) -> Mark:
+    """A bar where it belongs in a picture of so many seconds."""
+
     def at(ago: float) -> float:
         return round(_WIDTH * (1 - min(max(ago, 0.0), window) / window), 1)
 

@@ -96,7 +96,10 @@ class Views:
         except (BadForm, protocol.BadQuestion) as wrong:
             return pages.refusal("Run", str(wrong), 422)
         seen, answer, error = await self._about(question)
-        return pages.run(seen, number, answer.stack, error)
+        life = protocol.Answer()
+        if answer.stack is not None:
+            life = await self.asked(protocol.Life(run=number, content=self.show_content))
+        return pages.run(seen, number, answer.stack, life.life, error)
 
     async def _session(self, request: Request) -> Page:
         key = request.query_params.get("key", "")

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from lanes import LaneSpec, RetrySpec
 from runtime import Supervisor
 from runtime.status import protocol
+from runtime.status.life import Lives
 from runtime.status.rows import Bar
 from runtime.web import dashboard, timeline
 from runtime.web.app import Dashboard
@@ -19,7 +20,7 @@ from runtime.web.guard import Guard
 from runtime.web.source import Inside, Outside
 from runtime.web.views import Views
 from tests.poll import eventually
-from tests.supervised import gone, on_trio
+from tests.supervised import gone, lines_of, on_trio, path_of
 from tests.web.reader import abandoned, browser, ended, order, secret_of, tags_of, text_of
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
@@ -196,6 +197,78 @@ async def test_a_session_is_started_afresh(sup, app):
         bad = [await order(web, secret_of(page), do="reset", key=key) for key in ("", "x" * 2000, "a\x01b")]
     assert run.outcome is not None and "reset" in run.reason
     assert [one.status_code for one in bad] == [422, 422, 409]
+
+
+async def test_a_run_shows_its_life_what_belongs_to_it_and_what_it_emits(sup, app):
+    emit = anyio.Event()
+
+    async def child(ctx):
+        await anyio.sleep_forever()
+
+    async def parent(ctx):
+        ctx.submit("one", child)
+        await ctx.session.append({"content": BODY})
+        await emit.wait()
+        for number in range(60):
+            ctx.emit({"token": f"{number}{BODY}"})
+        await anyio.sleep_forever()
+
+    first = sup.submit("session:alice", parent)
+    with anyio.fail_after(30):
+        while len(sup.runs()) < 2:
+            await anyio.sleep(0.01)
+    second = next(run for run in sup.runs() if run.parent == first.id)
+    async with browser(app) as web:
+        page = text_of((await web.get(f"/run?id={first.id}")).text)
+        assert f"run {second.id} submitted by it" in page and "this run running submitted 0." in page
+        assert "What it holds turn of /" in page
+        assert "What it emits 0 events since somebody looks." in page
+        emit.set()
+        with anyio.fail_after(30):
+            while "60 events since somebody looks, 10 of them too fast" not in (
+                shown := text_of((await web.get(f"/run?id={first.id}")).text)
+            ):
+                await anyio.sleep(0.01)
+        assert '{"token":"59</code><img src=x onerror=alert(1)>\\u001b[2J"}' in shown and '"9</code>' not in shown
+        assert f"run {first.id} submitted it" in text_of((await web.get(f"/run?id={second.id}")).text)
+    async with browser(dashboard(sup)) as web:
+        hidden = (await web.get(f"/run?id={first.id}")).text
+        assert "events since somebody looks" in hidden and "token" not in hidden.partition("Where it stands")[0]
+    await ended(sup)
+    async with browser(app) as web:
+        assert "cancelled: cancelled submitted" in text_of((await web.get(f"/run?id={first.id}")).text)
+
+
+async def test_runs_that_are_looked_at_are_bounded_and_let_go(sup, monkeypatch):
+    lives, runs = Lives(sup), [sup.submit("session:alice", handle, None) for _ in range(12)]
+    for run in runs:
+        assert lives.look(protocol.Life(run=run.id)) is not None
+    assert len(lives._watched) == 8 and set(lives._watched) == {run.id for run in runs[4:]}
+    monkeypatch.setattr("runtime.status.life._UNUSED_S", -1.0)
+    assert lives.look(protocol.Life(run=99)) is None and not lives._watched
+    await ended(sup)
+
+
+async def test_a_note_is_appended_beside_whatever_runs(sup, app):
+    run = sup.post("session:alice", "wait")
+    await eventually(lambda: run.started_at is not None)
+    async with browser(app) as web:
+        page = (await web.get(session_of("alice"))).text
+        secret = secret_of(page)
+        with capture_logs() as lines:
+            done = await order(web, secret, do="note", key="alice", text=f"careful {BODY}", role="system")
+        assert done.status_code == 303
+        shown = text_of((await web.get(f"/{done.headers['location'][2:]}")).text)
+        bad = [
+            await order(web, secret, do="note", **fields)
+            for fields in ({"key": "alice"}, {"key": "", "text": "x"}, {"key": "a", "text": "x" * 8001})
+        ]
+        unsafe = await order(web, secret, do="note", key="a\x01b", text="x")
+    assert "the note was appended to session alice" in shown and '"role":"system","content":"careful </code>' in shown
+    assert [one.status_code for one in bad] == [422] * 3 and unsafe.status_code == 409 and run.outcome is None
+    assert [(one["what"], one["session"]) for one in lines if one["event"] == "operator_asked"] == [("note", "alice")]
+    assert [record["role"] for record in lines_of(path_of(sup, "alice")) if "role" in record] == ["system"]
+    await ended(sup)
 
 
 async def test_an_abandoned_body_is_shown_with_where_it_stood(sup, app):
