@@ -152,11 +152,7 @@ class OnStore:
         """Have something asked on the connection, which is made anew after a failure."""
         try:
             async with self._lock, asyncio.timeout(_LOOK_WITHIN_S):
-                try:
-                    return await look(await self._connected())
-                except BaseException:  # a cancellation too: what it has left on the wire is not known
-                    await self._drop()
-                    raise
+                return await look(await self._connected())  # cancelled, the connection is closed
         except TimeoutError as error:
             raise FleetError(f"{self._store.name} has not answered within {_LOOK_WITHIN_S:g} s") from error
         except (StoreDown, InboxInvalid) as error:
@@ -167,8 +163,9 @@ class OnStore:
     async def _connected(self) -> by_hand.Connection:
         if self._connection is None or self._connection.closed:
             await self._drop()
-            self._connection = await self._holding.enter_async_context(by_hand.connected(self._store))
-            await by_hand.see_form(self._connection, self._store)
+            connection = await self._holding.enter_async_context(by_hand.connected(self._store))
+            await by_hand.see_form(connection, self._store)
+            self._connection = connection
         return self._connection
 
     async def _drop(self) -> None:

@@ -44,7 +44,9 @@ async def test_all_processes_are_shown_with_what_is_stuck_and_who_has_which_sess
         Supervisor(tmp_path / "a", status_socket=True, lanes=SPECS, drain_timeout=0.0) as one,
         Supervisor(tmp_path / "b", status_socket=place / "b.sock", lanes=SPECS, drain_timeout=0.0) as two,
     ):
-        bad = one.submit("session:bad", body, timeout=0.05)
+        bad = one.submit("session:bad", body)
+        await body.started.wait()
+        bad.cancel()
         for sup in (one, two):
             for _ in range(2):
                 sup.submit("session:s", waits)

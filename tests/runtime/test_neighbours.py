@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import tempfile
 import threading
+from pathlib import Path
 
 import anyio
 import pytest
@@ -33,26 +34,33 @@ async def test_what_is_posted_to_another_process_steers_and_interrupts_and_a_res
     async with Supervisor(tmp_path, lanes=LANES) as sup:
         with peer("neighbour", tmp_path, anyio_backend_name, f"{place}/mine.sock") as other:
             await eventually(lambda: other.said("holds 0"))
+            (seen,) = await sup.everywhere.runs(session=KEY)
             with pytest.raises(InvalidLane, match=r"process \d+ refuses: .*'none'"):
                 await sup.everywhere.post("none", "hello", session=KEY)
             with pytest.raises(InvalidLane, match="message: 60007 bytes cannot be posted in another process"):
                 await sup.everywhere.post("talk", "x" * 60_001, session=KEY)
             with pytest.raises(InvalidLane, match="message: cannot be kept"):
                 await sup.everywhere.post("talk", object(), session=KEY)
-            steered = await sup.everywhere.post("talk", "hello", session=KEY)
-            assert (steered.run, steered.node) == (None, (await sup.everywhere.runs(session=KEY))[0].node)
+            with monkeypatch.context() as patched:
+                patched.setattr(neighbours, "conductor_of", lambda path: None)  # as of a turn that is quite new
+                steered = await sup.everywhere.post("talk", "hello", session=KEY)
+            assert (steered.run, steered.node) == (None, seen.node)
             outcome = await steered.wait(30)
             assert (outcome.state, outcome.value) == (RunState.DONE, {"answered": ["hold", "hello"]})
 
             other.tell("again")
             await eventually(lambda: other.said("holds 1"))
-            posted = await sup.everywhere.post("talk", "now", session=KEY, when_busy="interrupt")
+            await eventually(lambda: Path(f"{sup.layout.file_of(KEY)}.turn").exists())
+            with monkeypatch.context() as patched:
+                patched.setattr(neighbours, "_conducts", lambda session, client: False)  # the note says it
+                posted = await sup.everywhere.post("talk", "now", session=KEY, when_busy="interrupt")
             assert (await posted.wait(30)).value == {"answered": ["now"]}
             assert any(line.startswith("ended superseded") for line in other.lines)
 
             other.tell("again")
             await eventually(lambda: other.said("holds 2"))
-            moved = await sup.reset(KEY)
+            with anyio.fail_after(60):
+                moved = await sup.reset(KEY)
             assert moved is not None and ".reset." in moved
             await eventually(lambda: other.said("ended cancelled ended by a reset of its session"))
             here = await sup.everywhere.post("talk", "new", session=KEY)
