@@ -50,7 +50,7 @@ def test_the_wheel_is_the_same_each_time_has_what_is_committed_and_works(tmp_pat
 
 
 def test_every_dependency_of_a_user_has_a_lowest_version():
-    assert {"anyio==4.14", "psycopg==3.2.1", "starlette==0.41"} <= set(lowest())
+    assert {"anyio==4.14", "psycopg==3.2.2", "starlette==0.41"} <= set(lowest())
     assert all(part.count("==") == 1 for part in lowest())
 
 
