@@ -9,8 +9,9 @@ from lanes.checks import Priority
 from lanes.core.execution import Execution
 from lanes.core.phase import Phase
 from lanes.core.scheduler import Scheduler
+from lanes.queues.pool import Standing
 from lanes.run import RunState
-from locks import _effects
+from locks import _clock, _effects
 from tests import phases
 
 
@@ -20,6 +21,7 @@ def complaints(scheduler: Scheduler) -> list[str]:
     wrong = [f"{one!r}: {what}" for one in live for what in _of_execution(scheduler, one)]
     wrong += [what for one in live for what in phases.complaints(one)]
     wrong += _of_lanes(scheduler, live) + _of_turns(scheduler, live) + _of_groups(scheduler, live)
+    wrong += _of_pools(scheduler, live)
     kept = {*history._finished, *(one.run.id for one in live)}
     if any(said.run.id not in kept for said in history._known.values()):
         wrong.append("a dedupe key is known of a run that is not kept")
@@ -117,4 +119,26 @@ def _of_groups(scheduler: Scheduler, live: Set[Execution]) -> list[str]:
             wrong.append(f"group {name}: it has given away more than it has")
         if group.next_class() is not None and scheduler.board.serving and not scheduler.board.throttle.holds_back(name):
             wrong.append(f"group {name}: it could start a run, and does not")
+    return wrong
+
+
+def _of_pools(scheduler: Scheduler, live: Set[Execution]) -> list[str]:
+    wrong, now = [], _clock.clock.now()
+    for name, pool in scheduler.board.pools.items():
+        waiting = [claim for line in pool._lines.values() for claim in line.order]
+        held, allowance = list(pool.held), pool.allowance
+        reserved = sum(claim.tokens for claim in held if not claim.settled)
+        if (pool.waiting, allowance.held, allowance.reserved) != (len(waiting), len(held), reserved):
+            wrong.append(f"pool {name}: it has counted wrong: {pool!r}, {reserved} tokens reserved")
+        for claims, standing in ((waiting, Standing.WAITS), (held, Standing.HELD)):
+            if any(claim.standing is not standing or claim.waiter not in live for claim in claims):
+                wrong.append(f"pool {name}: a claim that is {standing.name} is not, or its run is not live")
+            if any(claim not in (claim.waiter.claims or ()) for claim in claims):
+                wrong.append(f"pool {name}: a run does not know of its claim")
+        urgency = pool._next_class(now)
+        if urgency is not None and pool not in scheduler.pools._timers:
+            if allowance.ready_at(pool._lines[urgency].front().tokens, now) <= now:
+                wrong.append(f"pool {name}: it could grant a claim, and does not")
+            elif not held:
+                wrong.append(f"pool {name}: it waits for nothing that would come")
     return wrong

@@ -44,7 +44,7 @@ class Scheduler:
         starting = Starting(board)
         steering = Steering(board, starting)
         self.waits = waits = Waits(board, starting.admit_group)
-        pools = Pools(board, waits)
+        self.pools = pools = Pools(board, waits)
         self._finishing = finishing = Finishing(board, starting, steering, waits, pools)
         self._causes = causes = Causes(board, finishing, Retrying(board, starting, finishing), waits)
         self.intake = intake = Intake(board, starting, steering, causes, self)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from functools import partial
 
 import anyio
@@ -13,6 +15,7 @@ from lanes import GroupSpec, InvalidLane, LaneSpec, PoolSpec, RunState
 from locks import DeadlockError, RunEnded
 from runtime import Supervisor
 from runtime.testing.suspensions import Suspensions
+from tests.invariants import complaints
 from tests.supervised import about, assert_empty
 
 LANE = partial(LaneSpec, timeout=1000.0, queue_limit=None)
@@ -324,6 +327,50 @@ async def test_a_run_that_has_ended_is_granted_nothing(virtual, tmp_path):
             async with left[0].pool("model"):
                 pass
         assert sup.statistics().pools["model"].granted == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_the_invariants_hold_and_nothing_is_left(virtual, tmp_path, seed):
+    """Calls, cancels, deadlines, refusals, bodies that are abandoned, and other limits meanwhile, by chance."""
+    chance, wrong = random.Random(seed), list[str]()
+    specs = [PoolSpec("a", slots=3, rate=(5, 10.0)), PoolSpec("b", slots=2, tokens=(100, 20.0), recovery=5.0)]
+    lanes = [LANE("work", capacity=40, timeout=40.0, grace=1.0), LANE("session:*", timeout=60.0, priority="normal")]
+
+    async def body(ctx):
+        with anyio.CancelScope(shield=chance.random() < 0.05):  # some are abandoned
+            for _ in range(chance.randrange(4)):
+                with anyio.move_on_after(chance.choice([1.0, 30.0, math.inf])):
+                    async with ctx.pool(chance.choice("ab"), tokens=chance.randrange(60)) as grant:
+                        await anyio.sleep(chance.choice([0.0, 0.5, 4.0]))
+                        if chance.random() < 0.5:
+                            grant.settle(chance.randrange(90))
+                        if chance.random() < 0.1:
+                            grant.throttled(retry_after=chance.choice([0.0, 3.0]))
+                        if chance.random() < 0.1:
+                            raise LookupError
+                look()
+
+    def look(_run=None):
+        wrong.extend(complaints(sup._scheduler))
+
+    async with supervisor(
+        tmp_path, *specs, lanes=lanes, groups=[], on_run_start=look, on_run_end=look, on_zombie="raise"
+    ) as sup:
+        runs = []
+        for _ in range(60):
+            lane = chance.choice(["work", "session:x", "session:y", "session:z"])
+            runs.append(sup.submit(lane, body))
+            await anyio.sleep(chance.choice([0.0, 0.1, 2.0]))
+            if chance.random() < 0.15:
+                chance.choice(runs).cancel()
+            if chance.random() < 0.1:
+                sup.configure(pools=[replace(specs[0], slots=chance.randrange(1, 5))])
+            look()
+        for run in runs:
+            await run.wait()
+        await sup._scheduler.board.wait_abandoned()
+        assert wrong == []
+        assert [(one.held, one.waiting) for one in sup.statistics().pools.values()] == [(0, 0)] * 2
 
 
 # Deadlocks
