@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 
 ENDED = "ended by a reset of its session"
+PUT_ASIDE = ".reset."
+"""What follows the name of a session's file in the name that it gets; then comes the instant."""
 
 
 def begin(scheduler: Scheduler, key: str, *, archive: bool, barred: anyio.Event | None = None) -> Run:
@@ -85,7 +87,7 @@ async def _put_away(
     """Move the transcript aside, or delete it. Returns its new path; `None` when it was empty, or deleted."""
     if barred is not None:
         await barred.wait()
-    to = f"{file}.reset.{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
+    to = f"{file}{PUT_ASIDE}{datetime.now(UTC):%Y-%m-%dT%H-%M-%S.%fZ}" if archive else None
     moved = await sessions.store.set_aside(file, to, under=ctx._permit.fence)
     return to if moved and to is not None and not _removed_if_empty(to) else None
 

@@ -99,6 +99,8 @@ class SessionPart(msgspec.Struct, frozen=True, kw_only=True):
     """The last ones, as JSON; empty unless content was asked for."""
     error: str
     """Why they cannot be read; empty if they can."""
+    put_aside: list[str] = []
+    """The names of the files that resets have put aside, the latest first; none on a store, which keeps records."""
 
 
 class ParkedRow(msgspec.Struct, frozen=True, kw_only=True):

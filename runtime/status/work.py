@@ -6,6 +6,7 @@ Beside `handlers`, which answers about the instant. Where a disk or a database i
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,12 +14,14 @@ import msgspec
 
 from lanes import LaneError, Question, Run, RunContext, RunError
 from lanes import Parked as ParkedRun
+from lanes.core.reset import PUT_ASIDE
 from lanes.core.scheduler import Scheduler
 from lanes.layout import Layout
 from lanes.spec import CONTROL
 from locks import LockError, _clock, process
 from locks._events import described, log
 
+from ..threads import Threads
 from . import protocol, rows
 from .protocol import Answer, Done, Refused, text
 
@@ -69,6 +72,7 @@ class Work:
 
     def __init__(self, sup: Worked) -> None:
         self._sup = sup
+        self._threads = Threads(1)
 
     # At once
 
@@ -172,6 +176,7 @@ class Work:
             remaining_s=None if held is None else held.remaining_s,
             records=records,
             error=error,
+            put_aside=await self._threads.run(partial(_put_aside, file)),
         )
         return Answer(session=part)
 
@@ -205,6 +210,16 @@ class Work:
 
 async def _append(ctx: RunContext, record: dict[str, str]) -> None:
     await ctx.session.append(record)
+
+
+def _put_aside(file: str) -> list[str]:
+    """What resets have made of a session's file. Reads its directory: not on the event loop's thread."""
+    folder, name = os.path.split(file)
+    try:
+        found = [one for one in os.listdir(folder) if one.startswith(f"{name}{PUT_ASIDE}")]
+    except OSError:
+        return []  # a place in a store
+    return [text(one) for one in sorted(found, reverse=True)[: rows.MOST_RECORDS]]
 
 
 def _place(layout: Layout, file: str) -> str:

@@ -188,14 +188,17 @@ async def test_a_parked_run_is_submitted_again_or_forgotten(sup, app):
 
 
 async def test_a_session_is_started_afresh(sup, app):
-    run = sup.post(f"session:{HOSTILE}", "wait")
-    await eventually(lambda: run.started_at is not None)
+    run, file = sup.post(f"session:{HOSTILE}", "wait"), path_of(sup, HOSTILE)
+    await eventually(lambda: file.exists() and b'"wait"' in file.read_bytes())
     async with browser(app) as web:
         page = (await web.get(session_of(HOSTILE))).text
         done = await order(web, secret_of(page), do="reset", key=HOSTILE)
         assert done.headers["location"].startswith(f".{session_of(HOSTILE)}&notice=")
         bad = [await order(web, secret_of(page), do="reset", key=key) for key in ("", "x" * 2000, "a\x01b")]
+        shown = text_of((await web.get(session_of(HOSTILE))).text)
     assert run.outcome is not None and "reset" in run.reason
+    (aside,) = file.parent.glob("*.reset.*")
+    assert f"Files that were put aside, the latest first {aside.name} The end of its transcript" in shown
     assert [one.status_code for one in bad] == [422, 422, 409]
 
 
