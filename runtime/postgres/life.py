@@ -43,6 +43,8 @@ BEAT = (
 REAP = "select place, name, pending from {s}.reaped(%s)"
 _GONE = "select {s}.gone(%s)"
 _MARGIN = 0.9
+_BEATS = 3
+"""In each ttl."""
 _WAITS_FOR_LOCKS = 0.15
 """For how much of the ttl: no life of another node is worth one's own."""
 _LOOK_AGAIN_S = 0.1
@@ -150,7 +152,7 @@ class Life:
 
     async def live(self, connection: psycopg.AsyncConnection) -> None:
         """Beat and reap until the link is told to stop, or the node is lost."""
-        link, every_s = self._link, self._store.ttl / 3
+        link, every_s = self._link, self._store.ttl / _BEATS
         wait_s, retry_s = every_s, SOONEST_RETRY_S
         current: psycopg.AsyncConnection | None = connection
         try:

@@ -12,8 +12,8 @@ import pytest
 
 from lanes import LaneSpec, RunState
 from runtime import PostgresStore, StoreDown, Supervisor
+from runtime.postgres import life, node, ownership
 from runtime.postgres import link as links
-from runtime.postgres import node, ownership
 from runtime.postgres.schema import filled
 
 from .database import SOUND, accepts
@@ -69,13 +69,14 @@ class OnItsLife(links.Link):
 def faults(monkeypatch):
     monkeypatch.setattr(node, "Link", OnItsLife)
     monkeypatch.setattr(ownership, "_COMPARE_S", 0.05)
+    monkeypatch.setattr(life, "_BEATS", 60)  # with a ttl that no busy machine exhausts
     OnItsLife.to_come.clear()
     return OnItsLife.to_come
 
 
 @pytest.fixture
 def store(pg, schema):
-    return PostgresStore(pg.dsn, schema=schema, ttl=6.0, create=True)
+    return PostgresStore(pg.dsn, schema=schema, ttl=30.0, create=True)
 
 
 @pytest.fixture
