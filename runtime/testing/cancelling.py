@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
+import anyio
 from anyio import get_cancelled_exc_class
 
 from lanes import Message, Outcome, RunContext, RunState, WaitsForAnswer
-from locks import TranscriptError
+from locks import TranscriptError, _clock
 
 from ..zombies import AbandonedBodies
 from .handlers import Handler, accept, of_handler, resolved
@@ -18,13 +20,15 @@ from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
 from .supervisor import SupervisorUnderTest
 from .suspensions import MOST, Watched
 from .tasks import leaked_tasks, tasks
+from .virtual import jumps_seen
 
 
 async def cancel_everywhere(handler: Handler, *messages: Any, check: Check | None = None, **given: Any) -> int:
     """Cancel a handler at each of its suspensions in turn, each time in a session of its own. A checkpoint.
 
-    A suspension is where the handler really waits: an `await` that returns at once is none. Those of tasks that the
-    handler starts are not counted. These are faults wherever they are found:
+    A suspension is where the handler really waits: an `await` that returns at once is none. Where it waits for tasks
+    that it has started, it is also cancelled between their steps, as far as virtual time passes between them. These are
+    faults wherever they are found:
 
     - The handler swallows its cancellation and returns, or raises something else instead.
     - It still runs when its grace is over. The sweep ends there.
@@ -45,30 +49,42 @@ async def cancel_everywhere(handler: Handler, *messages: Any, check: Check | Non
         HandlerFault: naming each place and what is wrong there; or the handler fails without any cancellation.
         InvalidLane: an argument is not allowed.
     """
-    faults: list[Fault] = []
-    for at in range(MOST):
-        play = _Play(handler, at)
-        found = [Fault(play.played(), what) for what in await play.through(messages, check, resolved(given))]
-        if not at and found:
-            raise HandlerFault(f"{name_of(handler)} fails without any cancellation:", found)
-        faults += found
-        if play.abandoned or (at and not play.acted):
+    name, faults, cancellations = name_of(handler), list[Fault](), 0
+    undisturbed = _Play(handler, 0)
+    if found := await undisturbed.through(messages, check, resolved(given)):
+        what = f"{name} fails without any cancellation:"
+        raise HandlerFault(what, [Fault(undisturbed.played(), one) for one in found])
+    for at, after_s in undisturbed.places():
+        play = _Play(handler, at, after_s)
+        found = await play.through(messages, check, resolved(given))
+        faults += [Fault(play.played(), one) for one in found]
+        cancellations += play.acted
+        if play.abandoned or not (play.acted or after_s):
+            count = at - 1
             break
     else:
-        raise HandlerFault(f"{name_of(handler)} has not ended after {MOST} suspensions", faults)
-    count = at if play.abandoned else at - 1
+        raise HandlerFault(f"{name} has not ended after {MOST} suspensions", faults)
     if faults:
-        cancelled = counted(count, "cancellation")
-        raise HandlerFault(f"{name_of(handler)} has {counted(len(faults), 'fault')} in {cancelled}:", faults)
+        cancelled = counted(cancellations, "cancellation")
+        raise HandlerFault(f"{name} has {counted(len(faults), 'fault')} in {cancelled}:", faults)
     return count
 
 
 class _Play:
-    """One play: the handler is cancelled at one suspension, or at none (`at` is 0)."""
+    """One play: the handler is cancelled at one suspension, or so many seconds after it, or at none (`at` is 0)."""
 
-    def __init__(self, handler: Handler, at: int) -> None:
-        self._handler, self._at = handler, at
+    def __init__(self, handler: Handler, at: int, after_s: float = 0.0) -> None:
+        self._handler, self._at, self._after_s = handler, at, after_s
         self._suspensions = 0
+        self._reached = anyio.Event()
+        """The handler has come to the suspension; only where it is cancelled some time after it."""
+        self._cancel: Callable[[], object] = bool
+        self._jumps: dict[int, list[float]] = {}
+        """The instants to which time has jumped while the handler was suspended, by suspension."""
+        self._since: dict[int, float] = {}
+        """When it was suspended."""
+        self.acted = False
+        """Whether the handler was cancelled."""
         self._began = self._thrown = False
         self.abandoned = False
         """Whether the handler still runs, long after its cancellation."""
@@ -81,10 +97,13 @@ class _Play:
         self._tasks: dict[object, str] = {}
         """The tasks that exist when the handler begins."""
 
-    @property
-    def acted(self) -> bool:
-        """Whether the handler was cancelled."""
-        return 0 < self._at <= self._suspensions
+    def places(self) -> Iterator[tuple[int, float]]:
+        """Each suspension, and the seconds after it at which to cancel: at once, and between two jumps of time."""
+        for at in range(1, MOST):
+            yield at, 0.0
+            for one, other in pairwise(self._jumps.get(at, ())):
+                if one < other:
+                    yield at, (one + other) / 2 - self._since[at]
 
     def played(self) -> Played:
         """What was seen."""
@@ -103,7 +122,10 @@ class _Play:
     async def _handled(
         self, sup: SupervisorUnderTest, session: str, messages: Sequence[Any], check: Check | None
     ) -> list[str]:
-        self._outcome = outcome = await (await accept(sup, session, messages)).wait()
+        async with anyio.create_task_group() as beside:
+            beside.start_soon(self._cancel_later)
+            self._outcome = outcome = await (await accept(sup, session, messages)).wait()
+            beside.cancel_scope.cancel()
         self._events = sup.recorder.events(session=session)
         wrong = [self._said] if self._said else []
         if outcome.state is RunState.ABANDONED:
@@ -124,6 +146,15 @@ class _Play:
                 wrong.append(f"the next message of the session ends as {again.state}: {again.reason}")
         return wrong
 
+    def _jumped(self, to: float) -> None:
+        if not self._at:
+            self._jumps.setdefault(self._suspensions, []).append(to)
+
+    async def _cancel_later(self) -> None:
+        await self._reached.wait()
+        await anyio.sleep(self._after_s)
+        self._cancel()
+
     async def _handle(self, ctx: RunContext, messages: Sequence[Message]) -> Any:
         """The handler of the lane: the one that is tried, watched the first time."""
         if self._began:
@@ -131,17 +162,28 @@ class _Play:
         self._began, self._tasks = True, tasks()
         answering = self._handler(ctx, messages)
 
+        def cancel() -> None:
+            later = f", {self._after_s:g} s later" if self._after_s else ""
+            self._where, self.acted = place_in(answering) + later, True
+            ctx.run.cancel(f"cancelled at suspension {self._at} by the test")
+
         def suspends() -> None:
             self._suspensions += 1
-            if self._suspensions == self._at:
-                self._where = place_in(answering)
-                ctx.run.cancel(f"cancelled at suspension {self._at} by the test")
+            self._since[self._suspensions] = _clock.clock.now()
+            if self._suspensions != self._at:
+                return
+            if self._after_s:
+                self._cancel = cancel
+                self._reached.set()
+            else:
+                cancel()
 
         def thrown(error: BaseException) -> None:
             self._thrown = self._thrown or (self.acted and isinstance(error, get_cancelled_exc_class()))
 
         try:
-            value = await Watched(answering, suspends, thrown)
+            with jumps_seen(self._jumped):
+                value = await Watched(answering, suspends, thrown)
         except WaitsForAnswer:
             self._said = "swallows its cancellation and asks a person" if self._thrown else ""
             raise

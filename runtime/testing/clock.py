@@ -43,6 +43,8 @@ class LoopClock:
         """Whether worker threads that somebody waits for hold time still."""
         self.busy_limit = BUSY_LIMIT
         self.patience = PATIENCE
+        self.on_jump: Callable[[float], object] | None = None
+        """Called before time jumps to a timer of the loop, with that instant: everything waits."""
         self.failure: BaseException | None = None
         """What an alarm's callback raised where it could not be raised further; the fixture does."""
         self._now = start
@@ -182,6 +184,8 @@ class LoopClock:
         to = self._next_instant(timer)
         if to == math.inf:
             raise Stuck("virtual time: everything waits for ever")
+        if self.on_jump is not None and timer <= to:
+            self.on_jump(to)
         self._move(to)
 
     def _on_silence(self) -> Stuck:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import anyio
 
 from lanes import LaneSpec, Message, Outcome, RunContext, RunState
-from locks import TranscriptError
+from locks import TranscriptError, _clock
 
 from ..inbox.rows import MessageState
 from .folders import copy_of, temporary
@@ -20,6 +21,7 @@ from .places import place_in
 from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
 from .supervisor import SupervisorUnderTest
 from .suspensions import MOST, Watched
+from .virtual import jumps_seen
 
 _LOOK_S, _MOST_PAUSE_S = 0.05, 10.0
 _PATIENCE_S = 3600.0
@@ -30,7 +32,8 @@ async def crash_everywhere(handler: Handler, *messages: Any, check: Check | None
     """Kill the process of a handler at each of its suspensions, and play the next process. A checkpoint.
 
     Nothing is really killed: what is on the disk at each suspension is copied, and a supervisor of the same lane takes
-    each copy over. It is tried before the first step too, and when the handler has returned and that is not kept yet.
+    each copy over. It is tried before the first step too, when tasks of the handler have written while it waits for
+    them, and when the handler has returned and that is not kept yet.
     These are faults wherever they are found:
 
     - The message stays `unknown`, and nobody is told: its lane says neither `repeat=True` nor `on_unknown=`.
@@ -46,7 +49,7 @@ async def crash_everywhere(handler: Handler, *messages: Any, check: Check | None
             outside of them is.
 
     Returns:
-        At how many suspensions it was tried, not counting the two others.
+        At how many places it was tried, not counting the first and the last.
 
     Raises:
         HandlerFault: naming each place and what is wrong there; or the handler fails without any crash.
@@ -73,6 +76,10 @@ class _FirstLife:
         self._handler, self._folder = handler, folder
         self._root = Path()
         self._began = False
+        self._since = 0.0
+        """When the handler was suspended last."""
+        self._sizes: dict[str, int] = {}
+        """Of the files, at the last crash."""
         self.crashes: list[tuple[str, Path]] = []
         """Where the handler was suspended, and what is left, at each crash."""
         self.records: list[dict[str, Any]] = []
@@ -102,14 +109,25 @@ class _FirstLife:
         self._began = True
         answering = self._handler(ctx, messages)
         self._crash("before its first step")
+
+        def suspends() -> None:
+            self._since = _clock.clock.now()
+            self._crash(place_in(answering))
+
+        def jumps(_to: float) -> None:
+            if self._sizes != _sizes_in(self._root):  # tasks of the handler have written, and wait again
+                self._crash(f"{place_in(answering)}, {_clock.clock.now() - self._since:g} s later")
+
         try:
-            return await Watched(answering, lambda: self._crash(place_in(answering)))
+            with jumps_seen(jumps):
+                return await Watched(answering, suspends)
         finally:
             self._crash("behind its last step")
 
     def _crash(self, where: str) -> None:
         if len(self.crashes) > MOST:
             raise RuntimeError(f"{name_of(self._handler)} has not ended after {MOST} suspensions")
+        self._sizes = _sizes_in(self._root)
         self.crashes.append((where, copy_of(self._root, self._folder / f"{len(self.crashes)}")))
 
 
@@ -178,6 +196,10 @@ class _NextLife:
 
 def _failed(sup: SupervisorUnderTest) -> list[Outcome]:
     return [outcome for outcome in sup.recorder.outcomes() if outcome.state is not RunState.DONE]
+
+
+def _sizes_in(folder: Path) -> dict[str, int]:
+    return {one.name: one.stat().st_size for one in os.scandir(folder) if one.is_file()}
 
 
 def _counts(records: Sequence[Any]) -> Counter[str]:

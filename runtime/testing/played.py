@@ -17,8 +17,8 @@ class Played:
     """One play: a handler that was cancelled, or whose process was killed, at one of its suspensions."""
 
     at: int
-    """Which suspension, from 1. For a kill, 0 is before the first step, and one more than there are is after the
-    handler has returned, before that is kept."""
+    """Which suspension, from 1. Of kills, which place: 0 is before the first step, the last one is when the handler has
+    returned, and that is not kept."""
     where: str
     """The line of the handler that was suspended: `handle (bot.py:12)`."""
     records: list[dict[str, Any]] = field(default_factory=list)

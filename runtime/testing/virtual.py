@@ -89,6 +89,19 @@ def virtual_time(start: float = START, *, silent: Collection[str] = ()) -> Itera
         raise clock.failure
 
 
+@contextlib.contextmanager
+def jumps_seen(seen: Callable[[float], object]) -> Iterator[None]:
+    """Inside, `seen` is called before virtual time jumps to something that a task waits for, with that instant."""
+    clock = _clock.clock
+    if isinstance(clock, VirtualClock):
+        clock.on_jump = seen
+    try:
+        yield
+    finally:
+        if isinstance(clock, VirtualClock):
+            clock.on_jump = None
+
+
 def _hold_while_in_threads(patches: contextlib.ExitStack, clock: VirtualClock, backend: Any) -> None:
     to_thread, from_thread = backend.run_sync_in_worker_thread, backend.run_async_from_thread
     here = threading.local()

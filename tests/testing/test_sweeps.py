@@ -296,3 +296,40 @@ async def test_a_next_process_that_fails_is_a_fault(virtual_time):
 
     with pytest.raises(HandlerFault, match="the next process: a run ends as failed: RuntimeError: begun before"):
         await crash_everywhere(once, "hello", repeat=True, retry=RetrySpec(2, wait=0.0))
+
+
+# Between the steps of tasks that a handler has started
+
+
+async def asks_two_tools(ctx, messages):
+    """Waits for two tasks at one suspension; each of them does two steps."""
+
+    async def tool(number):
+        for step in (1, 2):
+            await anyio.sleep(step * number)
+            await ctx.session.append({"tool": number, "step": step})
+
+    async with anyio.create_task_group() as tools:
+        tools.start_soon(tool, 1)
+        tools.start_soon(tool, 3)
+
+
+async def test_a_handler_is_cancelled_and_killed_between_the_steps_of_its_tasks(virtual_time):
+    seen: list[Played] = []
+    await cancel_everywhere(asks_two_tools, "hello", check=seen.append)
+    assert {len(one.records) for one in seen} >= {0, 1, 3}
+    assert any(one.where.endswith("s later") for one in seen)
+
+    def none_alone(played):
+        assert len(played.records) != 1, "half of the first tool"
+
+    async def unaware(ctx, messages):
+        if await ctx.session.read():
+            raise RuntimeError("begun before")
+        await asks_two_tools(ctx, messages)
+
+    with pytest.raises(HandlerFault, match=r" s later: the next process: a run ends as failed: RuntimeError: begun"):
+        await crash_everywhere(unaware, "hello", repeat=True)
+
+    with pytest.raises(HandlerFault, match=r"asks_two_tools \(test_sweeps.py:\d+\), \S+ s later: check: .*half of the"):
+        await cancel_everywhere(asks_two_tools, "hello", check=none_alone)
