@@ -137,7 +137,7 @@ def _of_pools(scheduler: Scheduler, live: Set[Execution]) -> list[str]:
                 wrong.append(f"pool {name}: a run does not know of its claim")
         urgency = pool._next_class(now)
         if urgency is not None and pool not in scheduler.pools._timers:
-            if allowance.ready_at(pool._lines[urgency].front().tokens, now) <= now:
+            if pool.could_grant(now):
                 wrong.append(f"pool {name}: it could grant a claim, and does not")
             elif not held:
                 wrong.append(f"pool {name}: it waits for nothing that would come")

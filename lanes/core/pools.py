@@ -141,6 +141,12 @@ class Pools:
             self._look(pool)
 
     @_effects.change
+    def look_at_all(self) -> None:
+        """Grant what may be granted, in all pools."""
+        for pool in self._board.pools.values():
+            self._look(pool)
+
+    @_effects.change
     def look_again(self, pool: Pool[Execution]) -> None:
         """Time has passed, or the limits are others: grant what may be granted."""
         self._look(pool)

@@ -193,6 +193,11 @@ class Pool(Generic[W]):
         self._grant(claim, now)
         return claim, now
 
+    def could_grant(self, now: float) -> bool:
+        """Whether a claim waits that may be granted: never, but until the timer rings whose instant has come."""
+        urgency = self._next_class(now)
+        return urgency is not None and self.allowance.ready_at(self._lines[urgency].front().tokens, now) <= now
+
     def _next_class(self, now: float) -> Priority | None:
         able = [urgency for urgency, line in self._lines.items() if line.order]
         if len(able) < 2:

@@ -1,7 +1,8 @@
 """What must never be: work that should have been ended or started, and was not.
 
-Everything in a scheduler happens in the same step as its cause. So a run past its last bound, or a place that is free
-while a run is ready for it, is a defect: a lost timer, a lost wake-up. It is looked for every second, and counts when
+Everything in a scheduler happens in the same step as its cause. So a run past its last bound, a place that is free
+while a run is ready for it, or a call that waits in a pool that could grant it, is a defect: a lost timer, a lost
+wake-up. It is looked for every second, and counts when
 it is found twice, because the first look after a stall comes before the timers that are late.
 """
 
@@ -33,7 +34,7 @@ class SelfCheck:
     def look(self) -> list[str]:
         """Look once; what was found before too is wrong, and logged the first time."""
         self._scheduler.board.throttle.end_ramp(_clock.clock.now())
-        found = {*self._overdue(), *self._stuck()}
+        found = {*self._overdue(), *self._stuck(), *self._not_granted()}
         wrong = sorted(found & self._suspects)
         for what in wrong:
             if what not in self._told:
@@ -41,6 +42,7 @@ class SelfCheck:
         self._suspects, self._told = found, set(wrong)
         if wrong:
             self._scheduler.admit_all()  # what it takes, if it was a wake-up
+            self._scheduler.pools.look_at_all()
         return wrong
 
     def _overdue(self) -> list[str]:
@@ -59,4 +61,12 @@ class SelfCheck:
             f"work of group {name} is ready, there is room for it, and it does not start"
             for name, group in scheduler.board.groups.items()
             if not scheduler.board.throttle.holds_back(name) and group.next_class([]) is not None
+        ]
+
+    def _not_granted(self) -> list[str]:
+        now, board = _clock.clock.now(), self._scheduler.board
+        return [
+            f"a call waits in pool {name}, which could let it through, and does not"
+            for name, pool in board.pools.items()
+            if pool.waiting and pool.could_grant(now)
         ]

@@ -10,8 +10,10 @@ from functools import partial
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
+from structlog.testing import capture_logs
 
 from lanes import GroupSpec, InvalidLane, LaneSpec, PoolSpec, RunState
+from lanes.core.pools import Pools
 from locks import DeadlockError, RunEnded
 from runtime import Supervisor
 from runtime.testing.suspensions import Suspensions
@@ -371,6 +373,20 @@ async def test_whatever_happens_the_invariants_hold_and_nothing_is_left(virtual,
         await sup._scheduler.board.wait_abandoned()
         assert wrong == []
         assert [(one.held, one.waiting) for one in sup.statistics().pools.values()] == [(0, 0)] * 2
+
+
+async def test_a_wake_up_that_was_lost_is_noticed_reported_and_made_good(virtual, tmp_path, monkeypatch):
+    async with supervisor(tmp_path, PoolSpec("model", slots=1)) as sup:
+        calls = Calls(virtual)
+        await asking(sup, calls, "first", 2.0)
+        waits = await asking(sup, calls, "second")
+        with monkeypatch.context() as patched, capture_logs() as logs:
+            patched.setattr(Pools, "_look", lambda self, pool: None)
+            await anyio.sleep(3)
+            patched.undo()
+            assert 2.0 <= await waits.result() <= 6.0
+        (line,) = [line for line in logs if line["event"] == "recovery_failed"]
+        assert line["reason"] == "a call waits in pool model, which could let it through, and does not"
 
 
 # Deadlocks
