@@ -24,13 +24,15 @@ OLDER = """
 drop function {s}.claimed_fairly;
 create or replace function {s}.reaped(p_node bigint) returns table (place text, name text, pending int)
 language plpgsql as $$ begin return; end $$;
-drop function {s}.ended; drop function {s}.waits_for; drop function {s}.recovered;
-create function {s}.ended(a bigint, b bigint[], c text, d text, e bytea, f text[]) returns int
-language sql as $$ select 0 $$;
-create function {s}.waits_for(a bigint, b bigint[], c text, d text, e text[], f text[]) returns void
-language sql as $$ select $$;
-create function {s}.recovered(a bigint, b text[], c bigint[]) returns table (again bigint, unknown bigint)
-language sql as $$ select 0::bigint, 0::bigint $$;
+drop function {s}.ended(bigint, bigint[], text, text, bytea, text[], bigint);
+drop function {s}.waits_for(bigint, bigint[], text, text, text[], text[], bigint);
+drop function {s}.recovered(bigint, text[], bigint[], bigint);
+create or replace function {s}.ended(p_node bigint, p_ids bigint[], p_state text, p_reason text, p_result bytea,
+  p_before text[]) returns int language sql as $$ select 0 $$;
+create or replace function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[],
+  p_done text[]) returns void language sql as $$ select $$;
+create or replace function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[])
+  returns table (again bigint, unknown bigint) language sql as $$ select 0::bigint, 0::bigint $$;
 alter table {s}.form drop column step;
 """
 """From step 1 back to what stood there before, as far as a test can tell."""
@@ -73,6 +75,25 @@ class OlderProgram:
             and self.ask("update {s}.node set beat_at = clock_timestamp() where id = 1 returning id") == [(1,)]
         )
 
+    def inherits(self) -> bool:
+        """Whether it takes over what a dead node had, and gives that back: there, functions call each other."""
+        self.ask(
+            "insert into {s}.node (id, name, host, pid, ttl, grace, beat_at) "
+            "values (2, 'dead', 'h', 1, 1, 0, now() - interval '1 hour')"
+        )
+        self.ask("insert into {s}.session (place, owner, pending) values ('s:d', 2, 1)")
+        self.ask(
+            "insert into {s}.message "
+            "(place, lane, session, body, route, digest, repeat, first, token, taken_by, state) values "
+            "('s:d', 'main', 'd', '1', 'null', '', 0, false, 99, 0, 'started')"
+        )
+        reaped = self.ask("select place, pending from {s}.reaped(%s) where place is not null", 1) == [("s:d", 0)]
+        return (
+            reaped
+            and self.ask("select state from {s}.message where token = 99") == [("unknown",)]
+            and self.ask("select {s}.gone(%s)", 1) == [(1,)]
+        )
+
 
 @pytest.fixture
 def older(pg, schema) -> Iterator[OlderProgram]:
@@ -94,6 +115,7 @@ async def test_a_schema_is_brought_up_to_date_while_an_older_program_runs(store,
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
         assert (await (await sup.accept("main", 1, session="s")).wait(20)).state is RunState.DONE
         assert older.works()
+    assert older.inherits()
     assert (await init(pg, schema), capfd.readouterr().out.rpartition(": ")[2]) == (0, "there already\n")
 
 
@@ -118,3 +140,14 @@ async def test_a_schema_of_something_else_is_left_alone(store, pg, schema, table
         await Supervisor(store).start()
     assert await init(pg, schema) == 1
     assert rows(pg, "select tablename from pg_tables where schemaname = %s", schema) == [("form",)]
+
+
+@pytest.mark.backends("asyncio")
+async def test_a_call_of_an_older_program_can_mean_one_function_only(store, pg, schema):
+    """Of two functions of one name, none has defaults for arguments: PostgreSQL would find neither."""
+    assert await init(pg, schema) == 0
+    text = (
+        "select proname from pg_proc where pronamespace = %s::regnamespace group by proname "
+        "having count(*) > 1 and sum(pronargdefaults) > 0"
+    )
+    assert rows(pg, text, schema) == []

@@ -13,6 +13,10 @@ PostgreSQL keeps the plan of a statement for as long as a connection lives, also
 small. So each of them is written such that an index is the only way (`= any(array(…))` where `in (…) or …` would read
 the whole table, the owner of a message's place as a question of its own, no join), and a test counts the rows it reads.
 
+What a program calls stays for as long as the form of the schema does, with its arguments and its result: programs of an
+earlier step still call it, some of them with plans of before. What takes or returns something else has another name, or
+another number of arguments, and no default for them, else neither is found (`schema`).
+
     tables        what they work on
     sessions      which node conducts a session, and nodes that end
     messages      accepted messages

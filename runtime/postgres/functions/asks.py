@@ -19,7 +19,7 @@ begin
 end $$;
 
 create function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[], p_done text[],
-  p_token bigint default null) returns int language plpgsql as $$
+  p_token bigint) returns int language plpgsql as $$
 declare stands text;
 begin
   perform 1 from {s}.session t
@@ -34,6 +34,11 @@ begin
   stands := 'asked, and ' || coalesce(stands, 'answered') || ' meanwhile';
   return {s}.ended(p_node, p_ids, 'done', stands, null, p_done, p_token);
 end $$;
+
+-- As programs of step 0 call it.
+create function {s}.waits_for(p_node bigint, p_ids bigint[], p_ask text, p_reason text, p_before text[], p_done text[])
+returns void language sql as $$
+  select {s}.waits_for(p_node, p_ids, p_ask, p_reason, p_before, p_done, null) $$;
 
 create function {s}.withdrawn(p_session text, p_reason text) returns void language plpgsql as $$
 declare closed text[];

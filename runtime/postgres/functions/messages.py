@@ -119,7 +119,7 @@ end $$;
 
 create function {s}.ended(
   p_node bigint, p_ids bigint[], p_state text, p_reason text, p_result bytea, p_before text[],
-  p_token bigint default null) returns int
+  p_token bigint) returns int
 language plpgsql as $$
 declare n int;
 begin
@@ -142,6 +142,11 @@ begin
   end if;
   return n;
 end $$;
+
+-- Of what cannot be asked for again; programs of step 0 call it, too.
+create function {s}.ended(p_node bigint, p_ids bigint[], p_state text, p_reason text, p_result bytea, p_before text[])
+returns int language sql as $$
+  select {s}.ended(p_node, p_ids, p_state, p_reason, p_result, p_before, null) $$;
 
 create function {s}.cancelled(p_node bigint, p_lane text, p_session text, p_reason text, p_token bigint,
   p_message bigint default null, p_upto bigint default null) returns setof bigint

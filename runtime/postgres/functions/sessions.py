@@ -121,7 +121,7 @@ begin
     where not exists (select from {s}.session x where x.place = p.place and x.owner = p_node);
 end $$;
 
-create function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[], p_token bigint default null)
+create function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[], p_token bigint)
 returns table (again bigint, unknown bigint) language plpgsql as $$
 #variable_conflict use_column
 begin
@@ -144,6 +144,11 @@ begin
   return query select count(*) filter (where m.state = 'accepted'), count(*) filter (where m.state = 'unknown')
     from {s}.message m where m.id = any(p_ids) and m.step = p_token;
 end $$;
+
+-- Of what cannot be asked for again; programs of step 0 call it, too.
+create function {s}.recovered(p_node bigint, p_places text[], p_ids bigint[])
+returns table (again bigint, unknown bigint) language sql as $$
+  select * from {s}.recovered(p_node, p_places, p_ids, (random() * 1e18)::bigint) $$;
 
 -- At most 500 sessions at once, so that no beat waits for long. What is left is for the next call, of any node: until
 -- then the id of the dead node is negative. The last row has its name, and whether anything is left.
