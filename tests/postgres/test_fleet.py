@@ -24,7 +24,7 @@ from tests.postgres.looking import rows
 from tests.web.reader import browser, secret_of, tags_of, text_of
 
 pytestmark = pytest.mark.backends("asyncio")
-TTL = 4.5
+TTL = 6.0
 
 
 async def hangs(ctx):
