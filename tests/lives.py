@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -51,6 +52,14 @@ class Life:
         ended = self._process.poll()
         assert ended is None, f"lanes run ended with {ended}: {self.log.read_text()[-2000:]}"
         return b"kept" in self.hear()
+
+    def stop(self) -> None:
+        """Have it stand still, until it goes on or is killed."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have it go on after a stop."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it. Only what it has said by then counts, and so do the turns that it has by then."""

@@ -32,7 +32,7 @@ def say(line: str) -> None:
 
 async def attempt(registry: LockRegistry, path: str, record: dict) -> None:
     try:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await registry.append(path, record)
         say(f"appended {record['n']}")
     except LockError as error:

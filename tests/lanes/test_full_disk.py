@@ -30,7 +30,7 @@ async def test_a_session_is_reset_on_a_full_disk_and_what_is_deleted_makes_room(
     disk, fill = small_disk
     lanes, registry = [LaneSpec("session:*", handler=keep)], LockRegistry(sidecar=True)
     async with Supervisor(disk, lanes=lanes, registry=registry) as sup:
-        with fail_after(20):
+        with fail_after(60):
             await sup.post("session:a", "x" * 20_000).result()
             fill(0)
             file = path_of(sup, "a")
@@ -106,7 +106,7 @@ async def test_a_foreign_gateway_is_waited_for_on_a_full_disk_too(small_disk):  
         assert scope.cancelled_caught
         assert os.listdir(disk).count("session.jsonl") == 1
         os.unlink(path + ".lock")
-        with fail_after(10):
+        with fail_after(60):
             assert await registry.store.set_aside(path, None, under=run)
     assert "session.jsonl" not in os.listdir(disk)
 

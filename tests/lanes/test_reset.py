@@ -402,7 +402,7 @@ async def test_it_waits_for_the_turn_that_another_process_has(tmp_path):
     async with Supervisor(tmp_path, lanes=LANES) as sup:
         await sup.post("session:a", "old").wait()
         with peer("holder", sup.layout.file_of("a"), "turn", "asyncio") as other:
-            await eventually(lambda: other.said("held"), within=20)
+            await eventually(lambda: other.said("held"), within=60)
             moved: list[str] = []
             async with anyio.create_task_group() as group:
                 group.start_soon(_reset, sup, "a", moved)

@@ -68,7 +68,7 @@ async def runs(ctx, command):
 
 
 async def dead(pid):
-    await eventually(lambda: not is_alive(int(pid)), within=20)
+    await eventually(lambda: not is_alive(int(pid)), within=60)
 
 
 # In a healthy run

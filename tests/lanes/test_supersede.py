@@ -397,7 +397,7 @@ async def test_a_write_of_the_loser_that_hangs_lands_whole_and_nobody_of_another
     def slow_write(fd, data):
         if b"slow" in data:
             writing.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         return write(fd, data)
 
     async def lose():
@@ -426,7 +426,7 @@ async def test_a_write_of_the_loser_that_hangs_lands_whole_and_nobody_of_another
         thread = threading.Thread(target=append)
         threads.append(thread)
         thread.start()
-        assert writing.wait(20)
+        assert writing.wait(120)
         supersede(queue, winner)
 
     def append():
@@ -480,7 +480,7 @@ def disk(monkeypatch, virtual):
     def slow_write(fd, data):
         if b"slow" in data:
             writing.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         return write(fd, data)
 
     monkeypatch.setattr(_os, "write", slow_write)

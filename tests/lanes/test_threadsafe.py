@@ -37,7 +37,7 @@ LANES = [LaneSpec("session:*", handler=answers, queue_limit=2), LaneSpec("side:*
 @pytest.fixture
 async def sup(tmp_path):
     async with Supervisor(tmp_path, lanes=LANES) as sup:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             yield sup
 
 
@@ -221,7 +221,7 @@ async def test_before_the_start_and_after_the_stop_a_thread_is_told(tmp_path):
         await in_thread(sup.submit_threadsafe, "side:a", adds, 1, 2)
     async with sup:
         pass
-    with anyio.fail_after(10), pytest.raises(Draining):
+    with anyio.fail_after(60), pytest.raises(Draining):
         await in_thread(sup.post_threadsafe, "session:a", "hello")
 
 
@@ -256,7 +256,7 @@ def test_a_thread_never_hangs_on_a_loop_that_ends(tmp_path, backend):
             await anyio.sleep(0.05)
 
     def submits():
-        assert started.wait(10)
+        assert started.wait(120)
         while not over.is_set() or not told:
             try:
                 supervisors[0].submit_threadsafe("side:a", adds, 1, 2)
@@ -302,7 +302,7 @@ async def test_a_thread_that_outlives_its_run_neither_appends_nor_starts_anythin
     errors, go, over = [], threading.Event(), threading.Event()
 
     def late(ctx):
-        go.wait(10)
+        go.wait(120)
         for call in (
             lambda: ctx.session.append_sync({"text": "late"}),
             lambda: from_thread.run_sync(functools.partial(ctx.submit, "side:b", adds, detached=True)),

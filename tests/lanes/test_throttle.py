@@ -190,4 +190,4 @@ async def test_a_loop_that_is_blocked_in_earnest_is_measured_and_recovers(tmp_pa
             time.sleep(0.3)  # noqa: ASYNC251 -- it is to block
         await eventually(lambda: sup.statistics().admission_slowed)
         assert sup.statistics().loop_lag.max > 0.2
-        await eventually(lambda: not sup.statistics().admission_slowed, within=20.0)
+        await eventually(lambda: not sup.statistics().admission_slowed, within=60)

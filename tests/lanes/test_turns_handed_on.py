@@ -169,6 +169,6 @@ async def test_an_exception_at_any_line_of_handing_over_leaves_nothing_held_by_n
 
 
 async def _take(registry, path):
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         async with registry.turn(path):
             pass

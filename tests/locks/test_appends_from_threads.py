@@ -25,7 +25,7 @@ async def test_a_thread_appends_within_the_grace_of_its_cancelled_run(tmp_path, 
     async def handle(ctx, messages):
         def work():
             began.set()
-            assert ended.wait(10)
+            assert ended.wait(120)
             ctx.session.append_sync({"n": 1})
             told.append("appended")
             other = ctx.session.append_sync({"n": 2})
@@ -61,7 +61,7 @@ async def test_a_thread_that_appends_too_late_is_refused(tmp_path, durability):
 
     async def handle(ctx, messages):
         def work():
-            assert late.wait(10)
+            assert late.wait(120)
             try:
                 ctx.session.append_sync({"n": 1})
             except RunEnded as error:
@@ -91,7 +91,7 @@ async def test_a_thread_of_a_cancelled_run_submits_waits_and_emits(tmp_path):
     async def handle(ctx, messages):
         def work():
             began.set()
-            assert ended.wait(10)
+            assert ended.wait(120)
             anyio.from_thread.run_sync(ctx.emit, "late")
             told.append("emitted")
             run = sup.submit_threadsafe("main", child, session="y")
@@ -124,7 +124,7 @@ async def test_a_thread_of_a_cancelled_block_appends_under_its_turn(tmp_path):
 
     def work(turn):
         began.set()
-        assert ended.wait(10)
+        assert ended.wait(120)
         turn.append_sync({"n": 1})
         told.append("appended")
 

@@ -132,7 +132,7 @@ async def test_a_supervisor_stays_where_it_was_made(away, layout, monkeypatch):
         trace = Trace("trace.json")
         sup = Supervisor(given[layout], lanes=lanes, exclusive=True, status_socket="status.sock", **trace.hooks())
         os.chdir(away)
-        with trace, fail_after(20):
+        with trace, fail_after(60):
             async with sup:
                 trace.watch(sup.registry)
                 await sup.post("session:a", "one").result()

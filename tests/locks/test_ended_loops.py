@@ -21,7 +21,7 @@ def left(*coroutines, when):
     """A loop that is closed while these tasks go on, once `when()` is true; what must not be collected yet."""
     loop = asyncio.new_event_loop()
     tasks = [loop.create_task(one) for one in coroutines]
-    loop.run_until_complete(eventually(when, within=10))
+    loop.run_until_complete(eventually(when, within=60))
     loop.close()
     for task in tasks:
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio complains of it, rightly, and not of us
@@ -195,7 +195,7 @@ def test_registries_without_an_engine_exclude_each_other_over_threads(path):
         async def main():
             nonlocal inside, most
             registry = LockRegistry(engine="none")
-            both.wait(10)
+            both.wait(120)
             for _ in range(20):
                 async with registry.lease(path, wait_timeout=30):
                     inside += 1

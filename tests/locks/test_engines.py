@@ -86,7 +86,7 @@ async def test_tasks_of_a_registry_are_served_one_at_a_time_in_order_of_arrival(
             served.append(number)
             inside -= 1
 
-    with fail_after(20):
+    with fail_after(60):
         async with create_task_group() as group, getattr(registry, right)(path):
             for number in range(20):
                 group.start_soon(wait, number)
@@ -99,7 +99,7 @@ async def test_tasks_of_a_registry_are_served_one_at_a_time_in_order_of_arrival(
 @both_rights
 async def test_a_task_that_asks_again_shares_its_right(engine, right, path):
     registry = a_registry(engine)
-    with fail_after(5):
+    with fail_after(60):
         async with getattr(registry, right)(path) as outer:
             async with getattr(registry, right)(path) as inner:
                 assert inner.epoch == outer.epoch
@@ -111,7 +111,7 @@ async def test_a_task_that_asks_again_shares_its_right(engine, right, path):
 @every_engine
 async def test_turn_and_write_lease_are_two_rights(engine, path):
     registry = a_registry(engine)
-    with fail_after(5):
+    with fail_after(60):
         async with registry.turn(path):
             assert await is_free(registry, path, "lease")
             await registry.append(path, {"n": 1})
@@ -193,7 +193,7 @@ async def test_what_is_revoked_is_free_at_once_and_its_holder_writes_nothing_mor
         async with registry.lease(path) as lease:
             await lease.append({"n": 1})
             assert registry.revoke(path, "by hand") == 1
-            with CancelScope(shield=True), fail_after(5):
+            with CancelScope(shield=True), fail_after(60):
                 async with create_task_group() as group:
                     group.start_soon(other.append, path, {"n": 2})
             lease.append_sync({"n": 3})
@@ -206,7 +206,7 @@ async def test_no_descriptor_stays_open(engine, path):
     registry = a_registry(engine)
     await registry.append(path, {"n": 0})
     before = descriptors()
-    with fail_after(20):
+    with fail_after(60):
         for number in range(20):
             async with registry.turn(path), registry.lease(path) as lease:
                 await lease.append({"n": number})
@@ -238,7 +238,7 @@ async def exclude_each_other(engine, path, right):
 
     async with getattr(one, right)(path):
         assert not await is_free(other, path, right), "two registries have the same right"
-    with fail_after(10):
+    with fail_after(60):
         async with create_task_group() as group, getattr(one, right)(path):
             group.start_soon(wait)
             await eventually(lambda: other.statistics().competing == 1)
@@ -297,7 +297,7 @@ async def test_a_waiter_finds_the_file_that_was_renamed_into_place_meanwhile(eng
     async def wait():
         await other.append(path, {"n": "late"})
 
-    with fail_after(10):
+    with fail_after(60):
         async with create_task_group() as group, one.lease(path):
             group.start_soon(wait)
             await eventually(lambda: other.statistics().competing == 1)
@@ -317,7 +317,7 @@ async def test_registries_are_served_in_order_of_arrival(engine, right, path):
         async with getattr(registries[number % 4], right)(path):
             served.append(number)
 
-    with fail_after(20):
+    with fail_after(60):
         async with create_task_group() as group, getattr(registries[0], right)(path):
             for number in range(12):
                 group.start_soon(wait, number)
@@ -586,7 +586,7 @@ async def test_an_engine_that_fails_to_lock_is_an_error_with_the_path_and_leaves
 async def test_an_engine_that_fails_while_one_waits_is_that_ones_error(failing, path):
     holder, registry = a_registry("own"), failing("try_lock", after=2)
     before = descriptors()
-    with fail_after(10):
+    with fail_after(60):
         async with holder.lease(path):
             with pytest.raises(TranscriptError, match=f"cannot lock {path}: planted"):
                 async with registry.lease(path):

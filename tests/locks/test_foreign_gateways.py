@@ -363,7 +363,7 @@ async def test_a_real_foreign_gateway_is_waited_for_until_it_leaves_or_dies(path
             await lease.append({"n": 1})
 
     with peer("foreign_gateway", path, "hold") as gateway, fail_after(30):
-        await eventually(lambda: gateway.said("held"), within=20)
+        await eventually(lambda: gateway.said("held"), within=60)
         content = lock.read_bytes()
         with pytest.raises(LeaseTimeout, match="a foreign gateway"):
             async with registry.lease(path, wait_timeout=0.12):
@@ -390,7 +390,7 @@ async def test_a_real_foreign_gateway_waits_for_us_and_is_let_in(path, lock):
         async with registry.lease(path) as lease:
             content = lock.read_bytes()
             gateway = stack.enter_context(peer("foreign_gateway", path, "hold"))
-            await eventually(lambda: gateway.said("waiting"), within=20)
+            await eventually(lambda: gateway.said("waiting"), within=60)
             for n in range(20):
                 await lease.append({"n": n})
             assert not gateway.said("held")
@@ -407,13 +407,13 @@ async def test_a_foreign_gateway_gets_its_share_although_ours_is_greedy(path, lo
     registry, holds = LockRegistry(yield_to_foreign=yields), 4
     intervals: list[Interval] = []
     with peer("foreign_gateway", path, "hold") as first, fail_after(30):
-        await eventually(lambda: first.said("held"), within=20)
+        await eventually(lambda: first.said("held"), within=60)
         with pytest.raises(LeaseTimeout):  # so that it is known
             await hold_once(registry, path, [], wait_timeout=0)
         first.tell("leave")
         await eventually(lambda: first.said("left"))
     with peer("foreign_gateway", path, "compete", holds) as gateway, fail_after(30):
-        await eventually(lambda: gateway.said("ready"), within=20)
+        await eventually(lambda: gateway.said("ready"), within=60)
         gateway.tell("go")
         while len(gateway.lines) < 2:
             await hold_once(registry, path, intervals)

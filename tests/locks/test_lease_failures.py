@@ -45,7 +45,7 @@ async def test_an_exception_at_any_await_of_the_body_leaks_nothing(registry, pat
     with pytest.raises(Boom):
         await body()
     assert registry.statistics().sessions == 0
-    with fail_after(5):
+    with fail_after(60):
         async with registry.turn(path, wait_timeout=0), registry.lease(path, wait_timeout=0) as lease:
             await lease.append({"n": 3})
     assert [record["n"] for record in await registry.read(path, on_error="raise")][-1] == 3

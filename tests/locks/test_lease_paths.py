@@ -231,7 +231,7 @@ async def test_reading_what_is_no_regular_file_is_a_typed_error_too(registry, tm
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/null")
-    with fail_after(5), pytest.raises(TranscriptError):
+    with fail_after(60), pytest.raises(TranscriptError):
         await registry.read(path)
 
 

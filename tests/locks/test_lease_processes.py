@@ -51,7 +51,7 @@ async def test_two_processes_exclude_each_other_under_every_name_of_the_file(pat
             await lease.append({"by": "us"})
 
     with peer("holder", path, "lease", "asyncio") as other, fail_after(30):
-        await eventually(lambda: other.said("held"), within=20)
+        await eventually(lambda: other.said("held"), within=60)
         assert not free(registry, names[alias])
         async with create_task_group() as group:
             group.start_soon(wait)
@@ -77,7 +77,7 @@ async def test_the_right_of_a_killed_process_is_free(path, right, how):
             order.append("granted")
 
     with peer("holder", path, right, "trio") as other, fail_after(30):
-        await eventually(lambda: other.said("held"), within=20)
+        await eventually(lambda: other.said("held"), within=60)
         async with create_task_group() as group:
             group.start_soon(wait)
             await eventually(lambda: registry.statistics().competing == 1)
@@ -93,7 +93,7 @@ async def test_a_killed_waiter_leaves_no_ticket(path):
     with ExitStack() as stack, fail_after(30):
         async with registry.lease(path) as lease:
             waiter = stack.enter_context(peer("holder", path, "lease", "asyncio"))
-            await eventually(lambda: waiter.said("waiting"), within=20)
+            await eventually(lambda: waiter.said("waiting"), within=60)
             waiter.signal(signal.SIGKILL)
             await eventually(waiter.ended)
             await lease.append({"n": 1})
@@ -118,7 +118,7 @@ async def test_a_stopped_process_at_the_head_of_the_queue_is_passed_and_gets_its
     with ExitStack() as stack, fail_after(30):
         async with create_task_group() as group, first.lease(path):
             stopped = stack.enter_context(peer("holder", path, "lease", backend))
-            await eventually(lambda: stopped.said("waiting"), within=20)
+            await eventually(lambda: stopped.said("waiting"), within=60)
             for registry in (second, first, second):
                 group.start_soon(hold, registry)
             await eventually(lambda: second.statistics().waiting == 2)
@@ -131,7 +131,7 @@ async def test_a_stopped_process_at_the_head_of_the_queue_is_passed_and_gets_its
             stopped.signal(signal.SIGCONT)
             await lease.append({"by": "the last one"})
             assert not stopped.said("held")
-        await eventually(lambda: stopped.said("held"), within=20)
+        await eventually(lambda: stopped.said("held"), within=60)
         assert not free(first, path)
         stopped.tell("leave")
         await eventually(lambda: stopped.said("left"))
@@ -145,7 +145,7 @@ async def test_a_stopped_process_at_the_head_of_the_queue_is_passed_and_gets_its
 async def test_a_process_with_a_frozen_loop_loses_its_session_to_another_one(path, backend):
     registry = LockRegistry()
     with peer("frozen", path, backend) as frozen, fail_after(30):
-        await eventually(lambda: frozen.said("frozen"), within=20)
+        await eventually(lambda: frozen.said("frozen"), within=60)
         async with registry.lease(path) as lease:  # it does not thaw until we say so
             await lease.append({"by": "us"})
             frozen.tell("thaw")
@@ -163,9 +163,9 @@ async def test_processes_are_served_in_order_of_arrival(path):
             queue = []
             for number in range(3):
                 queue.append(stack.enter_context(peer("holder", path, "lease", ["asyncio", "trio"][number % 2])))
-                await eventually(lambda: queue[-1].said("waiting"), within=20)
+                await eventually(lambda: queue[-1].said("waiting"), within=60)
         for number, other in enumerate(queue):
-            await eventually(lambda: other.said("held"), within=20)  # noqa: B023 -- awaited in this round
+            await eventually(lambda: other.said("held"), within=60)  # noqa: B023 -- awaited in this round
             assert not any(later.said("held") for later in queue[number + 1 :])
             other.tell("leave")
 
@@ -176,7 +176,7 @@ async def test_processes_are_served_in_order_of_arrival(path):
 async def test_a_forked_child_may_not_write_under_its_parents_lease_and_keeps_nobody_out(path, backend):
     registry = LockRegistry()
     with peer("forking", path, backend) as parent, fail_after(30):
-        await eventually(lambda: any(line.startswith("child: ") for line in parent.lines), within=20)
+        await eventually(lambda: any(line.startswith("child: ") for line in parent.lines), within=60)
         assert parent.said("child: Revoked")
         assert not free(registry, path)  # the child has not let go of what is its parent's
         parent.signal(signal.SIGKILL)

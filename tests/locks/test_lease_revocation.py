@@ -144,7 +144,7 @@ async def test_a_revocation_during_a_write_waits_for_it_without_waiting(registry
     def slow_write(fd, data):
         if b"slow" in data:
             writing.set()
-            assert go_on.wait(10)
+            assert go_on.wait(120)
         return write(fd, data)
 
     monkeypatch.setattr(_os, "write", slow_write)

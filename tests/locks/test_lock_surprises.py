@@ -152,7 +152,7 @@ async def test_inside_one_process_a_sync_that_fails_parts_no_holders(path, monke
         raise OSError(errno.EIO, "planted")
 
     held = []
-    with fail_after(10):
+    with fail_after(60):
         async with registry.turn(path) as turn:
             monkeypatch.setattr(_os, "fdatasync", failing)
             with pytest.raises(TranscriptError):

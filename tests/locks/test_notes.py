@@ -141,7 +141,7 @@ async def test_a_disk_that_hangs_under_a_note_keeps_neither_the_loop_nor_the_ste
     def write(*_):
         threads.append(threading.current_thread().name)
         hung.set()
-        go_on.wait(20)
+        go_on.wait(120)
 
     monkeypatch.setattr(guards.TurnNote, "write", write)
     registry = LockRegistry(max_hold=0.05, grace=0.05)

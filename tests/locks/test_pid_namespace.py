@@ -50,7 +50,7 @@ async def test_a_holder_inside_is_waited_for_and_not_robbed(path, lock, apart, b
             assert json.loads(lock.read_bytes())["epoch"] == lease.epoch
 
     with peer("inside", path, backend, *apart) as other, fail_after(30):
-        await eventually(lambda: other.said("held"), within=20)
+        await eventually(lambda: other.said("held"), within=60)
         content = lock.read_bytes()
         told = json.loads(content)
         if apart:
@@ -80,7 +80,7 @@ async def test_a_holder_outside_is_waited_for_and_not_robbed(path, lock, apart, 
         async with registry.lease(path) as lease:
             content = lock.read_bytes()
             with peer("inside", path, backend, *apart) as other:
-                await eventually(lambda: other.said("waiting"), within=20)
+                await eventually(lambda: other.said("waiting"), within=60)
                 await lease.append({"by": "us"})
                 assert not other.said("held")
                 assert lock.read_bytes() == content
@@ -93,7 +93,7 @@ async def test_a_holder_outside_is_waited_for_and_not_robbed(path, lock, apart, 
 async def test_what_a_killed_holder_inside_left_behind_is_replaced(path, lock, apart):
     registry = LockRegistry()
     with peer("inside", path, "asyncio", *apart) as other, fail_after(30):
-        await eventually(lambda: other.said("held"), within=20)
+        await eventually(lambda: other.said("held"), within=60)
     assert lock.exists()
     async with registry.lease(path, wait_timeout=10) as lease:
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()

@@ -33,7 +33,7 @@ class Disk:
     def write(self, fd, data):
         if b"slow" in data:
             self.writing.set()
-            assert self.go_on.wait(20)
+            assert self.go_on.wait(120)
         return self._write(fd, data)
 
 

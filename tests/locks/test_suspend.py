@@ -34,7 +34,7 @@ async def test_a_process_that_was_stopped_past_its_deadline_may_still_write_its_
             await lease.append({"by": "us"})
 
     with peer("suspended", path, backend, max_hold, grace, by) as other, fail_after(60):
-        await eventually(lambda: other.said("held"), within=20)
+        await eventually(lambda: other.said("held"), within=60)
         other.signal(signal.SIGSTOP)
         await eventually(other.stopped)
         stopped_at = time.monotonic()

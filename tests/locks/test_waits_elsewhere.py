@@ -314,7 +314,7 @@ async def test_another_process_is_nobody_that_could_be_named(file):
         async with here.lease(file(1)):
             pass
 
-    with fail_after(5):
+    with fail_after(60):
         async with create_task_group() as group, there.lease(file(1)):
             group.start_soon(ask)
             await eventually(lambda: here.statistics().waiting)

@@ -110,7 +110,7 @@ async def test_a_server_that_becomes_read_only_takes_nothing_more_and_forgets_no
         go_on.set()
         await until(lambda: sup.statistics().healthy, 30)
         assert (await kept.wait(30)).state is RunState.DONE
-        assert (await (await sup.accept("main", 2, session="s", dedupe="two")).wait(20)).state is RunState.DONE
+        assert (await (await sup.accept("main", 2, session="s", dedupe="two")).wait(60)).state is RunState.DONE
 
 
 async def test_a_clock_that_is_wrong_by_an_hour_ends_nothing_too_early_or_too_late(store, pg, schema, monkeypatch):
@@ -153,9 +153,9 @@ async def test_text_that_the_database_cannot_have_is_refused_by_the_name_of_its_
                 await call()
         with pytest.raises(AskClosed):
             await sup.answer("a\0b", "yes")
-        outcome = await (await sup.accept("main", "ask")).wait(20)
+        outcome = await (await sup.accept("main", "ask")).wait(60)
         assert "key: 'a\\x00b' cannot be kept" in str(outcome.error)
-        assert (await (await sup.accept("main", {"a\0b": "\0"})).wait(20)).value == {"a\0b": "\0"}
+        assert (await (await sup.accept("main", {"a\0b": "\0"})).wait(60)).value == {"a\0b": "\0"}
         assert sup.statistics().healthy
 
 

@@ -41,7 +41,7 @@ async def kept(pg, schema):
         for one in sent:
             accepted = await sup.accept(f"session:{one.key}", "hello", dedupe=one.dedupe)
             one.ids.add(accepted.id)
-            await accepted.wait(20)
+            await accepted.wait(60)
     with psycopg.connect(pg.dsn, autocommit=True) as connection:
         connection.execute(f"update {schema}.message set state = 'unknown', told = true where id = 3")
         text = '{"role": "assistant", "content": "' + INTERRUPTED + '", "answers": [3]}'

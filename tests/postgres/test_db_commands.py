@@ -63,7 +63,7 @@ async def test_nodes_sessions_and_messages_are_shown_and_put_right_by_hand(said,
     store = PostgresStore(pg.dsn, schema=schema, create=True)
     async with Supervisor(store, lanes=[LaneSpec("session:*", handler=handle)], node="gw-1") as sup:
         for key, body in (("a", "hello"), ("b", "fail"), ("c", "ask")):
-            await (await sup.accept(f"session:{key}", body)).wait(20)
+            await (await sup.accept(f"session:{key}", body)).wait(60)
         code, text = await said("nodes")
         assert code == 0 and text.startswith("gw-1             alive  ") and "; 3 sessions: " in text
         (node,) = (await as_json("nodes"))["nodes"]
@@ -106,7 +106,7 @@ async def test_questions_are_shown_and_answered_by_hand(said, pg, schema):
 
     store = PostgresStore(pg.dsn, schema=schema, create=True)
     async with Supervisor(store, lanes=[LaneSpec("session:*", handler=asks)]) as sup:
-        await (await sup.accept("session:a", "delete")).wait(20)
+        await (await sup.accept("session:a", "delete")).wait(60)
         (question,) = await sup.asks()
         code, text = await said("asks")
         assert code == 0 and text.startswith(f'{question.id}  session:a, session a: "Really?" ["yes", "no"], asked ')
@@ -119,7 +119,7 @@ async def test_questions_are_shown_and_answered_by_hand(said, pg, schema):
         assert await said("answer", question.id, '"yes"', "--json", "--by", "ann") == (0, "answered: message 2\n")
         brought = await sup.find_message(2)
         assert brought is not None
-        await brought.wait(20)
+        await brought.wait(60)
         assert answers == [("yes", "ann", "delete")]
         code, text = await said("answer", question.id, "no")
         assert code == 1 and "is answered by 'ann'; allowed: the id of an open question" in text

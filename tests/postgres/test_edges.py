@@ -71,7 +71,7 @@ async def test_a_message_that_is_forgotten_while_something_waits_for_it_has_an_e
         kept = await sup.accept("main", 1, session="s")
         rows(pg, f"delete from {schema}.message")
         with pytest.raises(InvalidLane, match="is not kept"):
-            await kept.wait(20)
+            await kept.wait(60)
 
 
 async def test_what_has_ended_is_kept_for_as_long_as_others_need_to_see_it(store, pg, schema):
@@ -130,7 +130,7 @@ async def test_a_run_is_known_as_parked_only_when_the_database_knows_it(store, m
         await inbox._unpark()
         assert len(sup.parked()) == 1
         end(*held[0])
-        await accepted.wait(20)
+        await accepted.wait(60)
         await inbox._unpark()
         assert len(sup.parked()) == 1
 
@@ -216,7 +216,7 @@ async def test_a_message_is_about_the_run_under_way_though_another_node_waits_fo
         group.start_soon(partial(two.run, "main", body, session="s"))
         await until(lambda: rows(pg, f"select wanted from {schema}.session where place = 's:s'") == [(True,)])
         options: dict[str, Any] = {} if by_lane else {"when_busy": policy}
-        await (await (one if here else two).accept("main", "now", session="s", **options)).wait(20)
+        await (await (one if here else two).accept("main", "now", session="s", **options)).wait(60)
     assert order == ["now", "other node"]
 
 
@@ -329,7 +329,7 @@ async def test_what_a_run_did_not_come_to_tell_is_told_by_another_one(untold):
             lambda: rows(untold.pg, f"select told from {untold.schema}.message where state = 'unknown'") == [(True,)]
         )
         inbox.replay.look_for_untold()
-        await (await sup.accept("main", "last", session="a")).wait(20)
+        await (await sup.accept("main", "last", session="a")).wait(60)
     assert untold.said == ["unknown: 0", "last"]
 
 

@@ -94,7 +94,7 @@ def test_a_node_that_leaves_gives_back_what_it_is_handed_meanwhile(connect):
     leaving.start()
     waits_for_a_lock(connect())
     owner("commit")
-    leaving.join(20)
+    leaving.join(60)
     assert owner("select owner from {s}.session") == [(None,)]
     assert owner("select id from {s}.node") == [(1,)]
 
@@ -131,7 +131,7 @@ async def test_a_session_that_nobody_wants_any_more_goes_on(connect, pg, schema)
     store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=1.0)
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
         accepted = await sup.accept("main", 1, session="a")
-        assert (await accepted.wait(20)).state is RunState.DONE
+        assert (await accepted.wait(60)).state is RunState.DONE
 
 
 @pytest.mark.anyio
@@ -163,7 +163,7 @@ async def test_a_node_finds_out_what_it_was_handed(connect, pg, schema):
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]):
         give = "insert into {s}.session (place, owner) select 's:a', id from {s}.node"
         await anyio.to_thread.run_sync(execute, give)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while await anyio.to_thread.run_sync(execute, "select 1 from {s}.session where owner is not null"):
                 await anyio.sleep(0.05)
 
@@ -189,8 +189,8 @@ async def test_a_lane_is_told_by_another_node_if_the_one_that_found_out_has_left
     lanes = [LaneSpec("main", handler=answer, on_unknown=tell), LaneSpec("silent", handler=answer)]
     async with Supervisor(store, lanes=lanes) as sup:
         later = await sup.accept("main", 1, session="b")
-        await later.wait(20)
-        with anyio.fail_after(20):
+        await later.wait(60)
+        with anyio.fail_after(60):
             while not told or await anyio.to_thread.run_sync(
                 execute, "select 1 from {s}.session where owner is not null"
             ):
@@ -235,7 +235,7 @@ async def test_what_a_lost_connection_has_locked_is_free_when_it_is_made_anew(co
     monkeypatch.setattr(link, "closed", close_others)
     store = PostgresStore(pg.tcp_dsn, schema=schema, ttl=5.0)
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
-        await (await sup.accept("main", 1, session="a")).wait(20)
+        await (await sup.accept("main", 1, session="a")).wait(60)
         settled = Answer[None]()
         assert sup._inbox is not None
         store_of_it: Any = sup._inbox.store
@@ -263,12 +263,12 @@ async def test_a_dead_node_that_cannot_be_reaped_yet_costs_no_beat(connect, pg, 
         async with Supervisor(store) as sup:
             assert sup._inbox is not None
             store_of_it: Any = sup._inbox.store
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while not await run(execute, "select 1 from {s}.node where beat_at > joined_at + interval '2 seconds'"):
                     await anyio.sleep(0.05)
             assert not store_of_it._link.reconnects
             other.rollback()
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while await run(execute, "select 1 from {s}.node where abs(id) = 1"):
                     await anyio.sleep(0.05)
 
@@ -297,7 +297,7 @@ async def test_a_node_that_does_not_know_yet_what_it_inherited_tells_first_what_
         )
         await anyio.to_thread.run_sync(execute, give)
         service_of(sup).replay.look_again()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(said) < 2:
                 await anyio.sleep(0.02)
     assert said == ["unknown: 1", "2"]

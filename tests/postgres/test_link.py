@@ -100,7 +100,7 @@ def test_of_two_nodes_that_ask_with_the_same_key_at_once_both_have_the_same_ques
             assert time.monotonic() < ends
             time.sleep(0.005)
         first.commit()
-        other.join(10)
+        other.join(60)
     assert found == [("one",)]
 
 
@@ -193,7 +193,7 @@ def test_what_is_handed_over_after_the_thread_has_ended_is_reported(store):
     link = Link(store)
     assert link.join(1)
     link.start(lambda call: call(), fails, ended.append)
-    assert link.join(10)
+    assert link.join(60)
     link.node, said = 1, []
     link.do(Step("select 1", (), lambda rows: rows), lambda result, error: said.append(error))
     link.ask(Step("select 1", (), lambda rows: rows), lambda result, error: said.append(error))

@@ -31,9 +31,9 @@ async def test_what_is_tried_again_when_the_node_is_lost_is_reported(pg, schema,
         refused.append("down")
 
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
-        await (await sup.accept("main", 0)).wait(20)  # what begins with the supervisor is over
+        await (await sup.accept("main", 0)).wait(60)  # what begins with the supervisor is over
         await anyio.to_thread.run_sync(pg.crash)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             async with anyio.create_task_group() as calls:
                 calls.start_soon(refuses, lambda: sup.accept("main", 1))
                 calls.start_soon(refuses, lambda: sup.find_message(1))

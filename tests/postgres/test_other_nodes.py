@@ -43,7 +43,7 @@ async def test_a_message_that_comes_back_to_its_process_ends_while_its_old_run_s
         await again.wait()
         await until(lambda: rows(pg, f"select state from {schema}.message") == [("done",)], 10)
         go_on.set()
-        assert (await accepted.wait(10)).value == "again"
+        assert (await accepted.wait(60)).value == "again"
         await until(lambda: not sup.runs())
     assert rows(pg, f"select state, result from {schema}.message") == [("done", b'"again"')]
 
@@ -69,7 +69,7 @@ async def test_an_end_that_the_database_does_not_take_is_told_to_nobody(store, p
         await anyio.sleep(0.1)
         assert waits.outcome is None
         rows(pg, f"select {schema}.ended(5, array[{waits.id}]::bigint[], 'done', '', null, array['accepted'])")
-        assert (await waits.wait(10)).state is RunState.DONE
+        assert (await waits.wait(60)).state is RunState.DONE
 
 
 async def test_a_message_on_a_lane_of_a_newer_program_is_left_to_a_process_of_that(store, pg, schema):
@@ -118,7 +118,7 @@ async def test_text_that_the_database_cannot_have_is_refused_by_name_and_ends_no
             await sup.accept("main", 1, dedupe="a\0b")
         with pytest.raises(InvalidLane, match=r"^session: .* cannot be kept"):
             await sup.asks(session="a\0b")
-        assert (await (await sup.accept("main", {"body": "a\0b"})).wait(20)).state is RunState.DONE
+        assert (await (await sup.accept("main", {"body": "a\0b"})).wait(60)).state is RunState.DONE
 
 
 async def returns(ctx, messages):

@@ -91,15 +91,15 @@ async def test_a_server_that_is_full_takes_nothing_more_and_forgets_nothing(stor
             each = f"before insert on {schema}.{table} for each row execute function {schema}.full()"
             rows(pg, f"create trigger no_room {each}")
         go_on.set()  # its answer waits
-        with anyio.fail_after(20), pytest.raises(StoreDown, match="no space left"):
+        with anyio.fail_after(60), pytest.raises(StoreDown, match="no space left"):
             await sup.accept("main", "during", session="s", dedupe="d")
         await until(lambda: not sup.statistics().healthy)
         assert begun.outcome is None
         for table in ("message", "entry"):
             rows(pg, f"drop trigger no_room on {schema}.{table}")
-        assert (await begun.wait(20)).state is RunState.DONE
+        assert (await begun.wait(60)).state is RunState.DONE
         await until(lambda: sup.statistics().healthy)
-        assert (await (await sup.accept("main", "during", session="s", dedupe="d")).wait(20)).state is RunState.DONE
+        assert (await (await sup.accept("main", "during", session="s", dedupe="d")).wait(60)).state is RunState.DONE
     assert rows(pg, f"select line from {schema}.entry order by seq") == [
         ('{"answered":"before"}',),
         ('{"answered":"during"}',),

@@ -125,7 +125,7 @@ async def live(sup: Supervisor, pg: Any, schema: str) -> None:
 
     async def done(body: str, session: str | None = None, **more: Any) -> Any:
         accepted = await sup.accept("main", body, session=session, **more)
-        return accepted, await accepted.wait(20)
+        return accepted, await accepted.wait(60)
 
     await done("finish", "s")
     await done("plain")
@@ -134,17 +134,17 @@ async def live(sup: Supervisor, pg: Any, schema: str) -> None:
     await done("fail once", "s")
     parked, _ = await done("park")
     SAID["mended"] = True
-    await (await sup.requeue(parked.id)).wait(20)
+    await (await sup.requeue(parked.id)).wait(60)
     _, asked = await done("ask", "s")
-    await (await sup.answer(asked.value.id, "yes", by="ann")).wait(20)
+    await (await sup.answer(asked.value.id, "yes", by="ann")).wait(60)
     assert await sup.run("main", holds_a_lease, session="t") == [{"sum": 3}, {"a": 4}]
     await sup.run("main", notes, session="t", turn=False)
     assert await sup.reset("t") is not None
     assert await sup.run("main", notes, session="t") is None
     steered = await sup.accept("steered", "steer", session="u")
     await SAID["begun"].wait()
-    await (await sup.accept("steered", "more", session="u")).wait(20)
-    await steered.wait(20)
+    await (await sup.accept("steered", "more", session="u")).wait(60)
+    await steered.wait(60)
     kept = (await sup.accept("main", "plain", session="s")).id
     await sup.find_message(kept)
     sup.cancel(lane="none", session="none")
@@ -168,7 +168,7 @@ async def live(sup: Supervisor, pg: Any, schema: str) -> None:
 async def found(sup: Supervisor, message: int) -> None:
     accepted = await sup.find_message(message)
     assert accepted is not None
-    await accepted.wait(20)
+    await accepted.wait(60)
 
 
 TICK = NewRow(lane="main", session="tick", body=b'"plain"', route=b"null", dedupe="tick", digest=b"1")
@@ -180,7 +180,7 @@ def rows(pg: Any, schema: str, statement: str, *values: Any) -> list[tuple[Any, 
 
 
 async def until_none(pg: Any, schema: str, statement: str) -> None:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while await anyio.to_thread.run_sync(rows, pg, schema, statement):
             await anyio.sleep(0.02)
 

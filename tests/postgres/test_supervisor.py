@@ -38,11 +38,11 @@ def store(pg, schema):
 async def test_a_message_is_answered_and_kept_as_done_with_its_answer(store, pg, schema):
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
         accepted = await sup.accept("main", {"n": 1}, session="alice")
-        outcome = await accepted.wait(20)
+        outcome = await accepted.wait(60)
         assert (outcome.state, accepted.new) == (RunState.DONE, True)
         again = await sup.accept("main", {"n": 1}, session="alice", dedupe="a")
         assert (await sup.accept("main", {"n": 1}, session="alice", dedupe="a")).id == again.id
-        await again.wait(20)
+        await again.wait(60)
     lines = [json.loads(line) for (line,) in rows(pg, f"select line from {schema}.entry order by seq")]
     assert lines == [{"got": {"n": 1}}, {"answered": [{"n": 1}]}] * 2
     assert rows(pg, f"select state, result from {schema}.message order by id") == [("done", b'"kept"')] * 2
@@ -142,7 +142,7 @@ async def test_what_a_killed_process_had_is_taken_over(store, pg, schema, anyio_
         try:
             assert child.stdout is not None
             said = b""
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while said.count(b"began\n") < 2:
                     said += await child.stdout.receive()
         finally:
@@ -185,8 +185,8 @@ async def test_a_message_accepted_on_one_node_is_answered_on_the_one_that_has_it
         first = await one.accept("main", "first", session="s")
         second = await two.accept("main", "second", session="s")
         assert second.run is None
-        assert (await second.wait(20)).value == "one"
-        assert (await first.wait(20)).value == "one"
+        assert (await second.wait(60)).value == "one"
+        assert (await first.wait(60)).value == "one"
         assert by == [("one", "first"), ("one", "second")]
 
 
@@ -217,7 +217,7 @@ async def test_a_node_that_was_cut_off_ends_its_runs_and_comes_back(store, pg, s
         run = accepted.run
         assert run is not None
         proxy.hold()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             outcome = await run.wait()
         assert outcome.state is RunState.CANCELLED
         assert "node" in outcome.reason
@@ -227,7 +227,7 @@ async def test_a_node_that_was_cut_off_ends_its_runs_and_comes_back(store, pg, s
         proxy.pass_on()
         await until(lambda: len(rows(pg, f"select id from {schema}.node")) == 2)
         done = await whole.accept("main", 3, session="other")
-        assert (await done.wait(20)).state is RunState.DONE
+        assert (await done.wait(60)).state is RunState.DONE
 
 
 async def test_a_run_that_the_database_fails_is_put_right_without_a_restart(store, pg, schema):
@@ -244,7 +244,7 @@ async def test_a_run_that_the_database_fails_is_put_right_without_a_restart(stor
     async with Supervisor(store, lanes=specs) as sup:
         await sup.accept("main", "once", session="a")
         repeated = await sup.accept("safe", "twice", session="b")
-        assert (await repeated.wait(20)).state is RunState.DONE
+        assert (await repeated.wait(60)).state is RunState.DONE
         await until(lambda: ("unknown",) in rows(pg, f"select state from {schema}.message"))
     assert sorted(map(str, tries)) == ["once", "twice", "twice"]
     assert rows(pg, f"select pending from {schema}.session") == [(0,), (0,)]
@@ -261,11 +261,11 @@ async def test_a_message_that_was_ended_elsewhere_is_given_to_no_body(store, pg,
     lanes = [LaneSpec("main", handler=fails, retry=RetrySpec(attempts=2, wait=0.01))]
     async with Supervisor(store, lanes=lanes) as sup:
         accepted = await sup.accept("main", "broken", session="s")
-        await accepted.wait(20)
+        await accepted.wait(60)
         await until(sup.parked)
         rows(pg, f"update {schema}.message set state = 'cancelled' returning 1")
         again = sup.resubmit(sup.parked()[0].run.id)
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             outcome = await again.wait()
         assert isinstance(outcome.error, NodeLost)
     assert given == ["broken", "broken"]
@@ -303,7 +303,7 @@ async def test_an_append_that_was_refused_takes_no_number(store):
         return await ctx.session.read()
 
     async with Supervisor(store) as sup:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert await sup.run("main", conducts, sup, session="s") == [{"n": 1}, {"note": True}, {"n": 2}, {"n": 3}]
 
 
@@ -329,7 +329,7 @@ async def test_a_message_begins_where_there_is_a_slot_and_waits_only_for_its_own
             await until(lambda: len(began) == 3)
             assert began == [("one", "first"), ("one", "beside"), ("two", "elsewhere")]
             go_on.set()
-            assert (await elsewhere.wait(20)).state is RunState.DONE
+            assert (await elsewhere.wait(60)).state is RunState.DONE
 
 
 async def test_statistics_metrics_and_the_status_line_say_how_a_node_is(store):
@@ -341,7 +341,7 @@ async def test_statistics_metrics_and_the_status_line_say_how_a_node_is(store):
 
     sup = Supervisor(store, lanes=[LaneSpec("main", handler=answer)], node="gw-1")
     async with sup:
-        await (await sup.accept("main", 1, session="s")).wait(20)
+        await (await sup.accept("main", 1, session="s")).wait(60)
         now, values = sup.statistics().node, scraped(sup)
         assert now is not None
         assert (now.id > 0, now.sessions, now.claimed, now.given_back) == (True, 1, 0, 0)

@@ -113,7 +113,7 @@ async def test_a_schema_is_brought_up_to_date_while_an_older_program_runs(store,
     assert (await init(pg, schema), capfd.readouterr().out.rpartition(": ")[2]) == (0, "brought up to date\n")
     assert older.works()
     async with Supervisor(store, lanes=[LaneSpec("main", handler=answer)]) as sup:
-        assert (await (await sup.accept("main", 1, session="s")).wait(20)).state is RunState.DONE
+        assert (await (await sup.accept("main", 1, session="s")).wait(60)).state is RunState.DONE
         assert older.works()
     assert older.inherits()
     assert (await init(pg, schema), capfd.readouterr().out.rpartition(": ")[2]) == (0, "there already\n")

@@ -41,7 +41,7 @@ class Server:
 
     async def answer(self, count: int) -> dict[str, Any]:
         """The application's answer of that number."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while len(self.heard) < count:
                 await self._news.wait()
         return self.heard[count - 1]
@@ -86,7 +86,7 @@ async def failing_start(app: Any) -> str:
     """The reason of a start that fails, after which the lifespan is over."""
     server = Server(app)
     server.tell("lifespan.startup")
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await server.serve()
     (answer,) = server.heard
     assert answer["type"] == "lifespan.startup.failed"
@@ -193,7 +193,7 @@ async def test_runs_under_way_finish_before_the_shutdown_is_over(tmp_path):
         sup, run = app.supervisor, app.supervisor.submit("main", work)
         await began.wait()
         server.tell("lifespan.shutdown")
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while sup.state == "running":
                 await anyio.sleep(0.001)
         assert notes == ["application: startup", "application: shutdown"]
@@ -235,7 +235,7 @@ async def test_an_application_that_does_not_end_well_stops_the_supervisor_and_is
     server = Server(Supervised(Application(notes, shutdown=how), make))
     server.tell("lifespan.startup")
     server.tell("lifespan.shutdown")
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await server.serve()
     assert server.heard[1]["type"] == "lifespan.shutdown.failed" and "no shutdown" in server.heard[1]["message"]
     assert notes[-1] == "supervisor: stop"
@@ -272,7 +272,7 @@ async def test_a_cancelled_lifespan_stops_the_supervisor_at_once(tmp_path):
     make = partial(Supervisor, tmp_path, services={"notes": partial(noting, notes)}, drain_timeout=1000.0)
     app = Supervised(Application(notes), make)
     server = Server(app)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             group.start_soon(server.serve)
             server.tell("lifespan.startup")

@@ -196,7 +196,7 @@ def test_duration_ends_a_program(program):
 
 def under_way(directory, child):
     """Wait until the first records are in the files."""
-    eventually_sync(lambda: child.poll() is not None or records(directory), within=20)
+    eventually_sync(lambda: child.poll() is not None or records(directory), within=60)
     assert child.poll() is None
 
 
@@ -254,7 +254,7 @@ def test_under_nohup_and_in_the_background_only_sigterm_ends_it(tmp_path, backen
         child.send_signal(signal.SIGHUP)
         child.send_signal(signal.SIGINT)
         kept = len(records(tmp_path / "s"))
-        eventually_sync(lambda: child.poll() is not None or len(records(tmp_path / "s")) > kept + 20, within=20)
+        eventually_sync(lambda: child.poll() is not None or len(records(tmp_path / "s")) > kept + 20, within=60)
         assert "draining" not in log.read_text()
         child.send_signal(signal.SIGTERM)  # the first one that counts
         code, result = ended(child)
@@ -271,7 +271,7 @@ def test_a_second_signal_cancels_at_once(scenario, tmp_path, number, code, backe
     with started("run", file, *options, log=log) as child:
         under_way(directory, child)
         child.send_signal(number)
-        eventually_sync(lambda: "draining" in log.read_text(), within=20)
+        eventually_sync(lambda: "draining" in log.read_text(), within=60)
         child.send_signal(number)
         found, result = ended(child)
     assert (found, result["verdict"], result["failed"]) == (code, "green", 1)
@@ -289,8 +289,8 @@ def test_a_third_signal_ends_a_process_whose_loop_is_frozen(program, backend):
         return child.poll() is not None
 
     with started("run", "prog:frozen", "--backend", backend, cwd=program) as child:
-        eventually_sync((program / "frozen").exists, within=20)
-        eventually_sync(interrupted, within=20)
+        eventually_sync((program / "frozen").exists, within=60)
+        eventually_sync(interrupted, within=60)
         assert child.returncode == 130
 
 
@@ -298,7 +298,7 @@ def test_a_third_signal_ends_a_process_whose_loop_is_frozen(program, backend):
 def test_after_kill_9_the_same_directory_serves_at_once(tmp_path, backend):
     with started("run", "--sessions", tmp_path, "--backend", backend) as child:
         under_way(tmp_path, child)
-        eventually_sync(lambda: len(records(tmp_path)) > 20, within=20)
+        eventually_sync(lambda: len(records(tmp_path)) > 20, within=60)
         child.kill()
         assert child.wait() == -signal.SIGKILL
     kept = len(records(tmp_path))

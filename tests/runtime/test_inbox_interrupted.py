@@ -40,7 +40,7 @@ def test_an_interrupt_in_a_body_leaves_its_message_to_the_next_process(backend, 
         async with Supervisor(tmp_path, lanes=[LaneSpec("session:*", handler=handle, repeat=True)], inbox=True) as sup:
             if not given:
                 await sup.accept("session:a", 1)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 while len(given) < 2:
                     await anyio.sleep(0.01)
 

@@ -184,4 +184,4 @@ async def test_the_restart_begins_from_the_watchdogs_thread_in_real_time_too(tmp
     sup = Supervisor(tmp_path, limits=Limits(threads=1, restart_after_s=0.0))
     sup.watchdog._resources = Using(threads=2)
     async with sup:
-        await eventually(lambda: sup.generation == 2, within=20)
+        await eventually(lambda: sup.generation == 2, within=60)

@@ -216,7 +216,7 @@ async def test_a_frozen_loop_is_told_and_not_waited_for(tmp_path):
     took: list[float] = []
 
     def look():
-        eventually_sync(sup.watchdog.blocked, within=20.0)
+        eventually_sync(sup.watchdog.blocked, within=60)
         began = time.monotonic()
         found.update(scraped(sup, wait_s=1000.0))
         took.append(time.monotonic() - began)
@@ -232,7 +232,7 @@ async def test_a_frozen_loop_is_told_and_not_waited_for(tmp_path):
         thread = threading.Thread(target=look)
         thread.start()
         await sup.run("main", freezes)
-        await eventually(lambda: not thread.is_alive(), within=20.0)
+        await eventually(lambda: not thread.is_alive(), within=60)
     assert found["lanes_loop_blocked_seconds"] >= 0.5 and took[0] < 30
     assert {key if isinstance(key, str) else key[0] for key in found} == NEEDS_NO_LOOP
 

@@ -35,7 +35,7 @@ async def test_what_a_gateway_had_that_ends_without_a_word_is_free_at_once(tmp_p
     async with Supervisor(tmp_path, registry=LockRegistry(sidecar=True)) as sup:
         a, b = path_of(sup, "a"), path_of(sup, "b")
         with peer("keeper", tmp_path, anyio_backend_name) as keeper, fail_after(60):
-            await eventually(lambda: keeper.said("kept"), within=20)
+            await eventually(lambda: keeper.said("kept"), within=60)
             assert {f"{path.name}{end}" for path in (a, b) for end in (".lock", ".turn")} <= set(os.listdir(tmp_path))
             waiting = sup.submit("session:a", answers)
             await eventually(lambda: sup.statistics().leases.competing == 1)
@@ -69,7 +69,7 @@ def test_starts_kills_and_the_doctor_beside_a_gateway_disturb_nothing_that_it_ha
         return {words[1][0]: int(words[2]) for words in reversed(said) if words[0] == "entered"}
 
     with peer("keeper", directory, backend) as keeper:
-        eventually_sync(lambda: keeper.said("kept"), within=20)
+        eventually_sync(lambda: keeper.said("kept"), within=60)
         before = of_keeper()
         assert len(before) == 6
         lives = [Life(number, directory) for number in range(2)]
@@ -84,7 +84,7 @@ def test_starts_kills_and_the_doctor_beside_a_gateway_disturb_nothing_that_it_ha
             eventually_sync(lambda: keeper.said("appended"))
             assert set(entered(lives[0])) == set(entered(lives[1])) == {"c"}
             keeper.tell("leave")
-            eventually_sync(lambda: {"a", "b"} <= set(entered(lives[1])), within=20)
+            eventually_sync(lambda: {"a", "b"} <= set(entered(lives[1])), within=60)
             (left,) = [int(line.split(" ")[1]) for line in keeper.lines if line.startswith("left ")]
             assert min(entered(lives[1])[key] for key in "ab") > left
         finally:
@@ -98,9 +98,9 @@ def test_starts_kills_and_the_doctor_beside_a_gateway_disturb_nothing_that_it_ha
 @pytest.mark.parametrize("when", ["begun", "asked"])
 def test_runs_that_end_when_asked_to_are_not_abandoned_because_the_process_stood_still(tmp_path, backend, when):
     with peer("prompt", tmp_path, backend) as process:
-        eventually_sync(lambda: process.said(when), within=20)
+        eventually_sync(lambda: process.said(when), within=60)
         stop_for(process.signal, TIMEOUT + GRACE + 0.1)
-        eventually_sync(process.ended, within=20)
+        eventually_sync(process.ended, within=60)
         assert json.loads(process.lines[-1]) == ["timed_out"] * RUNS
 
 
@@ -108,9 +108,9 @@ def test_runs_that_end_when_asked_to_are_not_abandoned_because_the_process_stood
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_runs_have_their_last_words_after_the_process_stood_still_past_their_grace(tmp_path, backend):
     with peer("prompt", tmp_path, backend) as process:
-        eventually_sync(lambda: process.said("begun"), within=20)
+        eventually_sync(lambda: process.said("begun"), within=60)
         stop_for(process.signal, TIMEOUT + GRACE + 1.3)  # late by more than a second: what is less is a busy machine
-        eventually_sync(process.ended, within=20)
+        eventually_sync(process.ended, within=60)
         assert json.loads(process.lines[-1]) == ["timed_out"] * RUNS
     assert [record["text"] for record in records(tmp_path)] == ["last words"] * RUNS
 
@@ -127,7 +127,7 @@ def test_a_loaded_process_that_was_stopped_past_its_deadlines_has_a_green_verdic
     told = ("run", tmp_path / "scenario.toml", "--sessions", directory, "--backend", backend, "--json")
     with started(*told, log=log) as process:
         for count in (3, 20):
-            eventually_sync(lambda: lines(directory) > count, within=20)  # noqa: B023 -- awaited in this round
+            eventually_sync(lambda: lines(directory) > count, within=60)  # noqa: B023 -- awaited in this round
             stop_for(process.send_signal, 1.0)
         out, _ = process.communicate(timeout=60)
     result = json.loads(out)

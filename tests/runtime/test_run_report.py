@@ -49,7 +49,7 @@ async def end(sup):
 async def shown(run, *parts):
     """Where a run stands, once that names all of these."""
     try:
-        await eventually(lambda: all(part in report_on(run) for part in parts), within=20.0)
+        await eventually(lambda: all(part in report_on(run) for part in parts), within=60)
     except AssertionError:
         text = report_on(run)
         missing = [part for part in parts if part not in text]

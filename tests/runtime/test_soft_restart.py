@@ -104,7 +104,7 @@ class Served:
         with anyio.fail_after(60):
             await harness.serve(self.sup, Scenario(self.plan, self.bodies, self.ledger), self.result, signals, display)
         self.bodies.release()  # in a process of its own, these would be gone with it
-        await eventually(lambda: not self.sup.statistics().abandoned, within=20)
+        await eventually(lambda: not self.sup.statistics().abandoned, within=60)
         self.result.findings = verdict.examine(self.root, self.result.before, self.ledger.acknowledged)
         return self.result
 
@@ -377,7 +377,7 @@ def test_the_shipped_scenario_is_green_in_two_processes(tmp_path, backend):
 def test_mixed_is_green_when_it_is_restarted(tmp_path):
     options = ("--scale", "0.2", "--json", "--sessions", tmp_path / "s")
     with started("run", "mixed", *options, log=tmp_path / "log") as child:
-        eventually_sync(lambda: len(records(tmp_path / "s")) > 5, within=20)
+        eventually_sync(lambda: len(records(tmp_path / "s")) > 5, within=60)
         child.send_signal(signal.SIGUSR1)
         out, _ = child.communicate(timeout=60)
     result = json.loads(out)
@@ -524,7 +524,7 @@ def service(tmp_path, request, monkeypatch):
 def gone(pid):
     """Whether a process ends."""
     with suppress(ProcessLookupError):
-        return eventually_sync(lambda: not os.path.exists(f"/proc/{pid}"), within=20) or True
+        return eventually_sync(lambda: not os.path.exists(f"/proc/{pid}"), within=60) or True
     return True
 
 
@@ -575,7 +575,7 @@ def test_a_run_can_be_asked_at_the_place_that_was_given(tmp_path):
     (tmp_path / "load.toml").write_text(LOAD.replace("end = 0.1", "end = 3.0"))
     place, directory = tmp_path / "s.sock", tmp_path / "s"
     with started("run", tmp_path / "load.toml", "--json", "--sessions", directory, "--socket", place) as child:
-        eventually_sync(lambda: directory.exists() and records(directory), within=20)
+        eventually_sync(lambda: directory.exists() and records(directory), within=60)
         assert str(directory) in lanes("status", "--socket", place).stdout
         assert lanes("restart", "--socket", place).returncode == 0
         out, _ = child.communicate(timeout=60)

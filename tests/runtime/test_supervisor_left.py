@@ -199,7 +199,7 @@ async def test_a_generator_that_is_collected_stops_its_supervisor(world):
     await in_a_task_of_its_own(generator.__anext__)
     del generator
     gc.collect()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         while world.sup.state != "stopped":
             await anyio.sleep(0.01)
         await world.sup._life.ending.lanes.over.wait()
@@ -330,7 +330,7 @@ async def test_whichever_step_of_the_end_raises_all_others_are_taken(world, step
             await anyio.sleep(0.01)  # a thread says that it has ended, and ends a moment later
     assert set(world.taken()) - OWN[step] == set()
     await real()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await sup._life.ending.lanes.over.wait()
     await world.assert_left()
 

@@ -180,7 +180,7 @@ def test_a_loop_that_waits_is_idle(loop):
     me = threading.get_ident()
 
     async def main():
-        return await anyio.to_thread.run_sync(lambda: eventually_sync(lambda: is_idle(frame_of(me)), within=20))
+        return await anyio.to_thread.run_sync(lambda: eventually_sync(lambda: is_idle(frame_of(me)), within=60))
 
     options = {"use_uvloop": True} if loop == "uvloop" else {}
     assert anyio.run(main, backend="trio" if loop == "trio" else "asyncio", backend_options=options)
@@ -194,7 +194,7 @@ def test_an_idle_uvloop_is_told_from_a_blocked_one_whoever_runs_it():
 
     async def main():
         def looks():
-            return eventually_sync(lambda: is_idle(frame_of(me)), within=20)
+            return eventually_sync(lambda: is_idle(frame_of(me)), within=60)
 
         return await loop.run_in_executor(None, looks)
 

@@ -50,7 +50,7 @@ class Scene:
 
     async def __aexit__(self, kind, error, traceback):
         if error is None:
-            with anyio.fail_after(5):
+            with anyio.fail_after(60):
                 assert await self.sup.submit("session:a", serves).result() == "served"
                 assert self.bystander.state is RunState.RUNNING
                 self.release.set()

@@ -64,11 +64,12 @@ async def test_it_shows_and_steers_another_process_and_finds_it_again(tmp_path, 
 async def test_a_frozen_process_shows_the_line_that_blocks_it(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.status.server.PATIENCE_S", 0.05)
     found: list[str] = []
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
 
     async def blocks(ctx):
         with blocking.permitted("a body that freezes the loop"):
-            done.wait(20.0)
+            begun.set()
+            done.wait(120.0)
 
     def asks():
         async def look():
@@ -76,6 +77,7 @@ async def test_a_frozen_process_shows_the_line_that_blocks_it(tmp_path, monkeypa
                 found.extend([(await web.get("/")).text, (await web.get("/run?id=1")).text])
 
         try:
+            assert begun.wait(60.0)
             anyio.run(look)
         finally:
             done.set()
@@ -97,7 +99,7 @@ async def test_a_process_that_answers_late_delays_no_other_page(tmp_path, monkey
         def ask(self, question):
             if not entered.is_set():
                 anyio.from_thread.run_sync(entered.set)
-                leave.wait(20.0)
+                leave.wait(120)
             return super().ask(question)
 
     monkeypatch.setattr(source, "Client", Slow)
