@@ -33,7 +33,7 @@ async def hold(lease, seconds=3600.0):
         await asyncio.sleep(seconds)
 
 
-async def use(registry, path, wait_timeout=5.0):
+async def use(registry, path, wait_timeout=60.0):
     async with registry.lease(path, wait_timeout=wait_timeout) as lease:
         await lease.append({"n": 1})
     return len(await registry.read(path))
@@ -58,7 +58,7 @@ def test_the_next_loop_gets_what_an_ended_one_has_held_at_its_deadline_and_grace
 
 
 async def _turn(registry, path):
-    async with registry.turn(path, wait_timeout=5):
+    async with registry.turn(path, wait_timeout=60):
         pass
 
 
@@ -172,7 +172,7 @@ async def test_registries_without_an_engine_exclude_each_other(path):
             with pytest.raises(LeaseTimeout):
                 async with right(path, wait_timeout=0.02):
                     raise AssertionError("two holders")
-    async with second.turn(path, wait_timeout=5):
+    async with second.turn(path, wait_timeout=60):
         await first.append(path, {"n": 1})
         with pytest.raises(LeaseTimeout):
             async with first.turn(path, wait_timeout=0.02):

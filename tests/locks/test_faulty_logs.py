@@ -81,7 +81,7 @@ async def test_the_next_one_gets_the_right_whatever_becomes_of_the_log_line(tmp_
             got.append(type(error).__name__)
 
     async def wait():
-        async with registry.lease(path, wait_timeout=5):
+        async with registry.lease(path, wait_timeout=60):
             got.append("next")
 
     async with create_task_group() as group:
@@ -142,7 +142,7 @@ async def overstay(registry):
     except LeaseLost: got.append("lost")
 async def wait(registry):
     while not registry.statistics().held: await anyio.sleep(0.001)
-    async with registry.lease(path, wait_timeout=5): got.append("next")
+    async with registry.lease(path, wait_timeout=60): got.append("next")
 async def main():
     registry = LockRegistry(max_hold=0.1, grace=0.05)
     async with anyio.create_task_group() as group:

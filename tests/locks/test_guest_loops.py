@@ -73,7 +73,7 @@ async def test_host_and_guest_exclude_each_other_by_registries_of_their_own(path
     async def hold(registry: LockRegistry, times: int) -> None:
         nonlocal inside, most
         for _ in range(times):
-            async with registry.lease(path, wait_timeout=10):
+            async with registry.lease(path, wait_timeout=60):
                 inside += 1
                 most = max(most, inside)
                 await anyio.sleep(0.002)

@@ -84,7 +84,7 @@ async def test_a_holder_outside_is_waited_for_and_not_robbed(path, lock, apart, 
                 await lease.append({"by": "us"})
                 assert not other.said("held")
                 assert lock.read_bytes() == content
-    async with registry.lease(path, wait_timeout=10) as lease:  # what waited was killed
+    async with registry.lease(path, wait_timeout=60) as lease:  # what waited was killed
         await lease.append({"by": "us"})
 
 
@@ -95,7 +95,7 @@ async def test_what_a_killed_holder_inside_left_behind_is_replaced(path, lock, a
     with peer("inside", path, "asyncio", *apart) as other, fail_after(30):
         await eventually(lambda: other.said("held"), within=60)
     assert lock.exists()
-    async with registry.lease(path, wait_timeout=10) as lease:
+    async with registry.lease(path, wait_timeout=60) as lease:
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()
         await lease.append({"by": "us"})
     assert not lock.exists()

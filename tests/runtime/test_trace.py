@@ -456,12 +456,16 @@ def test_the_trace_of_a_scenario_has_every_run_once(path):
         runs[one.args["run"]].append(one)
     assert len(runs) == result["messages"] > 100
     assert sorted(runs) == list(range(1, len(runs) + 1))
+    marked = 0
     for number, slices in runs.items():
         *_, last = slices
         ran = sum(one.ended - one.began for one in slices if one.name == f"run {number}")
         assert ran == pytest.approx(last.args["ran_s"] * 1e6, abs=3)
-        waited = sum(one.ended - one.began for one in slices if one.name == f"run {number} waits")
-        assert waited == pytest.approx(last.args["waited_s"] * 1e6, abs=20_000)  # it may start without a mark
+        waits = [one.ended - one.began for one in slices if one.name == f"run {number} waits"]
+        if waits:  # it may start without a mark, however late the loop is then
+            assert sum(waits) == pytest.approx(last.args["waited_s"] * 1e6, abs=20_000)
+            marked += 1
+    assert marked
     states = [slices[-1].args["state"] for slices in runs.values()]
     assert states.count("done") == result["answered"]
     assert {"event loop", "restarts", "log", "main", "cron", "heartbeat"} <= tracks.keys() | {"event loop", "restarts"}
