@@ -46,6 +46,7 @@ def fastapi(_):
     return handle, "hi", interrupted
 
 
+@pytest.mark.virtual_time_loops("asyncio")
 @pytest.mark.parametrize("example", [slack, telegram, fastapi])
 async def test_wherever_it_is_cancelled_the_next_message_is_answered_and_wherever_killed_somebody_is_told(
     virtual_time, example, monkeypatch

@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 ELSEWHERE = {
     "lanes.md": "its code is quoted from examples/policies.py, which test_policies_document runs",
     "pools.md": "its code is quoted from examples/pools.py, which test_policies_document runs",
-    "docs/testing.md": "its code is a test file: tests/testing/test_document.py",
+    "docs/testing.md": "its code is a test file: tests/testing/test_plugin.py",
     "cluster.md": "its code needs a database: tests/postgres/test_cluster_document.py",
 }
 PAGES = [

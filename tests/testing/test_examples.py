@@ -25,6 +25,10 @@ def no_question_is_left_open(played: Played) -> None:
     assert roles[-1:] != ["user"], f"a question without an answer: {roles}"
 
 
+# Each sweep on one loop: the examples run on both in tests of their own.
+
+
+@pytest.mark.virtual_time_loops("asyncio")
 @pytest.mark.parametrize(
     "asked, before, least", [("hello", [], 3), ("hello", TALK, 8), ("/delete a", [], 2)], ids=["", "compacted", "asked"]
 )
@@ -34,6 +38,7 @@ async def test_the_agent_leaves_no_question_open_wherever_it_is_cancelled(virtua
     assert count >= least
 
 
+@pytest.mark.virtual_time_loops("trio")
 @pytest.mark.parametrize("asked", [["hello"], ["one", "two"], ["/delete a"]], ids=["one", "two", "asked"])
 async def test_the_agent_answers_or_says_that_it_was_interrupted_wherever_it_is_killed(virtual_time, asked):
     def check(played: Played) -> None:
@@ -59,6 +64,7 @@ async def test_a_question_of_the_agent_expires_after_a_day(virtual_time):
         )
 
 
+@pytest.mark.virtual_time_loops("trio")
 async def test_the_embedded_handler_leaves_no_question_open_wherever_it_is_cancelled(virtual_time):
     assert await cancel_everywhere(embedded.handle, "hello you", check=no_question_is_left_open) > 2
 
@@ -87,6 +93,7 @@ class Chat:
         pass
 
 
+@pytest.mark.virtual_time_loops("asyncio")
 async def test_the_bot_answers_or_says_that_it_was_interrupted_wherever_it_is_killed(virtual_time):
     chats: list[Chat] = []
 

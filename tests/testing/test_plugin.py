@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests import ROOT
+from tests.documents import blocks_of
 from tests.planted.server import QUIET
 
 TESTS = """
@@ -45,12 +47,17 @@ def passed(output):
 
 
 def test_a_users_project_needs_no_more_than_the_fixture(tmp_path):
-    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    """One project for all, since each is a Python of its own: these tests, and those of `docs/testing.md`."""
+    page = "\n\n".join(block.code for block in blocks_of((ROOT / "docs" / "testing.md").read_text("utf-8")))
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\nstrict = true\n")
+    (tmp_path / "test_page.py").write_text(page)
     (tmp_path / "conftest.py").write_text("import sys\nassert not {'lanes', 'locks', 'sqlite3'} & sys.modules.keys()\n")
     (tmp_path / "test_users.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300)
-    assert passed(done.stdout) == [
+    of_page = [one for one in passed(done.stdout) if "test_page.py" in one]
+    assert [one.partition(" ")[0] for one in of_page] == ["PASSED"] * 2 * page.count("async def test_"), done.stdout
+    assert [one for one in passed(done.stdout) if one not in of_page] == [
         "PASSED test_a_timeout[asyncio]",
         "PASSED test_a_timeout[trio]",
         "PASSED test_in_real_time[asyncio]",
