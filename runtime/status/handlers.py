@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from lanes import RunState
-from lanes.core.execution import Execution
+from lanes.core.execution import Execution, execution_of
 from lanes.core.needs import Kind, needs_of
 from lanes.core.scheduler import Scheduler
 from lanes.layout import Layout
@@ -111,7 +111,9 @@ class Handlers:
                 case protocol.Status():
                     return protocol.Answer(status=self._picture(question.each))
                 case protocol.Stop():
-                    return self._stop(question, by)
+                    return self._stop(question, "stop", RunState.CANCELLED, by)
+                case protocol.Supersede():
+                    return self._stop(question, "supersede", RunState.SUPERSEDED, by)
                 case protocol.Stack():
                     return self._stack(question)
                 case protocol.Life():
@@ -147,7 +149,7 @@ class Handlers:
 
     # Doing something
 
-    def _stop(self, question: protocol.Stop, by: str) -> protocol.Answer:
+    def _stop(self, question: protocol.Stop | protocol.Supersede, what: str, how: RunState, by: str) -> protocol.Answer:
         run = self._sup.find(question.run)
         if run is None:
             return self._unknown(question.run)
@@ -155,8 +157,9 @@ class Handlers:
             ended = f"run {run.id} on lane {run.lane} has ended already: {run.state.value}"
             return refused("run_ended", text(f"{ended}, {run.reason}" if run.reason else ended), "run")
         state = run.state.value
-        asked = run.cancel(question.reason)
-        log("operator_asked", what="stop", run=run.id, lane=run.lane, reason=question.reason, by=by)
+        execution = execution_of(run)
+        asked = execution is not None and execution.ask_to_end(how, question.reason)
+        log("operator_asked", what=what, run=run.id, lane=run.lane, reason=question.reason, by=by)
         return protocol.Answer(
             stopped=protocol.Stopped(
                 run=run.id, lane=text(run.lane), state=state, asked=asked, reason=text(run.reason or question.reason)

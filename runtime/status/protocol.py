@@ -41,6 +41,7 @@ from .questions import Slow as Slow
 from .questions import Stack as Stack
 from .questions import Status as Status
 from .questions import Stop as Stop
+from .questions import Supersede as Supersede
 from .questions import Timeline as Timeline
 from .questions import Trends as Trends
 from .rows import AskRow as AskRow

@@ -39,6 +39,13 @@ class Stop(_Question, frozen=True, tag="stop"):
     reason: Reason = "stopped by an operator"
 
 
+class Supersede(_Question, frozen=True, tag="supersede"):
+    """Ask a run to end as if a newer message of its session had taken its place: that is what its sender is told."""
+
+    run: RunId
+    reason: Reason = "superseded by an operator"
+
+
 class Drain(_Question, frozen=True, tag="drain"):
     """Take nothing more, let running runs finish for `timeout` seconds (or the supervisor's own), cancel the rest."""
 
@@ -211,6 +218,7 @@ Question = (
     | Recorded
     | Life
     | Note
+    | Supersede
 )
 Slow = Session | Reset | Asks | AnswerAsk | Messages | Requeue | Drop | Note
 """Those that are answered by a coroutine, since a disk or a database is asked."""

@@ -37,6 +37,11 @@ def _stop(form: Form, _by: str) -> tuple[protocol.Question, str]:
     return protocol.Stop(run=run, reason=protocol.text(reason, 1001)), f"run?id={run}"
 
 
+def _supersede(form: Form, _by: str) -> tuple[protocol.Question, str]:
+    run, reason = number_of(form, "run"), form.get("reason", "").strip() or "superseded by an operator"
+    return protocol.Supersede(run=run, reason=protocol.text(reason, 1001)), f"run?id={run}"
+
+
 def _resubmit(form: Form, _by: str) -> tuple[protocol.Question, str]:
     return protocol.Resubmit(run=number_of(form, "run")), "parked"
 
@@ -94,6 +99,7 @@ def number_of(form: Form, name: str) -> int:
 
 _ORDERS: dict[str, Callable[[Form, str], tuple[protocol.Question, str]]] = {
     "stop": _stop,
+    "supersede": _supersede,
     "resubmit": _resubmit,
     "discard": _discard,
     "reset": _reset,

@@ -9,7 +9,7 @@ import pytest
 from starlette.applications import Starlette
 from structlog.testing import capture_logs
 
-from lanes import LaneSpec
+from lanes import LaneSpec, RunSuperseded
 from runtime import Supervisor
 from runtime.web import dashboard
 from runtime.web.visible import visible
@@ -103,6 +103,22 @@ async def test_a_stopped_run_ends_and_the_next_of_its_session_starts(sup, app):
     told = [(one["what"], one["run"], one["by"]) for one in lines if one["event"] == "operator_asked"]
     assert told == [("stop", first.id, "dashboard, 127.0.0.1")]
     await ended(sup)
+    await ended(sup)
+
+
+async def test_a_superseded_run_says_so_to_its_sender_and_the_next_one_starts(sup, app):
+    first, second = sup.submit("session:alice", waits), sup.submit("session:alice", waits)
+    async with browser(app) as web:
+        secret = secret_of((await web.get(f"/run?id={first.id}")).text)
+        with capture_logs() as lines:
+            done = await order(web, secret, do="supersede", run=first.id)
+        assert done.status_code == 303
+        with pytest.raises(RunSuperseded):
+            await first.result()
+        assert (await order(web, secret, do="supersede", run=first.id)).status_code == 409
+    assert first.reason == "superseded by an operator"
+    assert [(one["what"], one["run"]) for one in lines if one["event"] == "operator_asked"] == [("supersede", first.id)]
+    await eventually(lambda: second.started_at is not None)
     await ended(sup)
 
 
