@@ -18,7 +18,9 @@ from runtime.inbox.errors import InboxInvalid
 from runtime.trial.postgres_server import PostgresServer
 from tests.postgres.looking import rows, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio")]
+BOTH = pytest.mark.backends("asyncio", "trio")
+"""For what waits, is cancelled or is lost; the rest is the same code on either loop."""
 
 
 @pytest.fixture
@@ -39,7 +41,6 @@ def test_what_is_no_url_is_refused_at_once(url):
         PostgresStore(url)
 
 
-@pytest.mark.backends("asyncio")
 @pytest.mark.parametrize(
     "url, kind, named",
     [
@@ -56,14 +57,12 @@ async def test_a_url_that_leads_nowhere_is_named_and_its_password_is_not(url, ki
     await refused(PostgresStore(url), kind, named)
 
 
-@pytest.mark.backends("asyncio")
 async def test_a_password_and_a_database_that_are_wrong_are_named(pg, schema):
     wrong = f"postgresql://postgres:secret@127.0.0.1:{pg.port}/postgres"
     await refused(PostgresStore(wrong, schema=schema), StoreDown, "cannot be reached .*password authentication failed")
     await refused(PostgresStore(f"{pg.tcp_dsn}x", schema=schema), StoreDown, 'database "postgresx" does not exist')
 
 
-@pytest.mark.backends("asyncio")
 async def test_what_a_role_or_a_server_may_not_do_is_named(pg, schema, store):
     async with Supervisor(store):
         pass
@@ -83,6 +82,7 @@ async def test_what_a_role_or_a_server_may_not_do_is_named(pg, schema, store):
         rows(pg, f"drop owned by {schema}; drop role {schema}")
 
 
+@BOTH
 async def test_a_server_that_becomes_read_only_takes_nothing_more_and_forgets_nothing(store, pg, schema):
     """As one does that is switched over: new and old connections fail."""
     go_on = anyio.Event()
@@ -179,6 +179,5 @@ def standby():
         yield server
 
 
-@pytest.mark.backends("asyncio")
 async def test_a_standby_is_refused(standby):
     await refused(PostgresStore(standby.tcp_dsn), StoreDown, "is a standby; allowed: the primary")

@@ -21,7 +21,9 @@ from runtime.postgres.link import Link
 from runtime.postgres.messages import PostgresMessages
 from tests.postgres.looking import rows, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio")]
+BOTH = pytest.mark.backends("asyncio", "trio")
+"""For what waits, is cancelled or is lost; the rest is the same code on either loop."""
 
 
 @pytest.fixture
@@ -33,6 +35,7 @@ async def hangs(ctx, messages):
     await anyio.sleep_forever()
 
 
+@BOTH
 async def test_a_run_whose_append_was_answered_to_nobody_is_not_told_that_nothing_was_written(
     store, pg, schema, monkeypatch
 ):
@@ -186,6 +189,7 @@ async def test_background_work_is_claimed_though_there_is_more_urgent_work_witho
     assert began.index("slow") < 20
 
 
+@BOTH
 @pytest.mark.parametrize("policy, by_lane, here", [("interrupt", False, False), ("steer", True, True)])
 async def test_a_message_is_about_the_run_under_way_though_another_node_waits_for_its_session(
     store, pg, schema, policy, by_lane, here
@@ -253,6 +257,7 @@ def untold(store, pg, schema):
     return Untold(store, pg, schema)
 
 
+@BOTH
 async def test_a_page_on_its_way_when_a_dead_node_is_inherited_does_not_go_before_what_is_unknown(untold, monkeypatch):
     async with untold.sup as sup:
         inbox: Any = sup._inbox
@@ -311,6 +316,7 @@ async def test_what_is_unknown_in_a_session_is_told_before_anything_else_however
     assert untold.said == ["unknown: 0", 1][: len(untold.said)]
 
 
+@BOTH
 async def test_what_a_run_did_not_come_to_tell_is_told_by_another_one(untold):
     """It was cancelled in its queue, or its node was lost before it began."""
     async with untold.sup as sup:

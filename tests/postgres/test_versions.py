@@ -18,7 +18,7 @@ from runtime.postgres.functions import FUNCTIONS, TABLES
 from runtime.postgres.schema import FORM, STEP, filled
 from tests.postgres.looking import rows, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio", "trio")]
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio")]
 
 OLDER = """
 drop function {s}.claimed_fairly;
@@ -142,7 +142,6 @@ async def test_a_schema_of_something_else_is_left_alone(store, pg, schema, table
     assert rows(pg, "select tablename from pg_tables where schemaname = %s", schema) == [("form",)]
 
 
-@pytest.mark.backends("asyncio")
 async def test_a_call_of_an_older_program_can_mean_one_function_only(store, pg, schema):
     """Of two functions of one name, none has defaults for arguments: PostgreSQL would find neither."""
     assert await init(pg, schema) == 0
