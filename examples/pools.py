@@ -57,7 +57,7 @@ async def tokens() -> None:
     async with gateway(PoolSpec("anthropic", rate=(60, 60.0), tokens=(2000, 60.0))) as sup:
         await sup.run("main", ask)
         await sup.run("main", ask)  # the 800, and the 1200 that it asks for, are 2000: let through at once
-        third = sup.submit("main", ask, timeout=0.1)
+        third = sup.submit("main", ask, timeout=1.0)
         print("the third one:", (await third.wait()).reason)
 
 

@@ -11,6 +11,7 @@ with its deadline running, only to wait in the pool; now they wait in the queue,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable
 from typing import Any
 
@@ -65,9 +66,12 @@ class Pools:
         """Grant a claim at once, or have it wait; returns whether it is granted.
 
         Raises:
+            InvalidLane: the limits were changed since it was made, and never allow it any more. Nothing has changed.
             RunEnded, Superseded: its run is over. Nothing has changed.
         """
         one, pool = claim.waiter, claim.pool
+        if claim.tokens:
+            _tokens_of(pool.spec, claim.tokens)  # else it would hold up all behind it, for as long as its run lasts
         one.check_may_begin(f"granted by pool {pool.spec.name!r}")
         if one.claims is None:
             one.claims = {}
@@ -165,7 +169,7 @@ class Pools:
                 break
             if claim.event is not None:
                 claim.event.set()
-        if look_at < float("inf"):
+        if look_at < math.inf:
             self._timers[pool] = timers.at(look_at, self._ring, pool)
 
     def _ring(self, pool: Pool[Execution]) -> None:

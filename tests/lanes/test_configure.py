@@ -200,6 +200,19 @@ async def test_a_message_that_was_kept_meanwhile_finds_the_new_lane(virtual, tmp
         assert sup.statistics().lanes["chat"].capacity == 4
 
 
+async def test_a_call_that_the_new_limits_never_allow_is_refused_and_holds_up_none(sup):
+    async def calls(ctx):
+        large = ctx.pool("model", tokens=900)
+        sup.configure(pools=[PoolSpec("model", tokens=(500, 60.0))])
+        with pytest.raises(InvalidLane, match="tokens: 900 are more than the pool has in any 60 s; allowed: 0 to 500"):
+            async with large:
+                pass
+        async with ctx.pool("model", tokens=500):
+            return sup.statistics().pools["model"].waiting
+
+    assert await sup.run("work", calls) == 0
+
+
 async def test_another_thread_is_refused(sup):
     def outside():
         with pytest.raises(WrongThread, match="configure belongs to the event loop's thread"):
