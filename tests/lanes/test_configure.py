@@ -137,6 +137,7 @@ async def test_it_may_be_called_before_the_start_and_from_hooks(virtual, tmp_pat
 # Refused, as a whole
 
 
+@pytest.mark.failure("G30")
 @pytest.mark.parametrize(
     "given, complaint",
     [

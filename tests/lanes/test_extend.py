@@ -77,6 +77,7 @@ class LookAt:
         return self.clock.now()
 
 
+@pytest.mark.failure("G31")
 async def test_no_sign_of_life_moves_the_hard_deadline(virtual, tmp_path):
     async def body(ctx):
         while True:
@@ -131,6 +132,7 @@ async def test_a_run_that_has_read_a_message_moves_the_deadline_of_its_sender_to
 # Refused
 
 
+@pytest.mark.failure("G31")
 @pytest.mark.parametrize(
     "seconds, reason, complaint",
     [

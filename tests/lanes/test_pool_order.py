@@ -180,6 +180,7 @@ def load(session, number, *, asked=0.0, tokens=0, lasts=1.0, urgency=Priority.FO
     return [Call(asked, session, tokens, lasts, tokens, urgency) for _ in range(number)]
 
 
+@pytest.mark.failure("G27")
 @pytest.mark.parametrize("sessions", [1, 5])
 def test_a_call_waits_for_one_call_of_each_other_session(sessions):
     """The bound of `docs/pools.md`, and that it is reached."""
@@ -220,6 +221,7 @@ def test_claims_that_are_given_up_are_not_collected():
     assert all(not line.order and not line._turns for line in pool._lines.values())
 
 
+@pytest.mark.failure("G29")
 def test_a_lowered_limit_comes_back_as_a_straight_line():
     pool: Pool[Any] = Pool(PoolSpec("p", slots=4, recovery=60.0))
     claim: Claim[Any] = Claim(pool, waiter("a"), 0)

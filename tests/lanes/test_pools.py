@@ -120,6 +120,7 @@ async def test_a_small_call_does_not_overtake_a_large_one(virtual, tmp_path):
         assert calls.began == about([0, 60, 60])
 
 
+@pytest.mark.failure("G29")
 async def test_after_a_429_nothing_is_granted_for_a_while_and_then_less_until_it_has_come_back(virtual, tmp_path):
     throttled = []
 
@@ -211,6 +212,7 @@ async def test_a_more_urgent_run_that_waits_for_the_session_lends_its_class_to_a
 # What is given back
 
 
+@pytest.mark.failure("G28")
 @pytest.mark.parametrize("end", ["returns", "raises", "times out", "is cancelled", "leaves the block open"])
 async def test_a_grant_is_given_back_however_its_run_ends(virtual, tmp_path, end):
     async def body(ctx):
@@ -235,6 +237,7 @@ async def test_a_grant_is_given_back_however_its_run_ends(virtual, tmp_path, end
         assert_empty(sup)
 
 
+@pytest.mark.failure("G28")
 async def test_an_abandoned_body_holds_nothing(virtual, tmp_path):
     released = anyio.Event()
 

@@ -28,6 +28,7 @@ def place(monkeypatch):
         yield made
 
 
+@pytest.mark.failure("G23")
 async def test_what_is_posted_to_another_process_steers_and_interrupts_and_a_reset_ends_it(
     tmp_path, place, anyio_backend_name, monkeypatch
 ):
@@ -84,6 +85,7 @@ async def test_what_is_posted_to_another_process_steers_and_interrupts_and_a_res
         assert await sup.everywhere.runs() == []
 
 
+@pytest.mark.failure("G24")
 async def test_a_process_without_a_socket_is_named(tmp_path, place, anyio_backend_name):
     async with Supervisor(tmp_path, lanes=LANES) as sup:
         with peer("neighbour", tmp_path, anyio_backend_name, "-") as other:

@@ -83,6 +83,7 @@ async def test_what_runs_before_during_and_after_a_recording_is_in_it_as_far_as_
         sup.cancel()
 
 
+@pytest.mark.failure("G26")
 async def test_a_recording_that_is_not_fetched_ends_by_itself_and_one_that_is_too_large_at_once(
     virtual, tmp_path, monkeypatch
 ):
