@@ -486,7 +486,7 @@ async def test_another_library_of_this_process_that_holds_is_not_robbed(virtual,
         held.write(foreign(os.getpid(), created_at=-40.0, maxHoldMs=1_020_000))
         held.flush()
         with pytest.raises(LeaseTimeout):
-            async with registry.lease(path, wait_timeout=600):
+            async with registry.lease(path, wait_timeout=120):
                 raise AssertionError("robbed")
     await registry.append(path, {"n": 1})
 

@@ -355,9 +355,10 @@ CASES: dict[str, tuple[Operation, Around, dict[str, Any]]] = {
 # The sweep
 
 
-async def run(world: World, operation: Operation, around: Around, fault: Fault, n: int) -> None:
-    """The operation with one fault, and everything that must hold afterwards."""
-    before = leaks.descriptors()
+async def run(
+    world: World, operation: Operation, around: Around, fault: Fault, n: int, before: frozenset[tuple[int, str]]
+) -> None:
+    """The operation with one fault, and everything that must hold afterwards; `before`: the open descriptors."""
     with capture_logs() as logs:
         with anyio.fail_after(600):
             async with around(world):
@@ -406,7 +407,7 @@ async def test_whichever_call_fails_the_error_is_typed_and_the_session_goes_on(
 ):
     operation, around, options = CASES[case]
     process.me()
-    seam = FaultySeam(monkeypatch)
+    seam, before = FaultySeam(monkeypatch), leaks.descriptors()
     fired: Counter[str] = Counter()
     shared = not LONG and fault.code not in (0, errno.EIO)
     first, step = (1 + (anyio_backend_name == "trio"), 2) if shared and not fault.short else (1, 1)
@@ -417,7 +418,7 @@ async def test_whichever_call_fails_the_error_is_typed_and_the_session_goes_on(
         for path in directory.iterdir():
             path.unlink()
         world = World(directory, seam, **options)
-        await run(world, operation, around, fault, n)
+        await run(world, operation, around, fault, n, before)
         if seam.fired is None:
             break
         fired[seam.fired] += 1

@@ -32,7 +32,7 @@ from tests.invariants import complaints, in_a_change
 pytestmark = pytest.mark.backends("asyncio", "trio")
 
 POLICIES = get_args(WhenBusy)
-SEEDS = range(400 if os.environ.get("LANES_LONG") else 12)
+SEEDS = range(400 if os.environ.get("LANES_LONG") else 8)
 STEPS = 60
 MOST_ACTS = 600
 
