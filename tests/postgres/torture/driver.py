@@ -29,8 +29,8 @@ from .judge import Evidence, Finding, Sent, dump, judge, open_ones, snapshot, ta
 from .node import CANNOT_START
 
 ANSWER_WITHIN_S = 1.0
-READY_WITHIN_S = 20.0
-ENDS_WITHIN_S = 20.0
+READY_WITHIN_S = 60.0
+ENDS_WITHIN_S = 60.0
 MOST_SHOWN = 12
 
 
