@@ -39,6 +39,10 @@ _ABOVE = 64
 """Descriptors that come in are moved above it, out of the way of those that they are to become."""
 
 
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in UNWANTED}
+"""Of the server: as it was before any test, the first of which may have set what none of the others has."""
+
+
 class Order(NamedTuple):
     """What a fork is to be."""
 
@@ -120,12 +124,13 @@ class _Server:
     """The process that forks, from outside."""
 
     def __init__(self) -> None:
-        self.environment = dict(os.environ)
+        self.environment = _ENVIRONMENT
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.forks", str(theirs.fileno())],
                 cwd=ROOT,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -45,6 +45,18 @@ def test_what_kills_a_fork_and_what_it_raises_is_told_as_of_any_child():
     assert child.returncode == -signal.SIGKILL
 
 
+def test_whatever_the_first_test_has_set_the_others_children_are_forks(monkeypatch):
+    started = forks._running
+    monkeypatch.setattr(forks, "_running", None)
+    with monkeypatch.context() as first:
+        first.setenv("LANES_STORE", "postgresql://h/x")
+        first.setenv("PYTHONPATH", "elsewhere")
+        assert not forks.can_be_forked()
+    assert forks.can_be_forked()
+    assert forks._running is not None and forks._running is not started
+    forks._running.close()
+
+
 def test_a_fork_that_is_left_behind_is_a_leak(monkeypatch):
     monkeypatch.setattr(leaks, "ENDS_WITHIN", 0.0)
     before = leaks.Look()
