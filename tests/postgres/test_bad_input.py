@@ -18,7 +18,7 @@ from runtime.inbox.errors import InboxInvalid
 from runtime.trial.postgres_server import PostgresServer
 from tests.postgres.looking import rows, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio")]
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio"), pytest.mark.failure("G34")]
 BOTH = pytest.mark.backends("asyncio", "trio")
 """For what waits, is cancelled or is lost; the rest is the same code on either loop."""
 

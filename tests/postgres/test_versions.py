@@ -18,7 +18,7 @@ from runtime.postgres.functions import FUNCTIONS, TABLES
 from runtime.postgres.schema import FORM, STEP, filled
 from tests.postgres.looking import rows, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio")]
+pytestmark = [pytest.mark.anyio, pytest.mark.backends("asyncio"), pytest.mark.failure("G33")]
 
 OLDER = """
 drop function {s}.claimed_fairly;
