@@ -77,7 +77,7 @@ class World:
             return True
 
     async def assert_left(self) -> None:
-        with anyio.move_on_after(5):
+        with anyio.move_on_after(60):
             while self.taken() == ["inbox"]:
                 await anyio.sleep(0.01)  # its thread says that it has ended, and ends a moment later
         assert self.taken() == []
@@ -325,7 +325,7 @@ async def test_whichever_step_of_the_end_raises_all_others_are_taken(world, step
 
     with pytest.raises(type(error), match="no"):
         await used()
-    with anyio.move_on_after(5):
+    with anyio.move_on_after(60):
         while set(world.taken()) - OWN[step]:
             await anyio.sleep(0.01)  # a thread says that it has ended, and ends a moment later
     assert set(world.taken()) - OWN[step] == set()
