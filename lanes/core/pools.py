@@ -89,12 +89,15 @@ class Pools:
 
         Raises:
             DeadlockError: only the end of the asking run would bring it.
+            RunEnded, Superseded: its run was abandoned meanwhile.
         """
         assert claim.event is not None
         asking, task = claim.waiter, None
         try:
             task = self._waits.begin_claim(asking, claim)
             await claim.event.wait()
+            if claim.standing is Standing.OVER:  # its run was abandoned meanwhile: no cancellation reaches its body
+                asking.check_may_begin(f"granted by pool {claim.pool.spec.name!r}")
         except BaseException:
             self.end(claim)
             raise
@@ -107,6 +110,8 @@ class Pools:
         if claim.standing is Standing.OVER:
             return
         claim.pool.end(claim, _clock.clock.now())
+        if claim.event is not None:
+            claim.event.set()
         if claim.waiter.claims is not None:
             claim.waiter.claims.pop(claim, None)
         self._look(claim.pool)

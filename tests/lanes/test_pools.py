@@ -261,6 +261,27 @@ async def test_an_abandoned_body_holds_nothing(virtual, tmp_path):
         assert refusals == ["pool 'model', settle: the grant was given back; allowed: within its block"]
 
 
+async def test_an_abandoned_body_that_waits_is_told_and_ends(virtual, tmp_path):
+    told = []
+
+    async def stubborn(ctx):
+        with anyio.CancelScope(shield=True):
+            try:
+                async with ctx.pool("model"):
+                    pass
+            except RunEnded as error:
+                told.append(str(error))
+
+    async with supervisor(tmp_path, PoolSpec("model", slots=1)) as sup:
+        hog = await asking(sup, Calls(virtual), "hog", 500.0)
+        waits = await asking(sup, stubborn, timeout=1.0)
+        assert (await waits.wait()).state is RunState.ABANDONED
+        with anyio.fail_after(10):
+            await sup._scheduler.board.wait_abandoned()
+        assert ["has ended: nothing granted by pool 'model'" in one for one in told] == [True]
+        hog.cancel()
+
+
 async def test_a_wait_that_is_cancelled_leaves_the_queue(virtual, tmp_path):
     async with supervisor(tmp_path, PoolSpec("model", slots=1)) as sup:
         calls = Calls(virtual)
