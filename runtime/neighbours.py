@@ -205,6 +205,9 @@ def _answer_of(call: Callable[[Client], _T], found: Found) -> tuple[_T] | Except
 
     try:
         with clients.Client(found.path, within_s=ANSWERS_WITHIN_S) as client:
+            if found.pid is not None and client.pid not in (None, found.pid):
+                # Another one has taken its place since, at the same path: it counts its runs from 1 again.
+                return clients.NoAnswer(f"it has gone, and process {client.pid} has taken its socket's place")
             return (call(client),)
     except (clients.NoProcess, clients.NoAnswer) as error:
         return error

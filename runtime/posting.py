@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import anyio
 import msgspec
@@ -21,10 +21,12 @@ from lanes import (
     RunError,
     RunState,
     RunSuperseded,
+    checks,
 )
-from lanes.core.intake import Intake
+from lanes.core.intake import Intake, check_dedupe
 from lanes.layout import check_key
 from lanes.message import message_of
+from lanes.spec import WhenBusy
 from locks import InvalidSession
 
 from .neighbours import Neighbours, Unreached
@@ -108,7 +110,8 @@ async def post_to_conductor(
         return Posted(None, answer.outcome.run, found, neighbours)
     if answer.error is None:
         raise Unreached(f"process {found.pid} answers something else", processes=(f"process {found.pid}",))
-    kind = _REFUSALS.get(answer.error.field, LaneError)
+    unread = answer.error.kind == "bad_question"  # such as what an older version does not know
+    kind = InvalidLane if unread else _REFUSALS.get(answer.error.field, LaneError)
     raise kind(f"process {found.pid} refuses: {answer.error.message}")
 
 
@@ -123,9 +126,30 @@ def _question_of(lane: str, message: Any, session: str, options: Mapping[str, An
             f"message: {len(body) + len(route)} bytes cannot be posted in another process, which conducts the session; "
             f"allowed: {MOST_BYTES} bytes of JSON"
         )
-    return protocol.Post(
+    _check(options)
+    question = protocol.Post(
         lane=storable("lane", lane), session=session, body=msgspec.Raw(body), route=msgspec.Raw(route), **options
     )
+    if (size := len(protocol.encoded(question))) > protocol.LONGEST_LINE:
+        raise InvalidLane(
+            f"message: {size} bytes, with the names of lane and session and the key, cannot be posted in another "
+            f"process, which conducts the session; allowed: {protocol.LONGEST_LINE} bytes of JSON"
+        )
+    return question
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Refuse here what the other process would refuse by the type of a field only, or would read as something else."""
+    if options["timeout"] is not None:
+        checks.seconds("timeout", options["timeout"])
+    if options["priority"] is not None:
+        checks.priority(options["priority"])
+    if options["when_busy"] is not None:
+        checks.choice("when_busy", options["when_busy"], get_args(WhenBusy))
+    if options["dedupe"] is not None:
+        from .inbox.door import storable  # noqa: PLC0415 -- most programs never ask
+
+        storable("dedupe", check_dedupe(options["dedupe"]))
 
 
 def _outcome_of(told: protocol.Outcome, node: str) -> Outcome | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from ..inbox.errors import InboxInvalid
-from .settings import PostgresStore
+from .settings import PostgresStore, parts_of
 
 CONNECT_WITHIN_S = 5.0
 SETTINGS = "set lock_timeout = '5s'; set enable_seqscan = off; set jit = off"
@@ -37,9 +36,10 @@ def check_url(store: PostgresStore) -> None:
     try:
         conninfo_to_dict(store.url)
     except psycopg.ProgrammingError as error:
-        # It may quote a part of the password: the half behind a `%` that stands for nothing, say.
-        secret = urlsplit(store.url).netloc.rpartition("@")[0]
-        said = "it has a part that is no percent-encoding" if secret and "percent" in str(error) else one_line(error)
+        said = one_line(error)
+        if parts_of(store.url).user or "password" in store.url:
+            # It may quote a part of the password: the half behind a `%` that stands for nothing, say.
+            said = "it has a part that is no percent-encoding" if "percent" in said else said.partition(': "')[0]
         raise InboxInvalid(f"store, url: {said}; allowed: as libpq reads it", path=store.name) from None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from lanes import InvalidLane
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MAX_SCHEMA = 40
 LEAST_TTL_S = 0.2
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*(?=$))?")
+"""Of a URL, with its port: what else may stand behind the colon is half of a password."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,11 @@ class PostgresStore:
             raise InvalidLane(f"store, url: {given} is not allowed; allowed: 'postgresql://user@host/database'")
         if not is_utf8(url) or "\0" in url or not _has_parts(url):  # it may have a password, so it is not shown
             raise InvalidLane("store, url: what was given is no URL; allowed: 'postgresql://user@host/database'")
+        if _ends_early(url):
+            raise InvalidLane(
+                "store, url: what was given has an @ where none can be; allowed: 'postgresql://user@host/database', "
+                "with a password's own / ? # @ percent-encoded (%2F %3F %23 %40)"
+            )
         schema: object = self.schema
         if not isinstance(schema, str) or not schema.isidentifier() or len(schema.encode()) > MAX_SCHEMA:
             raise InvalidLane(
@@ -78,9 +86,30 @@ class PostgresStore:
     @property
     def name(self) -> str:
         """Where it is, for errors and logs: without a password."""
-        parts = urlsplit(self.url)
-        host = parts.netloc.rpartition("@")[2]
-        return f"{urlunsplit(('postgresql', host, parts.path, '', ''))}#{self.schema}"
+        parts = parts_of(self.url)
+        hosts = ",".join(_HOST.match(host)[0] for host in parts.hosts.split(","))  # type: ignore[index]  # it matches ""
+        return f"{urlunsplit(('postgresql', hosts, parts.database, '', ''))}#{self.schema}"
+
+
+class Parts(NamedTuple):
+    """Of a URL, as libpq reads it: what is before the first `/` may have a user, whatever else stands there."""
+
+    user: str
+    """With its password."""
+    hosts: str
+    """With their ports, separated by commas."""
+    database: str
+    """With the slash before it."""
+    query: str
+
+
+def parts_of(url: str) -> Parts:
+    """The parts of a URL. Not by `urlsplit`, which ends a password at a `?` or a `#`, where libpq reads on."""
+    rest = url.partition("://")[2]
+    user = rest.partition("/")[0].rpartition("@")[0]
+    place, _, query = rest[len(user) :].removeprefix("@").partition("?")
+    hosts, slash, database = place.partition("/")
+    return Parts(user, hosts, slash + database, query)
 
 
 def _has_parts(url: str) -> bool:
@@ -89,6 +118,12 @@ def _has_parts(url: str) -> bool:
     except ValueError:  # half of a bracket, say
         return False
     return True
+
+
+def _ends_early(url: str) -> bool:
+    """Whether a `/`, a `?` or a `=` in a password seems to have ended it: half of it would be a host or a database."""
+    user, _, database, query = parts_of(url)
+    return "@" in database or "@" in query.partition("=")[0] or "=" in user.partition("?")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,45 @@ def test_what_is_no_url_is_refused_at_once(url):
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:12/secret@h/d",
+        "postgresql://u:a/secret#b@h/d",
+        "postgresql://u:a@b/secret@h/d",
+        "postgresql://u:a/b?secret@h/d",
+        "postgresql://h?password=secret@b",
+    ],
+)
+def test_a_password_that_ends_early_is_refused_and_not_shown(url):
+    with pytest.raises(InvalidLane, match=r"has an @ where none can be; allowed: .*percent-encoded") as caught:
+        PostgresStore(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url, name",
+    [
+        ("postgresql://u:a#secret@h:5/d", "postgresql://h:5/d#lanes"),
+        ("postgresql://u:a?secret@h/d?x=a@b", "postgresql://h/d#lanes"),
+        ("postgres://u:a@secret@[::1]:5,k/d", "postgresql://[::1]:5,k/d#lanes"),
+        ("postgresql://u:secret/d", "postgresql://u/d#lanes"),
+        ("postgresql://u:5secret/d", "postgresql://u/d#lanes"),
+        ("postgresql:///d?host=/run/pg&password=secret", "postgresql:///d#lanes"),
+        ("postgresql://u:secret@%2Frun%2Fpg/d", "postgresql://%2Frun%2Fpg/d#lanes"),
+    ],
+)
+def test_a_store_is_named_without_any_part_of_its_password(url, name):
+    store = PostgresStore(url)
+    assert store.name.replace("postgresql:/d", "postgresql:///d") == name and "secret" not in repr(store)
+
+
+@pytest.mark.parametrize(
     "url, kind, named",
     [
         ("postgresql://h/x?foo=bar", InboxInvalid, 'store, url: invalid URI query parameter: "foo"; allowed'),
         ("postgresql://u:%secret@h/x", InboxInvalid, "store, url: it has a part that is no percent-encoding; allowed"),
+        ("postgresql://u:%#secret@h/x", InboxInvalid, "store, url: it has a part that is no percent-encoding; allowed"),
+        ("postgresql://h/x?password=a&secret", InboxInvalid, r"store, url: missing key/value separator .*; allowed"),
         (
             "postgresql://a:secret@127.0.0.1:1/x",
             StoreDown,

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from structlog.testing import capture_logs
 
 from lanes import InvalidLane, RunState, SessionLayout
 from runtime import Supervisor, Unreached, neighbours
+from runtime.posting import Posted
+from runtime.status import protocol
+from runtime.status.client import Found
 from tests.children.neighbour import KEY, LANES
 from tests.peers import peer
 from tests.poll import eventually
 
 pytestmark = pytest.mark.backends("asyncio", "trio")
+NOT_ALLOWED: list[dict[str, Any]] = [
+    *({"timeout": wrong} for wrong in (float("inf"), float("nan"), "x")),
+    *({"priority": wrong} for wrong in (3, "\udc80")),
+    *({"when_busy": wrong} for wrong in ("later", object())),
+    *({"dedupe": wrong} for wrong in ("\ud800", object(), "")),
+]
 
 
 @pytest.fixture
@@ -42,6 +54,11 @@ async def test_what_is_posted_to_another_process_steers_and_interrupts_and_a_res
                 await sup.everywhere.post("talk", "x" * 60_001, session=KEY)
             with pytest.raises(InvalidLane, match="message: cannot be kept"):
                 await sup.everywhere.post("talk", object(), session=KEY)
+            for options in NOT_ALLOWED:
+                with pytest.raises(InvalidLane, match=next(iter(options))):
+                    await sup.everywhere.post("talk", "hello", session=KEY, **options)
+            with pytest.raises(InvalidLane, match="with the names of lane and session and the key, cannot be posted"):
+                await sup.everywhere.post("talk", "x" * 59_000, session=KEY, dedupe="\1" * 1_024)
             with monkeypatch.context() as patched:
                 patched.setattr(neighbours, "conductor_of", lambda path: None)  # as of a turn that is quite new
                 steered = await sup.everywhere.post("talk", "hello", session=KEY)
@@ -126,3 +143,15 @@ async def test_the_users_path_is_asked_on_the_event_loops_thread_only(tmp_path, 
         await sup.everywhere.cancel(session="a")
         await (await sup.everywhere.post("talk", "hello", session="a")).wait(30)
     assert asked == {threading.current_thread()}
+
+
+async def test_a_process_that_took_the_place_of_another_is_not_asked_in_its_stead(tmp_path, place):
+    async with Supervisor(tmp_path, lanes=LANES, status_socket=f"{place}/mine.sock") as sup:
+        run = sup.post("talk", "hello", session="a")
+        await run.wait()
+        before = Found(f"{place}/mine.sock", os.getpid() + 1, str(tmp_path))  # killed since, and started again
+        others = neighbours.Neighbours(sup.layout)
+        with pytest.raises(Unreached, match=f"process {before.pid}: it has gone"):
+            await Posted(None, run.id, before, others).wait(30)
+        with pytest.raises(Unreached, match="it has gone"):
+            await others.ask(before, protocol.End(key="a"))
