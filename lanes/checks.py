@@ -14,6 +14,8 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The most text that a message may carry: a queue holds many, and each becomes a line of a transcript."""
 MAX_SECONDS = 100 * 366 * 86400
 """A hundred years: a longer duration is a slip, or means "for ever", and some event loops cannot count to it."""
+MAX_WHOLE = 2**53
+"""Up to that a float counts exactly; a larger number is a slip, and some cannot even be printed or sent as JSON."""
 
 
 class Priority(IntEnum):
@@ -70,13 +72,15 @@ def seconds(field: str, value: Any, *, zero: bool = False) -> float:
 
 
 def whole(field: str, value: Any, least: int) -> int:
-    """A whole number of at least `least`.
+    """A whole number from `least` to `MAX_WHOLE`.
 
     Raises:
         InvalidLane: it is none.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a whole number from {least}")
+    if value > MAX_WHOLE:
+        raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a whole number up to {MAX_WHOLE}")
     return value
 
 

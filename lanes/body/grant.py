@@ -65,10 +65,6 @@ class PoolGrant:
 
     async def __aenter__(self) -> Self:
         claim, granting = self._claim, self._granting
-        if claim.standing is not Standing.NEW:
-            raise InvalidLane(
-                f"pool {self.pool!r}: a grant was entered twice; allowed: once, and `ctx.pool` for each call"
-            )
         await granting.checkpoint()  # before it is asked for: a cancellation that is due finds nothing to give back
         if not granting.ask(claim):
             await granting.wait(claim)

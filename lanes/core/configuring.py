@@ -23,6 +23,7 @@ from ..queues.pool import Pool
 from ..spec import GroupSpec, LaneSpec
 from ..spec_table import SpecTable
 from .board import Board
+from .phase import Phase
 from .pools import Pools
 from .start import Starting
 
@@ -65,6 +66,14 @@ class Configuring:
             if before is not None and before.handler is not None and spec.handler is None:
                 raise InvalidLane(
                     f"lane {pattern!r}, handler: is missing, and accepted messages need it; allowed: a handler"
+                )
+        for one in board.live.values():
+            # One that another run answers is on no lane, and comes back to it when that run is tried again.
+            if one.phase is Phase.READ_BY_ANOTHER and new.find(one.run.lane).group != one.spec.group:
+                raise InvalidLane(
+                    f"lane {one.run.lane!r}, group: {new.find(one.run.lane).group!r} is not allowed while run "
+                    f"{one.run.id} is answered by run {one.run.answered_by}; allowed: {one.spec.group!r}, until it has "
+                    "ended"
                 )
         for lane in board.lanes.values():
             spec = new.find(lane.name)

@@ -68,6 +68,8 @@ class Execution:
     """When it may start: its sender may say more, or its last attempt has just failed."""
     hold_at_most = math.inf
     hard_deadline = math.inf
+    ends_with_parent = False
+    """Whether its hard deadline is the one that its parent had when it began: either may be extended afterwards."""
     extended_s = 0.0
     """By how much it has moved its hard deadline."""
     extended_for = ""
@@ -312,7 +314,8 @@ class Execution:
         run, now = self.run, _clock.clock.now()
         run.state, run.started_at, run.reason = RunState.RUNNING, now, ""
         self.hard_deadline = now + self.timeout
-        if self.parent is not None and self.parent.hard_deadline < self.hard_deadline:
+        self.ends_with_parent = self.parent is not None and self.parent.hard_deadline <= self.hard_deadline
+        if self.parent is not None and self.ends_with_parent:
             self.hard_deadline = self.parent.hard_deadline
         idle = self.spec.idle_timeout
         run.deadline = self.hard_deadline if idle is None else min(self.hard_deadline, now + idle)

@@ -20,6 +20,8 @@ from .execution import Execution
 from .outcomes import fields
 
 _LONGEST_REASON = 200
+_ROUNDING_S = 1e-6
+"""So much above what is left is taken to be just that: three times a tenth of it is a little more than 0.3 s."""
 
 
 def extend(one: Execution, seconds: Any, reason: Any) -> None:
@@ -44,18 +46,25 @@ def extend(one: Execution, seconds: Any, reason: Any) -> None:
         why = "was asked to end" if one.ending else "has passed its deadline"
         raise RunEnded(f"{one.fence.holder} {why}: not extended", path="", holder=one.fence.holder)
     left_s = one.spec.extend_at_most - one.extended_s
-    if more_s > left_s:
+    if more_s > left_s + _ROUNDING_S:
         raise InvalidLane(
-            f"{where}seconds: {more_s:g} s more are not allowed; allowed: {left_s:g} s, since extend_at_most is "
+            f"{where}seconds: {more_s:g} s more are not allowed; allowed: {_left(left_s)}, since extend_at_most is "
             f"{one.spec.extend_at_most:g} s and run {run.id} was extended by {one.extended_s:g} s"
         )
     parent = one.parent
-    if parent is not None and one.hard_deadline + more_s > parent.hard_deadline:
-        raise InvalidLane(
-            f"{where}seconds: {more_s:g} s more are not allowed; allowed: "
-            f"{parent.hard_deadline - one.hard_deadline:g} s, after which its parent, run {parent.run.id}, ends"
-        )
-    _extend(one, more_s, reason)
+    if parent is not None:
+        before_parent_s = parent.hard_deadline - one.hard_deadline
+        if more_s > before_parent_s + _ROUNDING_S:
+            raise InvalidLane(
+                f"{where}seconds: {more_s:g} s more are not allowed; allowed: "
+                f"{_left(before_parent_s)}, after which its parent, run {parent.run.id}, ends"
+            )
+        left_s = min(left_s, before_parent_s)
+    _extend(one, max(0.0, min(more_s, left_s)), reason)
+
+
+def _left(seconds: float) -> str:
+    return f"{max(0.0, round(seconds, 6)):g} s"
 
 
 @_effects.change

@@ -79,6 +79,7 @@ class Retrying:
         again = execution.answering or []
         for one in again:
             # Its lane may have been retired meanwhile, and made again.
+            one.lane.respec(self._board.specs.find(one.lane.name))  # nor was it told of other limits then
             one.lane = self._board.lanes.setdefault(one.lane.name, one.lane)
             one.lane.enqueue(one)
         for one in [*again, *execution.unread()]:

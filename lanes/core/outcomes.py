@@ -65,11 +65,11 @@ def deadline_reason(execution: Execution) -> str:
     if deadline is not None and deadline < execution.hard_deadline:
         return f"made no progress for {execution.spec.idle_timeout:g} s"
     parent = execution.parent
-    if parent is not None and parent.hard_deadline == execution.hard_deadline:
-        return f"reached the deadline of its parent, run {parent.run.id}"
+    extended = f", extended by {execution.extended_s:g} s" if execution.extended_s else ""
+    if parent is not None and execution.ends_with_parent:
+        return f"reached the deadline of its parent, run {parent.run.id}{extended}"
     wait = execution.wait
     waited = f"; it waited for a grant of pool {wait.claim.pool.spec.name}" if wait is not None and wait.claim else ""
-    extended = f", extended by {execution.extended_s:g} s" if execution.extended_s else ""
     return f"timed out after {execution.timeout:g} s{extended}{waited}"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from locks import _clock, _effects
 from locks._events import log
-from locks._loop import running_loop
+from locks._loop import current_task, running_loop
 
 from .. import checks
 from ..body.grant import PoolGrant
@@ -66,16 +66,22 @@ class Pools:
         """Grant a claim at once, or have it wait; returns whether it is granted.
 
         Raises:
-            InvalidLane: the limits were changed since it was made, and never allow it any more. Nothing has changed.
+            InvalidLane: it was entered before, perhaps by another task meanwhile; or the limits were changed since it
+                was made, and never allow it any more. Nothing has changed.
             RunEnded, Superseded: its run is over. Nothing has changed.
         """
         one, pool = claim.waiter, claim.pool
+        if claim.standing is not Standing.NEW:  # asked here: two tasks may come out of the checkpoint before
+            raise InvalidLane(
+                f"pool {pool.spec.name!r}: a grant was entered twice; allowed: once, and `ctx.pool` for each call"
+            )
         if claim.tokens:
             _tokens_of(pool.spec, claim.tokens)  # else it would hold up all behind it, for as long as its run lasts
         one.check_may_begin(f"granted by pool {pool.spec.name!r}")
         if one.claims is None:
             one.claims = {}
         one.claims[claim] = None
+        claim.by_body = current_task() is one.fence.task
         now = _clock.clock.now()
         if pool.ask(claim, now):
             return True

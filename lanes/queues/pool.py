@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 from enum import Enum, auto
 from typing import Generic
 
@@ -47,6 +48,8 @@ class Claim(Generic[W]):
     """Its class, while it waits."""
     asked_at = 0.0
     granted_at = 0.0
+    by_body = True
+    """Whether the task of the run's body has entered it: then it is given back no sooner than the body goes on."""
     event: Signal | None = None
     """Set when it is granted; there while it waits."""
     settled = False
@@ -261,15 +264,23 @@ class Pool(Generic[W]):
         return self.allowance.lacks(claim.tokens, now) or "claims before it go first"
 
     def blockers(self, claim: Claim[W]) -> tuple[W, ...]:
-        """The runs, one of which has to give something back before a claim can be granted; none where time brings it.
+        """The runs, one of which has to give something back before a claim can be granted.
 
-        Only what its own needs are in the way of is seen, and not that another claim goes before it.
+        None where time brings it, or another task than that of a run's body, which goes on while the body waits. Only
+        what its own needs are in the way of is seen, and not that another claim goes before it.
         """
         spec, allowance = self.spec, self.allowance
         if claim.standing is not Standing.WAITS:
             return ()
         if spec.slots is not None and allowance.held >= spec.slots:
-            return tuple(dict.fromkeys(one.waiter for one in self.held))
+            return _runs_of(self.held)
         if spec.tokens is not None and claim.tokens and allowance.reserved + claim.tokens > spec.tokens[0]:
-            return tuple(dict.fromkeys(one.waiter for one in self.held if one.tokens and not one.settled))
+            return _runs_of([one for one in self.held if one.tokens and not one.settled])
         return ()
+
+
+def _runs_of(claims: Collection[Claim[W]]) -> tuple[W, ...]:
+    """The runs, one of which has to go on before one of some claims is given back; none where a child task does it."""
+    if not all(claim.by_body for claim in claims):
+        return ()
+    return tuple(dict.fromkeys(claim.waiter for claim in claims))

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from lanes import GroupSpec, InvalidLane, LaneFull, LaneSpec, PoolSpec, RunState, WrongThread
+from lanes import GroupSpec, InvalidLane, LaneFull, LaneSpec, PoolSpec, RetrySpec, RunState, WrongThread
 from runtime import Supervisor
 from runtime.cli.status import head
 from runtime.status.handlers import Handlers
@@ -180,6 +180,38 @@ async def test_what_contradicts_or_would_strand_work_is_refused_and_nothing_chan
     assert (now.groups["few"].slots, now.pools["model"].slots) == (3, 1)
     assert Handlers(sup)._picture(None).configured == list(before)
     assert [(await run.wait()).state for run in runs] == [RunState.DONE] * 5
+
+
+async def test_a_message_that_a_run_of_another_lane_has_read_keeps_the_group_of_its_lane(virtual, tmp_path):
+    """It is on no lane meanwhile, and comes back to its own one when its reader is tried again."""
+
+    async def reads(ctx, messages):
+        if ctx.run.attempt == 1:
+            await anyio.sleep(3)
+            ctx.inbox.take()
+            await anyio.sleep(5)
+            raise LookupError
+
+    def steered(**options):
+        return LaneSpec("b:*", handler=handle, when_busy="steer", **options)
+
+    reader = LaneSpec("a", handler=reads, retry=RetrySpec(2, wait=1.0, max_wait=1.0))
+    groups = [GroupSpec("one", slots=1), GroupSpec("two", slots=1)]
+    async with Supervisor(tmp_path, lanes=[reader, steered(group="one")], groups=groups) as sup:
+        run, read = sup.post("a", "1", session="s"), None
+        await anyio.sleep(1)
+        read = sup.post("b:x", "1", session="s")
+        await anyio.sleep(3)
+        await sup.run("b:x", sleeps, 0.5)  # with which its lane is retired
+        complaint = "lane 'b:x', group: 'two' is not allowed while run 2 is answered by run 1; allowed: 'one', until"
+        with pytest.raises(InvalidLane, match=complaint):
+            sup.configure(lanes=[steered(group="two")])
+        assert sup.configure(lanes=[steered(group="one", capacity=3)])
+        await anyio.sleep(4)  # the reader waits for its next attempt
+        assert sup.statistics().lanes["b:x"].capacity == 3
+        other = sup.submit("b:x", sleeps)
+        assert [(await one.wait()).state for one in (run, read, other)] == [RunState.DONE] * 3
+        assert_empty(sup)
 
 
 async def test_a_lane_that_is_idle_may_change_its_group(sup):

@@ -101,6 +101,48 @@ async def test_it_counts_as_progress_and_the_idle_timeout_stays(virtual, tmp_pat
         assert (outcome.reason, outcome.ran_s) == ("made no progress for 3 s", about(5))
 
 
+async def test_what_is_allowed_in_all_is_allowed_in_parts_and_not_exceeded(virtual, tmp_path):
+    async def child(ctx):
+        for _ in range(3):
+            ctx.extend(0.1, "a part")
+        for more in (0.1, 1e-5):
+            with pytest.raises(InvalidLane, match=r"allowed: 0 s, since extend_at_most is 0\.3 s"):
+                ctx.extend(more, "more")
+        return ctx.run.deadline - ctx.run.started_at
+
+    async def parent(ctx):
+        return await ctx.submit("parts", child, timeout=9.7).result()
+
+    lanes = [LANE(), LaneSpec("parts", timeout=10.0, extend_at_most=0.3)]
+    async with Supervisor(tmp_path, lanes=lanes) as sup:
+        assert await sup.run("parts", child) == about(10.3)
+        assert await sup.run("session:a", parent) == about(10.0)
+
+
+async def test_a_child_says_whose_deadline_it_has_reached_whoever_was_extended_since(virtual, tmp_path):
+    async def parent(ctx, by, timeout):
+        child = ctx.submit("session:b", moves if by else sleeps, by, timeout=timeout)
+        await anyio.sleep(5)
+        ctx.extend(10, "long")
+        return (await child.wait()).reason
+
+    async def moves(ctx, by):
+        await anyio.sleep(6)
+        ctx.extend(by, "as long")
+        await anyio.sleep_forever()
+
+    async def sleeps(ctx, by):
+        await anyio.sleep_forever()
+
+    async with Supervisor(tmp_path, lanes=[LANE()]) as sup:
+        for by, timeout, reason in [
+            (0, 300.0, "reached the deadline of its parent, run 1"),
+            (5, 300.0, "reached the deadline of its parent, run 3, extended by 5 s"),
+            (2, 8.0, "timed out after 8 s, extended by 2 s"),  # which is when its parent was to end at first
+        ]:
+            assert await sup.run("session:a", parent, by, timeout) == reason
+
+
 async def test_each_attempt_has_the_allowance_of_its_lane(virtual, tmp_path):
     async def body(ctx):
         ctx.extend(30, "long")

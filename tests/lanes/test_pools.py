@@ -469,6 +469,50 @@ async def test_tokens_that_time_brings_are_no_deadlock(virtual, tmp_path):
         assert virtual.now() == about(began + 60)
 
 
+@pytest.mark.parametrize("limit", [{"slots": 1}, {"tokens": (10, 60.0)}])
+async def test_a_grant_that_a_child_task_gives_back_is_waited_for(virtual, tmp_path, limit):
+    """The body waits, and the task that has the grant goes on: no deadlock, also for a run that waits for that body."""
+
+    async def fans_out(ctx):
+        async def holds():
+            async with ctx.pool("model", tokens=9) as grant:
+                held.set()
+                await anyio.sleep(5)
+                grant.settle(0)
+
+        held = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(holds)
+            await held.wait()
+            child = ctx.submit("work", asks)
+            await child.result()
+            async with ctx.pool("model", tokens=9) as grant:
+                return grant.waited_s
+
+    async def asks(ctx):
+        async with ctx.pool("model", tokens=9) as grant:
+            grant.settle(0)
+
+    async def at_once(ctx):
+        async def holds():
+            async with ctx.pool("model", tokens=9) as grant:
+                await anyio.sleep(5)
+                grant.settle(0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(holds)
+            await anyio.sleep(1)
+            async with ctx.pool("model", tokens=9) as grant:
+                return grant.waited_s
+
+    async with supervisor(tmp_path, PoolSpec("model", **limit)) as sup:
+        assert await sup.run("work", fans_out) == about(0.0)
+        assert_empty(sup)
+    async with supervisor(tmp_path, PoolSpec("model", **limit)) as sup:
+        assert await sup.run("work", at_once) == about(4.0)
+        assert_empty(sup)
+
+
 async def test_a_ring_with_a_limit_of_its_own_is_waited_for(virtual, tmp_path):
     async def body(ctx):
         async with ctx.pool("model"):
@@ -560,6 +604,54 @@ async def test_a_grant_is_used_within_its_block_and_settled_once(virtual, tmp_pa
     async with supervisor(tmp_path, PoolSpec("model", slots=1)) as sup:
         await sup.run("work", body)
         assert sup.statistics().pools["model"].tokens == 1
+
+
+async def test_a_grant_that_two_tasks_enter_at_once_is_one_grant(virtual, tmp_path):
+    async def body(ctx, grant):
+        refused = []
+
+        async def enter():
+            try:
+                async with grant:
+                    await anyio.sleep(1)
+            except InvalidLane as error:
+                refused.append(str(error))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(enter)
+            tasks.start_soon(enter)
+        return refused
+
+    async def both(ctx):
+        refused = await body(ctx, ctx.pool("model"))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Calls(virtual), ctx)  # now both would wait
+            await anyio.sleep(0.5)
+            return refused + await body(ctx, ctx.pool("model"))
+
+    async with supervisor(tmp_path, PoolSpec("model", slots=1)) as sup:
+        refused = await sup.run("work", both)
+        assert refused == ["pool 'model': a grant was entered twice; allowed: once, and `ctx.pool` for each call"] * 2
+        assert await sup.run("work", Calls(virtual)) == about(0.0)  # nothing is held for ever
+        assert_empty(sup)
+
+
+async def test_a_number_that_is_no_count_is_refused_before_it_can_be_counted(virtual, tmp_path):
+    huge, allowed = 10**5000, f"allowed: a whole number up to {2**53}"
+
+    async def body(ctx):
+        with pytest.raises(InvalidLane, match=f"pool 'model', tokens: .* {allowed}"):
+            ctx.pool("model", tokens=huge)
+        async with ctx.pool("model", tokens=1) as grant:
+            with pytest.raises(InvalidLane, match=f"pool 'model', used: .* {allowed}"):
+                grant.settle(huge)
+            grant.settle(2**53)  # printed below
+        return str(sup.statistics())
+
+    with pytest.raises(InvalidLane, match=f"pool 'p', slots: .* {allowed}"):
+        PoolSpec("p", slots=10**400)
+    async with supervisor(tmp_path, PoolSpec("model", tokens=(100, 60.0))) as sup:
+        assert str(2**53) in await sup.run("work", body)
 
 
 async def test_a_supervisor_without_pools_says_how_one_is_defined(virtual, tmp_path):
