@@ -18,6 +18,7 @@ import psycopg
 
 from ..inbox.errors import InboxInvalid
 from ..postgres import by_hand
+from ..postgres.connection import cancellation_kept
 from ..postgres.errors import StoreDown
 from ..postgres.schema import filled
 from ..postgres.settings import PostgresStore
@@ -27,6 +28,7 @@ from .answering import KIND
 from .seen import MOST_SESSIONS, FleetError, FleetSeen, ProcessSeen, SessionSeen
 
 ANSWERS_WITHIN_S = 8.0
+_WHY_LATE = "its event loop is blocked, or it is gone"
 _SOONEST_S, _LATEST_S = 0.01, 0.2
 _LOOK_WITHIN_S = 10.0
 _ASK = (
@@ -53,6 +55,7 @@ class OnStore:
         self._connection: by_hand.Connection | None = None
         self._holding = AsyncExitStack()
         self._lock = asyncio.Lock()
+        self._forgetting = set[asyncio.Task[None]]()
 
     async def look(self) -> FleetSeen:
         """All processes, as they have last reported: one query. A checkpoint.
@@ -99,14 +102,20 @@ class OnStore:
         token = secrets.randbits(62)
         arguments = msgspec.json.encode({"question": protocol.encoded(question).decode(), "by": by[:200]}).decode()
         target = int(key) if key.isascii() and key.isdigit() and len(key) < 20 else 0
+        late = f"{self._store.name} has not answered within {ANSWERS_WITHIN_S:g} s"
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + ANSWERS_WITHIN_S
         try:
-            if not await self._rows(_ASK, (token, KIND, arguments, target)):
-                raise FleetError(f"node {key} has gone")
-            answer, failed = await self._answered(key, token)
-        except BaseException:
-            await self._forget(token)
-            raise
-        await self._forget(token)
+            async with asyncio.timeout_at(deadline):
+                if not await self._rows(_ASK, (token, KIND, arguments, target)):
+                    raise FleetError(f"node {key} has gone")
+                late = f"node {key} does not answer within {ANSWERS_WITHIN_S:g} s: {_WHY_LATE}"
+                answer, failed = await self._answered(key, token)
+        except TimeoutError as error:
+            raise FleetError(late) from error
+        finally:
+            forgetting = self._forget(token)
+        await asyncio.wait({forgetting}, timeout=max(0.0, deadline - clock()))
         if failed:
             value = msgspec.json.decode(answer)
             raise FleetError(f"node {key} has gone" if value is None else f"node {key} could not answer: {value}")
@@ -117,30 +126,32 @@ class OnStore:
 
     async def aclose(self) -> None:
         """Close the connection."""
+        if self._forgetting:
+            await asyncio.wait(self._forgetting)
         async with self._lock:
             await self._drop()
 
     async def _answered(self, key: str, token: int) -> tuple[str, bool]:
         pause_s = _SOONEST_S
-        try:
-            async with asyncio.timeout(ANSWERS_WITHIN_S):
-                while True:
-                    rows = await self._rows(_ANSWER, (token,))
-                    if not rows:
-                        raise FleetError(f"node {key} has gone")
-                    if rows[0][0] is not None:
-                        return rows[0][0], rows[0][1]
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _LATEST_S)
-        except TimeoutError as error:
-            late = f"node {key} does not answer within {ANSWERS_WITHIN_S:g} s: its event loop is blocked, or it is gone"
-            raise FleetError(late) from error
+        while True:
+            rows = await self._rows(_ANSWER, (token,))
+            if not rows:
+                raise FleetError(f"node {key} has gone")
+            if rows[0][0] is not None:
+                return rows[0][0], rows[0][1]
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LATEST_S)
 
-    async def _forget(self, token: int) -> None:
-        """Take the row away, or have it go once it is answered. What cannot be done now goes with the node."""
-        task = asyncio.create_task(self._rows("select {s}.forgotten(%s)", (token,)))
+    def _forget(self, token: int) -> asyncio.Task[None]:
+        """Take the row away soon, or have it go once it is answered. What cannot be done goes with the node."""
+        task = asyncio.create_task(self._forgotten(token))
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+        return task
+
+    async def _forgotten(self, token: int) -> None:
         with suppress(FleetError):
-            await asyncio.shield(task)
+            await self._rows("select {s}.forgotten(%s)", (token,))
 
     async def _rows(self, text: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         async def ask(connection: by_hand.Connection) -> list[tuple[Any, ...]]:
@@ -151,8 +162,9 @@ class OnStore:
     async def _on(self, look: Callable[[by_hand.Connection], Awaitable[Result]]) -> Result:
         """Have something asked on the connection, which is made anew after a failure."""
         try:
-            async with self._lock, asyncio.timeout(_LOOK_WITHIN_S):
-                return await look(await self._connected())  # cancelled, the connection is closed
+            async with asyncio.timeout(_LOOK_WITHIN_S), self._lock:
+                with cancellation_kept():
+                    return await look(await self._connected())  # cancelled, the connection is closed
         except TimeoutError as error:
             raise FleetError(f"{self._store.name} has not answered within {_LOOK_WITHIN_S:g} s") from error
         except (StoreDown, InboxInvalid) as error:

@@ -7,6 +7,7 @@ through the functions of the database, as what nodes change does, and those wake
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +24,7 @@ from ..inbox.asks import answered_by_hand
 from ..inbox.errors import InboxInvalid
 from ..inbox.rows import InboxRow, MessageState, question_of
 from . import ask_steps
-from .connection import ClosedWhenCancelled, check_url, one_line
+from .connection import ClosedWhenCancelled, cancellation_kept, check_url, one_line
 from .errors import StoreDown
 from .pooler import is_pooled, is_shared
 from .rows import COLUMNS, place_of, row_of
@@ -41,6 +42,9 @@ _A_PERSON_WAITS = 0
 _BY_HAND = (MessageState.PARKED, MessageState.UNKNOWN, MessageState.WAITING)
 
 Connection = psycopg.AsyncConnection[Any]
+
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
+"""Without logging, what it warns of would be printed into a command's screen: that a cancelled statement was cut."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -109,7 +113,8 @@ async def opened(store: PostgresStore) -> AsyncIterator[Connection]:
     """
     try:
         async with connected(store) as connection, asyncio.timeout(_ANSWER_WITHIN_S):
-            yield connection
+            with cancellation_kept():
+                yield connection
     except TimeoutError as error:
         raise StoreDown(f"{store.name} has not answered within {_ANSWER_WITHIN_S:.0f} s", path=store.name) from error
     except (psycopg.Error, OSError) as error:

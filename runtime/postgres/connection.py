@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -83,6 +84,16 @@ def raise_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+@contextmanager
+def cancellation_kept() -> Iterator[None]:
+    """As `raise_if_cancelled`, for what the library is asked inside: inside an `asyncio.timeout`, not around one."""
+    try:
+        yield
+    except (psycopg.Error, OSError):
+        raise_if_cancelled()
+        raise
 
 
 async def closed(connection: psycopg.AsyncConnection | None, *, unless: bool = False) -> psycopg.AsyncConnection | None:

@@ -55,7 +55,8 @@ class Client:
         self._socket.settimeout(within_s)
         try:
             self._socket.connect(path)
-            self.pid = getattr(socket_path.peer_of(self._socket), "pid", None)
+            self.peer = socket_path.peer_of(self._socket)
+            self.pid = None if self.peer is None else self.peer.pid
         except BaseException as error:
             self._socket.close()
             if isinstance(error, OSError):
@@ -188,7 +189,9 @@ def beside(root: str) -> list[Found]:
     found = []
     for path in paths:
         with contextlib.suppress(NoProcess), Client(path, within_s=_FOUND_WITHIN_S) as client:
-            found.append(Found(path, client.pid, root))
+            # A link outlives its socket, and where many may write, another user may listen there since.
+            if socket_path.is_allowed(client.peer):
+                found.append(Found(path, client.pid, root))
     return found
 
 

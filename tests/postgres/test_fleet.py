@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
 import time
 
@@ -174,6 +176,37 @@ async def test_what_cannot_be_looked_at_is_one_line_until_it_can(dsn, schema, fl
             await fleet.look()
     async with Supervisor(PostgresStore(dsn, schema=schema, create=True), node="a"):
         assert len((await fleet.look()).processes) == 1
+
+
+async def test_those_who_wait_for_another_question_wait_no_longer_than_for_their_own(monkeypatch):
+    monkeypatch.setattr(on_store, "ANSWERS_WITHIN_S", 0.02)
+    monkeypatch.setattr(on_store, "_LOOK_WITHIN_S", 0.04)
+    away = OnStore(PostgresStore("postgresql://nobody@127.0.0.1:1/none"))
+    async with away._lock:  # as long as a database is silent
+        with anyio.fail_after(30):
+            with pytest.raises(FleetError, match=r"none#lanes has not answered within 0\.02 s"):
+                await away.ask("7", protocol.Ping(), "me")
+            with pytest.raises(FleetError, match=r"none#lanes has not answered within 0\.04 s"):
+                await away.look()
+    await away.aclose()
+
+
+async def test_a_question_that_is_late_is_late_whatever_the_driver_makes_of_its_end(monkeypatch):
+    async def silent(connection):
+        try:
+            await anyio.sleep_forever()
+        except asyncio.CancelledError:
+            raise psycopg.OperationalError("the connection is closed") from None
+
+    async def connected():
+        return None
+
+    monkeypatch.setattr(on_store, "_LOOK_WITHIN_S", 0.02)
+    away = OnStore(PostgresStore("postgresql://nobody@127.0.0.1:1/none"))
+    monkeypatch.setattr(away, "_connected", connected)
+    with pytest.raises(FleetError, match=r"none#lanes has not answered within 0\.02 s"):
+        await away._on(silent)
+    assert logging.getLogger("psycopg").handlers  # else what it says of that is printed into the screen of `lanes top`
 
 
 async def test_a_connection_that_is_cut_is_made_anew(dsn, schema, fleet):

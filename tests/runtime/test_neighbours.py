@@ -6,7 +6,6 @@ import os
 import signal
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,9 +14,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from lanes import InvalidLane, RunState, SessionLayout
+from locks.lowlevel import conductor_of
 from runtime import Supervisor, Unreached, neighbours
 from runtime.posting import Posted
-from runtime.status import protocol
+from runtime.status import client, protocol, socket_path
 from runtime.status.client import Found
 from tests.children.neighbour import KEY, LANES
 from tests.peers import peer
@@ -68,7 +68,7 @@ async def test_what_is_posted_to_another_process_steers_and_interrupts_and_a_res
 
             other.tell("again")
             await eventually(lambda: other.said("holds 1"))
-            await eventually(lambda: Path(f"{sup.layout.file_of(KEY)}.turn").exists())
+            await eventually(lambda: conductor_of(sup.layout.file_of(KEY)))
             with monkeypatch.context() as patched:
                 patched.setattr(neighbours, "_conducts", lambda session, client: False)  # the note says it
                 posted = await sup.everywhere.post("talk", "now", session=KEY, when_busy="interrupt")
@@ -107,8 +107,7 @@ async def test_a_process_without_a_socket_is_named(tmp_path, place, anyio_backen
     async with Supervisor(tmp_path, lanes=LANES) as sup:
         with peer("neighbour", tmp_path, anyio_backend_name, "-") as other:
             await eventually(lambda: other.said("holds 0"))
-            note = tmp_path / f"{sup.layout.file_of(KEY)}.turn"
-            await eventually(note.exists)
+            await eventually(lambda: conductor_of(sup.layout.file_of(KEY)))
             (seen,) = await sup.everywhere.runs(session=KEY)
             assert (seen.id, seen.lane, seen.state) == (1, "talk", RunState.RUNNING)
             assert "it cannot be asked: its process has no status socket" in seen.reason
@@ -155,3 +154,12 @@ async def test_a_process_that_took_the_place_of_another_is_not_asked_in_its_stea
             await Posted(None, run.id, before, others).wait(30)
         with pytest.raises(Unreached, match="it has gone"):
             await others.ask(before, protocol.End(key="a"))
+
+
+async def test_a_link_to_the_socket_of_another_user_is_not_followed(tmp_path, place, monkeypatch):
+    async with Supervisor(tmp_path, lanes=LANES, status_socket=f"{place}/mine.sock"):
+        (found,) = await anyio.to_thread.run_sync(client.beside, str(tmp_path))
+        assert found.pid == os.getpid()
+        with monkeypatch.context() as patched:
+            patched.setattr(socket_path, "peer_of", lambda connection: socket_path.Peer(7, os.geteuid() + 1))
+            assert await anyio.to_thread.run_sync(client.beside, str(tmp_path)) == []
