@@ -1,4 +1,4 @@
-"""What a test must not leave behind: tasks, threads, descriptors, child processes, leases.
+"""What a test must not leave behind: tasks, threads, descriptors, child processes, leases, variables.
 
 Each kind has a look at what exists; `conftest.py` takes one before and one after. Objects are compared by identity,
 never by count: a leak beside a release is still a leak.
@@ -61,6 +61,11 @@ def children() -> frozenset[int]:
     return frozenset(found)
 
 
+def environment() -> dict[str, str]:
+    """The variables of this process that later tests, and their children, would have."""
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
 @dataclass(frozen=True)
 class Look:
     """What exists outside of loops."""
@@ -68,6 +73,7 @@ class Look:
     threads: frozenset[threading.Thread] = field(default_factory=lambda: frozenset(threading.enumerate()))
     descriptors: frozenset[tuple[int, str]] = field(default_factory=descriptors)
     children: frozenset[int] = field(default_factory=children)
+    environment: dict[str, str] = field(default_factory=environment)
     busy_registries: frozenset[int] = field(default_factory=lambda: frozenset(id(one) for one, _ in busy_registries()))
 
 
@@ -85,6 +91,8 @@ def complaints(before: Look) -> list[str]:
         found.append(f"leaked descriptors: {', '.join(f'{number} ({target})' for number, target in left)}")
     if pids := _after_all(lambda: sorted(children() - before.children - {_tracker("_pid"), forks.id_of_server()})):
         found.append(f"leaked processes: {', '.join(map(str, pids))}")
+    if changed := before.environment.items() ^ environment().items():
+        found.append(f"changed variables: {', '.join(sorted({name for name, _ in changed}))}")
     found += busy_now(before)
     return found
 

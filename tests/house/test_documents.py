@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from importlib import import_module
 from pathlib import Path
@@ -46,11 +47,13 @@ def name_of(page: Path) -> str:
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))  # where processes look for each other's sockets
-    settings = structlog.get_config()
+    settings, variables = structlog.get_config(), dict(os.environ)
     try:
         run_page(page, **GIVEN.get(page.name, {}))
     finally:
         structlog.configure(**settings)  # the page on log lines changes them
+        os.environ.clear()
+        os.environ.update(variables)  # and the one on the dashboard sets a token
 
 
 def public_names():

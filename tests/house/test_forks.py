@@ -66,6 +66,12 @@ def test_a_fork_that_is_left_behind_is_a_leak(monkeypatch):
         child.wait()
 
 
+def test_a_variable_that_a_test_leaves_behind_is_one(monkeypatch):
+    before = leaks.Look()
+    monkeypatch.setenv("LANES_WEB_TOKEN", "x" * 16)
+    assert leaks.complaints(before) == ["changed variables: LANES_WEB_TOKEN"]
+
+
 @pytest.mark.parametrize("changed", [{"PYTHONPATH": "elsewhere"}, {"NO_COLOR": "1"}], ids=list)
 def test_what_is_read_at_the_start_of_a_python_is_not_given_to_a_fork(changed, monkeypatch):
     assert forks.can_be_forked({**os.environ, "SHOWN": "1"})
