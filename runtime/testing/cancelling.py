@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,10 +12,11 @@ from anyio import get_cancelled_exc_class
 
 from lanes import Message, Outcome, RunContext, RunState, WaitsForAnswer
 from locks import TranscriptError, _clock
+from locks._loop import on_trio
 
 from ..zombies import AbandonedBodies
 from .handlers import Handler, accept, of_handler, resolved
-from .models import release_all
+from .models import let_all_go
 from .places import place_in
 from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
 from .supervisor import SupervisorUnderTest
@@ -130,9 +132,11 @@ class _Play:
         wrong = [self._said] if self._said else []
         if outcome.state is RunState.ABANDONED:
             self.abandoned = True
-            release_all()
+            let_all_go(abandoned=True)
             return [f"still runs when its grace is over: {outcome.reason}"]
-        wrong += [f"leaves a task behind: {name}" for name in await leaked_tasks(self._tasks)]
+        await _ends_of_children(sup)
+        if not sup.runs():  # a detached run goes on, and which tasks are its own cannot be told
+            wrong += [f"leaves a task behind: {name}" for name in await leaked_tasks(self._tasks)]
         if not self.acted and outcome.state is not RunState.DONE and not wrong:
             wrong.append(f"ends as {outcome.state}: {outcome.reason}")
         try:
@@ -175,8 +179,12 @@ class _Play:
             if self._after_s:
                 self._cancel = cancel
                 self._reached.set()
-            else:
+            elif on_trio():
                 cancel()
+            else:
+                # anyio cancels no task of asyncio's in its own step: the end of a child run, which is cancelled with
+                # it, would come first. This comes after the step, and before whatever could have the handler go on.
+                asyncio.get_running_loop().call_soon(cancel)
 
         def thrown(error: BaseException) -> None:
             self._thrown = self._thrown or (self.acted and isinstance(error, get_cancelled_exc_class()))
@@ -194,3 +202,10 @@ class _Play:
         if self._thrown:
             self._said = f"swallows its cancellation and returns {value!r:.80}"
         return value
+
+
+async def _ends_of_children(sup: SupervisorUnderTest) -> None:
+    """Wait for the runs that end with a parent: they may be cleaning up when that has ended."""
+    for run in sup.runs():
+        if run.lineage:
+            await run.wait()

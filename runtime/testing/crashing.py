@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from lanes import LaneSpec, Message, Outcome, RunContext, RunState
+from lanes import LaneSpec, Message, RunContext, RunState
 from locks import TranscriptError, _clock
 
 from ..inbox.rows import MessageState
@@ -60,7 +60,7 @@ async def crash_everywhere(handler: Handler, *messages: Any, check: Check | None
         await first.live(messages, resolved(given))
         faults: list[Fault] = []
         for at, (where, left) in enumerate(first.crashes):
-            life = _NextLife(handler, at, where, left, first.records)
+            life = _NextLife(handler, at, where, left, first)
             found = await life.live(messages, check, resolved(given), first.message)
             faults += [Fault(life.played(), what) for what in found]
         if faults:
@@ -86,6 +86,8 @@ class _FirstLife:
         """The records of the session in the end."""
         self.message = 0
         """The id of the first message."""
+        self.failed: set[str] = set()
+        """How runs besides the handler's have failed."""
 
     async def live(self, messages: Sequence[Any], given: Mapping[str, Any]) -> None:
         """Have the messages answered, undisturbed."""
@@ -94,6 +96,10 @@ class _FirstLife:
             accepted = await accept(sup, given["session"], messages)
             self.message = accepted.id
             outcome = await accepted.wait()
+            with anyio.move_on_after(_PATIENCE_S):
+                for run in sup.runs():
+                    await run.wait()
+            self.failed = set(_failed(sup))
             wrong = "" if outcome.state is RunState.DONE else f"ends as {outcome.state}: {outcome.reason}"
             try:
                 self.records = await sup.transcript(given["session"])
@@ -134,9 +140,9 @@ class _FirstLife:
 class _NextLife:
     """The next process."""
 
-    def __init__(self, handler: Handler, at: int, where: str, left: Path, undisturbed: Sequence[Any]) -> None:
+    def __init__(self, handler: Handler, at: int, where: str, left: Path, first: _FirstLife) -> None:
         self._handler, self._at, self._where, self._left = handler, at, where, left
-        self._undisturbed = undisturbed
+        self._first = first
         self._records: list[dict[str, Any]] = []
         self._events: list[Any] = []
         self._state: MessageState | None = None
@@ -155,7 +161,7 @@ class _NextLife:
         async with SupervisorUnderTest(self._left, **options) as sup:
             if not await self._put_right(sup, lane, message):
                 return [f"is still {self._state} after {_PATIENCE_S:g} s of the next process"]
-            wrong += [f"the next process: a run ends as {one.state}: {one.reason}" for one in _failed(sup)]
+            wrong += [f"the next process: a run {how}" for how in _failed(sup) if how not in self._first.failed]
             if self._state is MessageState.UNKNOWN and lane.on_unknown is None:
                 wrong.append("the message stays unknown; allowed: a lane with repeat=True, or with on_unknown=")
             self._events = sup.recorder.events(session=session)
@@ -186,7 +192,7 @@ class _NextLife:
         return False
 
     def _of_repeated(self) -> list[str]:
-        once, now = _counts(self._undisturbed), _counts(self._records)
+        once, now = _counts(self._first.records), _counts(self._records)
         return [
             f"{text:.120} is there {now[text]} times, and {once[text]} without a crash"
             for text in now
@@ -194,8 +200,13 @@ class _NextLife:
         ]
 
 
-def _failed(sup: SupervisorUnderTest) -> list[Outcome]:
-    return [outcome for outcome in sup.recorder.outcomes() if outcome.state is not RunState.DONE]
+def _failed(sup: SupervisorUnderTest) -> list[str]:
+    """How runs have ended other than well; one that ends with its parent is for the parent to judge."""
+    return [
+        f"ends as {one.value.state}: {one.value.reason}"
+        for one in sup.recorder.entries
+        if one.what == "ends" and one.value.state is not RunState.DONE and not one.run.lineage
+    ]
 
 
 def _sizes_in(folder: Path) -> dict[str, int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Self, get_args
 from weakref import WeakSet
 
@@ -14,12 +15,15 @@ from anyio.lowlevel import checkpoint
 
 from lanes import InvalidLane, checks
 from locks import _clock
+from locks._loop import current_loop, running_loop
 
-from .clock import LoopClock, Resting
+from .clock import LoopClock
 
 Hang = Literal["hang", "swallow", "thread"]
 _HANGS = get_args(Hang)
 _made: WeakSet[FakeModel] = WeakSet()
+_given_up: WeakSet[Any] = WeakSet()
+"""Event loops on which a body was abandoned: it may ask again, and nobody would be there to let it go on."""
 
 
 class FakeModel:
@@ -63,9 +67,7 @@ class FakeModel:
         """Tokens that it has given, in all calls."""
         self.cancelled = 0
         """Cancellations that have reached it."""
-        self._released = threading.Event()
-        self._go_on = anyio.Event()
-        self._resting: set[Resting] = set()
+        self._hold = _Hold()
         _made.add(self)
 
     def __repr__(self) -> str:
@@ -76,7 +78,8 @@ class FakeModel:
         self.calls.append(args)
         tokens = self._tokens(*args) if callable(self._tokens) else self._tokens
         wrong = self._at if len(self.calls) <= self._times else {}
-        return Stream(self, [f"{word} " for word in tokens.split()] if isinstance(tokens, str) else list(tokens), wrong)
+        answer = [f"{word} " for word in tokens.split()] if isinstance(tokens, str) else list(tokens)
+        return Stream(self, answer, wrong, _Hold(over=True) if running_loop() in _given_up else self._hold)
 
     async def complete(self, *args: Any) -> str:
         """The whole answer. A checkpoint."""
@@ -84,10 +87,7 @@ class FakeModel:
 
     def release(self) -> None:
         """Let everything go on that hangs, now or later. On the event loop's thread."""
-        self._released.set()
-        self._go_on.set()
-        for one in list(self._resting):
-            one.wake()
+        self._hold.end()
 
     def __enter__(self) -> Self:
         """A block: when it is left, everything goes on that hangs."""
@@ -98,50 +98,85 @@ class FakeModel:
 
     # For the streams
 
-    async def _wait(self, wrong: Hang | BaseException | None) -> None:
+    async def _wait(self, wrong: Hang | BaseException | None, hold: _Hold) -> None:
         """What comes before a token."""
         try:
             await (anyio.sleep(self._delay) if self._delay else checkpoint())
             if isinstance(wrong, BaseException):
                 raise wrong
             if wrong == "hang":
-                await self._go_on.wait()
+                go_on = anyio.Event()
+                with hold.until(go_on.set):
+                    await go_on.wait()
             elif wrong == "thread":
-                await self._hang_in_thread()
+                await _hang_in_thread(hold)
         except get_cancelled_exc_class():
             self.cancelled += 1
             raise
         if wrong == "swallow":
-            await self._swallow()
+            await self._swallow(hold)
 
-    async def _swallow(self) -> None:
-        clock = _clock.clock
-        while not self._go_on.is_set():
-            try:
-                await self._go_on.wait()
-            except get_cancelled_exc_class():
-                self.cancelled += 1
-                if isinstance(clock, LoopClock):
-                    clock.spins()  # in reality each round of the loop takes time, too
+    async def _swallow(self, hold: _Hold) -> None:
+        clock, go_on = _clock.clock, anyio.Event()
+        with hold.until(go_on.set):
+            while not go_on.is_set():
+                try:
+                    await go_on.wait()
+                except get_cancelled_exc_class():
+                    self.cancelled += 1
+                    if isinstance(clock, LoopClock):
+                        clock.spins()  # in reality each round of the loop takes time, too
 
-    async def _hang_in_thread(self) -> None:
-        clock = _clock.clock
-        if not isinstance(clock, LoopClock):
-            await to_thread.run_sync(self._released.wait)
-            return
-        with clock.resting(self._released) as resting:
-            self._resting.add(resting)
-            try:
-                await to_thread.run_sync(self._released.wait)
-            finally:
-                self._resting.discard(resting)
+    def _let_go(self) -> None:
+        """Let go on what hangs in the answers begun so far; those begun later hang again, unless it was released."""
+        if not self._hold.over:
+            self._hold.end()
+            self._hold = _Hold()
+
+
+class _Hold:
+    """What makes answers hang: those that were begun in its time, until it ends."""
+
+    def __init__(self, *, over: bool = False) -> None:
+        self.over = over
+        self._hanging: list[Callable[[], object]] = []
+        """What lets each of them go on."""
+
+    def end(self) -> None:
+        """Let them go on, and hang no more. On the event loop's thread."""
+        self.over = True
+        for let_go in list(self._hanging):
+            let_go()
+
+    @contextlib.contextmanager
+    def until(self, let_go: Callable[[], object]) -> Iterator[None]:
+        """A block that hangs until `let_go` is called, which is at once when the time is over."""
+        if self.over:
+            let_go()
+        self._hanging.append(let_go)
+        try:
+            yield
+        finally:
+            self._hanging.remove(let_go)
+
+
+async def _hang_in_thread(hold: _Hold) -> None:
+    clock, go_on = _clock.clock, threading.Event()
+    if not isinstance(clock, LoopClock):
+        with hold.until(go_on.set):
+            await to_thread.run_sync(go_on.wait)
+        return
+    with clock.resting(go_on) as resting, hold.until(resting.wake):
+        await to_thread.run_sync(go_on.wait)
 
 
 class Stream:
     """One answer: an async iterator of tokens."""
 
-    def __init__(self, model: FakeModel, tokens: list[str], wrong: Mapping[int, Hang | BaseException]) -> None:
-        self._model, self._tokens, self._wrong, self._at = model, tokens, wrong, 0
+    def __init__(
+        self, model: FakeModel, tokens: list[str], wrong: Mapping[int, Hang | BaseException], hold: _Hold
+    ) -> None:
+        self._model, self._tokens, self._wrong, self._hold, self._at = model, tokens, wrong, hold, 0
 
     def __aiter__(self) -> Self:
         return self
@@ -151,7 +186,7 @@ class Stream:
         if self._at >= len(self._tokens) and self._at + 1 not in self._wrong:
             await checkpoint()
             raise StopAsyncIteration
-        await self._model._wait(self._wrong.get(self._at + 1))
+        await self._model._wait(self._wrong.get(self._at + 1), self._hold)
         self._at += 1
         if self._at > len(self._tokens):
             raise StopAsyncIteration
@@ -164,7 +199,13 @@ class Stream:
         await checkpoint()
 
 
-def release_all() -> None:
-    """Let everything go on that hangs, of all models: no thread may be left behind."""
+def let_all_go(*, abandoned: bool = False) -> None:
+    """Let everything go on that hangs by now, of all models: no thread may be left behind. They hang again later.
+
+    Args:
+        abandoned: whether a body was abandoned; from then on nothing hangs on this event loop.
+    """
+    if abandoned:
+        _given_up.add(current_loop())
     for one in list(_made):
-        one.release()
+        one._let_go()

@@ -16,14 +16,15 @@ from lanes.core.hooks import Hook
 from locks.lowlevel import encode_all
 
 from ..supervisor import Supervisor
+from ..zombies import AbandonedBodies
 from .errors import NotVirtual
 from .folders import copy_of, temporary
-from .models import release_all
+from .models import let_all_go
 from .recorder import Recorder
 from .virtual import VirtualClock, current
 
 _open: set[object] = set()
-"""The blocks of `supervisor` that are entered: when the last one is left, no fake model hangs any more."""
+"""The blocks of `supervisor` that are entered: when the last one is left, what hangs in a fake model is let go."""
 
 
 class SupervisorUnderTest(Supervisor):
@@ -138,10 +139,13 @@ async def supervisor(
                 _ = await made.registry.store.append(path, data, header=made.layout.first_line_of(key, path))
             async with made as sup:
                 yield sup
+    except AbandonedBodies:
+        let_all_go(abandoned=True)
+        raise
     finally:
         _open.discard(here)
         if not _open:
-            release_all()
+            let_all_go()
 
 
 async def advance(seconds_: float) -> None:

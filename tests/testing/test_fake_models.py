@@ -114,3 +114,42 @@ async def test_it_hangs_in_real_time_too_and_is_released():
 def test_what_it_cannot_do_is_refused(given, field):
     with pytest.raises(InvalidLane, match=rf"^{field}: .*allowed: "):
         FakeModel(**given)
+
+
+async def test_a_model_that_hung_in_one_block_hangs_in_the_next_one_too(virtual_time):
+    model = FakeModel("one two", at={2: "hang"})
+
+    async def handle(ctx, messages):
+        return await model.complete()
+
+    ends = [(await testing.run_handler(handle, "hello", timeout=10.0)).outcome.state for _ in range(2)]
+    assert ends == [RunState.TIMED_OUT, RunState.TIMED_OUT]
+    model.release()
+    assert (await testing.run_handler(handle, "hello")).value == "one two "
+
+
+MODEL_OF_THE_FILE = FakeModel("one two", at={1: "swallow", 2: "thread"})
+
+
+async def test_a_model_of_the_file_hangs_on_each_loop(virtual_time):
+    """A body that was abandoned gets its whole answer in the end, and later answers hang again."""
+    given = MODEL_OF_THE_FILE.given
+    with pytest.raises(AbandonedBodies):
+        async with testing.supervisor([answering(MODEL_OF_THE_FILE)]) as sup:
+            await sup.post("session:ann", "hello").wait()
+    assert MODEL_OF_THE_FILE.given == given
+    await testing.advance(1)
+    assert MODEL_OF_THE_FILE.given == given + 2
+
+
+async def test_a_body_that_was_abandoned_may_ask_again(virtual_time):
+    model = FakeModel("one two", at={1: "thread"})
+
+    async def handle(ctx, messages):
+        return [await model.complete(), await model.complete()]
+
+    with pytest.raises(AbandonedBodies):
+        async with testing.supervisor([LaneSpec("session:*", handler=handle, timeout=10.0, grace=2.0)]) as sup:
+            await sup.post("session:ann", "hello").wait()
+    await testing.advance(1)
+    assert model.given == 4

@@ -130,11 +130,100 @@ async def test_a_handler_that_outlives_its_grace_is_a_fault_and_ends_the_sweep(v
     await anyio.sleep(60)
 
 
+async def asks_a_model_with_a_limit(ctx, messages):
+    try:
+        with anyio.fail_after(5):
+            return await ctx.services["model"].complete()
+    except TimeoutError:
+        try:
+            await anyio.sleep(1)
+        except BaseException:
+            return 5
+
+
+async def test_a_model_hangs_in_each_play(virtual_time):
+    model = FakeModel("one two", at={2: "hang"})
+    with pytest.raises(HandlerFault, match="swallows its cancellation and returns 5"):
+        await cancel_everywhere(asks_a_model_with_a_limit, "hello", services={"model": model})
+
+
+# With runs of its own
+
+
+async def waits_for_a_child(ctx, messages):
+    async def child(ctx):
+        await anyio.sleep(1)
+        return 5
+
+    try:
+        return await ctx.submit("subagent", child).result()
+    except get_cancelled_exc_class():
+        async with ctx.cleanup():
+            await ctx.session.append({"role": "assistant", "content": "stopped"})
+        raise
+
+
+async def has_a_child_that_cleans_up(ctx, messages):
+    async def child(ctx):
+        try:
+            await anyio.sleep_forever()
+        except get_cancelled_exc_class():
+            async with ctx.cleanup():
+                await anyio.sleep(0.5)
+            raise
+
+    ctx.submit("subagent", child)
+    await anyio.sleep(1)
+
+
+async def leaves_a_detached_run(ctx, messages):
+    async def report(ctx):
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, 60)
+
+    ctx.submit("main", report, detached=True)
+    await anyio.sleep(1)
+
+
+async def catches_a_failure(ctx, messages):
+    async def child(ctx):
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        await ctx.submit("subagent", child).result()
+    await anyio.sleep(1)
+
+
+async def leaves_a_detached_run_that_fails(ctx, messages):
+    async def report(ctx):
+        await anyio.sleep(60)
+        raise ConnectionError("gone")
+
+    ctx.submit("main", report, detached=True)
+    await anyio.sleep(1)
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        waits_for_a_child,
+        has_a_child_that_cleans_up,
+        leaves_a_detached_run,
+        catches_a_failure,
+        leaves_a_detached_run_that_fails,
+    ],
+)
+async def test_runs_of_a_handler_are_no_faults(virtual_time, handler):
+    assert await cancel_everywhere(handler, "hello") >= 1
+    assert await crash_everywhere(handler, "hello", repeat=True) >= 1
+
+
 @pytest.mark.virtual_time_loops("asyncio")
 async def test_a_task_that_is_left_behind_is_a_fault(virtual_time):
     left = []
 
     async def leaves(ctx, messages):
+        ctx.submit("subagent", lambda _: anyio.sleep(0.5))
         left.append(asyncio.get_running_loop().create_task(asyncio.sleep(100), name="left"))
         await anyio.sleep(1)
         await left[-1]
