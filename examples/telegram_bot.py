@@ -35,7 +35,8 @@ class Bot:
         if api is not None:
             builder = builder.base_url(f"{api}/bot")
         self.app: Application = builder.build()
-        self.app.add_handler(MessageHandler(filters.TEXT, self.on_message))
+        new_text = filters.TEXT & filters.UpdateType.MESSAGE  # no edits, no posts in channels
+        self.app.add_handler(MessageHandler(new_text, self.on_message))
         self.app.add_handler(CallbackQueryHandler(self.on_button))
 
     async def start(self, _: Application) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio import get_cancelled_exc_class
 
-from lanes import Message, Outcome, RunContext, RunState, WaitsForAnswer
+from lanes import Message, Outcome, RunContext, RunState, WaitsForAnswer, checks
 from locks import TranscriptError, _clock
 from locks._loop import on_trio
 
@@ -19,6 +19,7 @@ from .handlers import Handler, accept, of_handler, resolved
 from .models import let_all_go
 from .places import place_in
 from .played import Check, Fault, HandlerFault, Played, counted, judged, name_of
+from .shields import innermost_scope, shielded_within
 from .supervisor import SupervisorUnderTest
 from .suspensions import MOST, Watched
 from .tasks import leaked_tasks, tasks
@@ -34,7 +35,8 @@ async def cancel_everywhere(handler: Handler, *messages: Any, check: Check | Non
 
     - The handler swallows its cancellation and returns, or raises something else instead.
     - It still runs when its grace is over. The sweep ends there.
-    - A task that it has started still runs when its run has ended.
+    - A task that it has started still runs when its run has ended, and those of its children. Nobody looks while a
+      detached run that it has submitted goes on.
     - A line of the transcript is broken.
     - The next message of the session, which is the same once more, is not answered.
 
@@ -51,6 +53,7 @@ async def cancel_everywhere(handler: Handler, *messages: Any, check: Check | Non
         HandlerFault: naming each place and what is wrong there; or the handler fails without any cancellation.
         InvalidLane: an argument is not allowed.
     """
+    checks.handler("handler", handler)
     name, faults, cancellations = name_of(handler), list[Fault](), 0
     undisturbed = _Play(handler, 0)
     if found := await undisturbed.through(messages, check, resolved(given)):
@@ -164,6 +167,7 @@ class _Play:
         if self._began:
             return await self._handler(ctx, messages)
         self._began, self._tasks = True, tasks()
+        around = innermost_scope()
         answering = self._handler(ctx, messages)
 
         def cancel() -> None:
@@ -187,7 +191,9 @@ class _Play:
                 asyncio.get_running_loop().call_soon(cancel)
 
         def thrown(error: BaseException) -> None:
-            self._thrown = self._thrown or (self.acted and isinstance(error, get_cancelled_exc_class()))
+            # Behind a shield it is a cancellation of the handler's own, by a limit of time, say.
+            if self.acted and isinstance(error, get_cancelled_exc_class()) and not shielded_within(around):
+                self._thrown = True
 
         try:
             with jumps_seen(self._jumped):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import anyio
 
+from lanes import checks
 from locks import _clock
 
 from .errors import Stuck
@@ -74,9 +75,14 @@ class LoopClock:
         return VirtualAlarm(self, callback, next(self._numbers), rings=thread not in self._silent)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass as if the caller blocked the loop: alarms ring at their instants, timers come late."""
+        """Let time pass as if the caller blocked the loop: alarms ring at their instants, timers come late.
+
+        Raises:
+            InvalidLane: that is no duration from 0. No time has passed.
+        """
+        passed = checks.seconds("seconds", seconds, zero=True)
         self._rounds = 0
-        self._move(self._now + seconds)
+        self._move(self._now + passed)
 
     async def settle(self) -> None:
         """Return when every other task waits, at the same instant. A checkpoint."""

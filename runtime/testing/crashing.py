@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 
-from lanes import LaneSpec, Message, RunContext, RunState
+from lanes import LaneSpec, Message, RunContext, RunState, checks
 from locks import TranscriptError, _clock
 
 from ..inbox.rows import MessageState
@@ -55,6 +55,7 @@ async def crash_everywhere(handler: Handler, *messages: Any, check: Check | None
         HandlerFault: naming each place and what is wrong there; or the handler fails without any crash.
         InvalidLane: an argument is not allowed.
     """
+    checks.handler("handler", handler)
     with temporary() as folder:
         first = _FirstLife(handler, Path(folder))
         await first.live(messages, resolved(given))

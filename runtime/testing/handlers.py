@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import anyio
 from anyio import CancelScope, get_cancelled_exc_class
 
-from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Outcome, PoolSpec, RunContext
+from lanes import GroupSpec, InvalidLane, LaneSpec, Message, Outcome, PoolSpec, RunContext, checks
 
 from ..inbox.accepted import Accepted
 from .supervisor import SupervisorUnderTest, supervisor
@@ -19,6 +19,7 @@ Handler = Callable[..., Awaitable[Any]]
 Records = Sequence[Mapping[str, Any]]
 Services = Mapping[str, Any]
 _NOT_OF_A_LANE = ("session", "records", "services", "groups", "pools")
+_OF_A_LANE = tuple(one.name for one in fields(LaneSpec) if one.init and one.name not in ("pattern", "handler"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +147,25 @@ def lane_of(session: str) -> str:
 
 def of_handler(handler: Handler, **given: Any) -> AbstractAsyncContextManager[SupervisorUnderTest]:
     """A supervisor with one lane, for a session that a handler answers; `given` as for `run_handler`."""
-    records = given.get("records")
-    return supervisor(records={given["session"]: records} if records else None, **options_of(handler, **given))
+    options, records = options_of(handler, **given), given.get("records")
+    return supervisor(records={given["session"]: records} if records else None, **options)
 
 
 def options_of(handler: Handler, **given: Any) -> dict[str, Any]:
-    """The arguments of such a supervisor."""
+    """The arguments of such a supervisor.
+
+    Raises:
+        InvalidLane: one of `given` is not allowed.
+    """
+    for name in given:
+        if name not in _NOT_OF_A_LANE and name not in _OF_A_LANE:
+            allowed = ", ".join((*_NOT_OF_A_LANE, *_OF_A_LANE))
+            raise InvalidLane(f"{checks.shown(name)} is no argument; allowed: {allowed}")
+    services, records = given.get("services"), given.get("records")
+    if services is not None and not isinstance(services, Mapping):
+        raise InvalidLane(f"services: {checks.shown(services)} is not allowed; allowed: services by name")
+    if records is not None and (not isinstance(records, Sequence) or isinstance(records, str | bytes)):
+        raise InvalidLane(f"records: {checks.shown(records)} is not allowed; allowed: a list of records")
     limits = {name: given.get(name, ()) for name in ("groups", "pools")}
     return {"lanes": [spec_of(handler, **given)], "services": made(given.get("services")), "inbox": True, **limits}
 

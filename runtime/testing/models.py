@@ -55,6 +55,8 @@ class FakeModel:
             raise InvalidLane(f"tokens: {checks.shown(given)} is not allowed; allowed: a text, tokens, or a function")
         self._tokens = tokens if callable(tokens) or isinstance(tokens, str) else list(tokens)
         self._delay = checks.seconds("delay", delay, zero=True)
+        if at is not None and not isinstance(at, Mapping):
+            raise InvalidLane(f"at: {checks.shown(at)} is not allowed; allowed: what goes wrong, by token")
         self._at = dict(at or {})
         for number, wrong in self._at.items():
             checks.whole("at", number, 1)

@@ -26,6 +26,10 @@ class Telegram:
         message = {"message_id": number, "date": 1, "chat": CHAT, "from": PERSON, "text": text}
         self.updates.append({"update_id": number, "message": message})
 
+    def edit(self, number, text):
+        message = {"message_id": 1, "date": 1, "edit_date": 2, "chat": CHAT, "from": PERSON, "text": text}
+        self.updates.append({"update_id": number, "edited_message": message})
+
     def press(self, number, data):
         query = {"id": str(number), "from": PERSON, "chat_instance": "1", "data": data}
         self.updates.append({"update_id": number, "callback_query": query})
@@ -58,13 +62,14 @@ def test_a_chat_is_answered_asked_by_buttons_and_stopped_by_ctrl_c(tmp_path):
 
         telegram.message(1, "hello")
         telegram.message(2, "/delete notes.txt")
+        telegram.edit(3, "hello again")
         with program("telegram_bot", tmp_path, **token) as process:
             eventually_sync(lambda: len(texts()) == 2, within=LIMIT_S)
             assert texts() == ["You said: hello", "Delete notes.txt?"]
             ((yes, no),) = json.loads(api.called("sendMessage")[1]["reply_markup"])["inline_keyboard"]
             assert (yes["text"], no["text"]) == ("yes", "no")
-            telegram.press(3, yes["callback_data"])
-            telegram.press(4, no["callback_data"])  # too late
+            telegram.press(4, yes["callback_data"])
+            telegram.press(5, no["callback_data"])  # too late
             eventually_sync(lambda: len(texts()) == 3 and len(api.called("answerCallbackQuery")) == 2, within=LIMIT_S)
             assert interrupted(process) == 0
     assert texts()[2] == "Deleted notes.txt"

@@ -13,6 +13,7 @@ import pytest
 import trio
 from anyio import from_thread, to_thread
 
+from lanes import InvalidLane
 from locks import _clock
 from runtime.testing.clock import START
 from runtime.testing.errors import Stuck
@@ -51,6 +52,13 @@ async def test_loop_and_clock_show_the_same_instant(virtual):
         with anyio.CancelScope(deadline=due):
             await anyio.sleep_forever()
         assert virtual.now() == anyio.current_time() == due
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, "1"])
+async def test_only_a_duration_can_pass(virtual, seconds):
+    with pytest.raises(InvalidLane, match=r"^seconds: .* is no duration; allowed: seconds from 0 to "):
+        virtual.advance(seconds)
+    assert virtual.now() == START
 
 
 async def test_time_stands_still_while_somebody_runs(virtual):

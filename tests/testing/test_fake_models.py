@@ -107,6 +107,7 @@ async def test_it_hangs_in_real_time_too_and_is_released():
         ({"delay": -1}, "delay"),
         ({"delay": float("nan")}, "delay"),
         ({"at": {0: "hang"}}, "at"),
+        ({"at": ["hang"]}, "at"),
         ({"at": {1: "sleep"}}, r"at\[1\]"),
         ({"times": -1}, "times"),
     ],

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio import get_cancelled_exc_class
 
-from lanes import GroupSpec, PoolSpec, RetrySpec, RunState
+from lanes import GroupSpec, InvalidLane, PoolSpec, RetrySpec, RunState
 from lanes.testing import FakeModel, HandlerFault, Played, cancel_everywhere, crash_everywhere, run_handler
 from runtime import MessageState
 
@@ -128,6 +128,24 @@ async def test_a_handler_that_outlives_its_grace_is_a_fault_and_ends_the_sweep(v
     assert at == 1
     assert what.startswith("still runs when its grace is over: ")
     await anyio.sleep(60)
+
+
+async def shields_with_a_limit(ctx, messages):
+    with anyio.move_on_after(1, shield=True):
+        await anyio.sleep_forever()
+
+
+async def swallows_behind_a_shield(ctx, messages):
+    await shields_with_a_limit(ctx, messages)
+    with anyio.CancelScope():
+        await swallows(ctx, messages)
+
+
+async def test_a_shield_with_a_limit_of_its_own_swallows_no_cancellation(virtual_time):
+    assert await cancel_everywhere(shields_with_a_limit, "hello") == 1
+    with pytest.raises(HandlerFault) as caught:
+        await cancel_everywhere(swallows_behind_a_shield, "hello")
+    assert found_in(caught) == [(at, "swallows its cancellation and returns None") for at in (1, 2)]
 
 
 async def asks_a_model_with_a_limit(ctx, messages):
@@ -271,6 +289,19 @@ async def test_a_check_of_the_test_itself_counts(virtual_time):
     with pytest.raises(HandlerFault, match="check: AssertionError: a question without an answer"):
         await cancel_everywhere(careless, "hello", check=answered)
     await cancel_everywhere(good, "hello", services=SERVICES)
+
+
+@pytest.mark.parametrize("tool", [cancel_everywhere, crash_everywhere, run_handler])
+async def test_arguments_that_cannot_be_used_are_refused(virtual_time, tool):
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (5, {}, "(lane 'session:.', )?handler: 5 is not async"),
+        (sleeps, {"services": 5}, "services: 5 is not allowed"),
+        (sleeps, {"records": 5}, "records: 5 is not allowed"),
+        (sleeps, {"time_out": 5}, "'time_out' is no argument"),
+    ]
+    for handler, given, told in refused:
+        with pytest.raises(InvalidLane, match=rf"^{told}; allowed: "):
+            await tool(handler, "hello", **given)
 
 
 @pytest.mark.parametrize("sweep", [cancel_everywhere, crash_everywhere])
