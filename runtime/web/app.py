@@ -70,12 +70,13 @@ class Dashboard:
         views: its pages.
         guard: who may see them, and whose orders count.
         above: where the pages are that lead to these, relative to them.
+        feeds: those of a dashboard that this one is a part of, so that all its readers are counted together.
     """
 
-    def __init__(self, views: Site, guard: Guard, *, above: str = "") -> None:
+    def __init__(self, views: Site, guard: Guard, *, above: str = "", feeds: Feeds | None = None) -> None:
         self._views, self._guard = views, guard
         self._nav = (*(((above, "", "Nodes"),) if above else ()), *views.nav)
-        self._feeds = Feeds()
+        self._feeds = feeds if feeds is not None else Feeds()
         self._notices: OrderedDict[str, str] = OrderedDict()
         self._threads = Threads(2)
         """Those that render: a page of some hundred rows takes longer than an event loop should stand still."""
@@ -137,7 +138,7 @@ class Dashboard:
             return
         query = "&".join(f"{name}={value}" for name, value in request.query_params.multi_items() if name != "notice")
         make = partial(self._parts, self._views.by_path[path], request)
-        await self._feeds.serve((path, query), make, receive, send, HEADERS)
+        await self._feeds.serve((request.scope.get("root_path"), path, query), make, receive, send, HEADERS)
 
     async def _parts(self, view: View, request: Request) -> dict[str, str]:
         page = await view(request)

@@ -21,6 +21,7 @@ from ..fleet.seen import Fleet, FleetError, FleetSeen, SessionSeen
 from ..status import protocol
 from .app import Dashboard, path_of
 from .guard import HEADERS, Guard
+from .live import Feeds
 from .pages import MOST_ROWS, Page, Seen
 from .source import Unreachable
 from .views import Link, View, Views
@@ -86,7 +87,8 @@ class FleetDashboard:
 
     def __init__(self, fleet: Fleet, guard: Guard, *, show_content: bool) -> None:
         self._fleet, self._guard, self._show_content = fleet, guard, show_content
-        self._top = Dashboard(FleetViews(fleet), guard)
+        self._feeds = Feeds()
+        self._top = Dashboard(FleetViews(fleet), guard, feeds=self._feeds)
         self._nodes: OrderedDict[str, Dashboard] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +115,7 @@ class FleetDashboard:
     def _node(self, key: str) -> Dashboard:
         if key not in self._nodes:
             views = Views(OneOf(self._fleet, key), show_content=self._show_content)
-            self._nodes[key] = Dashboard(views, self._guard, above="../../")
+            self._nodes[key] = Dashboard(views, self._guard, above="../../", feeds=self._feeds)
             while len(self._nodes) > _MOST_KEPT:
                 self._nodes.popitem(last=False)
         self._nodes.move_to_end(key)

@@ -118,6 +118,19 @@ async def test_all_processes_are_seen_problems_first_and_whatever_they_are_calle
         await eventually(lambda: "4 processes" in stream.latest())
 
 
+async def test_readers_are_bounded_over_all_processes_and_each_is_shown_its_own(fleet, sups, monkeypatch):
+    for lane, sup in zip(("session:alice", "session:bob"), sups, strict=True):
+        sup.submit(lane, waits)
+    app = shown(fleet)
+    async with streaming(app, "/node/1/") as one, streaming(app, "/node/2/") as other, browser(app) as web:
+        await eventually(lambda: "session:alice" in text_of(one.latest()) and "session:bob" in text_of(other.latest()))
+        monkeypatch.setattr("runtime.web.app.MOST_READERS", 2)
+        for path in ("/node/1/", "/node/3/", "/"):
+            assert (await web.get(path, headers={"Accept": "text/event-stream"})).status_code == 503
+    for sup in sups:
+        await ended(sup)
+
+
 async def test_a_process_has_its_pages_below_and_orders_go_to_that_one(fleet, sups):
     runs = [sup.submit("session:alice", waits) for sup in sups]
     await anyio.wait_all_tasks_blocked()  # they stand where they wait
