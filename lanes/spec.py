@@ -44,7 +44,8 @@ class LaneSpec:
         priority: the class of its runs when slots are scarce: `foreground`, `normal` or `background`. By default people
             go first: `foreground` for `main` and all `session:` lanes, `normal` for others.
         timeout: seconds a run may take, from its start. Hard: nothing but `RunContext.extend` moves its end.
-        extend_at_most: seconds that a run may add to that by `RunContext.extend`, in all; none by default.
+        extend_at_most: seconds that each attempt at a run may add to that by `RunContext.extend`, in all; none by
+            default.
         idle_timeout: seconds a run may take between calls of `progress()`; at most `timeout`. Waiting for another run
             does not count.
         queue_timeout: seconds a run may wait, from being submitted to its (first) start.

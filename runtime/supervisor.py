@@ -294,7 +294,11 @@ class Supervisor:
         A specification takes the place of that of the same pattern or name, whole: `dataclasses.replace(spec, ...)`
         changes a field. Capacities, slots and pools count at once; a run that has started is never ended by it.
         Timeouts and policies count for what is submitted from then on. A pool that the provider had lowered is whole
-        again. Processes that share a store are configured each.
+        again; a pause that it has asked for goes on. Processes that share a store are configured each.
+
+        With less room a run may wait for what can no longer come, such as a child that is queued on a lane where only
+        its parent may run now, or a second grant of a pool that has one slot now. That is neither refused nor reported:
+        the deadline of the run ends it.
 
         Returns:
             What has changed, in words; it is logged as well (`configured`), and stands in `lanes status`.

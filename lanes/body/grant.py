@@ -17,6 +17,9 @@ class Granting(Protocol):
     def checkpoint(self) -> Awaitable[None]:
         """Let other tasks go on."""
 
+    def check_thread(self, call: str) -> None:
+        """Refuse a call on another thread than the event loop's."""
+
     def ask(self, claim: Claim[Any]) -> bool:
         """Grant it at once, or have it wait; returns whether it is granted."""
 
@@ -99,6 +102,7 @@ class PoolGrant:
 
         Raises:
             InvalidLane: `used` is no whole number from 0; the grant is not held, or was settled. Nothing has changed.
+            WrongThread: on another thread than the event loop's. Nothing has changed.
         """
         checks.whole(f"pool {self.pool!r}, used", used, 0)
         self._check_held("settle")
@@ -118,12 +122,14 @@ class PoolGrant:
 
         Raises:
             InvalidLane: `retry_after` is no duration; the grant is not held. Nothing has changed.
+            WrongThread: on another thread than the event loop's. Nothing has changed.
         """
         pause_s = checks.seconds(f"pool {self.pool!r}, retry_after", retry_after, zero=True)
         self._check_held("throttled")
         self._granting.throttle(self._claim, pause_s)
 
     def _check_held(self, call: str) -> None:
+        self._granting.check_thread(call)
         standing = self._claim.standing
         if standing is not Standing.HELD:
             why = "is not entered yet" if standing in (Standing.NEW, Standing.WAITS) else "was given back"

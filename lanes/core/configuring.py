@@ -44,6 +44,9 @@ class Configuring:
     ) -> tuple[str, ...]:
         """Change what is specified; returns what has changed, in words.
 
+        Not refused, and not looked for: with less room a run may wait for what can no longer come, a child that needs
+        the place of its parent, say. An operator may have to lower a limit at once, and deadlines bound those waits.
+
         Raises:
             InvalidLane: it is not allowed, or contradicts what there is or waits. Nothing has changed.
             WrongThread: on another thread than the event loop's.
@@ -63,6 +66,9 @@ class Configuring:
         board = self._board
         for pattern, spec in new.lanes.items():
             before = board.specs.lanes.get(pattern)
+            if before is None and board.journal is not None:  # a question may be open for a lane that is not there now
+                covering = (other for other in board.specs.lanes.values() if other.matches(pattern))
+                before = max(covering, key=lambda other: len(other.pattern), default=None)
             if before is not None and before.handler is not None and spec.handler is None:
                 raise InvalidLane(
                     f"lane {pattern!r}, handler: is missing, and accepted messages need it; allowed: a handler"

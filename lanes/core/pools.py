@@ -57,6 +57,17 @@ class Pools:
             raise InvalidLane(f"pool: {checks.shown(name)} is unknown; allowed: {known}")
         return PoolGrant(Claim(pool, execution, _tokens_of(pool.spec, tokens)), self)
 
+    def check_thread(self, call: str) -> None:
+        """Refuse a call of a grant on another thread than the event loop's.
+
+        Raises:
+            WrongThread: it is on one.
+        """
+        if running_loop() is not self._board.loop:
+            raise wrong_loop(
+                f"{call} belongs to the event loop's thread; use anyio.from_thread.run_sync(grant.{call}, …)"
+            )
+
     def checkpoint(self) -> Awaitable[None]:
         """Let other tasks go on."""
         return self._board.checkpoint()

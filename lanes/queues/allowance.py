@@ -155,9 +155,12 @@ class Allowance:
         self._came_back = self.paused_until
 
     def respec(self, spec: PoolSpec) -> None:
-        """Go on with other limits, whole again. What was not counted yet counts from now on."""
+        """Go on with other limits, whole again. What was not counted yet counts from now on.
+
+        A pause goes on: it is what the provider has asked for, whatever the limits are. A stretch that becomes longer
+        begins with what the shorter one still had.
+        """
         self.spec = spec
-        self.paused_until = self._came_back = -math.inf
         self._low = 1.0
         if spec.rate is None:
             self._begun.clear()

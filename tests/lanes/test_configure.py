@@ -85,7 +85,7 @@ async def test_a_pool_is_changed_or_made_and_a_lowered_one_is_whole_again(sup):
     async def calls(ctx, pool="model"):
         async with ctx.pool(pool) as grant:
             if ctx.run.id == first.id:
-                grant.throttled(retry_after=1000.0)
+                grant.throttled(retry_after=0.5)
             await anyio.sleep(5.0)
             return ctx.run.started_at + grant.waited_s
 
@@ -102,6 +102,40 @@ async def test_a_pool_is_changed_or_made_and_a_lowered_one_is_whole_again(sup):
     began = sorted([await run.result() for run in runs])
     assert began == about([first.enqueued_at + 2, first.enqueued_at + 2, first.enqueued_at + 5])
     await sup.run("work", calls, "other")
+
+
+async def test_a_pause_that_a_provider_has_asked_for_goes_on(sup):
+    async def refused(ctx):
+        async with ctx.pool("model") as grant:
+            grant.throttled(retry_after=30.0)
+        assert sup.configure(pools=[PoolSpec("model", slots=3)]) == ("pool model, slots: 1 → 3",)
+        async with ctx.pool("model") as grant:
+            return grant.waited_s
+
+    assert await sup.run("work", refused) == about(30.0)
+
+
+async def test_a_run_that_now_waits_for_what_can_no_longer_come_ends_at_its_deadline(sup):
+    """As `configure` says: less room is not refused for that, and what it ends is told from the reason."""
+
+    async def asks_twice(ctx):
+        async with ctx.pool("model"):
+            await anyio.sleep(2)
+            async with ctx.pool("model"):
+                pass
+
+    async def asks(ctx):
+        async with ctx.pool("model"):
+            await anyio.sleep(5)
+
+    sup.configure(lanes=[replace(WORK, capacity=3)], pools=[PoolSpec("model", slots=2)])
+    first, second = sup.submit("work", asks_twice), sup.submit("work", asks)
+    await anyio.sleep(3)
+    assert sup.configure(pools=[PoolSpec("model", slots=1)]) == ("pool model, slots: 2 → 1",)
+    assert (await first.wait()).reason == "timed out after 100 s; it waited for a grant of pool model"
+    assert second.state is RunState.DONE
+    await sup.run("work", asks)
+    assert_empty(sup)
 
 
 async def test_a_lane_that_exists_gets_the_more_specific_specification(sup):

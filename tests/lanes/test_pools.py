@@ -9,10 +9,11 @@ from functools import partial
 
 import anyio
 import pytest
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from structlog.testing import capture_logs
 
-from lanes import GroupSpec, InvalidLane, LaneSpec, PoolSpec, RunState
+from lanes import GroupSpec, InvalidLane, LaneSpec, PoolSpec, RunState, WrongThread
 from lanes.core.pools import Pools
 from locks import DeadlockError, RunEnded
 from runtime import Supervisor
@@ -652,6 +653,20 @@ async def test_a_number_that_is_no_count_is_refused_before_it_can_be_counted(vir
         PoolSpec("p", slots=10**400)
     async with supervisor(tmp_path, PoolSpec("model", tokens=(100, 60.0))) as sup:
         assert str(2**53) in await sup.run("work", body)
+
+
+@pytest.mark.parametrize("call, given", [("settle", 5), ("throttled", None)])
+async def test_a_thread_is_told_how_to_report_of_a_grant(virtual, tmp_path, call, given):
+    async def body(ctx):
+        async with ctx.pool("model", tokens=10) as grant:
+            with pytest.raises(WrongThread, match=f"{call} belongs to .*from_thread.run_sync\\(grant.{call}, "):
+                await to_thread.run_sync(getattr(grant, call), *() if given is None else (given,))
+            now = sup.statistics().pools["model"]
+            assert (now.throttled, now.tokens_in_window) == (0, 10)
+            grant.settle(3)
+
+    async with supervisor(tmp_path, PoolSpec("model", tokens=(100, 60.0))) as sup:
+        await sup.run("work", body)
 
 
 async def test_a_supervisor_without_pools_says_how_one_is_defined(virtual, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -92,6 +93,19 @@ async def test_a_question_that_expires_during_a_restart_has_expired_right_after_
         await sup.restart(drain_timeout=100)
         await anyio.sleep(1)
         assert [one[0] for one in bot.log] == ["expired"]
+
+
+async def test_a_lane_that_is_not_there_now_keeps_the_handler_that_its_open_question_needs(virtual, tmp_path):
+    bot = Bot()
+    async with Supervisor(tmp_path, lanes=bot.lanes, inbox=True) as sup:
+        question = (await (await sup.accept("session:a", "ask")).wait()).value
+        for pattern in ("session:a", "session:a*"):
+            complaint = re.escape(f"lane {pattern!r}, handler: is missing, and accepted messages need it")
+            with pytest.raises(InvalidLane, match=complaint):
+                sup.configure(lanes=[LaneSpec(pattern)])
+        sup.configure(lanes=[LaneSpec("elsewhere"), LaneSpec("session:a", handler=bot.handle)])
+        await (await sup.answer(question.id, "yes")).wait()
+    assert [one[:2] for one in bot.log] == [("answered", "yes")]
 
 
 async def test_a_second_answer_and_one_to_nothing_are_refused(virtual, tmp_path):
