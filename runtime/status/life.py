@@ -1,7 +1,8 @@
 """The life of one run, for whoever looks at it: what it waited for and when, what belongs to it, and what it emits.
 
-A run keeps nothing that it has emitted. While somebody looks, a bounded stream does: of few runs, until nobody has
-asked for a while.
+A run keeps nothing that it has emitted. While somebody looks, a bounded stream does: of few runs, until another
+question finds that nobody has asked for a while. After the last question, what was looked at last stays: there is no
+task that would let it go.
 """
 
 from __future__ import annotations
