@@ -79,8 +79,8 @@ class Door:
         """Whether messages are on disk only."""
         self.replayed: Callable[[str], int] = lambda _lane: ALL_REPLAYED
         """The id up to which what was on disk at the start is in memory, of a lane."""
-        self.untold: Callable[[str], bool] = lambda _lane: False
-        """Whether a lane is still to be told of unknown messages, before it is given anything else."""
+        self.untold: Callable[[str, str | None, int], bool] = lambda _lane, _session, _message: False
+        """Whether a lane, or a session, is still to be told of unknown messages, before it is given this one."""
 
     async def accept(
         self,
@@ -237,10 +237,10 @@ class Door:
             return
         fate = self.fate(taken.id, MessageState.ACCEPTED)
         new = coming.new
-        held_back = taken.behind or self.untold(new.lane)
+        behind = taken.behind and taken.id > self.replayed(new.lane)
         if taken.elsewhere:
             coming.answer((taken, fate), None)
-        elif held_back and not new.first and taken.id > self.replayed(new.lane):
+        elif not new.first and (self.untold(new.lane, new.session, taken.id) or behind):
             self._not_started(taken)
             coming.answer((taken, fate), None)
         elif not self._scheduler.board.accepting:

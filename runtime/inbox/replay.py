@@ -4,33 +4,34 @@
     then, in pages    accepted messages are queued by id, while fewer than `PAGE` wait in memory
     a full lane       is passed over; its messages come when a run of it has ended
 
-A message that is accepted meanwhile stays on disk while an older one of its session is there (`Taken.behind`), or its
-lane is still to be told of unknown ones, and comes with its page. No message is brought back twice: `Door.in_memory`
-says which are there.
+A message that is accepted meanwhile stays on disk while an older one of its session is there (`Taken.behind`), its lane
+is still to be told of unknown ones, or its session is still to be looked at for such, and comes with its page. No
+message is brought back twice: `Door.in_memory` says which are there.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable
 from contextvars import copy_context
-from itertools import groupby
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import anyio
 
-from lanes import Draining, LaneError, LaneFull, Run, RunContext
+from lanes import Draining, LaneError, LaneFull, Outcome, Run, RunContext, RunState
 from lanes.core.needs import would_start
 from lanes.core.request import Request
 from lanes.core.scheduler import Scheduler
-from lanes.message import StoredMessage
 from lanes.spec import WhenBusy
 from locks import LockError, process
 from locks._events import described, log
 
 from .answer import Answer
 from .door import ALL_REPLAYED, Door, message_of_row
+from .errors import InboxDown
 from .journal import InboxJournal
 from .rows import Census, InboxRow, MessageState
+from .untold import Looks, Untold, by_session
 
 PAGE = 1_000
 """Messages that wait in memory before more are brought back from disk."""
@@ -40,14 +41,6 @@ _REPLACED_WITHIN_S = 600.0
 """For how long processes of two program versions may share a store."""
 _LOOK_S = 1.0
 """How often a full lane is looked at again: the end of a run without a message is reported to no inbox."""
-
-
-class _Untold(NamedTuple):
-    """Messages of one session whose end is unknown, and that its lane is to be told of."""
-
-    lane: str
-    session: str | None
-    messages: list[StoredMessage]
 
 
 class Replay:
@@ -61,12 +54,11 @@ class Replay:
         """Messages on a shared store that this process cannot queue."""
         self._full: dict[str, int] = {}
         """Lanes that were full, and the id up to which their messages are in memory."""
-        self._untold: dict[str, deque[_Untold]] = {}
+        self._untold: dict[str, deque[Untold]] = {}
         """By lane: these go before the messages on disk."""
         self._telling: dict[int, Run | None] = {}
         """Messages, and the run that tells a lane of them; without it, they were told of, and that is to be kept."""
-        self._asked_for_untold = self._looked_for_untold = 0
-        """How often there was something to look for, and up to which of these times it was."""
+        self._looks = Looks()
         self._look_at: dict[str, None] = {}
         """Full lanes in which a run has ended since."""
         self._more = anyio.Event()
@@ -141,18 +133,14 @@ class Replay:
         self._cut += cut
         self._more.set()
 
-    def look_for_untold(self) -> None:
-        """There may be messages whose end is unknown in sessions that have just come: before all else of these."""
-        self._asked_for_untold += 1
-        self.look_again()
+    def look_for_untold(self, sessions: Iterable[str] = ()) -> None:
+        """There may be messages whose end is unknown, in sessions that have just come: before all else of these."""
+        self._looks.ask(sessions)
+        self._more.set()
 
-    @property
-    def _may_be_untold(self) -> bool:
-        return self._looked_for_untold < self._asked_for_untold
-
-    def _tells_first(self, lane: str) -> bool:
-        """Whether a lane is to be told of something, or may be, before it is given anything else."""
-        return lane in self._untold or (self._may_be_untold and self._is_told(lane))
+    def _tells_first(self, lane: str, session: str | None, message: int) -> bool:
+        """Whether a lane is to be told of something, or its session may have to be, before it is given a message."""
+        return self._looks.holds(session, message) or (lane in self._untold and message > self._replayed(lane))
 
     def look_again(self) -> None:
         """Messages may be on disk only, whatever their ids: another process has put them there."""
@@ -160,10 +148,18 @@ class Replay:
         self._full = dict.fromkeys(self._full, 0)
         self._more.set()
 
-    async def _look_for_untold(self) -> None:
-        """Have lanes be told of messages whose end is unknown, before they are given what waits on disk."""
+    async def _look_for_untold(self, fresh: Collection[str | None] = ()) -> None:
+        """Have lanes be told of messages whose end is unknown, before they are given what waits on disk.
+
+        Args:
+            fresh: sessions that have just come: where telling has failed, it is tried again in these only.
+        """
         known = {one.id for untold in self._untold.values() for group in untold for one in group.messages}
-        known |= {one for one, run in self._telling.items() if run is None or run.outcome is None}
+        known |= {
+            one
+            for one, run in self._telling.items()
+            if run is None or run.outcome is None or (self._has_failed(run.outcome) and run.session not in fresh)
+        }
         found: list[InboxRow] = []
         after, left = 0, True
         while left and len(found) < _MOST_UNKNOWN:  # those of lanes that are not told stay for ever
@@ -171,11 +167,16 @@ class Replay:
             found += [row for row in page if self._is_told(row.lane)]
             left = len(page) == PAGE
             after = page[-1].id if left else 0
-        for one in _by_session(found):
+        for one in by_session(found):
             if known.isdisjoint(m.id for m in one.messages):
                 self._untold.setdefault(one.lane, deque()).append(one)
                 self._full.setdefault(one.lane, self._cursor if self._cursor != ALL_REPLAYED else 0)
                 self._look_at[one.lane] = None
+
+    def _has_failed(self, outcome: Outcome) -> bool:
+        """Whether a run that was to tell a lane has come to its own end, and was not cut off."""
+        cut = outcome.state in (RunState.CANCELLED, RunState.SUPERSEDED)
+        return not cut and not isinstance(outcome.error, (InboxDown, *self._journal.cut_by))
 
     def _is_told(self, lane: str) -> bool:
         try:
@@ -217,20 +218,23 @@ class Replay:
             await self.put_right(cut)
             self.resume([])
             return True
-        if self._may_be_untold:
-            asked = self._asked_for_untold
-            await self._look_for_untold()
-            self._looked_for_untold = asked
-            return True
-        if self._look_at:
-            lane, _ = self._look_at.popitem()
-            if lane in self._full and self._tell_untold(lane):
-                await self._page(lane)
-            return True
+        progress = self._looks.due or bool(self._look_at)
+        if self._looks.due:  # no more than once before a page: sessions may come without pause
+            look, fresh = self._looks.begin()
+            await self._look_for_untold(fresh)
+            self._read_again(self._looks.end(look))
+        lanes, self._look_at = [lane for lane in self._look_at if lane in self._full], {}
+        for lane in list(filter(self._tell_untold, lanes)):  # all are told before any is given a page
+            await self._page(lane)
         if self._cursor == ALL_REPLAYED or len(self._door.in_memory) >= PAGE:
-            return False
+            return progress
         await self._page(None)
         return True
+
+    def _read_again(self, after: int) -> None:
+        """What is behind this id was held back, in part."""
+        self._cursor = min(self._cursor, after)
+        self._full = {lane: min(upto, after) for lane, upto in self._full.items()}
 
     async def _page(self, lane: str | None) -> None:
         """Bring back the next page, of one lane that was full or of all others. A checkpoint.
@@ -254,16 +258,15 @@ class Replay:
         await answer.wait()
 
     def _page_came(self, lane: str | None, rows: list[InboxRow], more: bool) -> None:
-        if self._may_be_untold:  # sessions have come while it was on its way: it comes again
-            if lane is not None:
-                self._look_at[lane] = None
-        elif lane is None:
+        upto = rows[-1].id if more else ALL_REPLAYED
+        rows = [row for row in rows if not self._looks.holds(row.session, row.id)]  # they come again
+        if lane is None:
             self._bring_back(rows)
-            self._cursor = rows[-1].id if more else ALL_REPLAYED
+            self._cursor = upto
         else:
             del self._full[lane]
             if self._bring_back(rows) and more:
-                self._full[lane] = rows[-1].id
+                self._full[lane] = upto
                 self._look_at[lane] = None
 
     def _tell_untold(self, lane: str) -> bool:
@@ -349,7 +352,7 @@ class Replay:
             and not would_start(board, lane, request.file, request.urgency, held=False)
         )
 
-    def _tell(self, untold: _Untold, *, first: bool = False) -> bool:
+    def _tell(self, untold: Untold, *, first: bool = False) -> bool:
         """Queue the run that tells of messages whose end is unknown; returns `False` when the lane is full.
 
         Args:
@@ -381,13 +384,3 @@ class Replay:
         except LaneError as error:
             log("unknown_not_told", level="error", messages=ids, lane=untold.lane, error=described(error))
         return True
-
-
-def _by_session(rows: list[InboxRow]) -> list[_Untold]:
-    """Messages, those of one session together, in the order of the first of each."""
-    ordered = sorted(rows, key=lambda row: (row.lane, row.session or "", row.id))
-    groups = [
-        _Untold(lane, session, [message_of_row(row, row.id) for row in group])
-        for (lane, session), group in groupby(ordered, key=lambda row: (row.lane, row.session))
-    ]
-    return sorted(groups, key=lambda group: group.messages[0].id)

@@ -14,6 +14,15 @@ _ACCEPT = (
 )
 _KEPT = tuple(name for name in NewRow.__struct_fields__ if name != "started")
 _ACCEPTED = ("place", "rank", *_KEPT, "token", "node", "claims")
+HAND_ON = (
+    "with gone as (select g.place from {s}.left_alone(%s, array(select p.place from unnest(%s::text[]) p(place) "
+    "where not exists (select from {s}.session t join {s}.message m on m.place = t.place and m.state = 'started' "
+    "where t.place = p.place and t.owner = %s)), true) g(place)) "
+    "select gone.place, m.id from gone left join {s}.message m on m.place = gone.place and m.state = 'accepted' "
+    "union select m.place, m.id from gone join {s}.message m on m.place = gone.place and m.id = any(%s::bigint[])"
+)
+"""Places are for other nodes, but for those where a message of this node has begun: they, and what of them waits, or is
+in memory here: when it is sent again after a lost answer, another node may have begun or ended that."""
 _MINE = "(select t.owner from {s}.session t where t.place = m.place) = %s::bigint"
 
 

@@ -23,7 +23,7 @@ from ..statistics import NodeStatistics
 from . import life as lives
 from .commands import Commands
 from .errors import NodeLost, StoreDown
-from .life import Inherited, Life
+from .life import Life
 from .link import Link
 from .messages import PostgresMessages
 from .ownership import Ownership
@@ -55,7 +55,7 @@ class Node:
             name or socket.gethostname(),
             lost=self._lost,
             joined=self._joined,
-            inherited=self._inherited,
+            inherited=self.ownership.inherited,
         )
         self.on_joined: Callable[[], None] = lambda: None
         """Called each time that it has joined."""
@@ -164,7 +164,3 @@ class Node:
 
     def _lost(self, error: NodeLost) -> None:
         self.ownership.lost(error)
-
-    def _inherited(self, sessions: list[Inherited]) -> None:
-        self.ownership.inherited(sessions)
-        self.service.replay.look_for_untold()

@@ -31,7 +31,7 @@ from ..inbox.answer import Answer
 from .errors import NodeLost
 from .life import Inherited
 from .link import Link
-from .message_steps import UnderWay
+from .message_steps import HAND_ON, UnderWay
 from .shares import AFTER_S, Shares
 from .step import Rows, Step
 
@@ -76,8 +76,8 @@ class Ownership:
         """Called when there may be messages that are to be brought into memory."""
         self.on_lost: Callable[[], None] = lambda: None
         """Called before the runs of a lost node are ended."""
-        self.on_untold: Callable[[], None] = lambda: None
-        """Called when there are messages whose end is unknown, and that their lanes are to be told of."""
+        self.on_untold: Callable[[list[str]], None] = lambda _sessions: None
+        """Called when there may be messages whose end is unknown: in these sessions, before anything else of them."""
         self.on_handed_on: Callable[[list[int]], None] = lambda _ids: None
         """Called with messages that wait in memory, and that other nodes go on with, since this process drains."""
         self.claimed = self.given_back = 0
@@ -108,10 +108,13 @@ class Ownership:
     def take(self, place: str) -> None:
         """The database says that this node conducts a session."""
         if place not in self._owned and place.startswith("s:") and self._tells():
-            self.on_untold()  # of what a node that is gone had begun in it: before anything else of the session
+            self._look_for_untold([place])  # what a node that is gone had begun in it
         self._owned[place] = _clock.clock.now()
         if (came := self._wanted.pop(place, None)) is not None:
             came.set()
+
+    def _look_for_untold(self, places: Sequence[str]) -> None:
+        self.on_untold([place[2:] for place in places if place.startswith("s:")])
 
     def _tells(self) -> bool:
         return any(spec.on_unknown is not None for spec in self._scheduler.board.specs.lanes.values())
@@ -203,6 +206,7 @@ class Ownership:
         """A node is gone, and this one has what it had."""
         for one in sessions:
             self.take(one.place)
+        self._look_for_untold([one.place for one in sessions])
         self.look()
 
     @_effects.change
@@ -210,10 +214,9 @@ class Ownership:
         """The node is lost: end what conducts a session or answers a kept message, and forget what was owned."""
         self._owned.clear()
         self._leaving.clear()
-        self._wanted.clear()  # who still waits asks again, under the next node
         self._tried.clear()
         for came in self._wanted.values():
-            came.set()  # to ask as another node
+            came.set()  # who waits asks again, under the next node
         self._wanted.clear()
         self.on_lost()
         for execution in sorted(self._scheduler.board.live.values(), reverse=True):
@@ -273,11 +276,13 @@ class Ownership:
         if not lanes or not self._scheduler.board.accepting:
             return
         text = "select * from {s}.claimed_untold(%s, %s::text[], %s::bigint[], %s)"
-        values = (self._link.node, lanes, list(self._tried), MOST_AT_ONCE)
-        rows = await self._do(text, values, lambda rows: self._claimed([row[:1] for row in rows]))
+        await self._do(text, (self._link.node, lanes, list(self._tried), MOST_AT_ONCE), self._claimed_untold)
+
+    def _claimed_untold(self, rows: Rows) -> None:
+        self._claimed([row[:1] for row in rows])
         self._tried.update(message for _, message in rows)
         if rows:
-            self.on_untold()
+            self._look_for_untold([place for place, _ in rows])
 
     def _is_told(self, lane: str) -> bool:
         try:
@@ -294,7 +299,7 @@ class Ownership:
         if unknown := [place for (place,) in rows if place not in self._owned]:
             for place in unknown:
                 self.take(place)
-            self.on_untold()
+            self._look_for_untold(unknown)
             self.on_more()
 
     def knows(self, session: str) -> bool:
@@ -350,14 +355,10 @@ class Ownership:
         places = [place for place in self._owned if place not in conducted]
         self._leaving.update(places)
 
-        text = (
-            "with gone as (select g.place from {s}.left_alone(%s, array(select t.place from {s}.session t "
-            "where t.place = any(%s::text[]) and not exists (select from {s}.message m "
-            "where m.place = t.place and m.state = 'started')), true) g(place)) "
-            "select gone.place, m.id from gone left join {s}.message m on m.place = gone.place and m.state = 'accepted'"
-        )
+        node, live = self._link.node, self._scheduler.board.live.values()
+        here = [one for execution in live for one in ids_of(execution.messages or ())]
         try:
-            await self._do(text, (self._link.node, places), self._handed_on, places=places)
+            await self._do(HAND_ON, (node, places, node, here), self._handed_on, places=places)
         finally:
             self._leaving.difference_update(places)
 

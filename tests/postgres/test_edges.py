@@ -15,6 +15,7 @@ import pytest
 from lanes import GroupSpec, InvalidLane, LaneSpec, RetrySpec, RunState
 from locks import LeaseLost
 from runtime import Inbox, PostgresStore, StoreDown, Supervisor
+from runtime.postgres import ownership as owning
 from runtime.postgres.errors import NodeLost
 from runtime.postgres.life import Life
 from runtime.postgres.link import Link
@@ -231,6 +232,7 @@ class Untold:
     def __init__(self, store, pg, schema):
         self.pg, self.schema = pg, schema
         self.said = list[Any]()
+        self.fails = False
         self.sup = Supervisor(store, lanes=[LaneSpec("main", handler=self.answer, on_unknown=self.tell)])
 
     async def answer(self, ctx, messages):
@@ -240,6 +242,8 @@ class Untold:
 
     async def tell(self, ctx, messages):
         self.said.append(f"unknown: {messages[0].body}")
+        if self.fails:
+            raise ValueError
 
     def leave(self, owner, *states):
         """A session with messages in these states, as a node that is gone leaves it."""
@@ -279,7 +283,7 @@ async def test_a_page_on_its_way_when_a_dead_node_is_inherited_does_not_go_befor
         untold.leave(node, "unknown", "accepted")
         inbox.replay.look_again()
         await until(lambda: pages)
-        inbox.replay.look_for_untold()  # as the report of `reaped` does
+        inbox.replay.look_for_untold(["a"])  # as the report of `reaped` does
         report, found = pages[0]
         report(found, None)
         await until(lambda: len(untold.said) == 2)
@@ -366,3 +370,114 @@ async def test_of_two_nodes_that_submit_a_parked_message_again_one_does(store, p
             await inbox._unpark()  # as each look does
             assert [*one.parked(), *two.parked()] == []
     assert (done, rows(pg, f"select state from {schema}.message")) == (["one"], [("done",)])
+
+
+async def test_what_is_kept_is_answered_though_new_sessions_come_without_pause(untold, monkeypatch):
+    """Each is looked at for what is unknown before it is given anything; the others do not wait for that."""
+    came = list[str]()
+    async with untold.sup as sup:
+        inbox: Any = sup._inbox
+        ownership: Any = sup._scheduler.board.ownership
+        look = inbox.store.untold
+
+        async def looks(*arguments):
+            found = await look(*arguments)
+            if not untold.said and len(came) < 300:
+                came.append(f"s:new{len(came)}")
+                ownership.take(came[-1])  # as the report of the next `accept` does
+            return found
+
+        monkeypatch.setattr(inbox.store, "untold", looks)
+        monkeypatch.setattr(inbox.replay, "look_again", lambda: None)  # a look itself brings what it has held back
+        await (await sup.accept("main", 1, session="a")).wait(60)
+        assert 1 <= len(came) < 300
+
+
+async def test_a_lane_that_fails_to_be_told_is_told_again_only_when_the_session_comes_anew(untold, monkeypatch):
+    monkeypatch.setattr(owning, "LINGER_S", 1_000.0)
+    async with untold.sup as sup:
+        inbox: Any = sup._inbox
+        ownership: Any = sup._scheduler.board.ownership
+        ownership._compare_at = math.inf  # else it finds what is unknown in a session that it has given back
+        ((node,),) = rows(untold.pg, f"select id from {untold.schema}.node")
+
+        looks, look = list[None](), inbox.store.untold
+
+        async def looked(*arguments):
+            found = await look(*arguments)
+            looks.append(None)
+            return found
+
+        monkeypatch.setattr(inbox.store, "untold", looked)
+        untold.fails = True
+        untold.leave(node, "unknown")
+        ownership.take("s:a")
+        await until(lambda: untold.said and not sup.runs(), 60)
+        for n in range(1, 4):
+            looks.clear()
+            ownership.take(f"s:new{n}")
+            await until(lambda: looks and not sup.runs(), 60)
+        assert untold.said == ["unknown: 0"]
+        ownership._owned.pop("s:a", None)
+        ownership.take("s:a")
+        await until(lambda: len(untold.said) == 2, 60)
+
+
+async def test_a_node_that_is_lost_asks_at_once_for_the_sessions_that_it_waited_for(store, pg, schema):
+    async with Supervisor(store) as sup, anyio.create_task_group() as group:
+        ownership: Any = sup._scheduler.board.ownership
+        rows(
+            pg,
+            f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (5, 'other', 'h', 1, 1000, 1); "
+            f"insert into {schema}.session (place, owner) values ('s:s', 5)",
+        )
+        group.start_soon(ownership.want, f"{ownership._root}/s")
+        await until(lambda: rows(pg, f"select wanted from {schema}.session where place = 's:s'") == [(True,)], 60)
+        came = ownership._wanted["s:s"]
+        ownership.lost(NodeLost("lost", path=ownership._root))
+        assert came.is_set()
+        group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_a_node_hands_on_is_gone_here_though_the_answer_was_lost_and_another_one_has_begun_it(
+    store, pg, schema, monkeypatch, ends
+):
+    commit, lost, begun = Link._commit, list[object](), anyio.Event()
+
+    async def commits(self, connection, batch):
+        results = await commit(self, connection, batch)
+        if not lost and any("from gone left join" in step.statement for step, _ in batch):
+            lost.append(results)
+            state = "done" if ends else "started"
+            await connection.execute(
+                f"update {schema}.session set owner = 5, fence = fence + 1 where place <> 's:long'; "
+                f"update {schema}.message set state = '{state}', node = 5 where place <> 's:long'".encode()
+            )
+            raise psycopg.OperationalError("the answer was lost")
+        return results
+
+    async def handler(ctx, messages):
+        if messages[0].body == "long":
+            begun.set()
+            await anyio.sleep_forever()
+
+    monkeypatch.setattr(Link, "_commit", commits)
+    monkeypatch.setattr(owning, "LINGER_S", 1_000.0)
+    lanes = [LaneSpec("main", handler=handler, group="one", grace=0.1)]
+    async with Supervisor(store, lanes=lanes, groups=[GroupSpec("one", slots=1)]) as sup:
+        inbox: Any = sup._inbox
+        ownership: Any = sup._scheduler.board.ownership
+        rows(pg, f"insert into {schema}.node (id, name, host, pid, ttl, grace) values (5, 'other', 'h', 1, 1000, 1)")
+        await (await sup.accept("main", "first", session="a")).wait(60)
+        long = await sup.accept("main", "long", session="long")
+        await begun.wait()
+        waits = await sup.accept("main", "waits", session="a")
+        assert waits.run is not None
+        async with anyio.create_task_group() as group:
+            group.start_soon(sup.stop)
+            await until(lambda: lost and list(ownership._owned) == ["s:long"], 60)
+            ended: Any = waits.run
+            assert (list(inbox.door.in_memory), ended) == ([long.id], None)
+            assert long.run is not None
+            long.run.cancel("by hand")
