@@ -71,16 +71,16 @@ def seconds(field: str, value: Any, *, zero: bool = False) -> float:
     return float(value)
 
 
-def whole(field: str, value: Any, least: int) -> int:
-    """A whole number from `least` to `MAX_WHOLE`.
+def whole(field: str, value: Any, least: int, most: int | None = MAX_WHOLE) -> int:
+    """A whole number from `least` to `most`; `None` for any, where the caller takes at most so many anyway.
 
     Raises:
         InvalidLane: it is none.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a whole number from {least}")
-    if value > MAX_WHOLE:
-        raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a whole number up to {MAX_WHOLE}")
+    if most is not None and value > most:
+        raise InvalidLane(f"{field}: {shown(value)} is not allowed; allowed: a whole number up to {most}")
     return value
 
 

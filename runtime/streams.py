@@ -44,7 +44,7 @@ class MessageEvents:
 
     def __init__(self, door: Door, commands: Commands | None, message: int, buffer: int) -> None:
         self._door, self._commands, self._message = door, commands, message
-        self._most = min(whole("buffer", buffer, 1), MOST_BUFFERED)
+        self._most = min(whole("buffer", buffer, 1, most=None), MOST_BUFFERED)
         self._key = secrets.randbits(62)
         self._unread: deque[Any] = deque()
         run = door.in_memory.get(message)

@@ -95,7 +95,7 @@ class Asks:
         for what, given in (("lane", lane), ("session", session)):
             if given is not None:
                 storable(what, given)
-        at_most = min(whole("at_most", at_most, 0), MOST_WHOLE)
+        at_most = min(whole("at_most", at_most, 0, most=None), MOST_WHOLE)
         return [question_of(ask) for ask in await self._store.open_asks(lane, session, at_most)]
 
     def look_again(self) -> None:

@@ -109,6 +109,11 @@ class CutProxy:
         """How many go through it, dead ones included."""
         return len(self._links)
 
+    @property
+    def dead(self) -> int:
+        """How many of them have lost something."""
+        return sum(link.lost for link in tuple(self._links))
+
     def close(self) -> None:
         """Reset all connections, and end. Repeatable."""
         if self._thread.is_alive():
