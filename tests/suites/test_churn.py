@@ -6,7 +6,7 @@ nothing runs, once an hour. How large a table is depends on how full it once was
 half and of the second that are compared: what leaks is in both.
 
 The scheduler is driven directly: a supervisor's lag meter would wake four million times a day, for nothing that is
-asked here. `LANES_LONG=1` plays seven days, with twice the conversations an hour.
+asked here. `LANES_LONG=1` plays seven days, with four times the conversations an hour.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ HOURS = 24 * (7 if LONG else 1)
 WARM_UP_HOURS = 8
 """Until the kept outcomes and the interpreter's own caches are full."""
 AN_HOUR = 3600.0
-PER_HOUR = 4 if LONG else 2
+PER_HOUR = 4 if LONG else 1
 """Conversations per lane and hour. The five ways to end come in turn over the lanes, so each hour has all of them."""
 MOST_BYTES = 1000
 """Growth that is allowed per 10,000 conversations."""
-TABLES = 16_384
+TABLES = 12_288
 """By so much two hours may differ because the loop's own tables (trio's deadlines and tasks) are larger in one of them:
-21 bytes per conversation of half a day, less than the smallest object that one could leave behind."""
+31 bytes per conversation of half a day, less than the smallest object that one could leave behind."""
 
 
 ENDS = [RunState.DONE, RunState.FAILED, RunState.CANCELLED, RunState.SUPERSEDED, RunState.TIMED_OUT]

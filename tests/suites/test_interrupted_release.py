@@ -37,8 +37,8 @@ ELSEWHERE = {
 """What makes the lock file of the next holder belongs to taking a right: there a descriptor may be lost. And what the
 garbage collector calls, a registry of an earlier scene, does not belong to the path."""
 FEWEST, MOST = 20, 2000  # lines that a path has
-SOME = 1 if os.environ.get("LANES_LONG") else 12
-"""Of a look at several files each twelfth line is tried on one event loop, and on the other the lines half-way between
+SOME = 1 if os.environ.get("LANES_LONG") else 20
+"""Of a look at several files each twentieth line is tried on one event loop, and on the other the lines half-way between
 them: all lines on both take minutes (`LANES_LONG=1`)."""
 
 
