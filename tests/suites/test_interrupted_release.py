@@ -38,7 +38,7 @@ ELSEWHERE = {
 garbage collector calls, a registry of an earlier scene, does not belong to the path."""
 FEWEST, MOST = 20, 2000  # lines that a path has
 SOME = 1 if os.environ.get("LANES_LONG") else 20
-"""Of a look at several files each twentieth line is tried on one event loop, and on the other the lines half-way between
+"""Of a look at several files each 20th line is tried on one event loop, and on the other the lines half-way between
 them: all lines on both take minutes (`LANES_LONG=1`)."""
 
 
