@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from lanes import InvalidLane, Question
+from lanes import Question
 
 from ..inbox.errors import AskClosed, InboxInvalid
 from ..inbox.rows import MessageState
@@ -19,6 +19,7 @@ from ..trial.output import Output
 from ..usage_error import UsageError
 from .inbox import as_json_of, as_line_of, no_answer, print_questions, say_no, value_of
 from .remote import lasting, printable
+from .stores import store_of
 
 try:
     from ..postgres import by_hand
@@ -32,7 +33,7 @@ Result = TypeVar("Result")
 
 def init(url: str, schema: str) -> int:
     """Make the schema unless it is there, or bring it up to date; returns the exit code."""
-    store = _store(url, schema)
+    store = store_of(url, schema)
 
     def say(done: str) -> int:
         Output(json=False).line(printable(f"{store.name}: {done}"))
@@ -43,7 +44,7 @@ def init(url: str, schema: str) -> int:
 
 def check(url: str, schema: str, *, as_json: bool) -> int:
     """Print what a node needs of the database, and whether it is so; returns the exit code."""
-    store, output = _store(url, schema), Output(json=as_json)
+    store, output = store_of(url, schema), Output(json=as_json)
 
     def say(found: list[by_hand.Finding]) -> int:
         if as_json:
@@ -58,7 +59,7 @@ def check(url: str, schema: str, *, as_json: bool) -> int:
 
 def show_nodes(url: str, schema: str, *, as_json: bool) -> int:
     """Print the processes that share the sessions; returns the exit code."""
-    store, output = _store(url, schema), Output(json=as_json)
+    store, output = store_of(url, schema), Output(json=as_json)
 
     async def look(connection: by_hand.Connection) -> tuple[list[by_hand.NodeRow], by_hand.Totals]:
         return await by_hand.fleet(connection, schema)
@@ -89,7 +90,7 @@ def show_sessions(
     url: str, schema: str, *, key: str | None, node: str | None, only_open: bool, limit: int, as_json: bool
 ) -> int:
     """Print sessions; returns the exit code."""
-    store, output = _store(url, schema), Output(json=as_json)
+    store, output = store_of(url, schema), Output(json=as_json)
 
     def say(found: list[by_hand.SessionRow]) -> int:
         if as_json:
@@ -124,7 +125,7 @@ def show_messages(
     url: str, schema: str, *, states: Sequence[str], lane: str | None, session: str | None, limit: int, as_json: bool
 ) -> int:
     """Print messages, the newest first; returns the exit code."""
-    store, output = _store(url, schema), Output(json=as_json)
+    store, output = store_of(url, schema), Output(json=as_json)
     chosen = [MessageState(state) for state in states]
 
     async def look(connection: by_hand.Connection) -> tuple[list[Any], dict[str, int]]:
@@ -147,7 +148,7 @@ def show_messages(
 
 def show_message(url: str, schema: str, message: int) -> int:
     """Print all that is kept of a message; returns the exit code."""
-    store, output = _store(url, schema), Output(json=False)
+    store, output = store_of(url, schema), Output(json=False)
 
     def say(row: Any) -> int:
         if row is None:
@@ -172,7 +173,7 @@ def discard(url: str, schema: str, messages: Sequence[int]) -> int:
 
 def show_asks(url: str, schema: str, *, limit: int, as_json: bool) -> int:
     """Print the questions that wait for an answer, the oldest first; returns the exit code."""
-    store, output = _store(url, schema), Output(json=as_json)
+    store, output = store_of(url, schema), Output(json=as_json)
 
     def say(found: list[Question]) -> int:
         if as_json:
@@ -208,7 +209,7 @@ def answer(url: str, schema: str, ask_id: str, value: str, *, by: str, as_json: 
         Output(json=False).line(f"answered: message {found}")
         return 0
 
-    return _on(_store(url, schema), answered, say)
+    return _on(store_of(url, schema), answered, say)
 
 
 def _change(
@@ -219,7 +220,7 @@ def _change(
     done: str,
     allowed: str,
 ) -> int:
-    store, output = _store(url, schema), Output(json=False)
+    store, output = store_of(url, schema), Output(json=False)
 
     async def change_all(connection: by_hand.Connection) -> int:
         code = 0
@@ -234,17 +235,6 @@ def _change(
         return code
 
     return _on(store, change_all, lambda code: code)
-
-
-def _store(url: str, schema: str) -> PostgresStore:
-    try:
-        store = PostgresStore(url, schema=schema)
-        _ = store.name
-    except InvalidLane as error:
-        raise UsageError(str(error)) from None
-    except ValueError as error:
-        raise UsageError(f"--store: no URL ({error}); allowed: 'postgresql://user@host/database'") from None
-    return store
 
 
 def _on(

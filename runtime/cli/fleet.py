@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from lanes import InvalidLane
 from runtime.fleet.seen import Fleet, FleetError, FleetSeen, ProcessSeen, SessionSeen
 from runtime.status import client as clients
 from runtime.status import protocol
@@ -87,19 +86,13 @@ def _on_store(url: str, schema: str) -> Fleet:
         )
     try:
         from runtime.fleet.on_store import OnStore  # noqa: PLC0415 -- an extra
-        from runtime.postgres.settings import PostgresStore  # noqa: PLC0415 -- with it
+
+        from .stores import store_of  # noqa: PLC0415 -- with it
     except ImportError as error:
         raise UsageError(
             f"--store: its driver cannot be imported ({error}); allowed: with `pip install session-lanes[postgres]`"
         ) from None
-    try:
-        store = PostgresStore(url, schema=schema)
-        _ = store.name
-    except InvalidLane as error:
-        raise UsageError(str(error)) from None
-    except ValueError as error:
-        raise UsageError(f"--store: no URL ({error}); allowed: 'postgresql://user@host/database'") from None
-    return OnStore(store)
+    return OnStore(store_of(url, schema))
 
 
 def show(fleet: Fleet, which: Which, *, json: bool) -> int:
